@@ -1,0 +1,63 @@
+/* Checkpoints: a Hugging Face model directory and beside it what training needs to go on.
+ *
+ *   RUN/checkpoints/step-00000100/
+ *     config.json              GPT2LMHeadModel's
+ *     model.safetensors        weights, fp32, names and shapes as transformers writes them
+ *     tokenizer.json, tokenizer_config.json, special_tokens_map.json   (byte-level models)
+ *     optimizer.safetensors    NAME.exp_avg and NAME.exp_avg_sq for each weight
+ *     training_state.json      step, tokens, seed, the data's identity, the scalars' state
+ *     manifest.json            size and XXH3-128 checksum of each of the files above
+ *   RUN/checkpoints/latest     a symbolic link to the newest one
+ *
+ * A checkpoint is written to a temporary directory beside its place, flushed, renamed, and only then does `latest`
+ * move: at any instant `latest` is whole. Older ones are deleted last. */
+#ifndef GPTLOOM_CHECKPOINT_H
+#define GPTLOOM_CHECKPOINT_H
+
+#include "gptloom/model.h"
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+typedef struct loom_training_state {
+    int64_t step;   /* steps done */
+    int64_t tokens; /* targets trained on */
+    uint64_t seed;
+    uint64_t data_identity;
+    loom_scalars_state scalars;
+} loom_training_state;
+
+/* What a checkpoint says about itself. */
+typedef struct loom_checkpoint_info {
+    char directory[4096]; /* the checkpoint itself, `latest` resolved */
+    loom_gpt_config config;
+    bool bytes;         /* it carries the byte-level tokenizer */
+    bool has_optimizer; /* training_state.json and optimizer.safetensors are there */
+    loom_training_state state;
+} loom_checkpoint_info;
+
+/* What is saved and loaded: device memory in the layout's order. Moments may be NULL (weights only). */
+typedef struct loom_checkpoint_tensors {
+    const loom_gpt_config *config;
+    const loom_layout *layout;
+    loom_device *device;
+    void *parameters, *moment1, *moment2;
+} loom_checkpoint_tensors;
+
+/* Saves RUN/checkpoints/step-N, moves `latest`, keeps the newest `keep` (0: all). On any error the previous ones are as
+ * they were and the temporary directory is gone. */
+bool loom_checkpoint_save(const char *run, const loom_checkpoint_tensors *tensors, const loom_training_state *state,
+                          bool bytes, int keep, loom_error *error);
+
+/* Reads what is at `path`: a run (its latest), a checkpoints directory, a checkpoint, or a Hugging Face GPT-2 directory
+ * with model.safetensors. Checks the manifest where there is one. */
+bool loom_checkpoint_open(const char *path, loom_checkpoint_info *info, loom_error *error);
+
+/* Fills parameters (and moments where given) from it; the shapes must agree. */
+bool loom_checkpoint_load(const loom_checkpoint_info *info, const loom_checkpoint_tensors *tensors, loom_error *error);
+
+#ifdef __cplusplus
+}
+#endif
+#endif

@@ -1,0 +1,95 @@
+/* Training data: files become one sequence of token ids; the sequence is cut into windows; a loader brings windows in
+ * a shuffled order that is a pure function of (seed, position), so it resumes anywhere and does not depend on ranks. */
+#ifndef GPTLOOM_DATA_H
+#define GPTLOOM_DATA_H
+
+#include "gptloom/error.h"
+
+#include <stdint.h>
+#include <stddef.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+/* --------------------------------------------------------------------------------------------------------- datasets */
+enum { LOOM_BYTE_VOCABULARY = 257, LOOM_BYTE_END_OF_TEXT = 256 };
+
+typedef struct loom_dataset loom_dataset;
+
+/* Opens files, directories (every regular file below them, hidden ones left out) and globs, sorted by path within each
+ * argument. Files ending in .bin are llm.c token shards: 256 int32 of header (magic 20240520, version 1, token count),
+ * then uint16 ids. All other files are text, read as bytes: ids 0..255, end-of-text (256) after each file. Text and
+ * shards cannot be mixed. Files are mapped, never copied whole.
+ * Errors name the path and what to do: nothing there, unreadable, empty, a header that is none, a truncated shard. */
+bool loom_dataset_open(loom_dataset **dataset, const char *const *paths, int n_paths, loom_error *error);
+void loom_dataset_close(loom_dataset *dataset);
+
+int64_t loom_dataset_tokens(const loom_dataset *dataset);
+bool loom_dataset_is_bytes(const loom_dataset *dataset);
+int loom_dataset_files(const loom_dataset *dataset);
+const char *loom_dataset_first_path(const loom_dataset *dataset);
+
+/* A hash of what the data is (names do not count): each file's length and its first and last 64 KiB. */
+uint64_t loom_dataset_identity(const loom_dataset *dataset);
+
+/* Checks token ids against a vocabulary: all of them up to 2^30 tokens, beyond that each file's first 2^24. Reading
+ * checks every id again. The error names the file, the id and its place. */
+bool loom_dataset_check_ids(const loom_dataset *dataset, int64_t vocab_size, loom_error *error);
+
+/* Tokens first .. first + n - 1 as int32. */
+bool loom_dataset_read(const loom_dataset *dataset, int64_t first, int64_t n, int64_t vocab_size, int32_t *tokens,
+                       loom_error *error);
+
+/* ---------------------------------------------------------------------------------------------------------- windows
+ * A split is a range of a dataset's tokens. Its n - 1 pairs (token, next token) form a ring that is cut into
+ * ceil((n-1)/T) windows of T pairs; where the cut starts moves with each epoch. Every pair is in exactly one window of
+ * an epoch; the last window is filled up with targets of -1. */
+typedef struct loom_split {
+    const loom_dataset *dataset;
+    int64_t first, tokens;
+    int64_t vocab_size;
+} loom_split;
+
+/* Cuts the last `fraction` of the tokens off as validation. Refuses splits too short for one window of T. */
+bool loom_split_by_fraction(const loom_dataset *dataset, int64_t vocab_size, double fraction, int64_t T,
+                            loom_split *training, loom_split *validation, loom_error *error);
+
+int64_t loom_split_windows(const loom_split *split, int64_t T);
+
+/* Window `w` of a cut that starts `shift` pairs in: T inputs and T targets. */
+bool loom_split_window(const loom_split *split, int64_t T, int64_t shift, int64_t w, int32_t *inputs, int32_t *targets,
+                       loom_error *error);
+
+/* The bijection that shuffles 0 .. n-1 in an epoch: a Feistel network over Philox, walked until it lands below n. */
+int64_t loom_shuffle(uint64_t seed, uint32_t epoch, int64_t n, int64_t i);
+
+/* ----------------------------------------------------------------------------------------------------------- loader */
+typedef struct loom_loader loom_loader;
+
+typedef struct loom_loader_options {
+    int64_t T;
+    int64_t batch;       /* sequences per step, over everything */
+    int64_t micro_batch; /* divides batch */
+    uint64_t seed;
+    int64_t first_step;
+    int rank, ranks; /* a rank takes consecutive micro-batches of each step; 0, 1 for one */
+} loom_loader_options;
+
+/* One step's sequences of this rank: micro-batches of (micro_batch, T), one after the other. */
+typedef struct loom_batch {
+    int64_t step;
+    int32_t *inputs, *targets; /* (batch / ranks, T) */
+    int64_t targets_in_step;   /* targets that are not -1, over all ranks */
+} loom_batch;
+
+bool loom_loader_open(loom_loader **loader, const loom_split *split, const loom_loader_options *options,
+                      loom_error *error);
+/* The next step's batch, valid until the call after; a thread prepares the following one meanwhile. */
+bool loom_loader_next(loom_loader *loader, const loom_batch **batch, loom_error *error);
+void loom_loader_close(loom_loader *loader);
+
+#ifdef __cplusplus
+}
+#endif
+#endif

@@ -1,0 +1,156 @@
+/* The GPT: learned positions, pre-layernorm blocks, tanh-GELU, tied embeddings   (Radford et al., "Language Models are
+ * Unsupervised Multitask Learners", 2019; Vaswani et al., 2017). */
+#ifndef GPTLOOM_MODEL_H
+#define GPTLOOM_MODEL_H
+
+#include "gptloom/arena.h"
+#include "gptloom/device.h"
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+/* ----------------------------------------------------------------------------------------------------------- shape */
+typedef struct loom_gpt_config {
+    int64_t n_layer, n_head, n_embd;
+    int64_t block_size; /* the longest sequence: the number of learned positions */
+    int64_t vocab_size; /* as users see it; padded inside to a multiple of 128 */
+} loom_gpt_config;
+
+#define LOOM_LAYERNORM_EPSILON 1e-5f
+
+/* A named model: gpt1, gpt2 .. gpt2-xl, gpt3-125m .. gpt3-175b, d6 .. d48 (llm.c's depths), nano, mini. */
+typedef struct loom_gpt_named {
+    const char *name;
+    loom_gpt_config config;
+    const char *note; /* where the shape is from, and what was made whole */
+} loom_gpt_named;
+
+/* All named models but the d-family, ended by a NULL name. */
+const loom_gpt_named *loom_gpt_catalogue(void);
+
+/* Looks a name up ("gpt2", "d12"); the error suggests the nearest. */
+bool loom_gpt_config_by_name(const char *name, loom_gpt_named *named, loom_error *error);
+
+/* Refuses shapes that cannot be: naming the flag (--n-embd ...). */
+bool loom_gpt_config_check(const loom_gpt_config *config, loom_error *error);
+
+int64_t loom_gpt_padded_vocabulary(const loom_gpt_config *config);
+
+/* Floating-point operations per trained token at sequence length T: 6 per weight of a matrix product (2 forward, 4
+ * backward), and causal attention's two products at half their square   (PaLM, 2022, appendix B). */
+double loom_gpt_flops_per_token(const loom_gpt_config *config, int64_t T);
+
+/* ------------------------------------------------------------------------------------------------ parameter layout
+ * All parameter-like memory (weights, gradients, moments) has this one layout: bucket 0 holds the embeddings, bucket
+ * 1 + l block l, the last one the final layernorm. Tensors start at multiples of 128 elements (256 bytes in bf16);
+ * buckets are padded to a multiple of ranks * 128. Gaps hold zeros. */
+typedef struct loom_parameter {
+    char name[64]; /* Hugging Face's: "transformer.h.3.attn.c_attn.weight" */
+    int64_t rows;  /* as in the file; 1 for a vector */
+    int64_t columns;
+    bool vector;         /* biases and layernorms */
+    int64_t padded_rows; /* in memory */
+    int64_t offset;      /* first element, from the start of all buckets */
+    int bucket;
+    bool decay; /* weight decay applies: matrices */
+} loom_parameter;
+
+typedef struct loom_bucket {
+    int64_t offset, elements;
+} loom_bucket;
+
+typedef struct loom_layout {
+    loom_parameter *parameter;
+    int n_parameters;
+    loom_bucket *bucket;
+    int n_buckets;
+    int64_t elements; /* of all buckets */
+    int64_t count;    /* parameters as users count them: no padding, tied weights once */
+} loom_layout;
+
+bool loom_layout_create(loom_layout *layout, const loom_gpt_config *config, int ranks, loom_error *error);
+void loom_layout_destroy(loom_layout *layout);
+/* NULL where there is none of that name. */
+const loom_parameter *loom_layout_find(const loom_layout *layout, const char *name);
+
+/* ------------------------------------------------------------------------------------------------------- the model */
+typedef enum loom_gpt_purpose { LOOM_GPT_TRAIN, LOOM_GPT_INFER } loom_gpt_purpose;
+
+/* Where ZeRO and overlapped reductions will live; on one rank they do nothing. */
+typedef struct loom_gpt_hooks {
+    void (*params_acquire)(void *user, int bucket);
+    void (*params_release)(void *user, int bucket);
+    void (*grads_ready)(void *user, int bucket);
+    void *user;
+} loom_gpt_hooks;
+
+typedef struct loom_gpt loom_gpt;
+
+/* A model for micro-batches of B sequences of T tokens on a device. Nothing but small host structures is allocated:
+ * workspace needs are found by walking the forward and backward once with the planning table. */
+bool loom_gpt_create(loom_gpt **gpt, const loom_gpt_config *config, loom_gpt_purpose purpose, loom_device *device,
+                     int64_t B, int64_t T, loom_error *error);
+void loom_gpt_destroy(loom_gpt *gpt);
+
+/* Takes all of the model's memory from an arena: once measuring, once for real. */
+void loom_gpt_lay_out(loom_gpt *gpt, loom_arena *arena);
+
+/* After the real lay-out: makes the device's plans by walking the step once with the preparing table, clears what must
+ * start as zero. */
+bool loom_gpt_prepare(loom_gpt *gpt, loom_error *error);
+
+/* GPT-2's initialisation: weights normal(0, 0.02), residual projections scaled by 1/sqrt(2 n_layer), positions
+ * like weights; biases 0, layernorms 1. An element's value depends on its tensor's name and place alone. */
+bool loom_gpt_initialise(loom_gpt *gpt, uint64_t seed, loom_error *error);
+
+const loom_gpt_config *loom_gpt_get_config(const loom_gpt *gpt);
+const loom_layout *loom_gpt_get_layout(const loom_gpt *gpt);
+loom_device *loom_gpt_get_device(const loom_gpt *gpt);
+loom_exec *loom_gpt_get_exec(loom_gpt *gpt);
+void *loom_gpt_get_parameters(loom_gpt *gpt); /* device memory, in the layout */
+void *loom_gpt_get_gradients(loom_gpt *gpt);
+void *loom_gpt_get_losses(loom_gpt *gpt);          /* (B,T), device's statistics type */
+loom_scalars *loom_gpt_get_scalars(loom_gpt *gpt); /* device memory */
+void loom_gpt_set_hooks(loom_gpt *gpt, const loom_gpt_hooks *hooks);
+
+/* Copies a micro-batch of ids, (B,T) each, to the device. A target of -1 is none. */
+void loom_gpt_set_batch(loom_gpt *gpt, const int32_t *tokens, const int32_t *targets);
+
+/* tokens -> the final layernorm's output; keeps what backward needs. */
+void loom_gpt_forward(loom_gpt *gpt);
+
+/* The classifier and the loss, row chunk by row chunk: losses (B,T); when training also the classifier's gradients,
+ * with `accumulate` as for parameter gradients. */
+void loom_gpt_loss(loom_gpt *gpt, bool with_gradients, bool accumulate);
+
+/* The rest of backward; call after loom_gpt_loss with gradients. */
+void loom_gpt_backward(loom_gpt *gpt, bool accumulate);
+
+/* Generation, for one sequence (B = 1 is used): runs `n` tokens standing at positions past .. past+n-1 after `past`
+ * tokens already seen, and writes the last one's logits, vocab_size floats, to the host. past + n <= T. */
+bool loom_gpt_next_logits(loom_gpt *gpt, const int32_t *tokens, int64_t n, int64_t past, float *logits,
+                          loom_error *error);
+
+/* ------------------------------------------------------------------------------------------------------- generation */
+typedef struct loom_sampling {
+    float temperature; /* 0: the most probable token */
+    int top_k;         /* 0: all */
+    float top_p;       /* 1: all */
+    uint64_t seed;
+} loom_sampling;
+
+/* Draws from logits (n) as `sampling` says; the random number is that of `step`. `scratch` holds 2n floats. */
+int32_t loom_sample_logits(const float *logits, int64_t n, const loom_sampling *sampling, uint32_t step,
+                           float *scratch);
+
+/* Continues `prompt` (at least one token) by up to `count` tokens, handing each to `emit`, which may return false to
+ * stop. When the context is full its older half is dropped and the rest run again. */
+bool loom_gpt_generate(loom_gpt *gpt, const int32_t *prompt, int64_t n_prompt, int64_t count,
+                       const loom_sampling *sampling, bool (*emit)(void *user, int32_t token), void *user,
+                       loom_error *error);
+
+#ifdef __cplusplus
+}
+#endif
+#endif

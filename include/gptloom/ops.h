@@ -1,0 +1,305 @@
+/* The op table: every operation the model is made of, forward and backward, one function pointer each, filled once
+ * per device. The model calls through it and never knows the device.
+ *
+ * An op has one name in every room: csrc/cpu/NAME.c is its definition, kernels/NAME.cu its CUDA implementation,
+ * test/ops/NAME.c its cases. dev/adding-an-op.md walks through adding one.
+ *
+ * Contract of all ops
+ * - Arguments are views in a struct named after the op. Views marked "optional" may be left zero.
+ * - Nothing is allocated, nothing fails and nothing waits for the host during a call: shapes and dtypes were asked
+ *   about with `supports`, plans were made with `prepare`, scratch lies in the exec's workspace, whose size
+ *   `workspace` told from shapes alone (data pointers are not looked at by these three).
+ * - Outputs are written unless "added to" is said. Parameter gradients take `accumulate`: false writes, true adds.
+ * - Outputs may alias inputs only where it is said.
+ * - Activations, their gradients and weights may be stored in fp32, bf16 or fp16 (fp64 on the oracle); statistics,
+ *   losses and partial sums are fp32 (fp64 on the oracle); token ids are int32. Arithmetic is fp32 (fp64).
+ * - Notation: B batch, T time, N = B*T rows, C channels, H heads, D = C/H, V vocabulary, Vp padded vocabulary. */
+#ifndef GPTLOOM_OPS_H
+#define GPTLOOM_OPS_H
+
+#include "gptloom/error.h"
+#include "gptloom/tensor.h"
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+/* ------------------------------------------------------------------------------------------------ step scalars
+ * All that changes from step to step and is read by ops: one small struct in device memory, so that a recorded step
+ * can be replayed. The host writes `in` before a step and reads `out` after it; `state` stays on the device between
+ * steps and belongs to the checkpoint. */
+typedef struct loom_scalars_in {
+    float learning_rate;
+    float beta1, beta2, epsilon; /* AdamW's */
+    float weight_decay;
+    float clip_norm;     /* gradients are scaled down to this global norm; 0: never */
+    float loss_gradient; /* d(step's mean loss) / d(one row's loss): 1 / (targets in the whole step) */
+    float spike_z;       /* skip an update whose loss or gradient norm lies this many deviations high; 0: never */
+} loom_scalars_in;
+
+typedef struct loom_scalars_out {
+    float loss;                               /* the step's mean loss, nats per token */
+    float gradient_norm;                      /* before clipping */
+    float gradient_factor;                    /* what AdamW multiplies gradients with: the clip factor */
+    float bias_correction1, bias_correction2; /* 1 - beta^t */
+    int32_t skip;                             /* 1: AdamW leaves parameters and moments as they are */
+} loom_scalars_out;
+
+typedef struct loom_scalars_state {
+    int64_t updates;               /* AdamW's t: updates that were not skipped */
+    int64_t skipped;               /* updates that were */
+    int64_t observed;              /* steps in the running statistics below */
+    double loss_mean, loss_square; /* exponential means of loss and loss^2 */
+    double norm_mean, norm_square; /* of the gradient norm */
+} loom_scalars_state;
+
+typedef struct loom_scalars {
+    loom_scalars_in in;
+    loom_scalars_out out;
+    loom_scalars_state state;
+} loom_scalars;
+
+/* ------------------------------------------------------------------------------------------------------- arguments */
+
+/* out[b,t,:] = token_weight[tokens[b,t],:] + position_weight[first_position + t,:]   (GPT-2 paper, section 2.3) */
+struct loom_embedding_forward {
+    loom_view out;             /* (B,T,C) */
+    loom_view tokens;          /* (1,B,T) int32, each below token_weight's rows */
+    loom_view token_weight;    /* (Vp,C) */
+    loom_view position_weight; /* (P,C), P >= first_position + T */
+    int64_t first_position;
+};
+
+/* Both gradients in one fixed order of additions. With accumulate false the whole table is written, zeros where no
+ * token or position fell. */
+struct loom_embedding_backward {
+    loom_view token_gradient;    /* (Vp,C) */
+    loom_view position_gradient; /* (P,C) */
+    loom_view dout;              /* (B,T,C) */
+    loom_view tokens;            /* (1,B,T) int32 */
+    int64_t first_position;
+    bool accumulate_tokens, accumulate_positions;
+};
+
+/* sum = x + delta, rounded to its storage; out = (sum - mean) * rstd * weight + bias per row, with
+ * rstd = 1/sqrt(variance + epsilon)   (Ba et al., "Layer Normalization", 2016). Without delta, sum is x and is not
+ * written. */
+struct loom_layernorm_forward {
+    loom_view out;          /* (N,C) */
+    loom_view sum;          /* (N,C) optional, with delta; may alias x or delta */
+    loom_view mean, rstd;   /* (N) fp32 */
+    loom_view x;            /* (N,C) */
+    loom_view delta;        /* (N,C) optional */
+    loom_view weight, bias; /* (C) */
+    float epsilon;
+};
+
+/* dx = skip + rstd * (g - mean(g) - n * mean(g * n)), g = dout * weight, n = (x - mean) * rstd;
+ * dweight = sum over rows of dout * n; dbias = sum over rows of dout. `skip` is the gradient that reaches x around the
+ * layernorm, through the residual connection. */
+struct loom_layernorm_backward {
+    loom_view dx;             /* (N,C) */
+    loom_view dweight, dbias; /* (C) */
+    loom_view dout;           /* (N,C) */
+    loom_view skip;           /* (N,C) optional; may alias dx */
+    loom_view x;              /* (N,C): what was normalised (sum) */
+    loom_view weight;         /* (C) */
+    loom_view mean, rstd;     /* (N) */
+    bool accumulate;
+};
+
+typedef enum loom_activation { LOOM_ACTIVATION_NONE, LOOM_ACTIVATION_GELU } loom_activation;
+
+/* out = activation(x @ weight + bias). Weights lie as in Hugging Face's Conv1D, (in, out); `transposed` says that
+ * weight is (out, in), as the tied classifier's is. With an activation, `preactivation` is what it is applied to,
+ * rounded to its storage, so that a separate activation op gives the same bits. */
+struct loom_matmul_forward {
+    loom_view out;           /* (N,O) */
+    loom_view preactivation; /* (N,O) with an activation */
+    loom_view x;             /* (N,I) */
+    loom_view weight;        /* (I,O), or (O,I) transposed */
+    loom_view bias;          /* (O) optional */
+    loom_activation activation;
+    bool transposed;
+};
+
+/* dx = dout @ weight^T */
+struct loom_matmul_backward_input {
+    loom_view dx;     /* (N,I) */
+    loom_view dout;   /* (N,O) */
+    loom_view weight; /* (I,O), or (O,I) transposed */
+    bool transposed;
+};
+
+/* dweight = x^T @ dout (dout^T @ x transposed); dbias = sum over rows of dout */
+struct loom_matmul_backward_weight {
+    loom_view dweight; /* as weight */
+    loom_view dbias;   /* (O) optional */
+    loom_view dout;    /* (N,O) */
+    loom_view x;       /* (N,I) */
+    bool transposed;
+    bool accumulate;
+};
+
+/* Causal attention: out = softmax(scale * q @ k^T, masked) @ v per head, where query i, standing at position
+ * first_query + i, sees keys 0 .. first_query + i. lse = log(sum(exp(scores))) of the seen ones. No (Tq,Tk) matrix
+ * exists beyond a tile   (Dao, "FlashAttention-2", 2023). Hkv divides H: query head h reads key head h*Hkv/H. */
+struct loom_attention_forward {
+    loom_view out;  /* (B,Tq,H,D) */
+    loom_view lse;  /* (1,B,H,Tq) fp32 */
+    loom_view q;    /* (B,Tq,H,D) strided */
+    loom_view k, v; /* (B,Tk,Hkv,D) strided, Tk >= first_query + Tq */
+    int64_t first_query;
+    float scale;
+};
+
+/* The gradients of all three, recomputing the probabilities from lse. dq, dk, dv are written; they may be parts of one
+ * packed tensor. */
+struct loom_attention_backward {
+    loom_view dq;        /* (B,Tq,H,D) strided */
+    loom_view dk, dv;    /* (B,Tk,Hkv,D) strided */
+    loom_view dout, out; /* (B,Tq,H,D) */
+    loom_view lse;       /* (1,B,H,Tq) */
+    loom_view q, k, v;
+    int64_t first_query;
+    float scale;
+};
+
+/* out = 0.5 x (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3)))   (Hendrycks and Gimpel, 2016, the tanh form of GPT-2) */
+struct loom_gelu_forward {
+    loom_view out, x; /* (N,C); may alias */
+};
+
+struct loom_gelu_backward {
+    loom_view dx, dout, x; /* (N,C); dx may alias dout */
+};
+
+/* out = softmax(x) along the last dimension, by subtracting each row's largest element */
+struct loom_softmax_forward {
+    loom_view out, x; /* (N,C); may alias */
+};
+
+/* dx = out * (dout - sum(dout * out)) */
+struct loom_softmax_backward {
+    loom_view dx, dout, out; /* (N,C); dx may alias dout */
+};
+
+/* losses[i] = -log(softmax(logits[i,:V])[targets[i]]), and its gradient at once:
+ * dlogits[i,j] = (softmax(logits[i,:V])[j] - (j == target)) * scalars->in.loss_gradient, zero for j >= V.
+ * A target of -1 is no target: loss and gradient are zero. */
+struct loom_cross_entropy {
+    loom_view losses;  /* (N) fp32 */
+    loom_view dlogits; /* (N,Vp) optional; may alias logits */
+    loom_view logits;  /* (N,Vp) */
+    loom_view targets; /* (N) int32, -1 or below vocab_size */
+    int64_t vocab_size;
+    const loom_scalars *scalars;
+};
+
+/* partials[i] = sum of x[j], or of x[j]^2, over block i of `block` elements: sums over everything are made of fixed
+ * blocks, added in index order, so that neither threads nor ranks can change them. */
+struct loom_block_sum {
+    loom_view partials; /* (ceil(n/block)) fp32 */
+    loom_view x;        /* (n) */
+    int64_t block;
+    bool square;
+};
+
+/* The end of a step's reductions: out.loss = sum(losses) * in.loss_gradient, out.gradient_norm = sqrt(sum(squares)),
+ * both added in index order; the clip factor; whether to skip; AdamW's t and bias corrections. */
+struct loom_step_scalars {
+    loom_scalars *scalars;
+    loom_view losses;  /* (n) fp32: block sums of the losses */
+    loom_view squares; /* (m) fp32: block sums of squared gradients */
+};
+
+/* AdamW with decoupled weight decay   (Loshchilov and Hutter, 2019, algorithm 2), over an element range:
+ * g = gradient * out.gradient_factor; m = beta1 m + (1 - beta1) g; v = beta2 v + (1 - beta2) g^2;
+ * p -= lr * (m/bc1 / (sqrt(v/bc2) + eps) + decay * weight_decay * p). Nothing is touched when out.skip is set. */
+struct loom_adamw {
+    loom_view parameter, gradient, moment1, moment2; /* (n) fp32 */
+    const loom_scalars *scalars;
+    bool decay;
+};
+
+/* out = x, converted. */
+struct loom_cast {
+    loom_view out, x; /* (N,C) */
+};
+
+/* out = value everywhere. */
+struct loom_fill {
+    loom_view out; /* (N,C) */
+    float value;
+};
+
+/* ------------------------------------------------------------------------------------------------------- the table
+ * The one list of ops. Everything that must name each op (the table, the enum, the names, the planner's table) is made
+ * from it. */
+#define LOOM_OP_LIST(X)                                                                                                \
+    X(embedding_forward)                                                                                               \
+    X(embedding_backward)                                                                                              \
+    X(layernorm_forward)                                                                                               \
+    X(layernorm_backward)                                                                                              \
+    X(matmul_forward)                                                                                                  \
+    X(matmul_backward_input)                                                                                           \
+    X(matmul_backward_weight)                                                                                          \
+    X(attention_forward)                                                                                               \
+    X(attention_backward)                                                                                              \
+    X(gelu_forward)                                                                                                    \
+    X(gelu_backward)                                                                                                   \
+    X(softmax_forward)                                                                                                 \
+    X(softmax_backward)                                                                                                \
+    X(cross_entropy)                                                                                                   \
+    X(block_sum)                                                                                                       \
+    X(step_scalars)                                                                                                    \
+    X(adamw)                                                                                                           \
+    X(cast)                                                                                                            \
+    X(fill)
+
+typedef enum loom_op {
+#define LOOM_OP_ENUM(name) LOOM_OP_##name,
+    LOOM_OP_LIST(LOOM_OP_ENUM)
+#undef LOOM_OP_ENUM
+        LOOM_OP_COUNT
+} loom_op;
+
+/* "embedding_forward", ... */
+const char *loom_op_name(loom_op op);
+
+typedef struct loom_device loom_device;
+typedef struct loom_stream loom_stream;
+typedef struct loom_exec loom_exec;
+
+typedef struct loom_ops {
+#define LOOM_OP_MEMBER(name) void (*name)(loom_exec * exec, const struct loom_##name *arguments);
+    LOOM_OP_LIST(LOOM_OP_MEMBER)
+#undef LOOM_OP_MEMBER
+    /* Whether this device runs the op on these shapes and dtypes; if not, *why says why (a literal). */
+    bool (*supports)(const loom_device *device, loom_op op, const void *arguments, const char **why);
+    /* Bytes of workspace the op needs. */
+    size_t (*workspace)(const loom_device *device, loom_op op, const void *arguments);
+    /* Makes and keeps whatever plan the op needs (library handles, compiled primitives), once per shape. */
+    bool (*prepare)(loom_device *device, loom_op op, const void *arguments, loom_error *error);
+} loom_ops;
+
+/* Where and how a sequence of ops runs. The same sequence runs three times: with loom_planning_ops() it only adds up the
+ * workspace it will need; with loom_preparing_ops() it makes the device's plans; with the device's own ops it runs. */
+struct loom_exec {
+    const loom_ops *ops;
+    loom_device *device;
+    loom_stream *stream; /* NULL: the device's default */
+    void *workspace;
+    size_t workspace_bytes; /* given; while planning: the largest need so far */
+    loom_error *error;      /* while preparing: filled by the first op that fails, with `failed` */
+    bool failed;
+};
+
+/* Both tables call `supports` first and fail on what the device cannot run. */
+const loom_ops *loom_planning_ops(void);
+const loom_ops *loom_preparing_ops(void);
+
+#ifdef __cplusplus
+}
+#endif
+#endif

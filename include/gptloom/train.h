@@ -1,0 +1,118 @@
+/* Training: options, the trainer (a step at a time), and the whole run (directory, metrics, checkpoints). */
+#ifndef GPTLOOM_TRAIN_H
+#define GPTLOOM_TRAIN_H
+
+#include "gptloom/checkpoint.h"
+#include "gptloom/data.h"
+#include "gptloom/optim.h"
+#include "gptloom/plan.h"
+
+#include <stdio.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+/* ----------------------------------------------------------------------------------------------------------- options
+ * Every field is a flag of `gptloom train` and a key of a config file (underscores become dashes). 0 or "" where a
+ * default is derived. Strings are owned by the options. */
+enum { LOOM_MAX_DATA = 64 };
+
+typedef struct loom_train_options {
+    char *data[LOOM_MAX_DATA], *val_data[LOOM_MAX_DATA];
+    int n_data, n_val_data;
+    char *out;
+    char *model;
+    int64_t n_layer, n_head, n_embd, block_size, vocab_size;
+    int64_t batch, micro_batch, seq_len;
+    int64_t steps, stop_after;
+    double epochs;
+    double lr, min_lr;
+    int64_t warmup;
+    loom_schedule_kind schedule;
+    double weight_decay, beta1, beta2, eps, clip, skip_spikes;
+    double val_fraction;
+    int64_t val_every, val_batches, sample_every, sample_tokens, checkpoint_every, keep;
+    uint64_t seed;
+    char *device;
+    int threads;
+    bool deterministic;
+    char *init;
+    bool resume;
+    double memory; /* bytes the run may use; 0: what the device has */
+} loom_train_options;
+
+loom_train_options loom_train_options_defaults(void);
+void loom_train_options_free(loom_train_options *options);
+
+/* Sets one option from text, as the flag --KEY VALUE would; lists ("data") add. The error names the key, the value and
+ * what is allowed; an unknown key suggests the nearest. */
+bool loom_train_options_set(loom_train_options *options, const char *key, const char *value, loom_error *error);
+
+/* Reads an INI file: `key = value` lines; sections and their order do not matter. */
+bool loom_train_options_read(loom_train_options *options, const char *path, loom_error *error);
+
+/* Writes all options as such a file. */
+bool loom_train_options_write(const loom_train_options *options, const char *path, loom_error *error);
+
+/* What one option cannot check alone (n_embd divides by n_head, batch by micro_batch, ...), and derived defaults that
+ * need no data or device: the model's shape from its name, seq_len, min_lr, warmup. */
+bool loom_train_options_resolve(loom_train_options *options, loom_error *error);
+
+/* ----------------------------------------------------------------------------------------------------------- trainer */
+typedef struct loom_trainer loom_trainer;
+
+typedef struct loom_step_report {
+    int64_t step;   /* 1 for the first */
+    int64_t tokens; /* so far */
+    float loss, lr, grad_norm;
+    bool skipped;
+    double ms, tokens_per_s;
+} loom_step_report;
+
+/* Opens data and device, shapes the model, plans memory (refusing what does not fit), allocates once, initialises or
+ * loads. Nothing is written. */
+bool loom_trainer_open(loom_trainer **trainer, const loom_train_options *options, loom_error *error);
+void loom_trainer_close(loom_trainer *trainer);
+
+/* data -> forward -> loss -> backward -> clip -> AdamW, once. */
+bool loom_trainer_step(loom_trainer *trainer, loom_step_report *report, loom_error *error);
+
+/* Mean loss over the validation split (its first `batches` micro-batches; 0: all of it). */
+bool loom_trainer_validate(loom_trainer *trainer, int64_t batches, double *loss, loom_error *error);
+
+/* Continues a piece of the validation text (or end-of-text) by n tokens. */
+bool loom_trainer_sample(loom_trainer *trainer, int64_t n, bool (*emit)(void *user, int32_t token), void *user,
+                         loom_error *error);
+
+/* Writes a checkpoint of the current step into run directory `run`. */
+bool loom_trainer_save(loom_trainer *trainer, const char *run, int keep, loom_error *error);
+
+int64_t loom_trainer_steps_done(const loom_trainer *trainer);
+int64_t loom_trainer_steps_planned(const loom_trainer *trainer); /* --steps, or what --epochs comes to */
+bool loom_trainer_has_validation(const loom_trainer *trainer);
+const loom_train_options *loom_trainer_options(const loom_trainer *trainer); /* fully resolved */
+const loom_plan *loom_trainer_plan(const loom_trainer *trainer);
+loom_gpt *loom_trainer_gpt(loom_trainer *trainer);
+const loom_dataset *loom_trainer_data(const loom_trainer *trainer);
+
+/* -------------------------------------------------------------------------------------------------------- whole runs
+ * loom_train runs options to the end in a run directory:
+ *   OUT/config.ini  OUT/metrics.jsonl  OUT/checkpoints/  OUT/samples.txt
+ * and tells an observer, all of whose functions may be NULL. */
+typedef struct loom_train_observer {
+    void *user;
+    void (*started)(void *user, loom_trainer *trainer); /* after everything is open, before the first step */
+    void (*stepped)(void *user, const loom_step_report *report);
+    void (*validated)(void *user, int64_t step, double loss);
+    void (*sampled)(void *user, int64_t step, const char *text);
+    void (*saved)(void *user, int64_t step, const char *directory);
+    bool (*should_stop)(void *user); /* asked after every step: true saves and ends the run in order */
+} loom_train_observer;
+
+bool loom_train(const loom_train_options *options, const loom_train_observer *observer, loom_error *error);
+
+#ifdef __cplusplus
+}
+#endif
+#endif
