@@ -1,0 +1,37 @@
+/* The safetensors file format: 8 bytes of header length, a JSON header (name -> dtype, shape, offsets), raw data. */
+#ifndef LOOM_CHECKPOINT_SAFETENSORS_H
+#define LOOM_CHECKPOINT_SAFETENSORS_H
+
+#include "base/file.h"
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+typedef struct loom_safetensor {
+    char name[128];
+    char dtype[8]; /* "F32", "BF16", "I32", ... */
+    int rank;      /* at most 4 */
+    int64_t shape[4];
+    const void *data; /* into the mapped file; while writing: unused */
+    size_t bytes;
+} loom_safetensor;
+
+typedef struct loom_safetensors {
+    loom_mapping mapping;
+    loom_safetensor *tensor;
+    int n_tensors;
+} loom_safetensors;
+
+/* Maps a file and checks its whole header against its size: dtypes, shapes, offsets without overlap or overflow. */
+bool loom_safetensors_open(loom_safetensors *file, const char *path, loom_error *error);
+void loom_safetensors_close(loom_safetensors *file);
+const loom_safetensor *loom_safetensors_find(const loom_safetensors *file, const char *name); /* NULL: none */
+
+/* Writes the header for tensors that will follow in this order without gaps; the caller then writes their data. */
+bool loom_safetensors_write_header(loom_writer *writer, const loom_safetensor *tensors, int n, loom_error *error);
+
+#ifdef __cplusplus
+}
+#endif
+#endif
