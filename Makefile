@@ -43,10 +43,13 @@ CXXFLAGS_ := -std=c++17 $(COMMON) $(CXXFLAGS)
 LIBS     := $(MATMUL_LIBS) -lcjson -linih -lxxhash -lm -lpthread
 
 # ------------------------------------------------------------------------------------------------------------- sources
-# csrc/cpu is compiled three times: the definition in float and in double (the oracle), and what is tuned beyond it once.
-DEFINITION := $(filter-out csrc/cpu/device.c csrc/cpu/tuned.c csrc/cpu/peak.c $(wildcard csrc/cpu/*_simd.c csrc/cpu/matmul_*.c),\
-                $(wildcard csrc/cpu/*.c))
-TUNED      := csrc/cpu/device.c csrc/cpu/tuned.c csrc/cpu/peak.c $(wildcard csrc/cpu/*_simd.c) csrc/cpu/matmul_$(MATMUL).c
+# csrc/cpu's ops are compiled twice, in float (the definition) and in double (the oracle); what makes a CPU device of
+# them, and what is tuned beyond them, once.
+PRODUCT_onednn   := csrc/cpu/matmul_library.c csrc/cpu/product_onednn.c
+PRODUCT_openblas := csrc/cpu/matmul_library.c csrc/cpu/product_openblas.c
+PRODUCT_plain    := csrc/cpu/matmul_plain.c
+TUNED      := csrc/cpu/device.c csrc/cpu/peak.c $(PRODUCT_$(MATMUL))
+DEFINITION := $(filter-out csrc/cpu/device.c csrc/cpu/peak.c csrc/cpu/matmul_% csrc/cpu/product_%,$(wildcard csrc/cpu/*.c))
 HOST       := $(filter-out csrc/cpu/%,$(wildcard csrc/*/*.c))
 # The step, the trainer and the run are part of the library; the rest of train/ is the program.
 TRAIN_LIB  := $(addprefix train/,step.c trainer.c run.c options.c)
@@ -58,6 +61,10 @@ PROGRAM_OBJECTS := $(PROGRAM:%.c=$(BUILD)/obj/%.o)
 CASE_OBJECTS    := $(patsubst %.c,$(BUILD)/obj/%.o,$(wildcard test/ops/*.c))
 TESTS           := $(patsubst test/%.cpp,$(BUILD)/test/%,$(wildcard test/test_*.cpp))
 
+# One short line per file; V=1 shows the commands.
+V ?= 0
+quiet = $(if $(filter 0,$(V)),@echo "  $(1) $@" &&,)
+
 .PHONY: all help run test test-full check sanitize format install clean setup
 all: $(BUILD)/gptloom $(BUILD)/libgptloom.a
 
@@ -66,30 +73,30 @@ help:
 
 $(BUILD)/libgptloom.a: $(LIB_OBJECTS)
 	@rm -f $@
-	$(AR) rcs $@ $^
+	$(call quiet,AR) $(AR) rcs $@ $^
 
 $(BUILD)/gptloom: $(PROGRAM_OBJECTS) $(BUILD)/libgptloom.a
-	$(CC) $(CFLAGS_) -o $@ $^ $(LIBS)
+	$(call quiet,LD) $(CC) $(CFLAGS_) -o $@ $^ $(LIBS)
 
 $(BUILD)/obj/definition/%.o: csrc/cpu/%.c
 	@mkdir -p $(@D)
-	$(CC) $(CFLAGS_) -c $< -o $@
+	$(call quiet,CC) $(CC) $(CFLAGS_) -c $< -o $@
 
 $(BUILD)/obj/oracle/%.o: csrc/cpu/%.c
 	@mkdir -p $(@D)
-	$(CC) $(CFLAGS_) -DLOOM_ORACLE -c $< -o $@
+	$(call quiet,CC) $(CC) $(CFLAGS_) -DLOOM_ORACLE -c $< -o $@
 
 $(BUILD)/obj/%.o: %.c
 	@mkdir -p $(@D)
-	$(CC) $(CFLAGS_) -Itest -c $< -o $@
+	$(call quiet,CC) $(CC) $(CFLAGS_) -Itest -c $< -o $@
 
 $(BUILD)/obj/%.o: %.cpp
 	@mkdir -p $(@D)
-	$(CXX) $(CXXFLAGS_) -Itest -c $< -o $@
+	$(call quiet,CXX) $(CXX) $(CXXFLAGS_) -Itest -c $< -o $@
 
 $(BUILD)/test/%: $(BUILD)/obj/test/%.o $(CASE_OBJECTS) $(BUILD)/libgptloom.a
 	@mkdir -p $(@D)
-	$(CXX) $(CXXFLAGS_) -o $@ $^ -lgtest -lgtest_main $(LIBS)
+	$(call quiet,LD) $(CXX) $(CXXFLAGS_) -o $@ $^ -lgtest -lgtest_main $(LIBS)
 
 clean:
 	rm -rf $(BUILD)

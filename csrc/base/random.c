@@ -33,12 +33,22 @@ float loom_random_uniform(uint32_t word) {
     return (float)(word >> 8) * 0x1p-24f;
 }
 
-/* Each index owns a whole counter: two of its words make one normal value. */
+/* One counter makes four values: two radii, each with the cosine and the sine of its angle. */
+static void four_normals(float out[4], loom_random4 r) {
+    for (int pair = 0; pair < 2; pair++) {
+        const float radius = sqrtf(-2.0f * logf(((float)r.word[2 * pair] + 1.0f) * 0x1p-32f));
+        const float angle = 6.2831853f * loom_random_uniform(r.word[2 * pair + 1]);
+        out[2 * pair] = radius * cosf(angle);
+        out[2 * pair + 1] = radius * sinf(angle);
+    }
+}
+
 void loom_random_normal(float *out, int64_t n, uint64_t seed, loom_random_purpose purpose, uint32_t step,
                         uint64_t first) {
+    float four[4];
     for (int64_t i = 0; i < n; i++) {
-        const loom_random4 r = loom_random(seed, purpose, step, first + (uint64_t)i);
-        const double radius = sqrt(-2.0 * log(((double)r.word[0] + 1.0) * 0x1p-32));
-        out[i] = (float)(radius * cos(6.283185307179586 * ((double)r.word[1] * 0x1p-32)));
+        const uint64_t index = first + (uint64_t)i;
+        if (i == 0 || index % 4 == 0) four_normals(four, loom_random(seed, purpose, step, index / 4));
+        out[i] = four[index % 4];
     }
 }

@@ -13,17 +13,18 @@ typedef struct loom_safetensor {
     char dtype[8]; /* "F32", "BF16", "I32", ... */
     int rank;      /* at most 4 */
     int64_t shape[4];
-    const void *data; /* into the mapped file; while writing: unused */
+    const void *data; /* into the mapped file, of any alignment; while writing: unused */
     size_t bytes;
 } loom_safetensor;
 
 typedef struct loom_safetensors {
     loom_mapping mapping;
-    loom_safetensor *tensor;
+    loom_safetensor *tensor; /* sorted by name */
     int n_tensors;
 } loom_safetensors;
 
-/* Maps a file and checks its whole header against its size: dtypes, shapes, offsets without overlap or overflow. */
+/* Maps a file and checks its whole header against its size: dtypes, shapes, and offsets, by which the tensors must
+ * follow each other without overlap or gap to the file's last byte, as the format demands. */
 bool loom_safetensors_open(loom_safetensors *file, const char *path, loom_error *error);
 void loom_safetensors_close(loom_safetensors *file);
 const loom_safetensor *loom_safetensors_find(const loom_safetensors *file, const char *name); /* NULL: none */

@@ -17,10 +17,11 @@ enum { LOOM_BYTE_VOCABULARY = 257, LOOM_BYTE_END_OF_TEXT = 256 };
 
 typedef struct loom_dataset loom_dataset;
 
-/* Opens files, directories (every regular file below them, hidden ones left out) and globs, sorted by path within each
- * argument. Files ending in .bin are llm.c token shards: 256 int32 of header (magic 20240520, version 1, token count),
- * then uint16 ids. All other files are text, read as bytes: ids 0..255, end-of-text (256) after each file. Text and
- * shards cannot be mixed. Files are mapped, never copied whole.
+/* Opens files, directories (every regular file below them, hidden ones left out, links followed) and globs (of which
+ * nothing bears the literal name), sorted by path within each argument. Files ending in .bin are llm.c token shards: 256
+ * int32 of header (magic 20240520, version 1, token count), then uint16 ids. All other files are text, read as bytes:
+ * ids 0..255, end-of-text (256) after each file. Text and shards cannot be mixed. An empty file is an error where it is
+ * named, and left out of directories and globs. Files are mapped, never copied whole; while open, they must not shrink.
  * Errors name the path and what to do: nothing there, unreadable, empty, a header that is none, a truncated shard. */
 bool loom_dataset_open(loom_dataset **dataset, const char *const *paths, int n_paths, loom_error *error);
 void loom_dataset_close(loom_dataset *dataset);
@@ -30,7 +31,7 @@ bool loom_dataset_is_bytes(const loom_dataset *dataset);
 int loom_dataset_files(const loom_dataset *dataset);
 const char *loom_dataset_first_path(const loom_dataset *dataset);
 
-/* A hash of what the data is (names do not count): each file's length and its first and last 64 KiB. */
+/* A hash of what the data is (order counts, names do not): its kind, each file's length and first and last 64 KiB. */
 uint64_t loom_dataset_identity(const loom_dataset *dataset);
 
 /* Checks token ids against a vocabulary: all of them up to 2^30 tokens, beyond that each file's first 2^24. Reading
@@ -51,7 +52,8 @@ typedef struct loom_split {
     int64_t vocab_size;
 } loom_split;
 
-/* Cuts the last `fraction` of the tokens off as validation. Refuses splits too short for one window of T. */
+/* Cuts the last `fraction` of the tokens off as validation; 0 leaves that empty. Refuses splits too short for one window
+ * of T. */
 bool loom_split_by_fraction(const loom_dataset *dataset, int64_t vocab_size, double fraction, int64_t T,
                             loom_split *training, loom_split *validation, loom_error *error);
 
@@ -83,9 +85,11 @@ typedef struct loom_batch {
     int64_t targets_in_step;   /* targets that are not -1, over all ranks */
 } loom_batch;
 
+/* The dataset must stay open as long as the loader. */
 bool loom_loader_open(loom_loader **loader, const loom_split *split, const loom_loader_options *options,
                       loom_error *error);
-/* The next step's batch, valid until the call after; a thread prepares the following one meanwhile. */
+/* The next step's batch, valid until the call after; a thread prepares the following one meanwhile. After an error it
+ * stays at that step: every further call returns the same error. */
 bool loom_loader_next(loom_loader *loader, const loom_batch **batch, loom_error *error);
 void loom_loader_close(loom_loader *loader);
 

@@ -101,7 +101,7 @@ void loom_gpt_lay_out(loom_gpt *gpt, loom_arena *arena);
 bool loom_gpt_prepare(loom_gpt *gpt, loom_error *error);
 
 /* GPT-2's initialisation: weights normal(0, 0.02), residual projections scaled by 1/sqrt(2 n_layer), positions
- * like weights; biases 0, layernorms 1. An element's value depends on its tensor's name and place alone. */
+ * like weights; biases 0, layernorms 1. An element's value depends on its bucket and its place there. */
 bool loom_gpt_initialise(loom_gpt *gpt, uint64_t seed, loom_error *error);
 
 const loom_gpt_config *loom_gpt_get_config(const loom_gpt *gpt);

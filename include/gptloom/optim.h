@@ -29,17 +29,21 @@ typedef struct loom_optimizer {
     void *moment1, *moment2; /* device memory, fp32, in the model's layout */
     void *squares;           /* block sums of squared gradients */
     int64_t n_squares;
+    void *losses; /* sums of the losses of each sequence of a step */
+    int64_t sequences;
 } loom_optimizer;
 
 enum { LOOM_NORM_BLOCK = 65536 };
 
-void loom_optimizer_lay_out(loom_optimizer *optimizer, loom_gpt *gpt, loom_arena *arena);
+/* Memory for a step of `sequences` sequences; once measuring, once for real. */
+void loom_optimizer_lay_out(loom_optimizer *optimizer, loom_gpt *gpt, int64_t sequences, loom_arena *arena);
 bool loom_optimizer_prepare(loom_optimizer *optimizer, loom_error *error); /* clears the moments */
 
-/* Block sums of the squared gradients. */
-void loom_optimizer_norm(loom_optimizer *optimizer);
+/* Sums the losses of the micro-batch that the model has just run, whose first sequence is `first` of the step. */
+void loom_optimizer_sum_losses(loom_optimizer *optimizer, int64_t first, int64_t B, int64_t T);
 
-/* AdamW on all parameters, as the scalars on the device say. */
+/* The end of a step, after the last backward: the gradient norm, what the step's scalars say of clipping and skipping,
+ * and AdamW on all parameters. */
 void loom_optimizer_update(loom_optimizer *optimizer);
 
 #ifdef __cplusplus

@@ -16,9 +16,9 @@ typedef struct loom_plan {
     size_t available;   /* what the device (or --memory) has; 0: not asked */
 } loom_plan;
 
-/* Plans training (or inference) of a model with micro-batches of (B, T) on a device. */
+/* Plans training (or inference) of a model on a device, with micro-batches of (B, T) and `sequences` in a step. */
 bool loom_plan_make(loom_plan *plan, const loom_gpt_config *config, loom_gpt_purpose purpose, loom_device *device,
-                    int64_t B, int64_t T, loom_error *error);
+                    int64_t sequences, int64_t B, int64_t T, loom_error *error);
 
 /* Whether it fits in plan->available; the error gives the total, what there is, and the largest rows. */
 bool loom_plan_check(const loom_plan *plan, loom_error *error);

@@ -14,8 +14,8 @@ extern "C" {
 #endif
 
 /* ----------------------------------------------------------------------------------------------------------- options
- * Every field is a flag of `gptloom train` and a key of a config file (underscores become dashes). 0 or "" where a
- * default is derived. Strings are owned by the options. */
+ * Every field is a flag of `gptloom train` and a key of a config file (underscores become dashes). A field that was not
+ * given, and whose default is derived, is 0 or NULL (min_lr and warmup: -1). Strings are owned by the options. */
 enum { LOOM_MAX_DATA = 64 };
 
 typedef struct loom_train_options {
@@ -35,7 +35,7 @@ typedef struct loom_train_options {
     int64_t val_every, val_batches, sample_every, sample_tokens, checkpoint_every, keep;
     uint64_t seed;
     char *device;
-    int threads;
+    int64_t threads;
     bool deterministic;
     char *init;
     bool resume;
@@ -56,8 +56,12 @@ bool loom_train_options_read(loom_train_options *options, const char *path, loom
 bool loom_train_options_write(const loom_train_options *options, const char *path, loom_error *error);
 
 /* What one option cannot check alone (n_embd divides by n_head, batch by micro_batch, ...), and derived defaults that
- * need no data or device: the model's shape from its name, seq_len, min_lr, warmup. */
+ * need no data or device: the model's shape from its name (vocab_size stays 0 until the data tells), seq_len, min_lr,
+ * warmup (which stays -1 until epochs have become steps). Doing it again changes nothing. */
 bool loom_train_options_resolve(loom_train_options *options, loom_error *error);
+
+/* The warm-up of a run of so many steps, where none is given. */
+int64_t loom_train_default_warmup(int64_t steps);
 
 /* ----------------------------------------------------------------------------------------------------------- trainer */
 typedef struct loom_trainer loom_trainer;
@@ -71,7 +75,7 @@ typedef struct loom_step_report {
 } loom_step_report;
 
 /* Opens data and device, shapes the model, plans memory (refusing what does not fit), allocates once, initialises or
- * loads. Nothing is written. */
+ * loads. Nothing is written. The options' strings must outlive the trainer. */
 bool loom_trainer_open(loom_trainer **trainer, const loom_train_options *options, loom_error *error);
 void loom_trainer_close(loom_trainer *trainer);
 
@@ -81,7 +85,7 @@ bool loom_trainer_step(loom_trainer *trainer, loom_step_report *report, loom_err
 /* Mean loss over the validation split (its first `batches` micro-batches; 0: all of it). */
 bool loom_trainer_validate(loom_trainer *trainer, int64_t batches, double *loss, loom_error *error);
 
-/* Continues a piece of the validation text (or end-of-text) by n tokens. */
+/* Continues a new line (bytes) or end-of-text (other vocabularies) by n tokens. */
 bool loom_trainer_sample(loom_trainer *trainer, int64_t n, bool (*emit)(void *user, int32_t token), void *user,
                          loom_error *error);
 

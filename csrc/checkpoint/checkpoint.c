@@ -1,0 +1,149 @@
+#include "gptloom/checkpoint.h"
+
+#include "base/check.h"
+#include "checkpoint/directory.h"
+#include "checkpoint/documents.h"
+#include "checkpoint/tensors.h"
+
+#include <inttypes.h>
+#include <limits.h>
+#include <stdio.h>
+#include <string.h>
+
+static bool exists(const char *directory, const char *name) {
+    char path[PATH_MAX];
+    return loom_join_path(path, sizeof path, directory, name, NULL) && loom_path_exists(path);
+}
+
+/* -------------------------------------------------------------------------------------------------------------- saving */
+
+/* Writes every file of a checkpoint, the manifest last, and makes them last through a power cut. */
+static bool fill(const char *directory, const loom_checkpoint_tensors *tensors, const loom_training_state *state,
+                 bool bytes, loom_error *error) {
+    loom_manifest manifest = {.directory = directory};
+    const loom_tensor_sets weights = loom_weight_sets(tensors), moments = loom_moment_sets(tensors);
+    return loom_config_write(&manifest, tensors->config, bytes, error) &&
+           (!bytes || loom_tokenizer_write(&manifest, tensors->config->block_size, error)) &&
+           loom_tensors_write(&manifest, LOOM_WEIGHTS_FILE, tensors, &weights, error) &&
+           (!tensors->moment1 || loom_tensors_write(&manifest, LOOM_OPTIMIZER_FILE, tensors, &moments, error)) &&
+           loom_state_write(&manifest, state, error) && loom_manifest_write(&manifest, error) &&
+           loom_sync_directory(directory, error);
+}
+
+bool loom_checkpoint_save(const char *run, const loom_checkpoint_tensors *tensors, const loom_training_state *state,
+                          bool bytes, int keep, loom_error *error) {
+    LOOM_CHECK(state->step >= 0 && state->tokens >= 0 && keep >= 0);
+    LOOM_CHECK(!tensors->moment1 == !tensors->moment2);
+    char checkpoints[PATH_MAX], temporary[PATH_MAX];
+    if (!loom_join_path(checkpoints, sizeof checkpoints, run, "checkpoints", error) ||
+        !loom_checkpoint_begin(checkpoints, state->step, temporary, sizeof temporary, error))
+        return false;
+    const bool ok = fill(temporary, tensors, state, bytes, error) &&
+                    loom_checkpoint_publish(checkpoints, state->step, temporary, error);
+    loom_remove_tree(temporary, NULL); /* what failed, or what was replaced */
+    if (ok && keep > 0) loom_checkpoint_prune(checkpoints, state->step, keep);
+    return ok;
+}
+
+/* ------------------------------------------------------------------------------------------------------------- opening */
+
+static bool open_weights(const char *directory, const loom_gpt_config *config, loom_error *error) {
+    char path[PATH_MAX];
+    if (!exists(directory, LOOM_WEIGHTS_FILE))
+        return loom_fail(error, "%s/%s: is missing; %s", directory, LOOM_WEIGHTS_FILE,
+                         exists(directory, LOOM_WEIGHTS_FILE ".index.json")
+                             ? "weights in several files must be saved again as one, with a larger max_shard_size"
+                             : "weights in another format must be saved again as safetensors");
+    return loom_join_path(path, sizeof path, directory, LOOM_WEIGHTS_FILE, error) &&
+           loom_weights_agree(path, config, error);
+}
+
+static bool open_tokenizer(const char *directory, const loom_gpt_config *config, bool *bytes, loom_error *error) {
+    char path[PATH_MAX];
+    if (config->vocab_size <= 256 || !exists(directory, LOOM_TOKENIZER_FILE)) return true;
+    return loom_join_path(path, sizeof path, directory, LOOM_TOKENIZER_FILE, error) &&
+           loom_tokenizer_is_bytes(path, bytes, error);
+}
+
+static bool open_state(const char *directory, loom_training_state *state, bool *has_optimizer, loom_error *error) {
+    char path[PATH_MAX];
+    loom_safetensors moments;
+    if (!exists(directory, LOOM_STATE_FILE)) return true;
+    if (!loom_join_path(path, sizeof path, directory, LOOM_STATE_FILE, error) || !loom_state_read(path, state, error))
+        return false;
+    if (!exists(directory, LOOM_OPTIMIZER_FILE)) return true;
+    if (!loom_join_path(path, sizeof path, directory, LOOM_OPTIMIZER_FILE, error) ||
+        !loom_safetensors_open(&moments, path, error))
+        return false;
+    loom_safetensors_close(&moments);
+    *has_optimizer = true;
+    return true;
+}
+
+static bool open_files(loom_checkpoint_info *info, loom_error *error) {
+    const char *directory = info->directory;
+    char config_path[PATH_MAX];
+    if (!loom_join_path(config_path, sizeof config_path, directory, LOOM_CONFIG_FILE, error)) return false;
+    if (!exists(directory, LOOM_CONFIG_FILE))
+        return loom_fail(error, "%s: is missing; without it the model's shape is not known", config_path);
+    return (!exists(directory, LOOM_MANIFEST_FILE) || loom_manifest_verify(directory, error)) &&
+           loom_config_read(config_path, &info->config, error) && open_weights(directory, &info->config, error) &&
+           open_tokenizer(directory, &info->config, &info->bytes, error) &&
+           open_state(directory, &info->state, &info->has_optimizer, error);
+}
+
+/* What to do about a checkpoint that cannot be read: go back to the one before. */
+static void point_to_older(const char *directory, loom_error *error) {
+    char older[PATH_MAX];
+    if (!error || !loom_checkpoint_older(directory, older, sizeof older)) return;
+    const loom_error reason = *error;
+    loom_fail(error, "%s; the checkpoint before it is %s", reason.message, older);
+}
+
+bool loom_checkpoint_open(const char *path, loom_checkpoint_info *info, loom_error *error) {
+    *info = (loom_checkpoint_info){0};
+    if (!loom_checkpoint_find(path, info->directory, sizeof info->directory, error)) return false;
+    if (open_files(info, error)) return true;
+    point_to_older(info->directory, error);
+    return false;
+}
+
+/* ------------------------------------------------------------------------------------------------------------- loading */
+
+static bool same_shape(const loom_gpt_config *a, const loom_gpt_config *b) {
+    return a->n_layer == b->n_layer && a->n_head == b->n_head && a->n_embd == b->n_embd &&
+           a->block_size == b->block_size && a->vocab_size == b->vocab_size;
+}
+
+static const char *describe_shape(const loom_gpt_config *config, char text[192]) {
+    snprintf(text, 192,
+             "%" PRId64 " layers, %" PRId64 " heads, %" PRId64 " channels, block size %" PRId64 ", vocabulary %" PRId64,
+             config->n_layer, config->n_head, config->n_embd, config->block_size, config->vocab_size);
+    return text;
+}
+
+/* Everything is opened and matched before the first byte is copied. */
+bool loom_checkpoint_load(const loom_checkpoint_info *info, const loom_checkpoint_tensors *tensors, loom_error *error) {
+    LOOM_CHECK(!tensors->moment1 == !tensors->moment2);
+    char found[192], expected[192], weights_path[PATH_MAX], moments_path[PATH_MAX];
+    if (!same_shape(&info->config, tensors->config))
+        return loom_fail(error, "%s: is of another shape: it has %s; the model has %s", info->directory,
+                         describe_shape(&info->config, found), describe_shape(tensors->config, expected));
+    if (tensors->moment1 && !info->has_optimizer)
+        return loom_fail(error, "%s: holds weights only; training cannot be resumed from it, but can start from them",
+                         info->directory);
+    if (!loom_join_path(weights_path, sizeof weights_path, info->directory, LOOM_WEIGHTS_FILE, error) ||
+        !loom_join_path(moments_path, sizeof moments_path, info->directory, LOOM_OPTIMIZER_FILE, error))
+        return false;
+
+    const loom_tensor_sets weights = loom_weight_sets(tensors), moments = loom_moment_sets(tensors);
+    loom_tensor_source weights_source, moments_source = {0};
+    if (!loom_tensor_source_open(&weights_source, weights_path, tensors, &weights, true, error)) return false;
+    const bool ok = (!tensors->moment1 ||
+                     loom_tensor_source_open(&moments_source, moments_path, tensors, &moments, false, error)) &&
+                    loom_tensor_source_load(&weights_source, tensors, &weights, error) &&
+                    (!tensors->moment1 || loom_tensor_source_load(&moments_source, tensors, &moments, error));
+    loom_tensor_source_close(&moments_source);
+    loom_tensor_source_close(&weights_source);
+    return ok;
+}

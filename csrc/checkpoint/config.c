@@ -1,0 +1,118 @@
+#include "checkpoint/documents.h"
+
+#include "gptloom/data.h"
+
+#include <inttypes.h>
+#include <math.h>
+#include <string.h>
+
+/* More than any machine holds, and small enough that no product of two shapes overflows. */
+enum { LARGEST_EXTENT = INT32_MAX, GPT2_VOCABULARY = 50257 };
+
+static const double layernorm_epsilon = 1e-5; /* LOOM_LAYERNORM_EPSILON, as JSON should show it */
+
+/* ------------------------------------------------------------------------------------------------------------ writing */
+
+static bool add_token_id(cJSON *json, const char *key, int64_t id) {
+    return id < 0 ? cJSON_AddNullToObject(json, key) : cJSON_AddNumberToObject(json, key, (double)id);
+}
+
+static bool add_architecture(cJSON *json) {
+    cJSON *architectures = cJSON_AddArrayToObject(json, "architectures");
+    return architectures && cJSON_AddItemToArray(architectures, cJSON_CreateString("GPT2LMHeadModel")) &&
+           cJSON_AddStringToObject(json, "model_type", "gpt2");
+}
+
+static bool add_shape(cJSON *json, const loom_gpt_config *config) {
+    return cJSON_AddNumberToObject(json, "vocab_size", (double)config->vocab_size) &&
+           cJSON_AddNumberToObject(json, "n_positions", (double)config->block_size) &&
+           cJSON_AddNumberToObject(json, "n_ctx", (double)config->block_size) &&
+           cJSON_AddNumberToObject(json, "n_embd", (double)config->n_embd) &&
+           cJSON_AddNumberToObject(json, "n_layer", (double)config->n_layer) &&
+           cJSON_AddNumberToObject(json, "n_head", (double)config->n_head) && cJSON_AddNullToObject(json, "n_inner");
+}
+
+static bool add_arithmetic(cJSON *json) {
+    return cJSON_AddStringToObject(json, "activation_function", "gelu_new") &&
+           cJSON_AddNumberToObject(json, "layer_norm_epsilon", layernorm_epsilon) &&
+           cJSON_AddNumberToObject(json, "resid_pdrop", 0) && cJSON_AddNumberToObject(json, "embd_pdrop", 0) &&
+           cJSON_AddNumberToObject(json, "attn_pdrop", 0) && cJSON_AddNumberToObject(json, "initializer_range", 0.02) &&
+           cJSON_AddBoolToObject(json, "tie_word_embeddings", true) &&
+           cJSON_AddStringToObject(json, "torch_dtype", "float32");
+}
+
+bool loom_config_write(loom_manifest *manifest, const loom_gpt_config *config, bool bytes, loom_error *error) {
+    int64_t end_of_text = -1;
+    if (bytes)
+        end_of_text = LOOM_BYTE_END_OF_TEXT;
+    else if (config->vocab_size == GPT2_VOCABULARY)
+        end_of_text = GPT2_VOCABULARY - 1;
+    cJSON *json = cJSON_CreateObject();
+    const bool complete = add_architecture(json) && add_shape(json, config) && add_arithmetic(json) &&
+                          add_token_id(json, "bos_token_id", end_of_text) &&
+                          add_token_id(json, "eos_token_id", end_of_text);
+    return loom_manifest_add_json(manifest, LOOM_CONFIG_FILE, json, complete, error);
+}
+
+/* ------------------------------------------------------------------------------------------------------------ reading
+ * A field that is missing or null has transformers' default, which is GPT-2's and ours. */
+
+static const cJSON *given(const cJSON *json, const char *key) {
+    const cJSON *item = cJSON_GetObjectItemCaseSensitive(json, key);
+    return cJSON_IsNull(item) ? NULL : item;
+}
+
+static bool check_string(const cJSON *json, const char *path, const char *key, const char *only, loom_error *error) {
+    const cJSON *item = given(json, key);
+    if (!item || (cJSON_IsString(item) && strcmp(item->valuestring, only) == 0)) return true;
+    return loom_fail(error, "%s: \"%s\" is %s; only %s can be loaded", path, key,
+                     cJSON_IsString(item) ? item->valuestring : "no string", only);
+}
+
+static bool check_bool(const cJSON *json, const char *path, const char *key, bool only, loom_error *error) {
+    const cJSON *item = given(json, key);
+    if (!item || (only ? cJSON_IsTrue(item) : cJSON_IsFalse(item))) return true;
+    return loom_fail(error, "%s: \"%s\" is not %s; only a GPT-2 with that can be loaded", path, key,
+                     only ? "true" : "false");
+}
+
+static bool check_arithmetic(const cJSON *json, const char *path, loom_error *error) {
+    if (!check_string(json, path, "activation_function", "gelu_new", error) ||
+        !check_bool(json, path, "tie_word_embeddings", true, error) ||
+        !check_bool(json, path, "scale_attn_weights", true, error) ||
+        !check_bool(json, path, "scale_attn_by_inverse_layer_idx", false, error) ||
+        !check_bool(json, path, "add_cross_attention", false, error))
+        return false;
+    const cJSON *epsilon = given(json, "layer_norm_epsilon");
+    if (epsilon && !(cJSON_IsNumber(epsilon) && fabs(epsilon->valuedouble - layernorm_epsilon) < 1e-9))
+        return loom_fail(error, "%s: \"layer_norm_epsilon\" is not 1e-05; only a GPT-2 with that can be loaded", path);
+    return true;
+}
+
+static bool read_config(const cJSON *json, const char *path, loom_gpt_config *config, loom_error *error) {
+    const char *type = loom_json_get_string(json, path, "model_type", error);
+    if (!type || !check_string(json, path, "model_type", "gpt2", error)) return false;
+    if (!loom_json_get_whole(json, path, "n_layer", 1, LARGEST_EXTENT, &config->n_layer, error) ||
+        !loom_json_get_whole(json, path, "n_head", 1, LARGEST_EXTENT, &config->n_head, error) ||
+        !loom_json_get_whole(json, path, "n_embd", 1, LARGEST_EXTENT, &config->n_embd, error) ||
+        !loom_json_get_whole(json, path, "n_positions", 1, LARGEST_EXTENT, &config->block_size, error) ||
+        !loom_json_get_whole(json, path, "vocab_size", 1, LARGEST_EXTENT, &config->vocab_size, error) ||
+        !check_arithmetic(json, path, error))
+        return false;
+    if (config->n_embd % config->n_head != 0)
+        return loom_fail(error, "%s: n_embd %" PRId64 " is not divisible by n_head %" PRId64, path, config->n_embd,
+                         config->n_head);
+    const cJSON *inner = given(json, "n_inner");
+    int64_t n_inner;
+    if (inner && !(loom_json_whole(inner, &n_inner) && n_inner == 4 * config->n_embd))
+        return loom_fail(error, "%s: \"n_inner\" is not 4 * n_embd = %" PRId64 "; only that can be loaded", path,
+                         4 * config->n_embd);
+    return true;
+}
+
+bool loom_config_read(const char *path, loom_gpt_config *config, loom_error *error) {
+    cJSON *json = loom_json_read(path, error);
+    const bool ok = json && read_config(json, path, config, error);
+    cJSON_Delete(json);
+    return ok;
+}

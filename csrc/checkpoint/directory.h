@@ -1,0 +1,45 @@
+/* The directory RUN/checkpoints: step-NNNNNNNN directories, `latest`, and the order in which they change so that a
+ * crash at any instant leaves a whole checkpoint to find.
+ *
+ * Everything unfinished or on its way out is called ".tmp-..."; the next save removes what a crash left of it. */
+#ifndef LOOM_CHECKPOINT_DIRECTORY_H
+#define LOOM_CHECKPOINT_DIRECTORY_H
+
+#include "gptloom/error.h"
+
+#include <stddef.h>
+#include <stdint.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+/* The checkpoint that `path` means: a run's, a checkpoints directory's latest, or the directory itself. Where `latest`
+ * is missing or leads nowhere it is the newest step. */
+bool loom_checkpoint_find(const char *path, char *directory, size_t size, loom_error *error);
+
+/* Makes an empty directory for a checkpoint of `step` under `checkpoints`, which is made where it is missing, and
+ * removes what earlier crashes left there. */
+bool loom_checkpoint_begin(const char *checkpoints, int64_t step, char *temporary, size_t size, loom_error *error);
+
+/* Gives the filled directory its name and moves `latest` to it. Before, what is in it must be on the disk. On errors all
+ * is as it was. In both cases what is then found under the temporary name is to be deleted: the new checkpoint, or one
+ * of the same step that it replaced. */
+bool loom_checkpoint_publish(const char *checkpoints, int64_t step, const char *temporary, loom_error *error);
+
+/* Deletes old checkpoints, so that `keep` are left with that of step `written`, which is never deleted. What cannot be
+ * deleted stays for the next time: that is no reason to end a run. */
+void loom_checkpoint_prune(const char *checkpoints, int64_t written, int keep);
+
+/* The newest checkpoint beside this one that is older than it; false if there is none or this is no step-N. */
+bool loom_checkpoint_older(const char *directory, char *older, size_t size);
+
+/* Makes two directories change names. At once where the file system can; else by three renames, the first through
+ * `spare`. */
+bool loom_exchange_directories(const char *a, const char *b, const char *spare, loom_error *error);
+bool loom_exchange_by_renames(const char *a, const char *b, const char *spare, loom_error *error);
+
+#ifdef __cplusplus
+}
+#endif
+#endif

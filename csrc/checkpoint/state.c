@@ -1,0 +1,119 @@
+#include "checkpoint/documents.h"
+
+#include <errno.h>
+#include <inttypes.h>
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+
+enum { FORMAT_VERSION = 1 };
+
+/* ------------------------------------------------------------------------------------------------------------ writing */
+
+static bool add_count(cJSON *json, const char *key, int64_t value) {
+    char text[24];
+    snprintf(text, sizeof text, "%" PRId64, value);
+    return cJSON_AddStringToObject(json, key, text);
+}
+
+static bool add_bits(cJSON *json, const char *key, uint64_t value) {
+    char text[24];
+    snprintf(text, sizeof text, "0x%016" PRIx64, value);
+    return cJSON_AddStringToObject(json, key, text);
+}
+
+/* The significand is written as a whole number: "%a" would put in the locale's decimal point. */
+static bool add_double(cJSON *json, const char *key, double value) {
+    char text[40];
+    int exponent = 0;
+    if (isfinite(value)) {
+        const double significand = ldexp(frexp(fabs(value), &exponent), 53);
+        snprintf(text, sizeof text, "%s0x%" PRIx64 "p%d", signbit(value) ? "-" : "", (uint64_t)significand,
+                 exponent - 53);
+    } else {
+        snprintf(text, sizeof text, "%a", value); /* inf or nan */
+    }
+    return cJSON_AddStringToObject(json, key, text);
+}
+
+static bool add_state(cJSON *json, const loom_training_state *state) {
+    if (!cJSON_AddNumberToObject(json, "format_version", FORMAT_VERSION) || !add_count(json, "step", state->step) ||
+        !add_count(json, "tokens", state->tokens) || !add_bits(json, "seed", state->seed) ||
+        !add_bits(json, "data_identity", state->data_identity))
+        return false;
+    cJSON *scalars = cJSON_AddObjectToObject(json, "scalars");
+    return scalars && add_count(scalars, "updates", state->scalars.updates) &&
+           add_count(scalars, "skipped", state->scalars.skipped) &&
+           add_count(scalars, "observed", state->scalars.observed) &&
+           add_double(scalars, "loss_mean", state->scalars.loss_mean) &&
+           add_double(scalars, "loss_square", state->scalars.loss_square) &&
+           add_double(scalars, "norm_mean", state->scalars.norm_mean) &&
+           add_double(scalars, "norm_square", state->scalars.norm_square);
+}
+
+bool loom_state_write(loom_manifest *manifest, const loom_training_state *state, loom_error *error) {
+    cJSON *json = cJSON_CreateObject();
+    return loom_manifest_add_json(manifest, LOOM_STATE_FILE, json, add_state(json, state), error);
+}
+
+/* ------------------------------------------------------------------------------------------------------------ reading
+ * The strto* functions skip leading blanks and take signs; here a number is all of its string and begins as a number
+ * does. */
+
+static bool get_count(const cJSON *json, const char *path, const char *key, int64_t *value, loom_error *error) {
+    const char *text = loom_json_get_string(json, path, key, error);
+    if (!text) return false;
+    char *end;
+    errno = 0;
+    *value = strtoll(text, &end, 10);
+    if (*text >= '0' && *text <= '9' && !*end && !errno) return true;
+    return loom_fail(error, "%s: \"%s\" is '%s', which is no count", path, key, text);
+}
+
+static bool get_bits(const cJSON *json, const char *path, const char *key, uint64_t *value, loom_error *error) {
+    const char *text = loom_json_get_string(json, path, key, error);
+    if (!text) return false;
+    char *end;
+    errno = 0;
+    *value = strtoull(text, &end, 16);
+    if (text[0] == '0' && text[1] == 'x' && !*end && !errno) return true;
+    return loom_fail(error, "%s: \"%s\" is '%s', which is no 64-bit number in hexadecimal", path, key, text);
+}
+
+static bool get_double(const cJSON *json, const char *path, const char *key, double *value, loom_error *error) {
+    const char *text = loom_json_get_string(json, path, key, error);
+    if (!text) return false;
+    char *end;
+    errno = 0;
+    *value = strtod(text, &end);
+    if (end != text && !*end && (!errno || fabs(*value) < 1)) return true; /* subnormal values may set errno */
+    return loom_fail(error, "%s: \"%s\" is '%s', which is no floating-point number", path, key, text);
+}
+
+static bool read_state(const cJSON *json, const char *path, loom_training_state *state, loom_error *error) {
+    int64_t version;
+    if (!loom_json_get_whole(json, path, "format_version", 1, INT32_MAX, &version, error)) return false;
+    if (version > FORMAT_VERSION)
+        return loom_fail(error, "%s: was written by a newer gptloom (format %" PRId64 ", this one reads %d)", path,
+                         version, FORMAT_VERSION);
+    const cJSON *scalars = cJSON_GetObjectItemCaseSensitive(json, "scalars");
+    if (!cJSON_IsObject(scalars)) return loom_fail(error, "%s: has no object \"scalars\"", path);
+    return get_count(json, path, "step", &state->step, error) &&
+           get_count(json, path, "tokens", &state->tokens, error) &&
+           get_bits(json, path, "seed", &state->seed, error) &&
+           get_bits(json, path, "data_identity", &state->data_identity, error) &&
+           get_count(scalars, path, "updates", &state->scalars.updates, error) &&
+           get_count(scalars, path, "skipped", &state->scalars.skipped, error) &&
+           get_count(scalars, path, "observed", &state->scalars.observed, error) &&
+           get_double(scalars, path, "loss_mean", &state->scalars.loss_mean, error) &&
+           get_double(scalars, path, "loss_square", &state->scalars.loss_square, error) &&
+           get_double(scalars, path, "norm_mean", &state->scalars.norm_mean, error) &&
+           get_double(scalars, path, "norm_square", &state->scalars.norm_square, error);
+}
+
+bool loom_state_read(const char *path, loom_training_state *state, loom_error *error) {
+    cJSON *json = loom_json_read(path, error);
+    const bool ok = json && read_state(json, path, state, error);
+    cJSON_Delete(json);
+    return ok;
+}

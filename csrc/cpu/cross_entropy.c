@@ -1,0 +1,46 @@
+#include "cpu/definition.h"
+
+static int64_t scratch_of(const struct loom_cross_entropy *a) {
+    return stored_as_real(&a->logits) && loom_view_given(&a->dlogits) ? 0 : 2 * a->logits.shape[3];
+}
+
+size_t LOOM_DEFINITION(cross_entropy_scratch)(const loom_device *device, const struct loom_cross_entropy *a) {
+    return thread_scratch_bytes(device, scratch_of(a));
+}
+
+/* Three sweeps over a row while it is in cache: its maximum; exp and their sum; the scaling into the gradient. Rows
+ * without a target still get their zeros. */
+void LOOM_DEFINITION(cross_entropy)(loom_exec *exec, const struct loom_cross_entropy *a) {
+    const int64_t N = loom_view_row_count(&a->logits), padded = a->logits.shape[3], V = a->vocab_size;
+    const bool gradient = loom_view_given(&a->dlogits);
+#pragma omp parallel num_threads(exec->device->threads)
+    {
+        real *scratch = thread_scratch(exec, scratch_of(a));
+#pragma omp for schedule(static)
+        for (int64_t n = 0; n < N; n++) {
+            const int32_t target = ((const int32_t *)a->targets.data)[n];
+            real *loss = (real *)a->losses.data + n;
+            if (target < 0) {
+                *loss = 0;
+                if (gradient)
+                    memset(row_address(&a->dlogits, n), 0, (size_t)padded * loom_dtype_size(a->dlogits.dtype));
+                continue;
+            }
+            const real *x = row_read(&a->logits, n, scratch);
+            real *e = gradient ? row_write(&a->dlogits, n, scratch + padded) : scratch + padded;
+            real largest = x[0], sum = 0;
+#pragma omp simd reduction(max : largest)
+            for (int64_t c = 0; c < V; c++) largest = x[c] > largest ? x[c] : largest;
+            const real at_target = x[target] - largest; /* before e may overwrite x */
+#pragma omp simd reduction(+ : sum)
+            for (int64_t c = 0; c < V; c++) sum += e[c] = real_exp(x[c] - largest);
+            *loss = (real)log(sum) - at_target;
+            if (!gradient) continue;
+            const real weight = (real)a->scalars->in.loss_gradient, scale = weight / sum;
+            for (int64_t c = 0; c < V; c++) e[c] *= scale;
+            e[target] -= weight;
+            memset(e + V, 0, (size_t)(padded - V) * sizeof *e);
+            row_written(&a->dlogits, n, e);
+        }
+    }
+}

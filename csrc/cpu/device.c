@@ -1,0 +1,194 @@
+#include "cpu/device.h"
+
+#include "base/check.h"
+#include "cpu/tuned.h"
+
+#include <errno.h>
+#include <omp.h>
+#include <pthread.h>
+#include <sched.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+
+#if defined(__SANITIZE_ADDRESS__)
+#    include <sanitizer/asan_interface.h>
+#else
+#    define ASAN_UNPOISON_MEMORY_REGION(address, size) ((void)(address), (void)(size))
+#endif
+
+const loom_ops *loom_definition_ops(void);
+const loom_ops *loom_oracle_ops(void);
+
+/* The device and its table, which is a copy with the tuned ops put in. */
+typedef struct cpu {
+    loom_device device;
+    loom_ops ops;
+} cpu;
+
+/* --------------------------------------------------------------------------------------------------------------- memory */
+
+/* Fresh pages are touched once, by all threads: later phases never wait for the kernel to clear one. */
+static bool allocate(loom_device *device, void **memory, size_t bytes, loom_error *error) {
+    const size_t available = device->available(device);
+    *memory = NULL;
+    if (bytes > available)
+        return loom_fail(error, "not enough memory: %.1f MiB are needed and %.1f MiB are free", (double)bytes / 0x1p20,
+                         (double)available / 0x1p20);
+    char *pages = mmap(NULL, bytes ? bytes : 1, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (pages == MAP_FAILED)
+        return loom_fail(error, "%.1f MiB of memory cannot be had: %s", (double)bytes / 0x1p20, strerror(errno));
+    madvise(pages, bytes, MADV_HUGEPAGE);
+    const int64_t step = 1 << 21, steps = ((int64_t)bytes + step - 1) / step;
+#pragma omp parallel for schedule(static) num_threads(device->threads)
+    for (int64_t i = 0; i < steps; i++)
+        memset(pages + i * step, 0, i == steps - 1 ? bytes - (size_t)(i * step) : (size_t)step);
+    *memory = pages;
+    return true;
+}
+
+static void release(loom_device *device, void *memory, size_t bytes) {
+    (void)device;
+    if (!memory) return;
+    ASAN_UNPOISON_MEMORY_REGION(memory, bytes);
+    munmap(memory, bytes ? bytes : 1);
+}
+
+static void copy(loom_device *device, loom_stream *stream, void *to, const void *from, size_t bytes,
+                 loom_copy_kind kind) {
+    (void)device, (void)stream, (void)kind;
+    if (bytes) memcpy(to, from, bytes);
+}
+
+static bool synchronize(loom_device *device, loom_stream *stream, loom_error *error) {
+    (void)device, (void)stream, (void)error;
+    return true;
+}
+
+/* One "Name:  N kB" line of a /proc file, in bytes; 0 where there is none. */
+static size_t read_kilobytes(const char *path, const char *name) {
+    FILE *file = fopen(path, "re");
+    if (!file) return 0;
+    char line[256];
+    unsigned long long kilobytes = 0;
+    const size_t length = strlen(name);
+    while (fgets(line, sizeof line, file))
+        if (!strncmp(line, name, length) && sscanf(line + length, " %llu", &kilobytes) == 1) break;
+    fclose(file);
+    return (size_t)kilobytes * 1024;
+}
+
+/* A file that holds one number; SIZE_MAX where it does not ("max") or is missing. */
+static size_t read_number(const char *path) {
+    FILE *file = fopen(path, "re");
+    if (!file) return SIZE_MAX;
+    unsigned long long number;
+    const bool found = fscanf(file, "%llu", &number) == 1;
+    fclose(file);
+    return found ? (size_t)number : SIZE_MAX;
+}
+
+/* What the machine has free, or what is left of the control group's limit (a container's). */
+static size_t available(const loom_device *device) {
+    (void)device;
+    size_t bytes = read_kilobytes("/proc/meminfo", "MemAvailable:");
+    if (bytes == 0) bytes = SIZE_MAX;
+    const size_t limit = read_number("/sys/fs/cgroup/memory.max"), used = read_number("/sys/fs/cgroup/memory.current");
+    if (limit != SIZE_MAX && used != SIZE_MAX) {
+        const size_t left = limit > used ? limit - used : 0;
+        if (left < bytes) bytes = left;
+    }
+    return bytes;
+}
+
+/* -------------------------------------------------------------------------------------------------------------- threads */
+
+/* The processors this process may run on, asked for once: later, its threads are pinned. */
+static cpu_set_t allowed;
+
+static void ask_allowed(void) {
+    CPU_ZERO(&allowed);
+    if (sched_getaffinity(0, sizeof allowed, &allowed) != 0 || CPU_COUNT(&allowed) == 0) CPU_SET(0, &allowed);
+}
+
+/* Each thread of the pool on a processor of its own, when the pool has them all: unpinned threads can share a core. The
+ * calling thread, which is the pool's first, goes back to all of them when the device closes. */
+static void pin_threads(int threads) {
+#pragma omp parallel num_threads(threads)
+    {
+        int wanted = omp_get_thread_num();
+        for (int processor = 0; processor < CPU_SETSIZE; processor++) {
+            if (!CPU_ISSET(processor, &allowed) || wanted-- > 0) continue;
+            cpu_set_t one;
+            CPU_ZERO(&one);
+            CPU_SET(processor, &one);
+            pthread_setaffinity_np(pthread_self(), sizeof one, &one);
+            break;
+        }
+    }
+}
+
+static const char *instruction_set(void) {
+#if defined(__AVX512F__)
+    return "AVX-512";
+#elif defined(__AVX2__)
+    return "AVX2";
+#elif defined(__ARM_NEON)
+    return "NEON";
+#else
+    return "baseline instructions";
+#endif
+}
+
+/* --------------------------------------------------------------------------------------------------------- open, close */
+
+static void close_device(loom_device *device) {
+    pthread_setaffinity_np(pthread_self(), sizeof allowed, &allowed);
+    loom_tuned_matmul_destroy(device->implementation);
+    free(device);
+}
+
+bool loom_cpu_open(loom_device **out, loom_cpu_table table, const loom_device_options *options, loom_error *error) {
+    static const char *const names[] = {"cpu", "definition", "oracle"};
+    static pthread_once_t once = PTHREAD_ONCE_INIT;
+    pthread_once(&once, ask_allowed);
+    const int processors = CPU_COUNT(&allowed);
+    const int threads = options && options->threads > 0 ? options->threads : processors;
+    cpu *c = calloc(1, sizeof *c);
+    if (!c) return loom_fail(error, "no memory for a device");
+    const bool oracle = table == LOOM_CPU_ORACLE;
+    loom_device *device = &c->device;
+    *device = (loom_device){.name = names[table],
+                            .ops = &c->ops,
+                            .storage = oracle ? LOOM_F64 : LOOM_F32,
+                            .statistics = oracle ? LOOM_F64 : LOOM_F32,
+                            .threads = threads,
+                            .host_memory = true,
+                            .allocate = allocate,
+                            .release = release,
+                            .copy = copy,
+                            .synchronize = synchronize,
+                            .available = available,
+                            .close = close_device};
+    c->ops = oracle ? *loom_oracle_ops() : *loom_definition_ops();
+    if (table == LOOM_CPU_TUNED) {
+        loom_tuned_matmul *matmul;
+        if (!loom_tuned_matmul_create(&matmul, threads, options && options->library_threads, error)) {
+            free(c);
+            return false;
+        }
+        device->implementation = matmul;
+        loom_tuned_matmul_install(&c->ops);
+        if (threads == processors && threads > 1) pin_threads(threads);
+    }
+    snprintf(device->description, sizeof device->description, "%d thread%s, %s, matrix products by %s", threads,
+             threads == 1 ? "" : "s", instruction_set(),
+             table == LOOM_CPU_TUNED ? loom_tuned_matmul_name() : "the definition");
+    *out = device;
+    return true;
+}
+
+double loom_device_probe_peak(loom_device *device, double seconds) {
+    return loom_cpu_peak(device->threads, device->storage == LOOM_F64, seconds);
+}

@@ -1,0 +1,60 @@
+/* What follows a matrix product, shared by the definition and by the tuned product so that both give the same values:
+ * bias and activation of a part of a row, and the bias gradient. */
+#ifndef LOOM_CPU_EPILOGUE_H
+#define LOOM_CPU_EPILOGUE_H
+
+#include "cpu/gelu.h"
+
+/* Where column `first` of a row lies. */
+static inline void *element_address(const loom_view *view, int64_t row, int64_t first) {
+    return (char *)row_address(view, row) + (size_t)first * loom_dtype_size(view->dtype);
+}
+
+/* Columns first .. first + width - 1 of output row `row`: adds the bias to `sums` in place, stores, activates. `sums`
+ * may be the stored place itself. */
+static inline void finish_row(const struct loom_matmul_forward *a, int64_t row, int64_t first, int64_t width,
+                              real *sums) {
+    if (loom_view_given(&a->bias)) {
+        const void *bias = element_address(&a->bias, 0, first);
+        if (stored_as_real(&a->bias))
+            for (int64_t c = 0; c < width; c++) sums[c] += ((const real *)bias)[c];
+        else
+            for (int64_t c = 0; c < width; c++) sums[c] += bf16_to_float(((const uint16_t *)bias)[c]);
+    }
+    if (a->activation == LOOM_ACTIVATION_GELU) {
+        void *before = element_address(&a->preactivation, row, first);
+        if (before != sums) store_reals(before, a->preactivation.dtype, sums, width);
+        if (!stored_as_real(&a->preactivation)) load_reals(sums, before, a->preactivation.dtype, width);
+        if (stored_as_real(&a->out)) {
+            gelu_row(element_address(&a->out, row, first), sums, width);
+            return;
+        }
+        gelu_row(sums, sums, width);
+    }
+    void *out = element_address(&a->out, row, first);
+    if (out != sums) store_reals(out, a->out.dtype, sums, width);
+}
+
+/* dbias = sum of dout's rows, in fixed columns, rows in order. */
+static inline void bias_gradient(const loom_exec *exec, const loom_view *dbias, const loom_view *dout,
+                                 bool accumulate) {
+    enum { COLUMN = 64 };
+    const int64_t N = loom_view_row_count(dout), C = dout->shape[3], columns = (C + COLUMN - 1) / COLUMN;
+#pragma omp parallel for schedule(static) num_threads(exec->device->threads)
+    for (int64_t column = 0; column < columns; column++) {
+        const int64_t first = column * COLUMN, width = C - first < COLUMN ? C - first : COLUMN;
+        real sum[COLUMN] = {0}, row[COLUMN];
+        for (int64_t n = 0; n < N; n++) {
+            load_reals(row, element_address(dout, n, first), dout->dtype, width);
+            for (int64_t c = 0; c < width; c++) sum[c] += row[c];
+        }
+        void *out = element_address(dbias, 0, first);
+        if (accumulate) {
+            load_reals(row, out, dbias->dtype, width);
+            for (int64_t c = 0; c < width; c++) sum[c] += row[c];
+        }
+        store_reals(out, dbias->dtype, sum, width);
+    }
+}
+
+#endif

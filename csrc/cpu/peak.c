@@ -1,0 +1,61 @@
+#include "cpu/device.h"
+
+#include <omp.h>
+#include <time.h>
+
+typedef float float_vector __attribute__((vector_size(64)));
+typedef double double_vector __attribute__((vector_size(64)));
+
+enum { CHAINS = 16, ROUNDS = 20000 };
+
+static double seconds_now(void) {
+    struct timespec now;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return (double)now.tv_sec + 1e-9 * (double)now.tv_nsec;
+}
+
+/* Independent chains of fused multiply-adds that stay in registers; the result is returned so that it is computed. */
+static float float_round(void) {
+    float_vector chain[CHAINS], scale = {0}, shift = {0};
+    scale += 0.999f;
+    shift += 1e-3f;
+    for (int i = 0; i < CHAINS; i++) chain[i] = shift * (float)i;
+    for (int round = 0; round < ROUNDS; round++)
+#pragma GCC unroll 16
+        for (int i = 0; i < CHAINS; i++) chain[i] = chain[i] * scale + shift;
+    for (int i = 1; i < CHAINS; i++) chain[0] += chain[i];
+    return chain[0][0];
+}
+
+static double double_round(void) {
+    double_vector chain[CHAINS], scale = {0}, shift = {0};
+    scale += 0.999;
+    shift += 1e-3;
+    for (int i = 0; i < CHAINS; i++) chain[i] = shift * (double)i;
+    for (int round = 0; round < ROUNDS; round++)
+#pragma GCC unroll 16
+        for (int i = 0; i < CHAINS; i++) chain[i] = chain[i] * scale + shift;
+    for (int i = 1; i < CHAINS; i++) chain[0] += chain[i];
+    return chain[0][0];
+}
+
+double loom_cpu_peak(int threads, bool in_double, double seconds) {
+    double total = 0;
+    volatile double keep = 0;
+#pragma omp parallel num_threads(threads) reduction(+ : total)
+    {
+        const double start = seconds_now();
+        double now = start, sink = 0, best = 0;
+        while (now - start < seconds) {
+            sink += in_double ? double_round() : (double)float_round();
+            const double after = seconds_now();
+            const double rate = 2.0 * CHAINS * ROUNDS * (in_double ? 8 : 16) / (after - now);
+            if (rate > best) best = rate;
+            now = after;
+        }
+        total += best;
+#pragma omp critical
+        keep += sink;
+    }
+    return total;
+}

@@ -1,0 +1,43 @@
+/* Matrix products by a library: what each library's file (product_NAME.c, one of which is linked) offers to
+ * matmul_library.c. A product is one tile of a larger one, computed by one thread. */
+#ifndef LOOM_CPU_PRODUCT_H
+#define LOOM_CPU_PRODUCT_H
+
+#include "gptloom/device.h"
+
+/* C (m,n) = A (m,k) B (k,n), or C += with accumulate. All are fp32, rows of the stored matrices contiguous: with
+ * a_transposed, A is stored as (k,m), rows lda apart. */
+typedef struct loom_product {
+    int64_t m, n, k;
+    int64_t lda, ldb, ldc;
+    bool a_transposed, b_transposed, accumulate;
+} loom_product;
+
+static inline bool loom_product_same(const loom_product *x, const loom_product *y) {
+    return x->m == y->m && x->n == y->n && x->k == y->k && x->lda == y->lda && x->ldb == y->ldb && x->ldc == y->ldc &&
+           x->a_transposed == y->a_transposed && x->b_transposed == y->b_transposed && x->accumulate == y->accumulate;
+}
+
+/* The library's plan for a shape, and all plans made so far. */
+typedef struct loom_product_plan loom_product_plan;
+typedef struct loom_product_cache loom_product_cache;
+
+/* `threads` threads may run plans; `alone` says that the library threads each product itself. */
+loom_product_cache *loom_product_cache_create(int threads, bool alone, loom_error *error);
+void loom_product_cache_destroy(loom_product_cache *cache);
+
+/* The plan for a shape, made if it is not there; NULL with an error if the library refuses. Plans never move. Not to
+ * be called by several threads at once. */
+const loom_product_plan *loom_product_prepare(loom_product_cache *cache, const loom_product *shape, loom_error *error);
+
+/* Bytes of scratch a thread that runs it needs. */
+size_t loom_product_scratch(const loom_product_plan *plan);
+
+/* Runs it as thread `thread`; threads may run one plan at the same time. */
+void loom_product_run(const loom_product_plan *plan, int thread, const float *a, const float *b, float *c,
+                      void *scratch);
+
+/* "oneDNN 2.6.3" */
+const char *loom_product_library(void);
+
+#endif

@@ -1,0 +1,46 @@
+#include "cpu/definition.h"
+
+static int64_t scratch_of(const loom_view *view) {
+    return stored_as_real(view) ? 0 : 3 * view->shape[3];
+}
+
+size_t LOOM_DEFINITION(softmax_scratch)(const loom_device *device, const loom_view *view) {
+    return thread_scratch_bytes(device, scratch_of(view));
+}
+
+void LOOM_DEFINITION(softmax_forward)(loom_exec *exec, const struct loom_softmax_forward *a) {
+    const int64_t N = loom_view_row_count(&a->x), C = a->x.shape[3];
+#pragma omp parallel num_threads(exec->device->threads)
+    {
+        real *scratch = thread_scratch(exec, scratch_of(&a->x));
+#pragma omp for schedule(static)
+        for (int64_t n = 0; n < N; n++) {
+            const real *x = row_read(&a->x, n, scratch);
+            real *out = row_write(&a->out, n, scratch + C), largest = x[0], sum = 0;
+#pragma omp simd reduction(max : largest)
+            for (int64_t c = 0; c < C; c++) largest = x[c] > largest ? x[c] : largest;
+#pragma omp simd reduction(+ : sum)
+            for (int64_t c = 0; c < C; c++) sum += out[c] = real_exp(x[c] - largest);
+            const real scale = 1 / sum;
+            for (int64_t c = 0; c < C; c++) out[c] *= scale;
+            row_written(&a->out, n, out);
+        }
+    }
+}
+
+void LOOM_DEFINITION(softmax_backward)(loom_exec *exec, const struct loom_softmax_backward *a) {
+    const int64_t N = loom_view_row_count(&a->out), C = a->out.shape[3];
+#pragma omp parallel num_threads(exec->device->threads)
+    {
+        real *scratch = thread_scratch(exec, scratch_of(&a->out));
+#pragma omp for schedule(static)
+        for (int64_t n = 0; n < N; n++) {
+            const real *out = row_read(&a->out, n, scratch), *dout = row_read(&a->dout, n, scratch + C);
+            real *dx = row_write(&a->dx, n, scratch + 2 * C), dot = 0;
+#pragma omp simd reduction(+ : dot)
+            for (int64_t c = 0; c < C; c++) dot += dout[c] * out[c];
+            for (int64_t c = 0; c < C; c++) dx[c] = out[c] * (dout[c] - dot);
+            row_written(&a->dx, n, dx);
+        }
+    }
+}

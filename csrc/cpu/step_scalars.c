@@ -1,0 +1,53 @@
+#include "cpu/definition.h"
+
+static double sum_in_order(const loom_view *view) {
+    double sum = 0;
+    for (int64_t i = 0; i < view->shape[3]; i++) sum += ((const real *)view->data)[i];
+    return sum;
+}
+
+/* Statistics over about the last 128 steps; judged once 32 were seen. */
+enum { SPIKE_WINDOW = 128, SPIKE_FIRST = 32 };
+
+static bool is_spike(double value, double mean, double mean_square, double z) {
+    const double variance = mean_square - mean * mean;
+    return value > mean + z * sqrt(variance > 0 ? variance : 0);
+}
+
+static void observe(double *mean, double *mean_square, double value, double weight) {
+    *mean += weight * (value - *mean);
+    *mean_square += weight * (value * value - *mean_square);
+}
+
+/* A spike is judged against the steps before it, and then counts among them: a lasting change of level passes in time.
+ * What is not finite is always skipped and never counted. */
+static bool must_skip(loom_scalars_state *state, double loss, double norm, double z) {
+    if (!isfinite(loss) || !isfinite(norm)) return true;
+    const bool spike = z > 0 && state->observed >= SPIKE_FIRST &&
+                       (is_spike(loss, state->loss_mean, state->loss_square, z) ||
+                        is_spike(norm, state->norm_mean, state->norm_square, z));
+    state->observed++;
+    const double weight = 1.0 / (double)(state->observed < SPIKE_WINDOW ? state->observed : SPIKE_WINDOW);
+    observe(&state->loss_mean, &state->loss_square, loss, weight);
+    observe(&state->norm_mean, &state->norm_square, norm, weight);
+    return spike;
+}
+
+void LOOM_DEFINITION(step_scalars)(loom_exec *exec, const struct loom_step_scalars *a) {
+    (void)exec;
+    const loom_scalars_in *in = &a->scalars->in;
+    loom_scalars_out *out = &a->scalars->out;
+    loom_scalars_state *state = &a->scalars->state;
+    const double loss = sum_in_order(&a->losses) * (double)in->loss_gradient, norm = sqrt(sum_in_order(&a->squares));
+    out->loss = (float)loss;
+    out->gradient_norm = (float)norm;
+    out->gradient_factor = in->clip_norm > 0 && norm > (double)in->clip_norm ? (float)((double)in->clip_norm / norm)
+                                                                             : 1;
+    out->skip = must_skip(state, loss, norm, (double)in->spike_z);
+    if (out->skip)
+        state->skipped++;
+    else
+        state->updates++;
+    out->bias_correction1 = (float)(1 - pow((double)in->beta1, (double)state->updates));
+    out->bias_correction2 = (float)(1 - pow((double)in->beta2, (double)state->updates));
+}

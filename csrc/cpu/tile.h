@@ -1,0 +1,51 @@
+/* The product of small tiles, the one inner kernel of the definitions: C += A B with vectors of 64 bytes, written with
+ * the compiler's vector types so that it is fast wherever they are. */
+#ifndef LOOM_CPU_TILE_H
+#define LOOM_CPU_TILE_H
+
+#include "cpu/real.h"
+
+typedef real tile_vector __attribute__((vector_size(64), aligned(8), may_alias));
+enum { TILE_LANES = 64 / (int)sizeof(real), TILE_ROWS = 8 };
+
+static inline int64_t round_up(int64_t n, int64_t to) {
+    return (n + to - 1) / to * to;
+}
+
+/* TILE_ROWS rows and `vectors` (1 or 2) vectors of columns, accumulated in registers over k. */
+static inline __attribute__((always_inline)) void tile_strip(real *c, int64_t ldc, const real *a, int64_t a_row,
+                                                             int64_t a_column, const real *b, int64_t ldb, int64_t K,
+                                                             int vectors) {
+    tile_vector sum[TILE_ROWS][2];
+    for (int i = 0; i < TILE_ROWS; i++)
+        for (int v = 0; v < vectors; v++) sum[i][v] = *(const tile_vector *)(c + i * ldc + v * TILE_LANES);
+    for (int64_t k = 0; k < K; k++) {
+        tile_vector row[2];
+        for (int v = 0; v < vectors; v++) row[v] = *(const tile_vector *)(b + k * ldb + v * TILE_LANES);
+#pragma GCC unroll 8
+        for (int i = 0; i < TILE_ROWS; i++) {
+            const real scalar = a[i * a_row + k * a_column];
+            for (int v = 0; v < vectors; v++) sum[i][v] += scalar * row[v];
+        }
+    }
+    for (int i = 0; i < TILE_ROWS; i++)
+        for (int v = 0; v < vectors; v++) *(tile_vector *)(c + i * ldc + v * TILE_LANES) = sum[i][v];
+}
+
+/* C (M,N) += A (M,K) B (K,N). A's element (i,k) lies at i * a_row + k * a_column, so that a transposed A costs
+ * nothing; rows of B and C are contiguous. M is a multiple of TILE_ROWS and N of TILE_LANES: callers pad with zeros. */
+static inline void tile_multiply_add(real *c, int64_t ldc, const real *a, int64_t a_row, int64_t a_column,
+                                     const real *b, int64_t ldb, int64_t M, int64_t N, int64_t K) {
+    for (int64_t j = 0; j < N;) {
+        const int vectors = j + 2 * TILE_LANES <= N ? 2 : 1;
+        for (int64_t i = 0; i < M; i += TILE_ROWS) {
+            if (vectors == 2)
+                tile_strip(c + i * ldc + j, ldc, a + i * a_row, a_row, a_column, b + j, ldb, K, 2);
+            else
+                tile_strip(c + i * ldc + j, ldc, a + i * a_row, a_row, a_column, b + j, ldb, K, 1);
+        }
+        j += vectors * TILE_LANES;
+    }
+}
+
+#endif

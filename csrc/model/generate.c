@@ -1,0 +1,132 @@
+#include "model/gpt.h"
+#include "gptloom/random.h"
+
+#include "base/check.h"
+
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+/* --------------------------------------------------------------------------------------------------------- next logits */
+
+/* The tokens run in pieces whose lengths are powers of two: those shapes were planned, and no others are needed. */
+bool loom_gpt_next_logits(loom_gpt *g, const int32_t *tokens, int64_t n, int64_t past, float *logits,
+                          loom_error *error) {
+    LOOM_CHECK(n >= 1 && past >= 0 && past + n <= g->T);
+    for (int64_t i = 0; i < n; i++)
+        if (tokens[i] < 0 || tokens[i] >= g->config.vocab_size)
+            return loom_fail(error, "token id %d is not below the vocabulary's %lld", (int)tokens[i],
+                             (long long)g->config.vocab_size);
+    while (n > 0) {
+        int64_t piece = 1;
+        while (piece * 2 <= n) piece *= 2;
+        g->device->copy(g->device, g->exec.stream, g->tokens, tokens, loom_bytes(piece, LOOM_I32), LOOM_HOST_TO_DEVICE);
+        loom_gpt_infer(g, piece, past);
+        if (!g->device->synchronize(g->device, g->exec.stream, error)) return false;
+        tokens += piece;
+        past += piece;
+        n -= piece;
+    }
+    const int64_t V = g->config.vocab_size;
+    if (g->device->storage == LOOM_F32) {
+        g->device->copy(g->device, g->exec.stream, logits, g->logits, loom_bytes(V, LOOM_F32), LOOM_DEVICE_TO_HOST);
+    } else {
+        LOOM_CHECK(g->device->storage == LOOM_F64 && g->device->host_memory); /* the oracle */
+        for (int64_t v = 0; v < V; v++) logits[v] = (float)((const double *)g->logits)[v];
+    }
+    return g->device->synchronize(g->device, g->exec.stream, error);
+}
+
+/* ------------------------------------------------------------------------------------------------------------- sampling */
+
+static int32_t most_probable(const float *logits, int64_t n) {
+    int32_t best = 0;
+    for (int64_t i = 1; i < n; i++)
+        if (logits[i] > logits[best]) best = (int32_t)i;
+    return best;
+}
+
+static int larger_first(const void *a, const void *b) {
+    const float x = *(const float *)a, y = *(const float *)b;
+    return (x < y) - (x > y);
+}
+
+/* The smallest probability that is kept: top-k and top-p (Holtzman et al., 2020) both keep the most probable ones. */
+static float threshold(const float *probability, int64_t n, const loom_sampling *sampling, float *sorted) {
+    const int64_t k = sampling->top_k > 0 && sampling->top_k < n ? sampling->top_k : n;
+    if (k == n && sampling->top_p >= 1) return 0;
+    memcpy(sorted, probability, (size_t)n * sizeof *sorted);
+    qsort(sorted, (size_t)n, sizeof *sorted, larger_first);
+    double total = 0, mass = 0;
+    for (int64_t i = 0; i < k; i++) total += (double)sorted[i];
+    for (int64_t i = 0; i < k; i++) {
+        mass += (double)sorted[i];
+        if (mass >= (double)sampling->top_p * total) return sorted[i];
+    }
+    return sorted[k - 1];
+}
+
+int32_t loom_sample_logits(const float *logits, int64_t n, const loom_sampling *sampling, uint32_t step,
+                           float *scratch) {
+    const int32_t best = most_probable(logits, n);
+    if (sampling->temperature <= 0) return best;
+    float *probability = scratch, *sorted = scratch + n;
+    for (int64_t i = 0; i < n; i++) probability[i] = expf((logits[i] - logits[best]) / sampling->temperature);
+    const float least = threshold(probability, n, sampling, sorted);
+    double total = 0;
+    for (int64_t i = 0; i < n; i++)
+        if (probability[i] >= least) total += (double)probability[i];
+    const loom_random4 random = loom_random(sampling->seed, LOOM_RANDOM_SAMPLE, step, 0);
+    double left = total * (double)loom_random_uniform(random.word[0]);
+    int32_t chosen = best;
+    for (int64_t i = 0; i < n; i++) {
+        if (probability[i] < least) continue;
+        chosen = (int32_t)i;
+        left -= (double)probability[i];
+        if (left < 0) break;
+    }
+    return chosen;
+}
+
+/* ----------------------------------------------------------------------------------------------------------- generation */
+
+/* The tokens the model has seen, at most T of them. */
+typedef struct context {
+    int32_t *token;
+    int64_t n;   /* tokens */
+    int64_t run; /* of which the model has run so many */
+} context;
+
+/* When the context is full, its newer half stays and must run again: its positions are others now. */
+static void append(context *c, int32_t token, int64_t T) {
+    if (c->n == T) {
+        const int64_t kept = T / 2;
+        memmove(c->token, c->token + (T - kept), (size_t)kept * sizeof *c->token);
+        c->n = kept;
+        c->run = 0;
+    }
+    c->token[c->n++] = token;
+}
+
+bool loom_gpt_generate(loom_gpt *g, const int32_t *prompt, int64_t n_prompt, int64_t count,
+                       const loom_sampling *sampling, bool (*emit)(void *user, int32_t token), void *user,
+                       loom_error *error) {
+    LOOM_CHECK(n_prompt >= 1);
+    const int64_t V = g->config.vocab_size;
+    context c = {.token = malloc((size_t)g->T * sizeof(int32_t))};
+    float *logits = malloc(3 * (size_t)V * sizeof *logits);
+    bool ok = c.token && logits;
+    if (!ok) loom_fail(error, "no memory to sample");
+    for (int64_t i = 0; ok && i < n_prompt; i++) append(&c, prompt[i], g->T);
+    for (int64_t i = 0; ok && i < count; i++) {
+        ok = loom_gpt_next_logits(g, c.token + c.run, c.n - c.run, c.run, logits, error);
+        if (!ok) break;
+        c.run = c.n;
+        const int32_t next = loom_sample_logits(logits, V, sampling, (uint32_t)i, logits + V);
+        if (!emit(user, next)) break;
+        append(&c, next, g->T);
+    }
+    free(c.token);
+    free(logits);
+    return ok;
+}

@@ -1,0 +1,325 @@
+#include "model/gpt.h"
+
+#include <math.h>
+
+/* ---------------------------------------------------------------------------------------------------------------- views */
+
+/* A block's parameters, in the layout's order. */
+enum {
+    LN1_WEIGHT,
+    LN1_BIAS,
+    QKV_WEIGHT,
+    QKV_BIAS,
+    PROJECTION_WEIGHT,
+    PROJECTION_BIAS,
+    LN2_WEIGHT,
+    LN2_BIAS,
+    FC_WEIGHT,
+    FC_BIAS,
+    FC_PROJECTION_WEIGHT,
+    FC_PROJECTION_BIAS,
+    PER_BLOCK
+};
+
+/* What is run: B sequences of T tokens, standing behind `past` tokens whose keys and values are kept (then B is 1). */
+typedef struct span {
+    int64_t B, T, past;
+} span;
+
+/* A parameter, or its gradient: the same place in another base. */
+static loom_view parameter(const loom_gpt *g, void *base, int index) {
+    const loom_parameter *p = &g->layout.parameter[index];
+    void *data = loom_advance(base, p->offset, g->device->storage);
+    return p->vector ? loom_view_1d(data, g->device->storage, p->columns)
+                     : loom_view_2d(data, g->device->storage, p->padded_rows, p->columns);
+}
+
+static int block_index(int64_t l, int index) {
+    return 2 + (int)l * PER_BLOCK + index;
+}
+
+static loom_view block_weight(const loom_gpt *g, int64_t l, int index) {
+    return parameter(g, g->parameters, block_index(l, index));
+}
+
+static loom_view block_gradient(const loom_gpt *g, int64_t l, int index) {
+    return parameter(g, g->gradients, block_index(l, index));
+}
+
+static int final_index(const loom_gpt *g, int index) {
+    return block_index(g->config.n_layer, index);
+}
+
+/* (N, width * C) in the storage type. */
+static loom_view rows(const loom_gpt *g, void *data, span s, int64_t width) {
+    return loom_view_2d(data, g->device->storage, s.B * s.T, width * g->config.n_embd);
+}
+
+static loom_view statistics(const loom_gpt *g, void *data, span s) {
+    return loom_view_1d(data, g->device->statistics, s.B * s.T);
+}
+
+/* One of the three parts of packed (B,T,3,H,D): 0 queries, 1 keys, 2 values; T rows from row `first` on. */
+static loom_view part_of_qkv(const loom_gpt *g, void *qkv, int part, int64_t B, int64_t first, int64_t T) {
+    const int64_t C = g->config.n_embd, H = g->config.n_head, D = C / H;
+    loom_view view = loom_view_4d(loom_advance(qkv, first * 3 * C + part * C, g->device->storage), g->device->storage,
+                                  B, T, H, D);
+    view.stride[0] = T * 3 * C;
+    view.stride[1] = 3 * C;
+    return view;
+}
+
+static loom_view heads(const loom_gpt *g, void *data, span s) {
+    const int64_t H = g->config.n_head;
+    return loom_view_4d(data, g->device->storage, s.B, s.T, H, g->config.n_embd / H);
+}
+
+static loom_view per_head(const loom_gpt *g, void *data, span s) {
+    return loom_view_3d(data, g->device->statistics, s.B, g->config.n_head, s.T);
+}
+
+static loom_view per_row_ids(int32_t *ids, span s) {
+    return loom_view_3d(ids, LOOM_I32, 1, s.B, s.T);
+}
+
+static loom_view embedded(const loom_gpt *g, void *data, span s) {
+    return loom_view_3d(data, g->device->storage, s.B, s.T, g->config.n_embd);
+}
+
+/* --------------------------------------------------------------------------------------------------------------- hooks */
+
+static void acquire(loom_gpt *g, int64_t bucket) {
+    if (g->hooks.params_acquire) g->hooks.params_acquire(g->hooks.user, (int)bucket);
+}
+
+static void release(loom_gpt *g, int64_t bucket) {
+    if (g->hooks.params_release) g->hooks.params_release(g->hooks.user, (int)bucket);
+}
+
+static void ready(loom_gpt *g, int64_t bucket) {
+    if (g->hooks.grads_ready) g->hooks.grads_ready(g->hooks.user, (int)bucket);
+}
+
+/* ------------------------------------------------------------------------------------------------------------- forward */
+
+static void layernorm(loom_gpt *g, span s, void *out, void *mean, void *rstd, loom_view x, const loom_view *delta,
+                      void *sum, loom_view weight, loom_view bias) {
+    struct loom_layernorm_forward a = {.out = rows(g, out, s, 1),
+                                       .mean = statistics(g, mean, s),
+                                       .rstd = statistics(g, rstd, s),
+                                       .x = x,
+                                       .weight = weight,
+                                       .bias = bias,
+                                       .epsilon = LOOM_LAYERNORM_EPSILON};
+    if (delta) {
+        a.delta = *delta;
+        a.sum = rows(g, sum, s, 1);
+    }
+    g->exec.ops->layernorm_forward(&g->exec, &a);
+}
+
+/* The only forward of a block: x = residual + delta (delta may be absent: then x is there already), and from x
+ *   x -> ln1 -> qkv -> att -> projection;   mid = x + projection;   mid -> ln2 -> fc -> gelu -> delta
+ * The caller adds delta to mid: the next block does, or the final layernorm. */
+static void block_forward(loom_gpt *g, int64_t l, void *const *acts, loom_view residual, const loom_view *delta,
+                          span s) {
+    const loom_view out = rows(g, g->delta, s, 1);
+    acquire(g, l + 1);
+    layernorm(g, s, acts[LOOM_ACT_LN1], acts[LOOM_ACT_MEAN1], acts[LOOM_ACT_RSTD1], residual, delta, acts[LOOM_ACT_X],
+              block_weight(g, l, LN1_WEIGHT), block_weight(g, l, LN1_BIAS));
+
+    void *qkv_rows = loom_advance(acts[LOOM_ACT_QKV], s.past * 3 * g->config.n_embd, g->device->storage);
+    g->exec.ops->matmul_forward(&g->exec, &(struct loom_matmul_forward){.out = rows(g, qkv_rows, s, 3),
+                                                                        .x = rows(g, acts[LOOM_ACT_LN1], s, 1),
+                                                                        .weight = block_weight(g, l, QKV_WEIGHT),
+                                                                        .bias = block_weight(g, l, QKV_BIAS)});
+    const int64_t D = g->config.n_embd / g->config.n_head, seen = s.past + s.T;
+    g->exec.ops->attention_forward(
+        &g->exec, &(struct loom_attention_forward){.out = heads(g, acts[LOOM_ACT_ATT], s),
+                                                   .lse = per_head(g, acts[LOOM_ACT_LSE], s),
+                                                   .q = part_of_qkv(g, acts[LOOM_ACT_QKV], 0, s.B, s.past, s.T),
+                                                   .k = part_of_qkv(g, acts[LOOM_ACT_QKV], 1, s.B, 0, seen),
+                                                   .v = part_of_qkv(g, acts[LOOM_ACT_QKV], 2, s.B, 0, seen),
+                                                   .first_query = s.past,
+                                                   .scale = 1 / sqrtf((float)D)});
+    g->exec.ops->matmul_forward(&g->exec, &(struct loom_matmul_forward){.out = out,
+                                                                        .x = rows(g, acts[LOOM_ACT_ATT], s, 1),
+                                                                        .weight = block_weight(g, l, PROJECTION_WEIGHT),
+                                                                        .bias = block_weight(g, l, PROJECTION_BIAS)});
+
+    layernorm(g, s, acts[LOOM_ACT_LN2], acts[LOOM_ACT_MEAN2], acts[LOOM_ACT_RSTD2], rows(g, acts[LOOM_ACT_X], s, 1),
+              &out, acts[LOOM_ACT_MID], block_weight(g, l, LN2_WEIGHT), block_weight(g, l, LN2_BIAS));
+    g->exec.ops->matmul_forward(&g->exec,
+                                &(struct loom_matmul_forward){.out = rows(g, acts[LOOM_ACT_GELU], s, 4),
+                                                              .preactivation = rows(g, acts[LOOM_ACT_FC], s, 4),
+                                                              .x = rows(g, acts[LOOM_ACT_LN2], s, 1),
+                                                              .weight = block_weight(g, l, FC_WEIGHT),
+                                                              .bias = block_weight(g, l, FC_BIAS),
+                                                              .activation = LOOM_ACTIVATION_GELU});
+    g->exec.ops->matmul_forward(&g->exec,
+                                &(struct loom_matmul_forward){.out = out,
+                                                              .x = rows(g, acts[LOOM_ACT_GELU], s, 4),
+                                                              .weight = block_weight(g, l, FC_PROJECTION_WEIGHT),
+                                                              .bias = block_weight(g, l, FC_PROJECTION_BIAS)});
+    release(g, l + 1);
+}
+
+/* Embeddings, blocks, final layernorm. */
+static void forward(loom_gpt *g, span s) {
+    const int64_t L = g->config.n_layer;
+    void *x = g->acts[0][LOOM_ACT_X];
+    acquire(g, 0);
+    g->exec.ops->embedding_forward(&g->exec,
+                                   &(struct loom_embedding_forward){.out = embedded(g, x, s),
+                                                                    .tokens = per_row_ids(g->tokens, s),
+                                                                    .token_weight = parameter(g, g->parameters, 0),
+                                                                    .position_weight = parameter(g, g->parameters, 1),
+                                                                    .first_position = s.past});
+    release(g, 0);
+    loom_view residual = rows(g, x, s, 1), delta = rows(g, g->delta, s, 1);
+    for (int64_t l = 0; l < L; l++) {
+        block_forward(g, l, g->acts[l], residual, l ? &delta : NULL, s);
+        residual = rows(g, g->acts[l][LOOM_ACT_MID], s, 1);
+    }
+    acquire(g, L + 1);
+    layernorm(g, s, g->lnf, g->meanf, g->rstdf, residual, &delta, g->last,
+              parameter(g, g->parameters, final_index(g, 0)), parameter(g, g->parameters, final_index(g, 1)));
+    release(g, L + 1);
+}
+
+void loom_gpt_forward(loom_gpt *g) {
+    forward(g, (span){g->B, g->T, 0});
+}
+
+/* ---------------------------------------------------------------------------------------------- the classifier and loss */
+
+static void classify(loom_gpt *g, loom_view out, loom_view x) {
+    g->exec.ops->matmul_forward(&g->exec,
+                                &(struct loom_matmul_forward){
+                                    .out = out, .x = x, .weight = parameter(g, g->parameters, 0), .transposed = true});
+}
+
+void loom_gpt_loss(loom_gpt *g, bool with_gradients, bool accumulate) {
+    const span s = {g->B, g->T, 0};
+    const int64_t N = s.B * s.T;
+    const loom_view lnf = rows(g, g->lnf, s, 1), dlnf = rows(g, g->dnarrow, s, 1);
+    acquire(g, 0);
+    for (int64_t first = 0; first < N; first += g->chunk_rows) {
+        const int64_t n = N - first < g->chunk_rows ? N - first : g->chunk_rows;
+        const loom_view logits = loom_view_2d(g->logits, g->device->storage, n, g->padded_vocabulary);
+        const loom_view x = loom_view_rows(lnf, first, n);
+        classify(g, logits, x);
+        struct loom_cross_entropy a = {
+            .losses = loom_view_1d(loom_advance(g->losses, first, g->device->statistics), g->device->statistics, n),
+            .logits = logits,
+            .targets = loom_view_1d(loom_advance(g->targets, first, LOOM_I32), LOOM_I32, n),
+            .vocab_size = g->config.vocab_size,
+            .scalars = g->scalars};
+        if (with_gradients) a.dlogits = logits;
+        g->exec.ops->cross_entropy(&g->exec, &a);
+        if (!with_gradients) continue;
+        g->exec.ops->matmul_backward_input(
+            &g->exec, &(struct loom_matmul_backward_input){.dx = loom_view_rows(dlnf, first, n),
+                                                           .dout = logits,
+                                                           .weight = parameter(g, g->parameters, 0),
+                                                           .transposed = true});
+        g->exec.ops->matmul_backward_weight(
+            &g->exec, &(struct loom_matmul_backward_weight){.dweight = parameter(g, g->gradients, 0),
+                                                            .dout = logits,
+                                                            .x = x,
+                                                            .transposed = true,
+                                                            .accumulate = accumulate || first > 0});
+    }
+    release(g, 0);
+}
+
+/* ------------------------------------------------------------------------------------------------------------ backward */
+
+static void layernorm_backward(loom_gpt *g, span s, void *dx, loom_view dout, bool has_skip, void *x, void *mean,
+                               void *rstd, int weight_index, bool accumulate) {
+    struct loom_layernorm_backward a = {.dx = rows(g, dx, s, 1),
+                                        .dweight = parameter(g, g->gradients, weight_index),
+                                        .dbias = parameter(g, g->gradients, weight_index + 1),
+                                        .dout = dout,
+                                        .x = rows(g, x, s, 1),
+                                        .weight = parameter(g, g->parameters, weight_index),
+                                        .mean = statistics(g, mean, s),
+                                        .rstd = statistics(g, rstd, s),
+                                        .accumulate = accumulate};
+    if (has_skip) a.skip = a.dx;
+    g->exec.ops->layernorm_backward(&g->exec, &a);
+}
+
+/* Both products of a linear layer: dx from dout, and its weight's and bias's gradients from dout and x. */
+static void linear_backward(loom_gpt *g, int64_t l, int weight_index, loom_view dx, loom_view dout, loom_view x,
+                            bool accumulate) {
+    g->exec.ops->matmul_backward_input(
+        &g->exec,
+        &(struct loom_matmul_backward_input){.dx = dx, .dout = dout, .weight = block_weight(g, l, weight_index)});
+    g->exec.ops->matmul_backward_weight(
+        &g->exec, &(struct loom_matmul_backward_weight){.dweight = block_gradient(g, l, weight_index),
+                                                        .dbias = block_gradient(g, l, weight_index + 1),
+                                                        .dout = dout,
+                                                        .x = x,
+                                                        .accumulate = accumulate});
+}
+
+/* dresidual holds the gradient of the block's output and ends as that of its input; each layernorm adds its share. */
+static void block_backward(loom_gpt *g, int64_t l, void *const *acts, span s, bool accumulate) {
+    const loom_view residual = rows(g, g->dresidual, s, 1), narrow = rows(g, g->dnarrow, s, 1);
+    const loom_view wide = rows(g, g->dwide, s, 4), wide3 = rows(g, g->dwide, s, 3);
+    acquire(g, l + 1);
+    linear_backward(g, l, FC_PROJECTION_WEIGHT, wide, residual, rows(g, acts[LOOM_ACT_GELU], s, 4), accumulate);
+    g->exec.ops->gelu_backward(
+        &g->exec, &(struct loom_gelu_backward){.dx = wide, .dout = wide, .x = rows(g, acts[LOOM_ACT_FC], s, 4)});
+    linear_backward(g, l, FC_WEIGHT, narrow, wide, rows(g, acts[LOOM_ACT_LN2], s, 1), accumulate);
+    layernorm_backward(g, s, g->dresidual, narrow, true, acts[LOOM_ACT_MID], acts[LOOM_ACT_MEAN2], acts[LOOM_ACT_RSTD2],
+                       block_index(l, LN2_WEIGHT), accumulate);
+
+    linear_backward(g, l, PROJECTION_WEIGHT, narrow, residual, rows(g, acts[LOOM_ACT_ATT], s, 1), accumulate);
+    const int64_t D = g->config.n_embd / g->config.n_head;
+    g->exec.ops->attention_backward(
+        &g->exec, &(struct loom_attention_backward){.dq = part_of_qkv(g, g->dwide, 0, s.B, 0, s.T),
+                                                    .dk = part_of_qkv(g, g->dwide, 1, s.B, 0, s.T),
+                                                    .dv = part_of_qkv(g, g->dwide, 2, s.B, 0, s.T),
+                                                    .dout = heads(g, g->dnarrow, s),
+                                                    .out = heads(g, acts[LOOM_ACT_ATT], s),
+                                                    .lse = per_head(g, acts[LOOM_ACT_LSE], s),
+                                                    .q = part_of_qkv(g, acts[LOOM_ACT_QKV], 0, s.B, 0, s.T),
+                                                    .k = part_of_qkv(g, acts[LOOM_ACT_QKV], 1, s.B, 0, s.T),
+                                                    .v = part_of_qkv(g, acts[LOOM_ACT_QKV], 2, s.B, 0, s.T),
+                                                    .scale = 1 / sqrtf((float)D)});
+    linear_backward(g, l, QKV_WEIGHT, narrow, wide3, rows(g, acts[LOOM_ACT_LN1], s, 1), accumulate);
+    layernorm_backward(g, s, g->dresidual, narrow, true, acts[LOOM_ACT_X], acts[LOOM_ACT_MEAN1], acts[LOOM_ACT_RSTD1],
+                       block_index(l, LN1_WEIGHT), accumulate);
+    release(g, l + 1);
+    ready(g, l + 1);
+}
+
+void loom_gpt_backward(loom_gpt *g, bool accumulate) {
+    const span s = {g->B, g->T, 0};
+    const int64_t L = g->config.n_layer;
+    acquire(g, L + 1);
+    layernorm_backward(g, s, g->dresidual, rows(g, g->dnarrow, s, 1), false, g->last, g->meanf, g->rstdf,
+                       final_index(g, 0), accumulate);
+    release(g, L + 1);
+    ready(g, L + 1);
+    for (int64_t l = L - 1; l >= 0; l--) block_backward(g, l, g->acts[l], s, accumulate);
+    g->exec.ops->embedding_backward(
+        &g->exec, &(struct loom_embedding_backward){.token_gradient = parameter(g, g->gradients, 0),
+                                                    .position_gradient = parameter(g, g->gradients, 1),
+                                                    .dout = embedded(g, g->dresidual, s),
+                                                    .tokens = per_row_ids(g->tokens, s),
+                                                    .accumulate_tokens = true, /* to the classifier's */
+                                                    .accumulate_positions = accumulate});
+    ready(g, 0);
+}
+
+/* ----------------------------------------------------------------------------------------------------------- inference */
+
+void loom_gpt_infer(loom_gpt *g, int64_t n, int64_t past) {
+    const span s = {1, n, past};
+    forward(g, s);
+    classify(g, loom_view_2d(g->logits, g->device->storage, 1, g->padded_vocabulary),
+             loom_view_rows(rows(g, g->lnf, s, 1), n - 1, 1));
+}

@@ -1,0 +1,42 @@
+/* The inside of a model: what gpt.c (lay-out, forward, backward) and generate.c share. */
+#ifndef LOOM_MODEL_GPT_H
+#define LOOM_MODEL_GPT_H
+
+#include "model/activations.h"
+
+struct loom_gpt {
+    loom_gpt_config config;
+    loom_gpt_purpose purpose;
+    loom_layout layout;
+    loom_device *device;
+    loom_exec exec;
+    loom_gpt_hooks hooks;
+    int64_t B, T; /* of a micro-batch */
+    int64_t padded_vocabulary;
+    int64_t chunk_rows; /* rows of logits that exist at a time */
+    size_t workspace_bytes;
+
+    void *parameters, *gradients;      /* in the layout */
+    loom_scalars *scalars;             /* device memory */
+    int32_t *tokens, *targets;         /* (B,T) */
+    void *losses;                      /* (B,T) statistics */
+    void *(*acts)[LOOM_ACT_COUNT];     /* [n_layer]: each block's own memory, or the scratch all share */
+    void *delta;                       /* (B,T,C): what the last projection adds to the residual stream */
+    void *last, *lnf, *meanf, *rstdf;  /* (B,T,C) twice, (B,T) twice: the final layernorm's input, output, statistics */
+    void *logits;                      /* (chunk_rows, Vp); their gradients take their place */
+    void *dresidual, *dnarrow, *dwide; /* (B,T,C), (B,T,C), (B,T,4C): gradients on their way back */
+};
+
+/* A place some elements further on; NULL stays NULL, while planning. */
+static inline void *loom_advance(void *data, int64_t elements, loom_dtype dtype) {
+    return data ? (char *)data + (size_t)elements * loom_dtype_size(dtype) : NULL;
+}
+
+static inline size_t loom_bytes(int64_t elements, loom_dtype dtype) {
+    return (size_t)elements * loom_dtype_size(dtype);
+}
+
+/* The last row's logits, Vp of them, in device memory, after running n tokens that lie in gpt->tokens. */
+void loom_gpt_infer(loom_gpt *gpt, int64_t n, int64_t past);
+
+#endif

@@ -1,0 +1,23 @@
+#include "gptloom/optim.h"
+
+#include <math.h>
+
+/* How far between lr (0) and min_lr (1) step `step` of the `span` steps after warm-up lies. */
+static double decayed(loom_schedule_kind kind, int64_t step, int64_t span) {
+    const double done = span > 1 ? (double)step / (double)(span - 1) : 1;
+    const double from = 0.8; /* wsd: the last fifth decays */
+    switch (kind) {
+    case LOOM_SCHEDULE_COSINE: return 0.5 * (1 - cos(3.141592653589793 * done));
+    case LOOM_SCHEDULE_LINEAR: return done;
+    case LOOM_SCHEDULE_WSD: return done <= from ? 0 : (done - from) / (1 - from);
+    case LOOM_SCHEDULE_CONSTANT: return 0;
+    }
+    return 0;
+}
+
+float loom_schedule_at(const loom_schedule *s, int64_t step) {
+    if (step < s->warmup) return (float)((double)s->lr * (double)(step + 1) / (double)s->warmup);
+    const int64_t span = s->steps - s->warmup;
+    const int64_t after = step - s->warmup < span ? step - s->warmup : span - 1;
+    return (float)((double)s->lr + ((double)s->min_lr - (double)s->lr) * decayed(s->kind, after, span));
+}

@@ -1,0 +1,44 @@
+#include "gptloom/plan.h"
+
+#include <stdio.h>
+#include <string.h>
+
+/* The plan is the lay-out code itself, run on an arena that only measures. */
+bool loom_plan_make(loom_plan *plan, const loom_gpt_config *config, loom_gpt_purpose purpose, loom_device *device,
+                    int64_t sequences, int64_t B, int64_t T, loom_error *error) {
+    loom_gpt *gpt;
+    *plan = (loom_plan){.B = B, .T = T, .arena = loom_arena_measure()};
+    if (!loom_gpt_create(&gpt, config, purpose, device, B, T, error)) return false;
+    loom_gpt_lay_out(gpt, &plan->arena);
+    if (purpose == LOOM_GPT_TRAIN) {
+        loom_optimizer optimizer;
+        loom_optimizer_lay_out(&optimizer, gpt, sequences, &plan->arena);
+    }
+    plan->parameters = loom_gpt_get_layout(gpt)->count;
+    loom_gpt_destroy(gpt);
+    return true;
+}
+
+static double mebibytes(size_t bytes) {
+    return (double)bytes / 0x1p20;
+}
+
+bool loom_plan_check(const loom_plan *plan, loom_error *error) {
+    if (plan->available == 0 || plan->arena.used <= plan->available) return true;
+    bool told[LOOM_ARENA_MAX_ROWS] = {false};
+    char rows[256] = "";
+    for (int shown = 0; shown < 3 && shown < plan->arena.n_rows; shown++) {
+        int largest = -1;
+        for (int i = 0; i < plan->arena.n_rows; i++)
+            if (!told[i] && (largest < 0 || plan->arena.row[i].bytes > plan->arena.row[largest].bytes)) largest = i;
+        told[largest] = true;
+        const size_t used = strlen(rows);
+        snprintf(rows + used, sizeof rows - used, "%s%s %.0f", shown ? ", " : "", plan->arena.row[largest].name,
+                 mebibytes(plan->arena.row[largest].bytes));
+    }
+    return loom_fail(
+        error,
+        "--memory: %.0f MiB are needed and %.0f MiB are there (the largest parts in MiB: %s); take a smaller "
+        "--micro-batch, --seq-len or model",
+        mebibytes(plan->arena.used), mebibytes(plan->available), rows);
+}

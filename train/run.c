@@ -1,0 +1,217 @@
+#include "gptloom/train.h"
+
+#include "base/file.h"
+
+#include <errno.h>
+#include <inttypes.h>
+#include <limits.h>
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+/* A whole run in its directory. The directory is made only once everything is open: a run that cannot start leaves
+ * nothing behind. */
+
+typedef struct run {
+    loom_trainer *trainer;
+    const loom_train_options *options; /* the trainer's, resolved */
+    const loom_train_observer *observer;
+    FILE *metrics;
+    char metrics_path[PATH_MAX], samples_path[PATH_MAX], config_path[PATH_MAX];
+    int64_t saved_step, validated_step;
+    double validation_loss;
+    int not_finite; /* steps in a row whose loss or gradient was no number */
+} run;
+
+/* ------------------------------------------------------------------------------------------------------ the directory */
+
+/* A new run needs a place of its own. */
+static bool check_place(const loom_train_options *options, loom_error *error) {
+    char config[PATH_MAX];
+    if (!options->out || !*options->out) return loom_fail(error, "--out: name the directory for the run");
+    if (!loom_join_path(config, sizeof config, options->out, "config.ini", error)) return false;
+    if (options->resume) return true;
+    if (loom_path_exists(config))
+        return loom_fail(error, "--out: %s holds a run already; --resume continues it, or take another directory",
+                         options->out);
+    if (loom_path_exists(options->out) && !loom_is_directory(options->out))
+        return loom_fail(error, "--out: %s is not a directory", options->out);
+    return true;
+}
+
+/* The step of a line of metrics; -1 if it has none. */
+static int64_t step_of_line(const char *line) {
+    int64_t step;
+    return sscanf(line, "{\"step\": %" SCNd64, &step) == 1 ? step : -1;
+}
+
+/* A run that was killed may have written metrics of steps after its last checkpoint: they will be done again. */
+static bool drop_metrics_after(const char *path, int64_t step, loom_error *error) {
+    if (!loom_path_exists(path)) return true;
+    loom_mapping old;
+    if (!loom_file_map(path, &old, error)) return false;
+    const char *text = old.data;
+    size_t kept = 0;
+    while (kept < old.size) {
+        const char *end = memchr(text + kept, '\n', old.size - kept);
+        char line[64] = "";
+        memcpy(line, text + kept, old.size - kept < sizeof line - 1 ? old.size - kept : sizeof line - 1);
+        if (!end || step_of_line(line) < 0 || step_of_line(line) > step) break;
+        kept = (size_t)(end - text) + 1;
+    }
+    const bool ok = kept == old.size || loom_file_replace(path, text, kept, error);
+    loom_file_unmap(&old);
+    return ok;
+}
+
+static bool open_directory(run *r, loom_error *error) {
+    const char *out = r->options->out;
+    if (!loom_make_directories(out, error) ||
+        !loom_join_path(r->metrics_path, sizeof r->metrics_path, out, "metrics.jsonl", error) ||
+        !loom_join_path(r->samples_path, sizeof r->samples_path, out, "samples.txt", error) ||
+        !loom_join_path(r->config_path, sizeof r->config_path, out, "config.ini", error) ||
+        !loom_train_options_write(r->options, r->config_path, error) ||
+        !drop_metrics_after(r->metrics_path, loom_trainer_steps_done(r->trainer), error))
+        return false;
+    r->metrics = fopen(r->metrics_path, "ae");
+    if (!r->metrics) return loom_fail(error, "%s: cannot be written: %s", r->metrics_path, strerror(errno));
+    return true;
+}
+
+/* ------------------------------------------------------------------------------------------------------------ metrics */
+
+/* JSON knows no NaN: null says that there is no number. */
+static void print_number(FILE *file, const char *key, double value) {
+    if (isfinite(value))
+        fprintf(file, ", \"%s\": %.9g", key, value);
+    else
+        fprintf(file, ", \"%s\": null", key);
+}
+
+static bool write_metrics(run *r, const loom_step_report *report, loom_error *error) {
+    fprintf(r->metrics, "{\"step\": %" PRId64 ", \"tokens\": %" PRId64, report->step, report->tokens);
+    print_number(r->metrics, "loss", (double)report->loss);
+    print_number(r->metrics, "lr", (double)report->lr);
+    print_number(r->metrics, "grad_norm", (double)report->grad_norm);
+    print_number(r->metrics, "ms", report->ms);
+    print_number(r->metrics, "tokens_per_s", report->tokens_per_s);
+    if (report->skipped) fputs(", \"skipped\": true", r->metrics);
+    if (r->validated_step == report->step) print_number(r->metrics, "val_loss", r->validation_loss);
+    fputs("}\n", r->metrics);
+    if (fflush(r->metrics) != 0 || ferror(r->metrics))
+        return loom_fail(error, "%s: cannot be written: %s", r->metrics_path, strerror(errno));
+    return true;
+}
+
+/* --------------------------------------------------------------------------------------------------- what happens when */
+
+static bool is_due(int64_t every, int64_t step) {
+    return every > 0 && step % every == 0;
+}
+
+static bool validate(run *r, int64_t step, loom_error *error) {
+    if (!loom_trainer_validate(r->trainer, r->options->val_batches, &r->validation_loss, error)) return false;
+    r->validated_step = step;
+    if (r->observer->validated) r->observer->validated(r->observer->user, step, r->validation_loss);
+    return true;
+}
+
+/* Text being sampled: bytes as they are, other tokens as numbers. */
+typedef struct text {
+    char *data;
+    size_t used, size;
+    bool bytes;
+} text;
+
+static bool take_token(void *user, int32_t token) {
+    text *t = user;
+    if (t->bytes && token >= LOOM_BYTE_END_OF_TEXT) return false;
+    if (t->size - t->used < 16) {
+        char *larger = realloc(t->data, 2 * t->size + 256);
+        if (!larger) return false;
+        t->data = larger;
+        t->size = 2 * t->size + 256;
+    }
+    if (t->bytes)
+        t->data[t->used++] = (char)token;
+    else
+        t->used += (size_t)snprintf(t->data + t->used, 16, "%s%d", t->used ? " " : "", (int)token);
+    t->data[t->used] = 0;
+    return true;
+}
+
+static bool sample(run *r, int64_t step, loom_error *error) {
+    text t = {.bytes = loom_dataset_is_bytes(loom_trainer_data(r->trainer))};
+    bool ok = loom_trainer_sample(r->trainer, r->options->sample_tokens, take_token, &t, error);
+    if (ok && t.data) {
+        FILE *file = fopen(r->samples_path, "ae");
+        ok = file && fprintf(file, "--- step %" PRId64 "\n", step) > 0 && fwrite(t.data, 1, t.used, file) == t.used &&
+             fputc('\n', file) != EOF;
+        if (file && fclose(file) != 0) ok = false;
+        if (!ok) loom_fail(error, "%s: cannot be written: %s", r->samples_path, strerror(errno));
+    }
+    if (ok && r->observer->sampled) r->observer->sampled(r->observer->user, step, t.data ? t.data : "");
+    free(t.data);
+    return ok;
+}
+
+static bool save(run *r, int64_t step, loom_error *error) {
+    if (r->saved_step == step) return true;
+    if (!loom_trainer_save(r->trainer, r->options->out, (int)r->options->keep, error)) return false;
+    r->saved_step = step;
+    char directory[PATH_MAX];
+    if (!loom_join_path(directory, sizeof directory, r->options->out, "checkpoints/latest", error)) return false;
+    if (r->observer->saved) r->observer->saved(r->observer->user, step, directory);
+    return true;
+}
+
+/* One bad step is skipped by AdamW; many in a row mean that the parameters are lost, and nothing is saved over the last
+ * good checkpoint. */
+static bool check_finite(run *r, const loom_step_report *report, loom_error *error) {
+    enum { PATIENCE = 10 };
+    r->not_finite = isfinite(report->loss) && isfinite(report->grad_norm) ? 0 : r->not_finite + 1;
+    if (r->not_finite < PATIENCE) return true;
+    return loom_fail(error,
+                     "--lr: the loss or its gradient has been no finite number for %d steps, up to step %" PRId64
+                     "; --resume from the last checkpoint with a lower rate or --skip-spikes",
+                     PATIENCE, report->step);
+}
+
+static bool run_steps(run *r, loom_error *error) {
+    const loom_train_options *o = r->options;
+    const int64_t first = loom_trainer_steps_done(r->trainer), planned = loom_trainer_steps_planned(r->trainer);
+    const int64_t last = o->stop_after > 0 && first + o->stop_after < planned ? first + o->stop_after : planned;
+    for (int64_t step = first + 1; step <= last; step++) {
+        loom_step_report report;
+        if (!loom_trainer_step(r->trainer, &report, error) || !check_finite(r, &report, error)) return false;
+        const bool stop = r->observer->should_stop && r->observer->should_stop(r->observer->user);
+        const bool final = step == planned;
+        if (r->observer->stepped) r->observer->stepped(r->observer->user, &report);
+        if (loom_trainer_has_validation(r->trainer) && o->val_every > 0 && (is_due(o->val_every, step) || final) &&
+            !validate(r, step, error))
+            return false;
+        if (!write_metrics(r, &report, error)) return false;
+        if (o->sample_every > 0 && (is_due(o->sample_every, step) || final) && !sample(r, step, error)) return false;
+        if (is_due(o->checkpoint_every, step) && !save(r, step, error)) return false;
+        if (stop) return save(r, step, error);
+    }
+    return save(r, last, error);
+}
+
+bool loom_train(const loom_train_options *options, const loom_train_observer *observer, loom_error *error) {
+    static const loom_train_observer nobody;
+    run r = {.observer = observer ? observer : &nobody, .saved_step = -1, .validated_step = -1};
+    if (!check_place(options, error) || !loom_trainer_open(&r.trainer, options, error)) return false;
+    r.options = loom_trainer_options(r.trainer);
+    bool ok = open_directory(&r, error);
+    if (ok) {
+        if (r.observer->started) r.observer->started(r.observer->user, r.trainer);
+        ok = run_steps(&r, error);
+    }
+    if (r.metrics && fclose(r.metrics) != 0 && ok)
+        ok = loom_fail(error, "%s: cannot be written: %s", r.metrics_path, strerror(errno));
+    loom_trainer_close(r.trainer);
+    return ok;
+}

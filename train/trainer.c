@@ -1,0 +1,336 @@
+#include "trainer.h"
+
+#include "base/check.h"
+
+#include <inttypes.h>
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+/* --------------------------------------------------------------------------------------------------------- the model's shape */
+
+static loom_gpt_config shape_of(const loom_train_options *o) {
+    return (loom_gpt_config){o->n_layer, o->n_head, o->n_embd, o->block_size, o->vocab_size};
+}
+
+/* A resumed or initialised run has the checkpoint's shape; what was said about it otherwise must agree. */
+static bool take_shape(loom_train_options *o, const loom_checkpoint_info *from, loom_error *error) {
+    const struct {
+        const char *flag;
+        int64_t *said;
+        int64_t is;
+    } rows[] = {{"--n-layer", &o->n_layer, from->config.n_layer},
+                {"--n-head", &o->n_head, from->config.n_head},
+                {"--n-embd", &o->n_embd, from->config.n_embd},
+                {"--block-size", &o->block_size, from->config.block_size},
+                {"--vocab-size", &o->vocab_size, from->config.vocab_size}};
+    for (size_t i = 0; i < sizeof rows / sizeof *rows; i++) {
+        if (*rows[i].said && *rows[i].said != rows[i].is)
+            return loom_fail(error, "%s: %" PRId64 " is asked for, but the checkpoint %s has %" PRId64, rows[i].flag,
+                             *rows[i].said, from->directory, rows[i].is);
+        *rows[i].said = rows[i].is;
+    }
+    return true;
+}
+
+/* --------------------------------------------------------------------------------------------------------------------- data */
+
+static bool open_paths(loom_dataset **data, char *const *paths, int n, loom_error *error) {
+    return loom_dataset_open(data, (const char *const *)paths, n, error);
+}
+
+/* The vocabulary, where nobody said: bytes have 257 ids, llm.c's shards are GPT-2's. */
+static bool settle_vocabulary(loom_trainer *t, loom_error *error) {
+    enum { GPT2_VOCABULARY = 50257 };
+    loom_train_options *o = &t->options;
+    const bool bytes = loom_dataset_is_bytes(t->data);
+    if (!o->vocab_size) o->vocab_size = bytes ? LOOM_BYTE_VOCABULARY : GPT2_VOCABULARY;
+    if (bytes && o->vocab_size < LOOM_BYTE_VOCABULARY)
+        return loom_fail(error, "--vocab-size: text is read as bytes and needs %d ids; %" PRId64 " are too few",
+                         LOOM_BYTE_VOCABULARY, o->vocab_size);
+    return true;
+}
+
+static bool open_data(loom_trainer *t, loom_error *error) {
+    loom_train_options *o = &t->options;
+    if (o->n_data == 0) return loom_fail(error, "--data: name the text or token files to train on");
+    if (!open_paths(&t->data, o->data, o->n_data, error)) return false;
+    if (o->n_val_data && !open_paths(&t->val_data, o->val_data, o->n_val_data, error)) return false;
+    if (t->val_data && loom_dataset_is_bytes(t->val_data) != loom_dataset_is_bytes(t->data))
+        return loom_fail(error, "--val-data: %s is %s, unlike --data", loom_dataset_first_path(t->val_data),
+                         loom_dataset_is_bytes(t->val_data) ? "text" : "a token shard");
+    return settle_vocabulary(t, error);
+}
+
+static bool split_data(loom_trainer *t, loom_error *error) {
+    const loom_train_options *o = &t->options;
+    if (!loom_dataset_check_ids(t->data, o->vocab_size, error)) return false;
+    if (!t->val_data) {
+        t->has_validation = o->val_fraction > 0;
+        return loom_split_by_fraction(t->data, o->vocab_size, o->val_fraction, o->seq_len, &t->training, &t->validation,
+                                      error);
+    }
+    loom_split nothing;
+    t->has_validation = true;
+    return loom_dataset_check_ids(t->val_data, o->vocab_size, error) &&
+           loom_split_by_fraction(t->data, o->vocab_size, 0, o->seq_len, &t->training, &nothing, error) &&
+           loom_split_by_fraction(t->val_data, o->vocab_size, 0, o->seq_len, &t->validation, &nothing, error);
+}
+
+/* --steps, or the steps that --epochs come to. */
+static bool settle_steps(loom_trainer *t, loom_error *error) {
+    loom_train_options *o = &t->options;
+    if (!o->steps) {
+        const double windows = (double)loom_split_windows(&t->training, o->seq_len);
+        const double steps = ceil((o->epochs > 0 ? o->epochs : 1) * windows / (double)o->batch);
+        if (!(steps < 1e12)) return loom_fail(error, "--epochs: %g epochs are too many steps", o->epochs);
+        o->steps = steps < 1 ? 1 : (int64_t)steps;
+        o->epochs = 0;
+    }
+    if (o->warmup < 0) o->warmup = o->steps / 20 < 2000 ? o->steps / 20 : 2000;
+    if (o->warmup >= o->steps && o->warmup > 0)
+        return loom_fail(error, "--warmup: %" PRId64 " steps of warm-up do not fit into %" PRId64 " steps", o->warmup,
+                         o->steps);
+    t->schedule = (loom_schedule){
+        .kind = o->schedule, .lr = (float)o->lr, .min_lr = (float)o->min_lr, .warmup = o->warmup, .steps = o->steps};
+    return true;
+}
+
+/* ------------------------------------------------------------------------------------------------------------------- memory */
+
+/* The micro-batch: what was said, or the largest divisor of the batch that fits. */
+static bool plan_memory(loom_trainer *t, loom_error *error) {
+    loom_train_options *o = &t->options;
+    const loom_gpt_config shape = shape_of(o);
+    const size_t free_bytes = t->device->available(t->device);
+    const size_t allowed = o->memory > 0 && o->memory < (double)free_bytes ? (size_t)o->memory : free_bytes;
+    int64_t B = o->micro_batch ? o->micro_batch : o->batch;
+    for (;; B--) {
+        if (o->batch % B != 0) continue;
+        if (!loom_plan_make(&t->plan, &shape, LOOM_GPT_TRAIN, t->device, o->batch, B, o->seq_len, error)) return false;
+        t->plan.available = allowed;
+        if (t->plan.arena.used <= allowed || B == 1 || o->micro_batch) break;
+    }
+    o->micro_batch = B;
+    return loom_plan_check(&t->plan, error);
+}
+
+static bool allocate(loom_trainer *t, loom_error *error) {
+    const loom_train_options *o = &t->options;
+    const loom_gpt_config shape = shape_of(o);
+    t->memory_bytes = t->plan.arena.used;
+    if (!t->device->allocate(t->device, &t->memory, t->memory_bytes, error)) return false;
+    if (!loom_gpt_create(&t->gpt, &shape, LOOM_GPT_TRAIN, t->device, o->micro_batch, o->seq_len, error)) return false;
+    loom_arena arena = loom_arena_over(t->memory, t->memory_bytes, t->device->host_memory);
+    loom_gpt_lay_out(t->gpt, &arena);
+    loom_optimizer_lay_out(&t->optimizer, t->gpt, o->batch, &arena);
+    LOOM_CHECK(arena.used == t->plan.arena.used);
+    return loom_gpt_prepare(t->gpt, error) && loom_optimizer_prepare(&t->optimizer, error);
+}
+
+/* -------------------------------------------------------------------------------------------------------------- start, resume */
+
+static loom_checkpoint_tensors tensors_of(loom_trainer *t) {
+    return (loom_checkpoint_tensors){.config = loom_gpt_get_config(t->gpt),
+                                     .layout = loom_gpt_get_layout(t->gpt),
+                                     .device = t->device,
+                                     .parameters = loom_gpt_get_parameters(t->gpt),
+                                     .moment1 = t->optimizer.moment1,
+                                     .moment2 = t->optimizer.moment2};
+}
+
+/* A run goes on only as what it was: what its order of data or its numbers hang on may not change. */
+static bool check_resumable(const loom_trainer *t, const loom_checkpoint_info *from, loom_error *error) {
+    if (!from->has_optimizer)
+        return loom_fail(error, "--resume: %s has weights only; --init starts a new run from them", from->directory);
+    if (from->state.seed != t->options.seed)
+        return loom_fail(error, "--seed: the run %s has seed %" PRIu64 "; a resumed run cannot change it",
+                         t->options.out, from->state.seed);
+    if (from->state.data_identity != loom_dataset_identity(t->data))
+        return loom_fail(error, "--data: this is not the data that the run %s was trained on", t->options.out);
+    if (from->state.step >= t->options.steps)
+        return loom_fail(error, "--steps: the run %s has done %" PRId64 " of %" PRId64 " steps already; ask for more",
+                         t->options.out, from->state.step, t->options.steps);
+    return true;
+}
+
+static bool start(loom_trainer *t, const loom_checkpoint_info *from, loom_error *error) {
+    if (!from) {
+        t->state.seed = t->options.seed;
+        t->state.data_identity = loom_dataset_identity(t->data);
+        return loom_gpt_initialise(t->gpt, t->options.seed, error);
+    }
+    loom_checkpoint_tensors tensors = tensors_of(t);
+    if (t->options.resume) {
+        t->state = from->state;
+        t->device->copy(t->device, NULL, &loom_gpt_get_scalars(t->gpt)->state, &t->state.scalars,
+                        sizeof t->state.scalars, LOOM_HOST_TO_DEVICE);
+    } else {
+        t->state.seed = t->options.seed;
+        t->state.data_identity = loom_dataset_identity(t->data);
+        tensors.moment1 = tensors.moment2 = NULL;
+    }
+    return loom_checkpoint_load(from, &tensors, error);
+}
+
+static bool open_device(loom_trainer *t, loom_error *error) {
+    const loom_device_options options = {.threads = t->options.threads, .library_threads = !t->options.deterministic};
+    return loom_device_open(&t->device, t->options.device ? t->options.device : "auto", &options, error);
+}
+
+/* A resumed or initialised run's checkpoint; *found NULL for a fresh run. */
+static bool find_checkpoint(loom_trainer *t, loom_checkpoint_info *info, const loom_checkpoint_info **found,
+                            loom_error *error) {
+    const char *path = t->options.resume ? t->options.out : t->options.init;
+    *found = NULL;
+    if (!path || !*path) return true;
+    if (!loom_checkpoint_open(path, info, error) || !take_shape(&t->options, info, error)) return false;
+    *found = info;
+    return true;
+}
+
+static bool open_everything(loom_trainer *t, loom_checkpoint_info *info, loom_error *error) {
+    const loom_checkpoint_info *from;
+    if (!find_checkpoint(t, info, &from, error)) return false;
+    if (!loom_train_options_resolve(&t->options, error) || !open_data(t, error)) return false;
+    if (!split_data(t, error) || !settle_steps(t, error)) return false;
+    if (t->options.resume && from && !check_resumable(t, from, error)) return false;
+    if (!open_device(t, error) || !plan_memory(t, error) || !allocate(t, error) || !start(t, from, error)) return false;
+    const loom_loader_options order = {.T = t->options.seq_len,
+                                       .batch = t->options.batch,
+                                       .micro_batch = t->options.micro_batch,
+                                       .seed = t->options.seed,
+                                       .first_step = t->state.step,
+                                       .ranks = 1};
+    return loom_loader_open(&t->loader, &t->training, &order, error);
+}
+
+bool loom_trainer_open(loom_trainer **out, const loom_train_options *options, loom_error *error) {
+    loom_trainer *t = calloc(1, sizeof *t);
+    loom_checkpoint_info *info = calloc(1, sizeof *info);
+    bool ok = t && info;
+    if (!ok) loom_fail(error, "no memory for a trainer");
+    if (ok) {
+        t->options = *options;
+        ok = open_everything(t, info, error);
+    }
+    free(info);
+    if (!ok) {
+        loom_trainer_close(t);
+        return false;
+    }
+    *out = t;
+    return true;
+}
+
+void loom_trainer_close(loom_trainer *t) {
+    if (!t) return;
+    loom_loader_close(t->loader);
+    loom_gpt_destroy(t->gpt);
+    if (t->memory) t->device->release(t->device, t->memory, t->memory_bytes);
+    loom_device_close(t->device);
+    loom_dataset_close(t->val_data);
+    loom_dataset_close(t->data);
+    free(t);
+}
+
+/* ------------------------------------------------------------------------------------------------- validate, sample, save */
+
+/* The windows of the validation split in order; places of the last micro-batch that are left over have no targets. */
+static bool fill_validation_batch(const loom_trainer *t, int64_t first, int64_t windows, int32_t *inputs,
+                                  int32_t *targets, loom_error *error) {
+    const int64_t B = t->options.micro_batch, T = t->options.seq_len;
+    for (int64_t b = 0; b < B; b++) {
+        int32_t *in = inputs + b * T, *out = targets + b * T;
+        if (first + b < windows) {
+            if (!loom_split_window(&t->validation, T, 0, first + b, in, out, error)) return false;
+            continue;
+        }
+        memset(in, 0, (size_t)T * sizeof *in);
+        for (int64_t i = 0; i < T; i++) out[i] = -1;
+    }
+    return true;
+}
+
+/* Adds a micro-batch's losses, row by row in order. */
+static bool add_losses(loom_trainer *t, const int32_t *targets, void *losses, double *sum, int64_t *count,
+                       loom_error *error) {
+    const int64_t N = t->options.micro_batch * t->options.seq_len;
+    const bool wide = t->device->statistics == LOOM_F64;
+    t->device->copy(t->device, NULL, losses, loom_gpt_get_losses(t->gpt),
+                    (size_t)N * loom_dtype_size(t->device->statistics), LOOM_DEVICE_TO_HOST);
+    if (!t->device->synchronize(t->device, NULL, error)) return false;
+    for (int64_t i = 0; i < N; i++) {
+        *sum += wide ? ((const double *)losses)[i] : (double)((const float *)losses)[i];
+        *count += targets[i] >= 0;
+    }
+    return true;
+}
+
+bool loom_trainer_validate(loom_trainer *t, int64_t batches, double *loss, loom_error *error) {
+    LOOM_CHECK(t->has_validation);
+    const int64_t B = t->options.micro_batch, T = t->options.seq_len, windows = loom_split_windows(&t->validation, T);
+    const int64_t all = (windows + B - 1) / B, count = batches > 0 && batches < all ? batches : all;
+    int32_t *inputs = malloc(2 * (size_t)(B * T) * sizeof *inputs), *targets = inputs ? inputs + B * T : NULL;
+    void *losses = malloc((size_t)(B * T) * sizeof(double));
+    bool ok = inputs && losses;
+    if (!ok) loom_fail(error, "no memory to validate");
+    double sum = 0;
+    int64_t rows = 0;
+    for (int64_t i = 0; ok && i < count; i++) {
+        ok = fill_validation_batch(t, i * B, windows, inputs, targets, error);
+        if (!ok) break;
+        loom_gpt_set_batch(t->gpt, inputs, targets);
+        loom_gpt_forward(t->gpt);
+        loom_gpt_loss(t->gpt, false, false);
+        ok = add_losses(t, targets, losses, &sum, &rows, error);
+    }
+    free(inputs);
+    free(losses);
+    if (ok) *loss = sum / (double)rows;
+    return ok;
+}
+
+bool loom_trainer_sample(loom_trainer *t, int64_t n, bool (*emit)(void *user, int32_t token), void *user,
+                         loom_error *error) {
+    const loom_sampling sampling = {
+        .temperature = 0.8f, .top_k = 200, .top_p = 1, .seed = t->options.seed + (uint64_t)t->state.step};
+    const int32_t prompt = loom_dataset_is_bytes(t->data) ? '\n' : (int32_t)t->options.vocab_size - 1;
+    return loom_gpt_generate(t->gpt, &prompt, 1, n, &sampling, emit, user, error);
+}
+
+bool loom_trainer_save(loom_trainer *t, const char *run, int keep, loom_error *error) {
+    const loom_checkpoint_tensors tensors = tensors_of(t);
+    return loom_checkpoint_save(run, &tensors, &t->state, loom_dataset_is_bytes(t->data), keep, error);
+}
+
+/* --------------------------------------------------------------------------------------------------------------- accessors */
+
+int64_t loom_trainer_steps_done(const loom_trainer *t) {
+    return t->state.step;
+}
+
+int64_t loom_trainer_steps_planned(const loom_trainer *t) {
+    return t->options.steps;
+}
+
+bool loom_trainer_has_validation(const loom_trainer *t) {
+    return t->has_validation;
+}
+
+const loom_train_options *loom_trainer_options(const loom_trainer *t) {
+    return &t->options;
+}
+
+const loom_plan *loom_trainer_plan(const loom_trainer *t) {
+    return &t->plan;
+}
+
+loom_gpt *loom_trainer_gpt(loom_trainer *t) {
+    return t->gpt;
+}
+
+const loom_dataset *loom_trainer_data(const loom_trainer *t) {
+    return t->data;
+}
