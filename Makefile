@@ -17,8 +17,7 @@ MATMUL  ?= auto
 SANITIZE ?=
 
 # ------------------------------------------------------------------------------------------------- what is installed
-links = $(shell printf '\#include <%s>\nint main(void) { return 0; }\n' '$(1)' | \
-	$(CC) -x c - $(2) -o /dev/null 2>/dev/null && echo yes)
+links = $(shell echo 'int main(void) { return 0; }' | $(CC) -include $(1) -x c - $(2) -o /dev/null 2>/dev/null && echo yes)
 ifeq ($(MATMUL),auto)
     ifeq ($(call links,oneapi/dnnl/dnnl.h,$(DNNL_CFLAGS) $(DNNL_LIBS) -ldnnl),yes)
         override MATMUL := onednn

@@ -31,7 +31,7 @@ const loom_flag *loom_flag_find(const loom_flag *flags, int n, const char *name)
     return NULL;
 }
 
-/* ------------------------------------------------------------------------------------------------- storing and freeing */
+/* ---------------------------------------------------------------------------------------------- storing and freeing */
 
 /* A number into the field of its type. */
 static void store(const loom_flag *flag, void *target, double number, int64_t integer) {
@@ -116,7 +116,7 @@ bool loom_flag_is_unset(const loom_flag *flag, const void *target) {
     }
 }
 
-/* ------------------------------------------------------------------------------------------------------------- parsing */
+/* ---------------------------------------------------------------------------------------------------------- parsing */
 
 static bool in_range(const loom_flag *flag, double number, const char *text, const char *where, loom_error *error) {
     if (flag->min == 0 && flag->max == 0) return true;
@@ -250,7 +250,7 @@ bool loom_flag_check(const loom_flag *flag, const void *target, const char *wher
     return in_range(flag, number, text, where, error);
 }
 
-/* ------------------------------------------------------------------------------------------------------------- sources */
+/* ---------------------------------------------------------------------------------------------------------- sources */
 
 bool loom_flag_give(loom_flag_table *table, const loom_flag *flag, const char *text, const char *where,
                     loom_error *error) {
@@ -272,7 +272,7 @@ bool loom_flag_given(const loom_flag_table *table, const char *name) {
     return table->given[flag - table->flags];
 }
 
-/* ------------------------------------------------------------------------------------------------------------ printing */
+/* --------------------------------------------------------------------------------------------------------- printing */
 
 /* The shortest decimal that reads back to the same double. */
 static int print_number(char *text, size_t size, double number) {

@@ -22,7 +22,7 @@ static void initial_values(const loom_gpt *g, const loom_parameter *p, uint64_t 
     const float deviation = residual_projection ? 0.02f / sqrtf(2.0f * (float)g->config.n_layer) : 0.02f;
     const uint64_t first = (uint64_t)(p->offset - g->layout.bucket[p->bucket].offset);
     const int64_t piece = 1 << 16;
-#pragma omp parallel for schedule(static)
+#pragma omp parallel for schedule(static) num_threads(g->device->threads)
     for (int64_t start = 0; start < n; start += piece) {
         const int64_t count = n - start < piece ? n - start : piece;
         loom_random_normal(values + start, count, seed, LOOM_RANDOM_INIT, (uint32_t)p->bucket, first + (uint64_t)start);
