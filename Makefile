@@ -1,13 +1,22 @@
 # gptloom. A new user's two commands:
 #     make run     sets up what is missing, builds, gets real text, trains a GPT, shows its loss and a sample
 #     make test    sets up what is missing, builds, runs the tests
-# make help lists the rest.
+# `make help` lists the rest.
 
 VERSION := 0.1.0
 BUILD   ?= build
 PREFIX  ?= /usr/local
-CC      ?= gcc
-CXX     ?= g++
+ifeq ($(origin CC),default)
+    CC := gcc
+endif
+ifeq ($(origin CXX),default)
+    CXX := g++
+endif
+
+# As many jobs as there are processors, unless -j says otherwise.
+ifeq ($(filter -j% --jobs%,$(MAKEFLAGS)),)
+    MAKEFLAGS += --jobs=$(shell nproc)
+endif
 
 # The machine to compile for; the program's bits are those of one build on one machine.
 ARCH    ?= native
@@ -64,11 +73,9 @@ TESTS           := $(patsubst test/%.cpp,$(BUILD)/test/%,$(wildcard test/test_*.
 V ?= 0
 quiet = $(if $(filter 0,$(V)),@echo "  $(1) $@" &&,)
 
-.PHONY: all help run test test-full check sanitize format install clean setup
+.PHONY: all tests setup run test test-full sanitize install format clean help
 all: $(BUILD)/gptloom $(BUILD)/libgptloom.a
-
-help:
-	@sed -n 's/^#  \(make [a-z-]*\)/  \1/p' Makefile
+tests: all $(TESTS)
 
 $(BUILD)/libgptloom.a: $(LIB_OBJECTS)
 	@rm -f $@
@@ -97,7 +104,54 @@ $(BUILD)/test/%: $(BUILD)/obj/test/%.o $(CASE_OBJECTS) $(BUILD)/libgptloom.a
 	@mkdir -p $(@D)
 	$(call quiet,LD) $(CXX) $(CXXFLAGS_) -o $@ $^ -lgtest -lgtest_main $(LIBS)
 
+# ------------------------------------------------------------------------------------------------------ what users run
+# Set-up may install what the lines above look for, so building is a make of its own.
+setup:
+	@dev/setup.sh
+
+#  make run         set up, build, get a text, train a GPT, show its loss and a sample  (DATA=path DATA_URL=url)
+run: setup
+	@$(MAKE) --no-print-directory all
+	@BUILD=$(BUILD) dev/first-run.sh
+
+#  make test        set up, build, run the tests
+test: setup
+	@$(MAKE) --no-print-directory tests
+	@test/run.py --logs $(BUILD)/test/logs $(TESTS)
+
+#  make test-full   all tests, and again in sanitizer builds and with the other libraries for matrix products
+FULL := $(TESTS) $(TESTS:$(BUILD)/%=$(BUILD)/sanitized/%) $(foreach m,openblas plain,$(BUILD)/$(m)/test/test_ops)
+test-full: setup
+	@MATMUL=openblas dev/setup.sh
+	@$(MAKE) --no-print-directory tests
+	@$(MAKE) --no-print-directory BUILD=$(BUILD)/sanitized SANITIZE=address,undefined tests
+	@$(MAKE) --no-print-directory BUILD=$(BUILD)/openblas MATMUL=openblas all $(BUILD)/openblas/test/test_ops
+	@$(MAKE) --no-print-directory BUILD=$(BUILD)/plain MATMUL=plain all $(BUILD)/plain/test/test_ops
+	@LOOM_TEST_FULL=1 test/run.py --logs $(BUILD)/test/logs $(FULL)
+
+#  make sanitize    build/sanitized/gptloom, with AddressSanitizer and UndefinedBehaviorSanitizer
+sanitize:
+	@$(MAKE) --no-print-directory BUILD=$(BUILD)/sanitized SANITIZE=address,undefined all
+
+#  make install     program, library, headers and pkg-config file under PREFIX=/usr/local
+install: all
+	install -d $(DESTDIR)$(PREFIX)/bin $(DESTDIR)$(PREFIX)/lib/pkgconfig $(DESTDIR)$(PREFIX)/include/gptloom
+	install $(BUILD)/gptloom $(DESTDIR)$(PREFIX)/bin/
+	install -m 644 $(BUILD)/libgptloom.a $(DESTDIR)$(PREFIX)/lib/
+	install -m 644 include/gptloom/*.h $(DESTDIR)$(PREFIX)/include/gptloom/
+	printf 'prefix=%s\n\nName: gptloom\nDescription: training GPT-style transformers in C\nVersion: %s\nCflags: -I$${prefix}/include\nLibs: -L$${prefix}/lib -lgptloom -fopenmp %s\n' \
+	    '$(PREFIX)' '$(VERSION)' '$(LIBS)' > $(DESTDIR)$(PREFIX)/lib/pkgconfig/gptloom.pc
+
+#  make format      clang-format on all sources
+format:
+	clang-format -i $(shell git ls-files '*.c' '*.h' '*.cpp')
+
+#  make clean       remove the build folder
 clean:
 	rm -rf $(BUILD)
+
+#  make help        this
+help:
+	@sed -n 's/^#  \(make [a-z-]* *.*\)/  \1/p' Makefile
 
 -include $(shell find $(BUILD)/obj -name '*.d' 2>/dev/null)
