@@ -16,8 +16,9 @@
 
 /* ------------------------------------------------------------------------------------------------------------ reading */
 
+/* O_NONBLOCK changes nothing for a regular file, and a pipe is refused instead of waited for. */
 static bool open_regular(const char *path, int *descriptor, struct stat *status, loom_error *error) {
-    *descriptor = open(path, O_RDONLY | O_CLOEXEC);
+    *descriptor = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK);
     if (*descriptor < 0) return loom_fail(error, "%s: cannot be read: %s", path, strerror(errno));
     if (fstat(*descriptor, status) != 0 || !S_ISREG(status->st_mode)) {
         close(*descriptor);

@@ -4,6 +4,7 @@
 #include "checkpoint/directory.h"
 #include "checkpoint/documents.h"
 #include "checkpoint/tensors.h"
+#include "gptloom/data.h"
 
 #include <inttypes.h>
 #include <limits.h>
@@ -34,6 +35,7 @@ bool loom_checkpoint_save(const char *run, const loom_checkpoint_tensors *tensor
                           bool bytes, int keep, loom_error *error) {
     LOOM_CHECK(state->step >= 0 && state->tokens >= 0 && keep >= 0);
     LOOM_CHECK(!tensors->moment1 == !tensors->moment2);
+    LOOM_CHECK(!bytes || tensors->config->vocab_size >= LOOM_BYTE_VOCABULARY);
     char checkpoints[PATH_MAX], temporary[PATH_MAX];
     if (!loom_join_path(checkpoints, sizeof checkpoints, run, "checkpoints", error) ||
         !loom_checkpoint_begin(checkpoints, state->step, temporary, sizeof temporary, error))
@@ -60,7 +62,7 @@ static bool open_weights(const char *directory, const loom_gpt_config *config, l
 
 static bool open_tokenizer(const char *directory, const loom_gpt_config *config, bool *bytes, loom_error *error) {
     char path[PATH_MAX];
-    if (config->vocab_size <= 256 || !exists(directory, LOOM_TOKENIZER_FILE)) return true;
+    if (config->vocab_size < LOOM_BYTE_VOCABULARY || !exists(directory, LOOM_TOKENIZER_FILE)) return true;
     return loom_join_path(path, sizeof path, directory, LOOM_TOKENIZER_FILE, error) &&
            loom_tokenizer_is_bytes(path, bytes, error);
 }

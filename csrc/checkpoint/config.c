@@ -32,11 +32,13 @@ static bool add_shape(cJSON *json, const loom_gpt_config *config) {
            cJSON_AddNumberToObject(json, "n_head", (double)config->n_head) && cJSON_AddNullToObject(json, "n_inner");
 }
 
+/* Raw text keeps "0.0", which cJSON would write as 0, a floating-point number for readers that care. */
 static bool add_arithmetic(cJSON *json) {
     return cJSON_AddStringToObject(json, "activation_function", "gelu_new") &&
            cJSON_AddNumberToObject(json, "layer_norm_epsilon", layernorm_epsilon) &&
-           cJSON_AddNumberToObject(json, "resid_pdrop", 0) && cJSON_AddNumberToObject(json, "embd_pdrop", 0) &&
-           cJSON_AddNumberToObject(json, "attn_pdrop", 0) && cJSON_AddNumberToObject(json, "initializer_range", 0.02) &&
+           cJSON_AddRawToObject(json, "resid_pdrop", "0.0") && cJSON_AddRawToObject(json, "embd_pdrop", "0.0") &&
+           cJSON_AddRawToObject(json, "attn_pdrop", "0.0") &&
+           cJSON_AddNumberToObject(json, "initializer_range", 0.02) &&
            cJSON_AddBoolToObject(json, "tie_word_embeddings", true) &&
            cJSON_AddStringToObject(json, "torch_dtype", "float32");
 }

@@ -18,7 +18,7 @@
 #define LATEST     "latest"
 #define NEW_LATEST TEMPORARY LATEST
 
-enum { NAME_SIZE = 64 };
+enum { NAME_SIZE = 64, MOST_LINKS = 40 };
 
 /* -------------------------------------------------------------------------------------------------------------- steps */
 
@@ -43,7 +43,7 @@ static int newest_first(const void *a, const void *b) {
     return (x < y) - (x > y);
 }
 
-/* All steps in a directory, newest first, to be freed; none where it cannot be read. */
+/* All steps in a directory, newest first, to be freed; none where it cannot be read, fewer where memory runs out. */
 static int64_t *list_steps(const char *checkpoints, int *n) {
     *n = 0;
     DIR *listing = opendir(checkpoints);
@@ -85,11 +85,12 @@ static bool step_path(const char *checkpoints, int64_t step, const char *prefix,
 
 /* ------------------------------------------------------------------------------------------------------------ finding */
 
-/* Puts a symbolic link's target in its place, so that `latest` cannot move under a reader; other paths stay. */
-static bool follow_link(char *path, size_t size, loom_error *error) {
+/* Puts a symbolic link's target in its place; *followed tells whether the path was one. */
+static bool follow_link(char *path, size_t size, bool *followed, loom_error *error) {
     char target[PATH_MAX], link[PATH_MAX];
     const ssize_t length = readlink(path, target, sizeof target);
-    if (length < 0) return true;
+    *followed = length >= 0;
+    if (!*followed) return true;
     if (length == (ssize_t)sizeof target || strlen(path) >= sizeof link)
         return loom_fail(error, "%s: the name it leads to is too long", path);
     target[length] = 0;
@@ -103,6 +104,14 @@ static bool follow_link(char *path, size_t size, loom_error *error) {
     return loom_join_path(path, size, link, target, error);
 }
 
+/* From `latest`, or a link to it, to the checkpoint itself, so that `latest` cannot move under a reader. */
+static bool follow_links(char *path, size_t size, loom_error *error) {
+    bool followed = true;
+    for (int links = 0; followed && links < MOST_LINKS; links++)
+        if (!follow_link(path, size, &followed, error)) return false;
+    return true;
+}
+
 static bool holds(const char *directory, const char *name) {
     char path[PATH_MAX];
     return loom_join_path(path, sizeof path, directory, name, NULL) && loom_path_exists(path);
@@ -110,7 +119,7 @@ static bool holds(const char *directory, const char *name) {
 
 static bool find_latest(const char *checkpoints, char *directory, size_t size, loom_error *error) {
     if (!loom_join_path(directory, size, checkpoints, LATEST, error)) return false;
-    if (loom_is_directory(directory)) return follow_link(directory, size, error);
+    if (loom_is_directory(directory)) return follow_links(directory, size, error);
     const int64_t step = newest_below(checkpoints, INT64_MAX);
     if (step < 0) return loom_fail(error, "%s: there is no checkpoint in it", checkpoints);
     return step_path(checkpoints, step, "", directory, size, error);
@@ -132,7 +141,7 @@ bool loom_checkpoint_find(const char *path, char *directory, size_t size, loom_e
     if (snprintf(directory, size, "%s", path) >= (int)size) return loom_fail(error, "%s: the name is too long", path);
     for (size_t length = strlen(directory); length > 1 && directory[length - 1] == '/';) directory[--length] = 0;
 
-    if (holds(directory, "config.json")) return follow_link(directory, size, error);
+    if (holds(directory, "config.json")) return follow_links(directory, size, error);
     if (holds(directory, "model.safetensors"))
         return loom_fail(error, "%s/config.json: is missing; without it the model's shape is not known", directory);
     if (holds(directory, "checkpoints")) {

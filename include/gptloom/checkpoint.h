@@ -45,13 +45,14 @@ typedef struct loom_checkpoint_tensors {
     void *parameters, *moment1, *moment2;
 } loom_checkpoint_tensors;
 
-/* Saves RUN/checkpoints/step-N, moves `latest`, keeps the newest `keep` (0: all). On any error the previous ones are as
- * they were and the temporary directory is gone. */
+/* Saves RUN/checkpoints/step-N, moves `latest`, keeps the newest `keep` (0: all), this one among them whatever its step.
+ * On any error the previous ones are as they were and the temporary directory is gone. An old one that cannot be deleted
+ * is no error: the next save tries again. */
 bool loom_checkpoint_save(const char *run, const loom_checkpoint_tensors *tensors, const loom_training_state *state,
                           bool bytes, int keep, loom_error *error);
 
-/* Reads what is at `path`: a run (its latest), a checkpoints directory, a checkpoint, or a Hugging Face GPT-2 directory
- * with model.safetensors. Checks the manifest where there is one. */
+/* Reads what is at `path`: a run (its latest, or the newest where `latest` leads nowhere), a checkpoints directory, a
+ * checkpoint, or a Hugging Face GPT-2 directory with model.safetensors. Checks the manifest where there is one. */
 bool loom_checkpoint_open(const char *path, loom_checkpoint_info *info, loom_error *error);
 
 /* Fills parameters (and moments where given) from it; the shapes must agree. */

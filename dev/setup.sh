@@ -1,0 +1,154 @@
+#!/bin/sh
+# Installs what gptloom is built with, where it is missing. Silent where nothing is.
+#
+#     dev/setup.sh
+#
+# On Debian and Ubuntu it installs by apt, as root or with sudo. Where it may not, it prints the one command to run; where
+# there is no apt, what to install. Both end with status 2. What counts is whether a program compiles and links, so
+# libraries installed in other ways do as well (DNNL_CFLAGS, DNNL_LIBS, CPATH and LIBRARY_PATH say where they are).
+#
+# oneDNN (or OpenBLAS, where a release has no oneDNN) makes matrix products fast, and is installed with the rest or where
+# that is easy; but without it our own C is built, so a machine that cannot have it goes on. MATMUL=plain asks for that.
+set -eu
+
+CC=${CC:-gcc}
+CXX=${CXX:-g++}
+
+say() {
+    printf 'setup: %s\n' "$*" >&2
+}
+
+# links COMPILER LANGUAGE HEADER FLAGS...: whether a program with that header links with those flags.
+links() {
+    compiler=$1 language=$2 header=$3
+    shift 3
+    # $compiler is not quoted: it may come with flags of its own, like the Makefile's CC.
+    printf '#include <stdio.h>\n#if !__has_include(<%s>)\n#error\n#endif\nint main(void) { return 0; }\n' "$header" |
+        $compiler -x "$language" - -o /dev/null "$@" >/dev/null 2>&1
+}
+
+# Prints the packages without which nothing can be built or tested, of those that do not link.
+missing_required() {
+    links "$CXX" c++ cstdio || printf 'g++ '
+    links "$CC" c stdio.h -fopenmp || printf 'gcc '
+    links "$CC" c cjson/cJSON.h -lcjson || printf 'libcjson-dev '
+    links "$CC" c ini.h -linih || printf 'libinih-dev '
+    links "$CC" c xxhash.h -lxxhash || printf 'libxxhash-dev '
+    links "$CXX" c++ gtest/gtest.h -lgtest -lgtest_main -pthread || printf 'libgtest-dev '
+}
+
+# Whether the wanted library for matrix products links.
+have_matmul() {
+    # shellcheck disable=SC2086  # several flags
+    case ${MATMUL:-auto} in
+    auto | onednn) links "$CC" c oneapi/dnnl/dnnl.h ${DNNL_CFLAGS:-} ${DNNL_LIBS:-} -ldnnl ;;
+    openblas) links "$CC" c cblas.h -lopenblas ;;
+    *) true ;;
+    esac
+}
+
+# Whether apt's package lists have ever been fetched (where not, it knows only what is installed).
+apt_has_lists() {
+    apt-cache policy 2>/dev/null | grep 'release ' | grep -qv 'a=now'
+}
+
+# Whether this release has the package, as far as the lists tell.
+apt_has() {
+    apt-cache policy "$1" 2>/dev/null | grep -q 'Candidate: [^(]'
+}
+
+# Prints the package to install for matrix products: none where the release has none, or the second-best is there.
+matmul_package() {
+    if [ "${MATMUL:-auto}" = openblas ]; then
+        echo libopenblas-dev
+    elif ! apt_has_lists || apt_has libdnnl-dev; then
+        echo libdnnl-dev
+    elif ! links "$CC" c cblas.h -lopenblas && apt_has libopenblas-dev; then
+        echo libopenblas-dev
+    fi
+}
+
+required=$(missing_required)
+if [ -z "$required" ] && have_matmul; then exit 0; fi
+
+if ! command -v apt-get >/dev/null 2>&1; then
+    [ -n "$required" ] || exit 0
+    say "this system has no apt. Install these with its own package manager, headers included, and run this again:"
+    for package in $required; do
+        case $package in
+        g++) say "  a C++17 compiler ($CXX; CXX=... names another)" ;;
+        gcc) say "  a C11 compiler with OpenMP ($CC; CC=... names another)" ;;
+        libcjson-dev) say "  cJSON" ;;
+        libinih-dev) say "  inih" ;;
+        libxxhash-dev) say "  xxHash" ;;
+        libgtest-dev) say "  GoogleTest" ;;
+        esac
+    done
+    have_matmul || say "  and, for fast matrix products, oneDNN or OpenBLAS (not needed)"
+    exit 2
+fi
+
+matmul=$(have_matmul || matmul_package)
+packages="$required$matmul"
+packages=${packages% }
+[ -n "$packages" ] || exit 0 # this release has nothing for matrix products
+
+# How to become root: as we are, by sudo without a password, or by sudo that may ask for one on a terminal.
+may_install=yes as_root=
+if [ "$(id -u)" != 0 ]; then
+    if ! command -v sudo >/dev/null 2>&1; then
+        may_install=no
+    elif sudo -n true 2>/dev/null; then
+        as_root='sudo -n'
+    elif [ -t 0 ] && [ -t 2 ]; then
+        as_root=sudo
+    else
+        may_install=no
+    fi
+fi
+
+command="apt-get update && apt-get install -y --no-install-recommends $packages"
+if [ "$may_install" = yes ]; then
+    :
+elif command -v sudo >/dev/null 2>&1; then
+    command="sudo sh -c '$command'"
+else
+    command="su -c '$command'"
+fi
+
+# Only speed is missing: not worth a wait for the network at every build, nor a stop.
+if [ -z "$required" ] && { [ "$may_install" = no ] || ! apt_has_lists; }; then
+    say "$packages is not installed, so matrix products will be slower than they could be. To install it:"
+    printf '    %s\n' "$command" >&2
+    exit 0
+fi
+
+if [ "$may_install" = no ]; then
+    say "packages are missing, and installing them needs root. Run this one command, then go on:"
+    printf '    %s\n' "$command" >&2
+    exit 2
+fi
+
+apt() {
+    # shellcheck disable=SC2086  # sudo and its flag, or nothing
+    $as_root env DEBIAN_FRONTEND=noninteractive apt-get -qq -o DPkg::Lock::Timeout=120 "$@" >&2
+}
+
+say "installing $packages"
+apt update || say "apt-get update failed: trying with the package lists as they are"
+matmul=$(have_matmul || matmul_package) # the lists may know better now
+# shellcheck disable=SC2086  # package names, a word each
+apt install -y --no-install-recommends $required $matmul || {
+    if [ -n "$required" ]; then
+        say "apt-get could not install $packages: see above, or run it yourself:"
+        printf '    %s\n' "$command" >&2
+        exit 2
+    fi
+    say "going on without $matmul: matrix products will be slower"
+}
+
+required=$(missing_required)
+if [ -n "$required" ]; then
+    say "installed, but with $CC and $CXX this still does not link: ${required% }"
+    exit 2
+fi

@@ -1,0 +1,315 @@
+"""Trains the same GPT with PyTorch and with gptloom, in turns, and compares tokens per second.
+
+Contenders: PyTorch fp32 eager, the same under torch.compile, and gptloom. Each runs in a process
+of its own, several rounds in turns, on the same cores and the same data; a contender's speed in
+a round is that of its median step. Printed are each contender's median over the rounds, peak
+memory, and gptloom's ratio to PyTorch, of the medians and round by round: turns and ratios cancel
+what else the machine does meanwhile.
+
+PyTorch is tuned as far as its own settings go: threads pinned one to a core, fused attention
+(scaled_dot_product_attention), fused AdamW, gradients set to None, batches made before the clock
+starts, and an allocator that keeps large blocks instead of returning them to the system after
+every step.
+"""
+
+import argparse
+import array
+import json
+import os
+import random
+import resource
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+PYTORCH = ("eager", "compiled")
+GPTLOOM = "gptloom"
+
+SHARD_MAGIC, SHARD_VERSION, SHARD_HEADER_INTS = 20240520, 1, 256
+BYTE_VOCABULARY = 257
+
+LEARNING_RATE, BETAS, EPSILON, WEIGHT_DECAY, CLIP = 1e-4, (0.9, 0.95), 1e-8, 0.1, 1.0
+
+
+@dataclass(frozen=True)
+class Preset:
+    """A model, a batch, and how long to measure."""
+
+    n_layer: int
+    n_head: int
+    n_embd: int
+    vocab_size: int
+    batch: int
+    seq_len: int
+    steps: int
+    warmup: int
+
+
+PRESETS = {
+    "mini": Preset(4, 4, 128, BYTE_VOCABULARY, batch=12, seq_len=64, steps=200, warmup=20),
+    "gpt2": Preset(12, 12, 768, 50257, batch=4, seq_len=64, steps=12, warmup=3),
+}
+
+
+# ------------------------------------------------------------------------------------------ data
+def write_random_data(path: Path, preset: Preset, steps: int) -> None:
+    """Random bytes for a byte vocabulary, else an llm.c shard of random ids; in both cases more
+    than the run reads."""
+    count = 4 * preset.batch * preset.seq_len * (preset.warmup + steps)
+    generator = random.Random(1)
+    if preset.vocab_size == BYTE_VOCABULARY:
+        path.write_bytes(generator.randbytes(count))
+        return
+    header = array.array("i", [SHARD_MAGIC, SHARD_VERSION, count])
+    header.extend([0] * (SHARD_HEADER_INTS - len(header)))
+    ids = array.array("H", (generator.randrange(preset.vocab_size) for _ in range(count)))
+    path.write_bytes(header.tobytes() + ids.tobytes())
+
+
+def read_data(path: Path):
+    """All token ids of a shard (.bin) or of a file of bytes, as a tensor."""
+    import torch
+
+    content = bytearray(path.read_bytes())
+    if path.suffix == ".bin":
+        return torch.frombuffer(content, dtype=torch.uint16, offset=4 * SHARD_HEADER_INTS).long()
+    return torch.frombuffer(content, dtype=torch.uint8).long()
+
+
+# --------------------------------------------------------------------------------------- PyTorch
+def train_with_pytorch(
+    preset: Preset, steps: int, compiled: bool, threads: int, data: Path
+) -> dict:
+    """Trains in this process; returns tokens per second of the median step and peak memory."""
+    import torch
+
+    from gpt import GPT, GPTConfig, mean_loss
+
+    torch.set_num_threads(threads)
+    torch.manual_seed(1)
+    model = GPT(
+        GPTConfig(
+            n_layer=preset.n_layer,
+            n_head=preset.n_head,
+            n_embd=preset.n_embd,
+            block_size=preset.seq_len,
+            vocab_size=preset.vocab_size,
+        )
+    )
+    optimizer = torch.optim.AdamW(
+        [
+            {"params": [p for p in model.parameters() if p.dim() > 1]},
+            {"params": [p for p in model.parameters() if p.dim() == 1], "weight_decay": 0.0},
+        ],
+        lr=LEARNING_RATE,
+        betas=BETAS,
+        eps=EPSILON,
+        weight_decay=WEIGHT_DECAY,
+        fused=True,
+    )
+
+    def loss_of(tokens, targets):
+        return mean_loss(model(tokens), targets)
+
+    if compiled:
+        loss_of = torch.compile(loss_of)
+
+    ids = read_data(data)
+    starts = torch.randint(len(ids) - preset.seq_len, (preset.warmup + steps, preset.batch))
+    batches = ids[starts[..., None] + torch.arange(preset.seq_len + 1)]
+
+    seconds = []
+    for batch in batches:
+        start = time.perf_counter()
+        loss = loss_of(batch[:, :-1], batch[:, 1:])
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), CLIP)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        loss.item()
+        seconds.append(time.perf_counter() - start)
+
+    return {
+        "tokens_per_s": preset.batch * preset.seq_len / statistics.median(seconds[preset.warmup :]),
+        "peak_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+        "version": torch.__version__,
+    }
+
+
+def run_pytorch(
+    contender: str, arguments: argparse.Namespace, cores: list[int], data: Path
+) -> dict:
+    """Trains with PyTorch in a process of its own."""
+    environment = os.environ | {
+        "OMP_NUM_THREADS": str(len(cores)),
+        "MKL_NUM_THREADS": str(len(cores)),
+        "OMP_PROC_BIND": "close",
+        "OMP_PLACES": ",".join(f"{{{core}}}" for core in cores),
+        # Large tensors live a step at most. By default each is mapped and unmapped anew, and the
+        # system clears its pages each time.
+        "GLIBC_TUNABLES": "glibc.malloc.mmap_max=0:glibc.malloc.trim_threshold=1000000000000:"
+        "glibc.malloc.hugetlb=1",
+    }
+    command = [sys.executable, __file__, "--preset", arguments.preset, "--only", contender]
+    command += ["--steps", str(arguments.steps), "--data", str(data)]
+    done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True)
+    if done.returncode != 0:
+        sys.exit(f"bench.py: PyTorch {contender} failed, exit code {done.returncode}")
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+# --------------------------------------------------------------------------------------- gptloom
+def run_gptloom(arguments: argparse.Namespace, cores: list[int], data: Path, scratch: Path) -> dict:
+    """Trains with gptloom; speed comes from its metrics, peak memory from the system."""
+    preset = PRESETS[arguments.preset]
+    out = scratch / "run"
+    flags = {
+        "data": data,
+        "out": out,
+        "n-layer": preset.n_layer,
+        "n-head": preset.n_head,
+        "n-embd": preset.n_embd,
+        "block-size": preset.seq_len,
+        "vocab-size": preset.vocab_size,
+        "batch": preset.batch,
+        "micro-batch": preset.batch,
+        "seq-len": preset.seq_len,
+        "steps": preset.warmup + arguments.steps,
+        "lr": LEARNING_RATE,
+        "beta1": BETAS[0],
+        "beta2": BETAS[1],
+        "eps": EPSILON,
+        "weight-decay": WEIGHT_DECAY,
+        "clip": CLIP,
+        "val-fraction": 0,
+        "val-every": 0,
+        "sample-every": 0,
+        "checkpoint-every": 0,
+        "threads": len(cores),
+    }
+    command = [str(arguments.gptloom), "train"]
+    for name, value in flags.items():
+        command += [f"--{name}", str(value)]
+    log = scratch / "log"
+    with log.open("wb") as stream:
+        process = subprocess.Popen(command, stdout=stream, stderr=stream)
+        _, status, usage = os.wait4(process.pid, 0)
+        process.returncode = os.waitstatus_to_exitcode(status)
+    if process.returncode != 0:
+        print(log.read_text(errors="replace"), file=sys.stderr, end="")
+        sys.exit(f"bench.py: gptloom failed, exit code {process.returncode}")
+    lines = (out / "metrics.jsonl").read_text().splitlines()
+    speeds = [json.loads(line)["tokens_per_s"] for line in lines[preset.warmup :]]
+    shutil.rmtree(out)
+    return {"tokens_per_s": statistics.median(speeds), "peak_mib": usage.ru_maxrss / 1024}
+
+
+# ---------------------------------------------------------------------------------------- report
+def report(results: dict[str, list[dict]], rounds: int) -> dict:
+    """Prints medians and ratios over `results`, one dict a round per contender; returns them."""
+    speed = {name: [run["tokens_per_s"] for run in runs] for name, runs in results.items()}
+    median = {name: statistics.median(speeds) for name, speeds in speed.items()}
+    print(f"\n{'':10} {'tokens/s':>9} {'peak MiB':>9}   each round")
+    for name, runs in results.items():
+        peak = max(run["peak_mib"] for run in runs)
+        each = "  ".join(f"{value:.0f}" for value in speed[name])
+        print(f"{name:10} {median[name]:9.0f} {peak:9.0f}   {each}")
+    ratios = {}
+    for name in (name for name in PYTORCH if name in results and GPTLOOM in results):
+        each = [speed[GPTLOOM][i] / speed[name][i] for i in range(rounds)]
+        ratios[name] = {"of_medians": median[GPTLOOM] / median[name], "each_round": each}
+        print(
+            f"gptloom / PyTorch {name}: {ratios[name]['of_medians']:.3f} of medians; each round "
+            + " ".join(f"{ratio:.3f}" for ratio in each)
+        )
+    return {"median_tokens_per_s": median, "ratios": ratios}
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--preset", choices=PRESETS, default="mini", help="model and batch")
+    parser.add_argument("--steps", type=int, help="timed steps in a round (default: the preset's)")
+    parser.add_argument("--rounds", type=int, default=3, help="(default: %(default)s)")
+    parser.add_argument("--threads", type=int, help="cores to use (default: all that are allowed)")
+    parser.add_argument(
+        "--data", type=Path, help="text for mini, a .bin shard for gpt2 (default: random tokens)"
+    )
+    parser.add_argument(
+        "--gptloom",
+        type=Path,
+        default=ROOT / "build" / "gptloom",
+        help="the program (default: %(default)s)",
+    )
+    parser.add_argument("--skip-compile", action="store_true", help="leave torch.compile out")
+    parser.add_argument("--skip-gptloom", action="store_true", help="measure PyTorch alone")
+    parser.add_argument("--json", type=Path, help="write all numbers to this file too")
+    parser.add_argument(
+        "--only",
+        choices=PYTORCH,
+        help="train with this one, here and now, and print its numbers as JSON (needs --data)",
+    )
+    arguments = parser.parse_args()
+    arguments.steps = arguments.steps or PRESETS[arguments.preset].steps
+    if arguments.only and not arguments.data:
+        parser.error("--only needs --data")
+    if not arguments.only and not arguments.skip_gptloom and not arguments.gptloom.exists():
+        parser.error(f"{arguments.gptloom} is not there: run make, or give --skip-gptloom")
+    return arguments
+
+
+def main() -> None:
+    arguments = parse_arguments()
+    preset = PRESETS[arguments.preset]
+    allowed = sorted(os.sched_getaffinity(0))
+    cores = allowed[: arguments.threads or len(allowed)]
+    if arguments.only:
+        compiled = arguments.only == "compiled"
+        run = train_with_pytorch(preset, arguments.steps, compiled, len(cores), arguments.data)
+        print(json.dumps(run))
+        return
+
+    os.sched_setaffinity(0, cores)
+    contenders = ["eager"]
+    if not arguments.skip_compile:
+        contenders.append("compiled")
+    if not arguments.skip_gptloom:
+        contenders.append(GPTLOOM)
+    results = {name: [] for name in contenders}
+    with tempfile.TemporaryDirectory(prefix="gptloom-bench-") as directory:
+        scratch = Path(directory)
+        data = arguments.data
+        if not data:
+            data = scratch / ("data.bin" if preset.vocab_size > BYTE_VOCABULARY else "data.txt")
+            write_random_data(data, preset, arguments.steps)
+        for turn in range(arguments.rounds):
+            first = turn % len(contenders)
+            for name in contenders[first:] + contenders[:first]:
+                if name == GPTLOOM:
+                    run = run_gptloom(arguments, cores, data, scratch)
+                else:
+                    run = run_pytorch(name, arguments, cores, data)
+                results[name].append(run)
+                print(
+                    f"round {turn + 1}: {name:10} {run['tokens_per_s']:9.0f} tokens/s", flush=True
+                )
+
+    summary = report(results, arguments.rounds)
+    if arguments.json:
+        everything = {
+            "preset": arguments.preset,
+            "model": asdict(preset),
+            "steps": arguments.steps,
+            "cores": cores,
+            "runs": results,
+        }
+        arguments.json.write_text(json.dumps(everything | summary, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()

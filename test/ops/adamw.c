@@ -1,0 +1,73 @@
+/* Cases of adamw. */
+#include "ops/case.h"
+
+#include <math.h>
+
+static const loom_case_shape shapes[] = {
+    {{1}, "", LOOM_CASE_PARITY},          {{129}, "decay", LOOM_CASE_PARITY},    {{1000}, "", LOOM_CASE_PARITY},
+    {{1003}, "skip", LOOM_CASE_PARITY},   {{257}, "zeros", LOOM_CASE_PARITY},    {{100003}, "decay", LOOM_CASE_PARITY},
+    {{300}, "extreme", LOOM_CASE_PARITY}, {{7087872}, "decay", LOOM_CASE_BENCH},
+};
+
+static void tensors(loom_case *c) {
+    const loom_case_size n = loom_case_1d(loom_case_dim(c, "n"));
+    const bool zeros = loom_case_option(c, "zeros");
+    /* A learning rate so large that the update is as large as the parameter: what is wrong in it shows. */
+    const loom_scalars scalars = {
+        .in = {.learning_rate = 0.3f, .beta1 = 0.9f, .beta2 = 0.99f, .epsilon = 1e-8f, .weight_decay = 0.1f},
+        .out = {.gradient_factor = 0.7f,
+                .bias_correction1 = 0.271f,
+                .bias_correction2 = 0.0297f,
+                .skip = loom_case_option(c, "skip")},
+    };
+    loom_case_scalars(c, "scalars", &scalars, (loom_case_bound){0});
+    loom_case_input(c, "gradient", LOOM_CASE_STATISTICS, n,
+                    zeros                            ? loom_case_constant(0)
+                    : loom_case_option(c, "extreme") ? loom_case_extreme(1e4)
+                                                     : loom_case_normal(0, 1));
+    /* Moments and parameters are of size one; so is sqrt(v / bc2) with v from 0.01 on. */
+    const loom_case_bound bound = {.chain = 4, .floor = 1};
+    loom_case_output(c, "moment1", LOOM_CASE_STATISTICS, n, bound);
+    loom_case_output(c, "moment2", LOOM_CASE_STATISTICS, n, bound);
+    loom_case_start(c, "moment1", zeros ? loom_case_constant(0) : loom_case_normal(0, 0.3));
+    loom_case_start(c, "moment2", zeros ? loom_case_constant(0) : loom_case_uniform(0.01, 1));
+    loom_case_output(c, "parameter", LOOM_CASE_STATISTICS, n, (loom_case_bound){.chain = 10, .floor = 1});
+}
+
+static void arguments(loom_case *c, loom_case_arguments *a) {
+    a->adamw = (struct loom_adamw){
+        .parameter = loom_case_updates(c, "parameter"),
+        .gradient = loom_case_reads(c, "gradient"),
+        .moment1 = loom_case_updates(c, "moment1"),
+        .moment2 = loom_case_updates(c, "moment2"),
+        .scalars = loom_case_reads_scalars(c, "scalars"),
+        .decay = loom_case_option(c, "decay"),
+    };
+}
+
+static void formula(loom_case *c) {
+    const int64_t n = loom_case_dim(c, "n");
+    const loom_scalars *s = loom_case_scalars_value(c, "scalars");
+    const double beta1 = (double)s->in.beta1, beta2 = (double)s->in.beta2, lr = (double)s->in.learning_rate;
+    const double decay = loom_case_option(c, "decay") ? (double)s->in.weight_decay : 0;
+    const double *gradient = loom_case_value(c, "gradient"), *before = loom_case_value(c, "parameter");
+    double *p = loom_case_expected(c, "parameter"), *m = loom_case_expected(c, "moment1");
+    double *v = loom_case_expected(c, "moment2");
+    for (int64_t i = 0; !s->out.skip && i < n; i++) {
+        const double g = gradient[i] * (double)s->out.gradient_factor;
+        m[i] = beta1 * loom_case_value(c, "moment1")[i] + (1 - beta1) * g;
+        v[i] = beta2 * loom_case_value(c, "moment2")[i] + (1 - beta2) * g * g;
+        const double first = m[i] / (double)s->out.bias_correction1, second = v[i] / (double)s->out.bias_correction2;
+        p[i] = before[i] - lr * (first / (sqrt(second) + (double)s->in.epsilon) + decay * before[i]);
+    }
+}
+
+const loom_op_cases loom_op_cases_adamw = {
+    .name = "adamw",
+    .dims = "n",
+    .options = "decay skip zeros extreme",
+    .shapes = shapes,
+    .n_shapes = sizeof shapes / sizeof *shapes,
+    .tensors = tensors,
+    .op = {{LOOM_OP_adamw, arguments, NULL, formula}},
+};

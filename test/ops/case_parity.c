@@ -1,0 +1,455 @@
+/* An op on a device against the oracle: the run itself, what it may touch, and how far off it is. */
+#include "ops/case_internal.h"
+
+#include <math.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+/* Garbage that outputs, gaps, fences and workspace hold before a run. All ones is a NaN in every floating-point dtype
+ * and -1 as an int32, so that reading it shows; the second run takes another, finite in every dtype. */
+enum { GARBAGE = 0xFF, OTHER_GARBAGE = 0x3A };
+
+static void fail(loom_case_result *result, const char *format, ...) __attribute__((format(printf, 2, 3)));
+
+/* The first reason is kept. */
+static void fail(loom_case_result *result, const char *format, ...) {
+    if (result->verdict == LOOM_CASE_FAILED) return;
+    result->verdict = LOOM_CASE_FAILED;
+    va_list arguments;
+    va_start(arguments, format);
+    vsnprintf(result->message, sizeof result->message, format, arguments);
+    va_end(arguments);
+}
+
+/* ----------------------------------------------------------------------------------------------------------- images */
+
+static bool is_output(loom_case_role role) {
+    return role == LOOM_CASE_WRITTEN || role == LOOM_CASE_UPDATED;
+}
+
+/* Where row `row` of a tensor (rows are counted over all but the innermost dimension) begins in its memory's image; its
+ * elements follow one another. Scalars are one row. */
+static size_t place_of_row(const loom_case *c, const loom_case_tensor *t, int64_t row) {
+    if (t->kind == LOOM_CASE_SCALARS) return LOOM_CASE_FENCE;
+    int64_t element = t->offset;
+    for (int d = 2; d >= 0; d--) {
+        element += row % t->size.n[d] * t->stride[d];
+        row /= t->size.n[d];
+    }
+    return LOOM_CASE_FENCE + (size_t)element * loom_case_tensor_item(c, t);
+}
+
+static int64_t row_count(const loom_case_tensor *t) {
+    return t->elements / t->size.n[3];
+}
+
+static size_t row_bytes(const loom_case *c, const loom_case_tensor *t) {
+    const size_t item = loom_case_tensor_item(c, t);
+    return t->kind == LOOM_CASE_SCALARS ? item : item * (size_t)t->size.n[3];
+}
+
+static void put(const loom_case *c, const loom_case_tensor *t, unsigned char *image) {
+    if (t->kind == LOOM_CASE_SCALARS) {
+        memcpy(image + LOOM_CASE_FENCE, &t->value_scalars, sizeof t->value_scalars);
+        return;
+    }
+    const loom_dtype dtype = loom_case_tensor_dtype(c, t);
+    const size_t item = loom_dtype_size(dtype);
+    const double *value = t->value;
+    for (int64_t row = 0; row < row_count(t); row++) {
+        unsigned char *at = image + place_of_row(c, t, row);
+        for (int64_t i = 0; i < t->size.n[3]; i++, at += item) loom_case_store(at, dtype, *value++);
+    }
+}
+
+static void get(const loom_case *c, loom_case_tensor *t, const unsigned char *image) {
+    if (t->kind == LOOM_CASE_SCALARS) {
+        loom_scalars scalars;
+        memcpy(&scalars, image + LOOM_CASE_FENCE, sizeof scalars);
+        loom_case_scalars_load(&scalars, t->found);
+        return;
+    }
+    const loom_dtype dtype = loom_case_tensor_dtype(c, t);
+    const size_t item = loom_dtype_size(dtype);
+    double *found = t->found;
+    for (int64_t row = 0; row < row_count(t); row++) {
+        const unsigned char *at = image + place_of_row(c, t, row);
+        for (int64_t i = 0; i < t->size.n[3]; i++, at += item) *found++ = loom_case_load(at, dtype);
+    }
+}
+
+static bool memory_used(const loom_case *c, int op, int memory) {
+    for (int i = 0; i < c->n_tensors; i++)
+        if (c->tensor[i].memory == memory && c->tensor[i].role[op] != LOOM_CASE_UNUSED) return true;
+    return false;
+}
+
+static size_t fenced(const loom_case_memory *m) {
+    return m->bytes + 2 * LOOM_CASE_FENCE;
+}
+
+static void release_memories(loom_case *c, loom_device *device) {
+    for (int i = 0; i < c->n_memories; i++) {
+        loom_case_memory *m = &c->memory[i];
+        if (m->device) device->release(device, m->device, fenced(m));
+        free(m->before);
+        free(m->after);
+        free(m->covered);
+        m->before = m->after = m->covered = NULL;
+        m->device = NULL;
+    }
+}
+
+static bool allocate_memories(loom_case *c, int op, loom_device *device, loom_error *error) {
+    for (int i = 0; i < c->n_memories; i++) {
+        loom_case_memory *m = &c->memory[i];
+        if (!memory_used(c, op, i)) continue;
+        m->before = malloc(fenced(m));
+        m->after = malloc(fenced(m));
+        m->covered = calloc(1, fenced(m));
+        if (!m->before || !m->after || !m->covered)
+            return loom_fail(error, "out of memory for a test case of %s: %zu bytes", c->cases->name, fenced(m));
+        if (!device->allocate(device, &m->device, fenced(m), error)) return false;
+    }
+    for (int i = 0; i < c->n_tensors; i++) {
+        const loom_case_tensor *t = &c->tensor[i];
+        if (!is_output(t->role[op])) continue;
+        unsigned char *covered = c->memory[t->memory].covered;
+        for (int64_t row = 0; row < row_count(t); row++) memset(covered + place_of_row(c, t, row), 1, row_bytes(c, t));
+    }
+    return true;
+}
+
+/* -------------------------------------------------------------------------------------------------------------- runs */
+
+/* A fenced workspace on the device. */
+typedef struct workspace {
+    unsigned char *host;
+    void *device;
+    size_t bytes; /* fences apart */
+} workspace;
+
+static bool allocate_workspace(workspace *w, loom_device *device, size_t bytes, loom_error *error) {
+    *w = (workspace){.bytes = bytes};
+    w->host = malloc(bytes + 2 * LOOM_CASE_FENCE);
+    if (!w->host) return loom_fail(error, "out of memory for a workspace of %zu bytes", bytes);
+    return device->allocate(device, &w->device, bytes + 2 * LOOM_CASE_FENCE, error);
+}
+
+static void release_workspace(workspace *w, loom_device *device) {
+    free(w->host);
+    if (w->device) device->release(device, w->device, w->bytes + 2 * LOOM_CASE_FENCE);
+}
+
+/* Sends garbage and inputs, runs the op, fetches all memory back into `after`. */
+static bool run_once(loom_case *c, int op, loom_device *device, workspace *w, unsigned char garbage,
+                     loom_error *error) {
+    for (int i = 0; i < c->n_memories; i++)
+        if (c->memory[i].device) memset(c->memory[i].before, garbage, fenced(&c->memory[i]));
+    for (int i = 0; i < c->n_tensors; i++) {
+        const loom_case_tensor *t = &c->tensor[i];
+        if (t->role[op] == LOOM_CASE_READ || t->role[op] == LOOM_CASE_UPDATED) put(c, t, c->memory[t->memory].before);
+    }
+    memset(w->host, garbage, w->bytes + 2 * LOOM_CASE_FENCE);
+    device->copy(device, NULL, w->device, w->host, w->bytes + 2 * LOOM_CASE_FENCE, LOOM_HOST_TO_DEVICE);
+    for (int i = 0; i < c->n_memories; i++) {
+        const loom_case_memory *m = &c->memory[i];
+        if (m->device) device->copy(device, NULL, m->device, m->before, fenced(m), LOOM_HOST_TO_DEVICE);
+    }
+
+    loom_case_arguments arguments;
+    loom_case_bind(c, op, LOOM_CASE_DEVICE, &arguments);
+    loom_exec exec = {.ops = device->ops,
+                      .device = device,
+                      .workspace = (char *)w->device + LOOM_CASE_FENCE,
+                      .workspace_bytes = w->bytes};
+    loom_case_call(&exec, c->cases->op[op].op, &arguments);
+
+    for (int i = 0; i < c->n_memories; i++) {
+        const loom_case_memory *m = &c->memory[i];
+        if (m->device) device->copy(device, NULL, m->after, m->device, fenced(m), LOOM_DEVICE_TO_HOST);
+    }
+    device->copy(device, NULL, w->host, w->device, w->bytes + 2 * LOOM_CASE_FENCE, LOOM_DEVICE_TO_HOST);
+    return device->synchronize(device, NULL, error);
+}
+
+/* ------------------------------------------------------------------------------------------------- what was touched */
+
+/* The tensor whose element the byte at `place` of a memory belongs to, or NULL. */
+static const loom_case_tensor *owner(const loom_case *c, int op, int memory, size_t place) {
+    for (int i = 0; i < c->n_tensors; i++) {
+        const loom_case_tensor *t = &c->tensor[i];
+        if (t->memory != memory || t->role[op] == LOOM_CASE_UNUSED) continue;
+        for (int64_t row = 0; row < row_count(t); row++)
+            if (place - place_of_row(c, t, row) < row_bytes(c, t)) return t;
+    }
+    return NULL;
+}
+
+static void check_untouched(const loom_case *c, int op, loom_case_result *result) {
+    for (int i = 0; i < c->n_memories; i++) {
+        const loom_case_memory *m = &c->memory[i];
+        if (!m->device) continue;
+        for (size_t byte = 0; byte < fenced(m); byte++) {
+            if (m->covered[byte] || m->before[byte] == m->after[byte]) continue;
+            const loom_case_tensor *t = owner(c, op, i, byte);
+            if (t)
+                fail(result, "changed its input %s, at byte %zu", t->name, byte - LOOM_CASE_FENCE);
+            else
+                fail(result, "wrote outside its outputs: byte %lld of the %zu of memory %s",
+                     (long long)byte - LOOM_CASE_FENCE, m->bytes, m->name);
+            return;
+        }
+    }
+}
+
+static void check_workspace(const workspace *w, unsigned char garbage, loom_case_result *result) {
+    for (size_t i = 0; i < LOOM_CASE_FENCE; i++)
+        if (w->host[i] != garbage || w->host[LOOM_CASE_FENCE + w->bytes + i] != garbage)
+            fail(result, "wrote outside the %zu bytes of workspace it asked for", w->bytes);
+}
+
+/* Elements that still hold the garbage: no op means to write that very NaN. */
+static void check_written(const loom_case *c, int op, loom_case_result *result) {
+    for (int i = 0; i < c->n_tensors; i++) {
+        const loom_case_tensor *t = &c->tensor[i];
+        if (t->role[op] != LOOM_CASE_WRITTEN) continue;
+        const size_t item = loom_case_tensor_item(c, t);
+        for (int64_t j = 0; j < t->elements; j++) {
+            const unsigned char *row = c->memory[t->memory].after + place_of_row(c, t, j / t->size.n[3]);
+            const unsigned char *at = row + (size_t)(j % t->size.n[3]) * item;
+            size_t same = 0;
+            while (same < item && at[same] == GARBAGE) same++;
+            if (same == item) fail(result, "left element %lld of %s unwritten", (long long)j, t->name);
+        }
+    }
+}
+
+/* ----------------------------------------------------------------------------------------------------------- errors */
+
+static double difference(double found, double reference, double smallest) {
+    if (found == reference) return 0;
+    const double d = fabs(found - reference);
+    if (!isfinite(d)) return INFINITY;
+    return d > smallest ? d : 0;
+}
+
+static void keep_worst(loom_case_result *result, const loom_case_tensor *t, double norm_error, double norm_bound,
+                       double element_error, double element_bound) {
+    const double ratio = fmax(norm_error / norm_bound, element_error / element_bound);
+    if (result->tensor && ratio <= result->ratio) return;
+    result->tensor = t->name;
+    result->norm_error = norm_error;
+    result->norm_bound = norm_bound;
+    result->element_error = element_error;
+    result->element_bound = element_bound;
+    result->ratio = ratio;
+}
+
+/* D of case.h. */
+static double spread(const loom_case *c, const loom_case_bound *bound) {
+    const bool oracle = c->dtypes.storage == LOOM_F64;
+    const double e = loom_case_epsilon(oracle ? LOOM_F64 : LOOM_F32);
+    const double d = bound->rounded * loom_case_epsilon(c->dtypes.storage) / 2 + e * (sqrt(bound->sum) + bound->chain);
+    return oracle ? 2 * d : d;
+}
+
+static void check_exact(const loom_case *c, const loom_case_tensor *t, loom_case_result *result) {
+    const loom_dtype dtype = loom_case_tensor_dtype(c, t);
+    int64_t wrong = 0;
+    for (int64_t i = 0; i < t->elements; i++) {
+        const double reference = loom_case_round(dtype, t->reference[i]), found = t->found[i];
+        if (found == reference && !signbit(found) == !signbit(reference)) continue;
+        if (!wrong++)
+            fail(result, "element %lld of %s is %.9g and must be %.9g to the bit", (long long)i, t->name, found,
+                 reference);
+    }
+    keep_worst(result, t, wrong ? INFINITY : 0, 1, wrong ? INFINITY : 0, 1);
+}
+
+/* Each field alone: they have nothing to do with each other. */
+static void check_scalars(const loom_case *c, const loom_case_tensor *t, loom_case_result *result) {
+    const double bound = 0.5 + spread(c, &t->bound) / loom_case_epsilon(LOOM_F32);
+    for (int64_t i = 0; i < t->elements; i++) {
+        const double size = fmax(fabs(t->reference[i]), t->bound.floor);
+        const double off = difference(t->found[i], t->reference[i], 0);
+        const double error = off > 0 ? off / size / loom_case_epsilon(LOOM_F32) : 0;
+        const double allowed = loom_case_field_exact(i) ? 0 : bound;
+        if (error > allowed)
+            fail(result, "%s is %.9g and should be %.9g: %.3g epsilons off, %.3g allowed", loom_case_field_name(i),
+                 t->found[i], t->reference[i], error, allowed);
+        if (!loom_case_field_exact(i)) keep_worst(result, t, 0, 1, error, bound);
+    }
+}
+
+static void check_tensor(const loom_case *c, const loom_case_tensor *t, loom_case_result *result) {
+    const loom_dtype dtype = loom_case_tensor_dtype(c, t);
+    const double epsilon = loom_case_epsilon(dtype), smallest = loom_case_smallest(dtype), m = (double)t->elements;
+    double square = 0;
+    for (int64_t i = 0; i < t->elements; i++) square += t->reference[i] * t->reference[i];
+    if (!isfinite(square)) {
+        fail(result, "the reference for %s is not finite", t->name);
+        return;
+    }
+    const double rms = sqrt(square / m), typical = fmax(rms, t->bound.floor), d = spread(c, &t->bound);
+    const double norm_bound = epsilon / 2 + d;
+    const double element_bound = 0.5 + d * (1 + sqrt(2 * log(m))) / epsilon;
+    double error_square = 0, largest = 0;
+    int64_t worst = 0, nonzero = -1;
+    for (int64_t i = 0; i < t->elements; i++) {
+        const double off = difference(t->found[i], t->reference[i], smallest);
+        if (off == 0) continue;
+        error_square += off * off;
+        const double relative = off / fmax(fabs(t->reference[i]), typical) / epsilon;
+        if (relative > largest) largest = relative, worst = i;
+        if (t->bound.zeros && t->reference[i] == 0 && nonzero < 0) nonzero = i;
+    }
+    const double norm = error_square > 0 ? sqrt(error_square / m) / typical : 0;
+    keep_worst(result, t, norm, norm_bound, largest, element_bound);
+    if (!(norm <= norm_bound)) fail(result, "%s is off by %.3g in norm, %.3g allowed", t->name, norm, norm_bound);
+    if (!(largest <= element_bound))
+        fail(result, "element %lld of %s is %.9g and should be %.9g: %.3g epsilons off, %.3g allowed", (long long)worst,
+             t->name, t->found[worst], t->reference[worst], largest, element_bound);
+    if (nonzero >= 0)
+        fail(result, "element %lld of %s is %.3g and must be zero", (long long)nonzero, t->name, t->found[nonzero]);
+}
+
+static void check_outputs(loom_case *c, int op, loom_case_result *result) {
+    for (int i = 0; i < c->n_tensors; i++) {
+        loom_case_tensor *t = &c->tensor[i];
+        if (!is_output(t->role[op])) continue;
+        get(c, t, c->memory[t->memory].after);
+        if (t->kind == LOOM_CASE_SCALARS)
+            check_scalars(c, t, result);
+        else if (t->bound.exact)
+            check_exact(c, t, result);
+        else
+            check_tensor(c, t, result);
+    }
+}
+
+/* ------------------------------------------------------------------------------------------------------ whole checks */
+
+/* The reference from the formula: outputs begin as what they held before. */
+static void run_formula(loom_case *c, int op) {
+    for (int i = 0; i < c->n_tensors; i++) {
+        loom_case_tensor *t = &c->tensor[i];
+        if (!is_output(t->role[op])) continue;
+        memcpy(t->reference, t->value, (size_t)t->elements * sizeof(double));
+        t->expected_scalars = t->value_scalars;
+    }
+    c->cases->op[op].formula(c);
+    for (int i = 0; i < c->n_tensors; i++)
+        if (c->tensor[i].kind == LOOM_CASE_SCALARS && is_output(c->tensor[i].role[op]))
+            loom_case_scalars_load(&c->tensor[i].expected_scalars, c->tensor[i].reference);
+}
+
+/* Inputs, derived ones too, and the reference. */
+static bool make_reference(loom_case *c, int op, loom_device *oracle, loom_error *error) {
+    if (!loom_case_make_values(c, op, error) || !loom_case_derive(c, op, oracle, error)) return false;
+    if (c->dtypes.storage != LOOM_F64) return loom_case_run_oracle(c, op, oracle, error);
+    run_formula(c, op);
+    return true;
+}
+
+/* The outputs of the last run, byte for byte, against an earlier one's. */
+static void check_same_bits(const loom_case *c, unsigned char *const *earlier, const char *what,
+                            loom_case_result *result) {
+    for (int i = 0; i < c->n_memories; i++) {
+        const loom_case_memory *m = &c->memory[i];
+        if (!m->device) continue;
+        for (size_t byte = 0; byte < fenced(m); byte++)
+            if (m->covered[byte] && m->after[byte] != earlier[i][byte]) {
+                fail(result, "gives other bits %s: memory %s, byte %zu", what, m->name, byte - LOOM_CASE_FENCE);
+                return;
+            }
+    }
+}
+
+/* Hands the images of the last run to `kept` and makes room for the next one. The caller frees them all in any case. */
+static bool keep_images(loom_case *c, unsigned char **kept, loom_error *error) {
+    for (int i = 0; i < c->n_memories; i++) {
+        kept[i] = c->memory[i].after;
+        c->memory[i].after = NULL;
+    }
+    for (int i = 0; i < c->n_memories; i++)
+        if (c->memory[i].device && !(c->memory[i].after = malloc(fenced(&c->memory[i]))))
+            return loom_fail(error, "out of memory for a test case of %s", c->cases->name);
+    return true;
+}
+
+static void free_images(const loom_case *c, unsigned char **kept) {
+    for (int i = 0; i < c->n_memories; i++) free(kept[i]);
+}
+
+static bool check_runs(loom_case *c, int op, loom_device *device, workspace *w, loom_case_result *result,
+                       loom_error *error) {
+    if (!run_once(c, op, device, w, GARBAGE, error)) return false;
+    check_workspace(w, GARBAGE, result);
+    check_untouched(c, op, result);
+    check_written(c, op, result);
+    check_outputs(c, op, result);
+
+    unsigned char *first[LOOM_CASE_TENSORS];
+    const bool ran = keep_images(c, first, error) && run_once(c, op, device, w, OTHER_GARBAGE, error);
+    if (ran) {
+        check_workspace(w, OTHER_GARBAGE, result);
+        check_untouched(c, op, result);
+        check_same_bits(c, first, "when run again over other garbage", result);
+    }
+    free_images(c, first);
+    return ran;
+}
+
+bool loom_case_check(loom_case *c, int op, loom_device *device, loom_device *oracle, loom_case_result *result,
+                     loom_error *error) {
+    *result = (loom_case_result){.verdict = LOOM_CASE_OK};
+    LOOM_CHECK(c->dtypes.storage != LOOM_F64 || c->cases->op[op].formula);
+    if (!loom_case_supported(c, op, device, result)) return true;
+    size_t workspace_bytes;
+    if (!make_reference(c, op, oracle, error) ||
+        !loom_case_plan(c, op, LOOM_CASE_SHAPES, device, &workspace_bytes, error))
+        return false;
+    workspace w;
+    const bool ran = allocate_workspace(&w, device, workspace_bytes, error) &&
+                     allocate_memories(c, op, device, error) && check_runs(c, op, device, &w, result, error);
+    release_workspace(&w, device);
+    release_memories(c, device);
+    return ran;
+}
+
+/* Plans, allocates, runs once and fetches; with `earlier`, compares. The images of the run stay. */
+static bool run_for_bits(loom_case *c, int op, loom_device *device, unsigned char *const *earlier,
+                         loom_case_result *result, loom_error *error) {
+    size_t workspace_bytes;
+    if (!loom_case_plan(c, op, LOOM_CASE_SHAPES, device, &workspace_bytes, error)) return false;
+    workspace w;
+    const bool ran = allocate_workspace(&w, device, workspace_bytes, error) &&
+                     allocate_memories(c, op, device, error) && run_once(c, op, device, &w, GARBAGE, error);
+    release_workspace(&w, device);
+    if (ran && earlier) {
+        char what[96];
+        snprintf(what, sizeof what, "on %s with %d threads", device->name, device->threads);
+        check_same_bits(c, earlier, what, result);
+    }
+    return ran;
+}
+
+bool loom_case_check_same_bits(loom_case *c, int op, loom_device *const *devices, int n, loom_device *oracle,
+                               loom_case_result *result, loom_error *error) {
+    *result = (loom_case_result){.verdict = LOOM_CASE_OK};
+    for (int i = 0; i < n; i++)
+        if (!loom_case_supported(c, op, devices[i], result)) return true;
+    if (!loom_case_make_values(c, op, error) || !loom_case_derive(c, op, oracle, error)) return false;
+    unsigned char *first[LOOM_CASE_TENSORS] = {NULL};
+    bool ran = run_for_bits(c, op, devices[0], NULL, result, error) && keep_images(c, first, error);
+    release_memories(c, devices[0]);
+    for (int i = 1; ran && i < n; i++) {
+        ran = run_for_bits(c, op, devices[i], first, result, error);
+        release_memories(c, devices[i]);
+    }
+    free_images(c, first);
+    return ran;
+}

@@ -1,0 +1,220 @@
+/* Timing an op: inputs in place, caches cold, the median of many runs. */
+#include "ops/case_internal.h"
+
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+#include <unistd.h>
+
+enum { FEWEST_RUNS = 5, MOST_RUNS = 400, PATTERN = LOOM_CASE_PERIOD };
+
+static double now(void) {
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
+}
+
+static int by_size(const void *a, const void *b) {
+    const double x = *(const double *)a, y = *(const double *)b;
+    return (x > y) - (x < y);
+}
+
+/* The median of the times, which are sorted. */
+static double median(double *times, int n) {
+    qsort(times, (size_t)n, sizeof *times, by_size);
+    return n % 2 ? times[n / 2] : (times[n / 2 - 1] + times[n / 2]) / 2;
+}
+
+/* ----------------------------------------------------------------------------------------------------------- flushing */
+
+/* Twice the last cache, as far as the system tells its size, and 64 MiB at least. */
+static size_t flush_size(void) {
+    const long cache = sysconf(_SC_LEVEL3_CACHE_SIZE);
+    const size_t least = (size_t)64 << 20, twice = cache > 0 ? 2 * (size_t)cache : 0;
+    return twice > least ? twice : least;
+}
+
+bool loom_case_flush_open(loom_case_flush *flush, loom_device *device, loom_error *error) {
+    flush->bytes = flush_size() / sizeof(double) * sizeof(double);
+    flush->memory = NULL;
+    return device->allocate(device, &flush->memory, flush->bytes, error);
+}
+
+void loom_case_flush_close(loom_case_flush *flush, loom_device *device) {
+    if (flush->memory) device->release(device, flush->memory, flush->bytes);
+    flush->memory = NULL;
+}
+
+/* The device writes all of the memory in its own way, so that this works for any device. */
+static bool cool(loom_device *device, const loom_case_flush *flush, loom_error *error) {
+    const int64_t columns = 8192, rows = (int64_t)(flush->bytes / loom_dtype_size(device->storage)) / columns;
+    const struct loom_fill fill = {.out = loom_view_2d(flush->memory, device->storage, rows, columns), .value = 1};
+    loom_exec exec = {.ops = device->ops, .device = device};
+    device->ops->fill(&exec, &fill);
+    return device->synchronize(device, NULL, error);
+}
+
+/* ------------------------------------------------------------------------------------------------------------- inputs */
+
+/* Fills a memory with the pattern of its first tensor, repeated: what numbers there are does not change an op's time, as
+ * long as they are ordinary ones. */
+static bool fill_memory(loom_case *c, int memory, loom_device *device, loom_error *error) {
+    const loom_case_memory *m = &c->memory[memory];
+    const loom_case_tensor *t = c->tensor;
+    while (t->memory != memory) t++;
+    char *start = (char *)m->device + LOOM_CASE_FENCE;
+    if (t->kind == LOOM_CASE_SCALARS) {
+        device->copy(device, NULL, start, &t->scalars, sizeof t->scalars, LOOM_HOST_TO_DEVICE);
+        return device->synchronize(device, NULL, error);
+    }
+    const loom_dtype dtype = loom_case_tensor_dtype(c, t);
+    const size_t item = loom_case_tensor_item(c, t), bytes = PATTERN * item;
+    double *values = malloc(PATTERN * sizeof *values);
+    char *stored = malloc(bytes);
+    bool filled = values && stored;
+    if (filled) {
+        loom_case_generate(c, t, PATTERN, values);
+        for (size_t i = 0; i < PATTERN; i++) loom_case_store(stored + i * item, dtype, values[i]);
+        for (size_t at = 0; at < m->bytes; at += bytes)
+            device->copy(device, NULL, start + at, stored, m->bytes - at < bytes ? m->bytes - at : bytes,
+                         LOOM_HOST_TO_DEVICE);
+        filled = device->synchronize(device, NULL, error);
+    } else {
+        loom_fail(error, "out of memory for the inputs of a benchmark of %s", c->cases->name);
+    }
+    free(values);
+    free(stored);
+    return filled;
+}
+
+/* Whether `op` reads what `earlier` writes. */
+static bool reads_from(const loom_case *c, int op, int earlier) {
+    for (int i = 0; i < c->n_tensors; i++)
+        if (c->tensor[i].written_by == earlier && c->tensor[i].role[op] != LOOM_CASE_UNUSED) return true;
+    return false;
+}
+
+/* The ops of the file that must have run for this one to have its inputs; itself included. */
+static unsigned needed_ops(const loom_case *c, int op) {
+    unsigned needed = 1u << op;
+    for (int earlier = 0; earlier < op; earlier++)
+        if (reads_from(c, op, earlier)) needed |= needed_ops(c, earlier);
+    return needed;
+}
+
+static bool needs_memory(const loom_case *c, unsigned ops, int memory) {
+    for (int i = 0; i < c->n_tensors; i++)
+        for (int op = 0; op < LOOM_CASE_OPS; op++)
+            if (c->tensor[i].memory == memory && ops >> op & 1 && c->tensor[i].role[op] != LOOM_CASE_UNUSED)
+                return true;
+    return false;
+}
+
+/* Bytes read and written, each element once. */
+static double moved_bytes(const loom_case *c, int op) {
+    double bytes = 0;
+    for (int i = 0; i < c->n_tensors; i++) {
+        const loom_case_tensor *t = &c->tensor[i];
+        if (t->kind == LOOM_CASE_SCALARS || t->role[op] == LOOM_CASE_UNUSED) continue;
+        const double times = t->role[op] == LOOM_CASE_UPDATED ? 2 : 1;
+        bytes += times * (double)t->elements * (double)loom_case_tensor_item(c, t);
+    }
+    return bytes;
+}
+
+/* ------------------------------------------------------------------------------------------------------------- timing */
+
+static void run(loom_case *c, int op, loom_device *device, void *workspace, size_t workspace_bytes) {
+    loom_case_arguments arguments;
+    loom_case_bind(c, op, LOOM_CASE_DEVICE, &arguments);
+    loom_exec exec = {.ops = device->ops, .device = device, .workspace = workspace, .workspace_bytes = workspace_bytes};
+    loom_case_call(&exec, c->cases->op[op].op, &arguments);
+}
+
+static bool time_runs(loom_case *c, int op, loom_device *device, const loom_case_flush *flush, void *workspace,
+                      size_t workspace_bytes, double seconds, loom_case_timing *timing, loom_error *error) {
+    double times[MOST_RUNS];
+    const double begin = now();
+    int n = 0;
+    while (n < MOST_RUNS && (n < FEWEST_RUNS || now() - begin < seconds)) {
+        if (!cool(device, flush, error)) return false;
+        const double start = now();
+        run(c, op, device, workspace, workspace_bytes);
+        if (!device->synchronize(device, NULL, error)) return false;
+        times[n++] = now() - start;
+    }
+    timing->ms = 1e3 * median(times, n);
+    timing->runs = n;
+    timing->bytes = moved_bytes(c, op);
+    timing->flops = c->cases->op[op].flops ? c->cases->op[op].flops(c) : 0;
+    return true;
+}
+
+bool loom_case_time(loom_case *c, int op, loom_device *device, const loom_case_flush *flush, double seconds,
+                    loom_case_timing *timing, loom_case_result *support, loom_error *error) {
+    *support = (loom_case_result){.verdict = LOOM_CASE_OK};
+    const unsigned needed = needed_ops(c, op);
+    size_t workspace_bytes = 0;
+    for (int i = 0; i <= op; i++) {
+        if (!(needed >> i & 1)) continue;
+        size_t bytes;
+        if (!loom_case_supported(c, i, device, support)) return true;
+        if (!loom_case_plan(c, i, LOOM_CASE_SHAPES, device, &bytes, error)) return false;
+        if (bytes > workspace_bytes) workspace_bytes = bytes;
+    }
+    void *workspace = NULL;
+    bool ran = device->allocate(device, &workspace, workspace_bytes, error);
+    for (int i = 0; ran && i < c->n_memories; i++) {
+        loom_case_memory *m = &c->memory[i];
+        ran = !needs_memory(c, needed, i) || (device->allocate(device, &m->device, m->bytes + LOOM_CASE_FENCE, error) &&
+                                              fill_memory(c, i, device, error));
+    }
+    for (int i = 0; ran && i < op; i++)
+        if (needed >> i & 1) run(c, i, device, workspace, workspace_bytes);
+    if (ran) {
+        run(c, op, device, workspace, workspace_bytes); /* warm-up */
+        ran = device->synchronize(device, NULL, error) &&
+              time_runs(c, op, device, flush, workspace, workspace_bytes, seconds, timing, error);
+    }
+    for (int i = 0; i < c->n_memories; i++) {
+        loom_case_memory *m = &c->memory[i];
+        if (m->device) device->release(device, m->device, m->bytes + LOOM_CASE_FENCE);
+        m->device = NULL;
+    }
+    if (workspace) device->release(device, workspace, workspace_bytes);
+    return ran;
+}
+
+/* ----------------------------------------------------------------------------------------------------------- bandwidth */
+
+/* One copy of `bytes`, by all threads where the host may touch the memory. */
+static bool copy_once(loom_device *device, char *to, const char *from, size_t bytes, loom_error *error) {
+    if (device->host_memory) {
+        const int64_t pieces = device->threads;
+        const size_t piece = bytes / (size_t)pieces;
+#pragma omp parallel for schedule(static) num_threads(device->threads)
+        for (int64_t i = 0; i < pieces; i++)
+            memcpy(to + (size_t)i * piece, from + (size_t)i * piece,
+                   i + 1 < pieces ? piece : bytes - (size_t)i * piece);
+    } else {
+        device->copy(device, NULL, to, from, bytes, LOOM_DEVICE_TO_DEVICE);
+    }
+    return device->synchronize(device, NULL, error);
+}
+
+bool loom_case_copy_bandwidth(loom_device *device, const loom_case_flush *flush, double *bandwidth, loom_error *error) {
+    void *to;
+    if (!device->allocate(device, &to, flush->bytes, error)) return false;
+    double times[FEWEST_RUNS * 2];
+    const int n = sizeof times / sizeof *times;
+    bool ran = copy_once(device, to, flush->memory, flush->bytes, error);
+    for (int i = 0; ran && i < n; i++) {
+        const double start = now();
+        ran = copy_once(device, to, flush->memory, flush->bytes, error);
+        times[i] = now() - start;
+    }
+    if (ran) *bandwidth = 2 * (double)flush->bytes / median(times, n);
+    device->release(device, to, flush->bytes);
+    return ran;
+}

@@ -1,0 +1,167 @@
+#!/usr/bin/env python3
+"""Runs GoogleTest programs one after the other and adds up what they say.
+
+    test/run.py [--logs DIR] [--timeout SECONDS] PROGRAM...
+
+Each program gets a line with its counts and its time; what it prints goes to a log. Of failures the part of the log is
+shown; of skips the reason. A program that crashes, runs out of time, or ends badly after good tests (a leak, say) counts
+as a failure. The last line is "N passed, N failed, N skipped"; the status is 1 if any failed or nothing was run.
+"""
+
+import argparse
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+import xml.etree.ElementTree as ElementTree
+
+LINES_SHOWN = 60
+
+
+class Outcome:
+    """What a program's tests came to: names of passed ones; (name, what happened) of the others."""
+
+    def __init__(self):
+        self.passed, self.failed, self.skipped = [], [], []
+
+    def counts(self):
+        return f"{len(self.passed)} passed, {len(self.failed)} failed, {len(self.skipped)} skipped"
+
+
+def log_of_test(log, name):
+    """The part of a log that belongs to a test, without the lines that only begin and end it."""
+    begin = log.rfind(f"[ RUN      ] {name}\n")
+    if begin < 0:
+        return ""
+    begin = log.index("\n", begin) + 1
+    end = re.compile(rf"^\[(  FAILED  |  SKIPPED |       OK )\] {re.escape(name)}\b", re.M).search(log, begin)
+    return log[begin : end.start() if end else len(log)].rstrip()
+
+
+def read_report(path, log, outcome):
+    """Fills the outcome from GoogleTest's XML report; raises an error if there is none or it is not whole."""
+    for case in ElementTree.parse(path).getroot().iter("testcase"):
+        name = f"{case.get('classname')}.{case.get('name')}"
+        skip = case.find("skipped")
+        if case.find("failure") is not None:
+            outcome.failed.append((name, log_of_test(log, name)))
+        elif case.get("status") == "notrun":
+            if case.get("result") == "suppressed" and "DISABLED_" in name:
+                outcome.skipped.append((name, "is disabled in its source"))
+        elif skip is not None or case.get("result") == "skipped":
+            # The message begins with the place; the reason, which the test gives, follows.
+            lines = [line for line in ((skip is not None and skip.get("message")) or "").splitlines() if line.strip()]
+            reason = " ".join(lines[1:] or lines) or log_of_test(log, name).replace("\n", " ") or "gives no reason"
+            outcome.skipped.append((name, reason))
+        else:
+            outcome.passed.append(name)
+
+
+def read_broken_log(log, what, outcome):
+    """Fills the outcome from the log of a program that did not live to write its report: the test it was in failed."""
+    ended = {}
+    for verdict, name in re.findall(r"^\[ +(OK|FAILED|SKIPPED) +\] ([^\s,]+).*\(\d+ ms\)$", log, re.M):
+        ended[name] = verdict
+    for name, verdict in ended.items():
+        if verdict == "OK":
+            outcome.passed.append(name)
+        elif verdict == "FAILED":
+            outcome.failed.append((name, log_of_test(log, name)))
+        else:
+            outcome.skipped.append((name, log_of_test(log, name).replace("\n", " ") or "gives no reason"))
+    begun = re.findall(r"^\[ RUN      \] (\S+)$", log, re.M)
+    if begun and begun[-1] not in ended:
+        outcome.failed.append((begun[-1], f"{log_of_test(log, begun[-1])}\n({what})".strip()))
+    else:
+        outcome.failed.append(("the program itself", f"{log.rstrip()}\n({what})".strip()))
+
+
+def run(command, log_path, timeout):
+    """Runs a program with its output in a file; returns None if it ended well, else what happened, in words."""
+    with open(log_path, "wb") as log:
+        try:
+            process = subprocess.Popen(
+                command, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
+            )
+        except OSError as error:
+            return f"it could not be started: {error.strerror}"
+        try:
+            status = process.wait(timeout)
+        except subprocess.TimeoutExpired:
+            return f"it was ended after {timeout:g} s"
+        finally:
+            # Whatever the program left running goes with it.
+            try:
+                os.killpg(process.pid, signal.SIGKILL)
+            except ProcessLookupError:
+                pass
+            process.wait()
+    if status < 0:
+        return f"it was killed by {signal.Signals(-status).name}"
+    return None if status == 0 else f"it ended with status {status}"
+
+
+def run_program(program, logs, timeout):
+    """Runs one program and returns its outcome and the path of its log."""
+    stem = os.path.join(logs, os.path.relpath(program).replace("../", "").replace("/", "-"))
+    log_path, report_path = f"{stem}.log", f"{stem}.xml"
+    if os.path.exists(report_path):
+        os.remove(report_path)
+    command = [os.path.abspath(program), f"--gtest_output=xml:{os.path.abspath(report_path)}", "--gtest_color=no"]
+    trouble = run(command, log_path, timeout)
+    with open(log_path, encoding="utf-8", errors="replace") as file:
+        log = file.read()
+    outcome = Outcome()
+    try:
+        read_report(report_path, log, outcome)
+    except (OSError, ElementTree.ParseError):
+        outcome = Outcome()
+        read_broken_log(log, trouble or "it wrote no report", outcome)
+    else:
+        if trouble and not outcome.failed:
+            outcome.failed.append(("the program itself", f"{log.rstrip()}\n({trouble}, after its tests)"))
+    return outcome, log_path
+
+
+def main():
+    parser = argparse.ArgumentParser(description="Runs GoogleTest programs and adds up their counts.")
+    parser.add_argument("--logs", default="build/test/logs", metavar="DIR", help="where logs go (%(default)s)")
+    parser.add_argument("--timeout", type=float, default=900, metavar="SECONDS", help="of each program (%(default)s)")
+    parser.add_argument("programs", nargs="*", metavar="PROGRAM")
+    arguments = parser.parse_args()
+    os.makedirs(arguments.logs, exist_ok=True)
+
+    total = Outcome()
+    width = max((len(program) for program in arguments.programs), default=0)
+    for program in arguments.programs:
+        print(f"{program:{width}}  ", end="", flush=True)
+        begin = time.monotonic()
+        outcome, log_path = run_program(program, arguments.logs, arguments.timeout)
+        print(f"{outcome.counts():38}  {time.monotonic() - begin:6.1f} s", flush=True)
+        for name, part in outcome.failed:
+            lines = part.splitlines()
+            if len(lines) > LINES_SHOWN:
+                lines = [f"... (all of it in {log_path})"] + lines[-LINES_SHOWN:]
+            print(f"    FAILED {name}", *(f"    | {line}" for line in lines), sep="\n", flush=True)
+        for kind in ("passed", "failed", "skipped"):
+            getattr(total, kind).extend((program, test) for test in getattr(outcome, kind))
+
+    if total.skipped:
+        print("\nSkipped:")
+        for program, (name, reason) in total.skipped:
+            print(f"    {os.path.basename(program)}: {name}: {reason}")
+    if total.failed:
+        print("\nFailed:")
+        for program, (name, _) in total.failed:
+            print(f"    {os.path.basename(program)}: {name}")
+    print(f"\n{total.counts()}", flush=True)
+    return 1 if total.failed or not (total.passed or total.skipped) else 0
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main())
+    except KeyboardInterrupt:
+        sys.exit(130)

@@ -1,0 +1,755 @@
+/* The program from outside: it is built before the tests and run as a user runs it. Every mistake must give exit code
+ * 2 and exactly one line on stderr that names the flag or file, and must leave nothing behind. */
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <chrono>
+#include <climits>
+#include <csignal>
+#include <cstdint>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <filesystem>
+#include <fstream>
+#include <functional>
+#include <map>
+#include <sstream>
+#include <string>
+#include <vector>
+
+#include <fcntl.h>
+#include <sys/ioctl.h>
+#include <sys/resource.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+namespace {
+
+namespace fs = std::filesystem;
+using Words = std::vector<std::string>;
+
+std::string slurp(const fs::path &path) {
+    std::stringstream text;
+    text << std::ifstream(path, std::ios::binary).rdbuf();
+    return text.str();
+}
+
+std::vector<std::string> lines_of(const std::string &text) {
+    std::vector<std::string> lines;
+    std::stringstream stream(text);
+    for (std::string line; std::getline(stream, line);) lines.push_back(line);
+    return lines;
+}
+
+struct Outcome {
+    int code = -1; /* 128 + signal where one ended it */
+    std::string out, err;
+};
+
+/* GPTLOOM, or build/gptloom below the directory the tests run in. */
+std::string program() {
+    const char *named = std::getenv("GPTLOOM");
+    char path[PATH_MAX];
+    return realpath(named ? named : "build/gptloom", path) ? path : "";
+}
+
+class Program : public ::testing::Test {
+  protected:
+    fs::path folder;
+    std::string gptloom = program();
+
+    void SetUp() override {
+        ASSERT_FALSE(gptloom.empty()) << "there is no build/gptloom, and GPTLOOM names no program";
+        char name[] = "/tmp/gptloom-cli-XXXXXX";
+        ASSERT_NE(mkdtemp(name), nullptr);
+        folder = name;
+        text("text.txt", 4000);
+    }
+
+    void TearDown() override {
+        fs::remove_all(folder);
+    }
+
+    void write(const fs::path &name, const std::string &content) {
+        std::ofstream(folder / name, std::ios::binary) << content;
+    }
+
+    /* So many bytes that a model can learn something from. */
+    void text(const fs::path &name, size_t bytes) {
+        std::string content;
+        while (content.size() < bytes) content += "the quick brown fox jumps over the lazy dog, and again.\n";
+        write(name, content.substr(0, bytes));
+    }
+
+    /* An llm.c shard; `count` is what its header says. */
+    void shard(const fs::path &name, const std::vector<uint16_t> &tokens, int32_t count, int32_t magic = 20240520,
+               int32_t version = 1) {
+        std::vector<int32_t> header(256);
+        header[0] = magic, header[1] = version, header[2] = count;
+        std::string content(reinterpret_cast<const char *>(header.data()), 1024);
+        content.append(reinterpret_cast<const char *>(tokens.data()), tokens.size() * sizeof tokens[0]);
+        write(name, content);
+    }
+
+    [[noreturn]] void become(const Words &arguments) {
+        std::vector<char *> words{const_cast<char *>(gptloom.c_str())};
+        for (const std::string &argument : arguments) words.push_back(const_cast<char *>(argument.c_str()));
+        words.push_back(nullptr);
+        if (chdir(folder.c_str()) != 0) _exit(120);
+        alarm(120); /* a program that hangs is a failure, not a hanging test */
+        execv(gptloom.c_str(), words.data());
+        _exit(121);
+    }
+
+    static int wait_for(pid_t child) {
+        int status = 0;
+        EXPECT_EQ(waitpid(child, &status, 0), child);
+        return WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status);
+    }
+
+    static void redirect(const fs::path &path, int descriptor) {
+        const int file = open(path.c_str(), O_WRONLY | O_CREAT | O_TRUNC, 0600);
+        if (file < 0 || dup2(file, descriptor) < 0) _exit(122);
+        close(file);
+    }
+
+    /* Its output is kept outside the folder, which tests list. */
+    pid_t start(
+        const Words &arguments, const std::function<void()> &before = [] {}, const char *out = nullptr) {
+        const pid_t child = fork();
+        if (child != 0) return child;
+        redirect(out ? out : folder.string() + ".out", 1);
+        redirect(folder.string() + ".err", 2);
+        before();
+        become(arguments);
+    }
+
+    Outcome finish(pid_t child) {
+        Outcome outcome;
+        outcome.code = wait_for(child);
+        outcome.out = slurp(folder.string() + ".out");
+        outcome.err = slurp(folder.string() + ".err");
+        fs::remove(folder.string() + ".out");
+        fs::remove(folder.string() + ".err");
+        return outcome;
+    }
+
+    Outcome run(
+        const Words &arguments, const std::function<void()> &before = [] {}) {
+        return finish(start(arguments, before));
+    }
+
+    /* Every path below the folder with its size and time of change. */
+    std::map<std::string, std::string> everything() const {
+        std::map<std::string, std::string> list;
+        for (const auto &entry : fs::recursive_directory_iterator(folder)) {
+            const fs::file_status status = entry.symlink_status();
+            const auto changed = fs::is_symlink(status) ? 0 : entry.last_write_time().time_since_epoch().count();
+            list[entry.path()] = (fs::is_regular_file(status) ? std::to_string(entry.file_size()) : "-") + "@" +
+                                 std::to_string(changed);
+        }
+        return list;
+    }
+
+    static void expect_one_line(const Outcome &outcome, const Words &words) {
+        EXPECT_EQ(outcome.code, 2) << outcome.err;
+        EXPECT_EQ(lines_of(outcome.err).size(), 1u) << outcome.err;
+        EXPECT_EQ(outcome.err.rfind("gptloom: ", 0), 0u) << outcome.err;
+        EXPECT_EQ(outcome.err.empty() ? 0 : outcome.err.back(), '\n');
+        for (const std::string &word : words)
+            EXPECT_NE(outcome.err.find(word), std::string::npos) << "'" << outcome.err << "' lacks '" << word << "'";
+    }
+
+    /* The promise for every mistake. */
+    void expect_mistake(const Words &arguments, const Words &words) {
+        const auto before = everything();
+        const Outcome outcome = run(arguments);
+        std::string told;
+        for (const std::string &argument : arguments) told += argument + " ";
+        SCOPED_TRACE(told);
+        expect_one_line(outcome, words);
+        EXPECT_EQ(outcome.out, "");
+        EXPECT_EQ(everything(), before) << "something was written";
+    }
+
+    /* A training run so small that it takes no time; what follows changes it. */
+    static Words training(const Words &more) {
+        Words all = {"train", "--data",    "text.txt", "--out",          "run", "--n-layer",   "1", "--n-head",
+                     "2",     "--n-embd",  "16",       "--block-size",   "16",  "--batch",     "2", "--steps",
+                     "4",     "--threads", "1",        "--sample-every", "0",   "--val-every", "0"};
+        all.insert(all.end(), more.begin(), more.end());
+        return all;
+    }
+
+    /* Drops a flag and its value. */
+    static Words without(Words arguments, const std::string &flag) {
+        const auto at = std::find(arguments.begin(), arguments.end(), flag);
+        arguments.erase(at, at + 2);
+        return arguments;
+    }
+
+    /* The same run on other data. */
+    static Words training_on(const Words &data, const Words &more = {}) {
+        Words all = without(training(more), "--data");
+        all.push_back("--data");
+        all.insert(all.end(), data.begin(), data.end());
+        return all;
+    }
+
+    void expect_training_mistake(const Words &more, const Words &words) {
+        expect_mistake(training(more), words);
+    }
+
+    void expect_run(const Words &arguments) {
+        const Outcome outcome = run(arguments);
+        ASSERT_EQ(outcome.code, 0) << outcome.err;
+        EXPECT_EQ(outcome.err, "");
+    }
+
+    std::string latest() const {
+        return fs::read_symlink(folder / "run/checkpoints/latest").filename();
+    }
+};
+
+const Words commands = {"train", "sample", "info", "plot", "parity", "bench", "devices"};
+
+/* ---------------------------------------------------------------------------------------------------- help and names */
+
+TEST_F(Program, HelpGoesToStdoutWithin100Columns) {
+    std::vector<Words> calls = {{"--help"}, {"-h"}, {"help"}, {"help", "train"}};
+    for (const std::string &command : commands) calls.push_back({command, "--help"});
+    for (const Words &call : calls) {
+        const Outcome outcome = run(call);
+        EXPECT_EQ(outcome.code, 0) << call[0];
+        EXPECT_EQ(outcome.err, "");
+        EXPECT_NE(outcome.out.find("Usage: gptloom"), std::string::npos);
+        for (const std::string &line : lines_of(outcome.out)) EXPECT_LE(line.size(), 100u) << line;
+    }
+    const std::string all = run({"--help"}).out;
+    for (const std::string &command : commands) EXPECT_NE(all.find("  " + command), std::string::npos) << command;
+}
+
+TEST_F(Program, TrainHelpNamesEveryFlagWithItsDefault) {
+    const std::string help = run({"train", "--help"}).out;
+    for (const char *flag : {"--data",
+                             "--val-data",
+                             "--out",
+                             "--config",
+                             "--model",
+                             "--n-layer",
+                             "--n-head",
+                             "--n-embd",
+                             "--block-size",
+                             "--vocab-size",
+                             "--batch",
+                             "--micro-batch",
+                             "--seq-len",
+                             "--steps",
+                             "--epochs",
+                             "--stop-after",
+                             "--lr",
+                             "--min-lr",
+                             "--warmup",
+                             "--schedule",
+                             "--weight-decay",
+                             "--beta1",
+                             "--beta2",
+                             "--eps",
+                             "--clip",
+                             "--skip-spikes",
+                             "--val-fraction",
+                             "--val-every",
+                             "--val-batches",
+                             "--sample-every",
+                             "--sample-tokens",
+                             "--checkpoint-every",
+                             "--keep",
+                             "--seed",
+                             "--device",
+                             "--threads",
+                             "--[no-]deterministic",
+                             "--init",
+                             "--resume",
+                             "--memory",
+                             "--quiet"})
+        EXPECT_NE(help.find(flag), std::string::npos) << flag;
+    EXPECT_NE(help.find("(default: 6e-4)"), std::string::npos);
+}
+
+TEST_F(Program, VersionAndDevicesTellWhatThereIs) {
+    const Outcome version = run({"--version"});
+    EXPECT_EQ(version.code, 0);
+    EXPECT_EQ(version.out.rfind("gptloom ", 0), 0u) << version.out;
+    EXPECT_NE(version.out.find("threads"), std::string::npos);
+    const Outcome devices = run({"devices"});
+    EXPECT_EQ(devices.code, 0);
+    for (const char *word : {"cpu", "GFLOP/s", "GiB", "no CUDA support in this build"})
+        EXPECT_NE(devices.out.find(word), std::string::npos) << devices.out;
+}
+
+TEST_F(Program, UnknownCommandsAndFlagsSuggestTheNearest) {
+    expect_mistake({}, {"no command"});
+    expect_mistake({"trian"}, {"'trian'", "'train'"});
+    expect_mistake({"qqqqqqqq"}, {"'qqqqqqqq'", "--help"});
+    expect_training_mistake({"--n-layers", "3"}, {"--n-layers: ", "'--n-layer'"});
+    expect_training_mistake({"--n_layer", "3"}, {"--n_layer: ", "'--n-layer'"});
+    expect_training_mistake({"--n-layers=3"}, {"--n-layers: ", "'--n-layer'"});
+    expect_training_mistake({"--check", "3"}, {"--check: "}); /* no abbreviations */
+    expect_training_mistake({"-lr", "3"}, {"-lr: ", "'--lr'"});
+    expect_training_mistake({"--xyzzyxyzzy"}, {"--xyzzyxyzzy: ", "gptloom train --help"});
+    for (const std::string &command : commands) expect_mistake({command, "--hepl"}, {"--hepl: ", "'--help'"});
+}
+
+TEST_F(Program, FlagsNeedTheirValues) {
+    expect_training_mistake({"--lr"}, {"--lr: needs a value"});
+    expect_training_mistake({"--lr", "--quiet"}, {"--lr: needs a value", "'--quiet'"});
+    expect_training_mistake({"--init="}, {"--init: is empty"});
+    expect_training_mistake({"--help=yes"}, {"--help: takes no value"});
+    expect_training_mistake({"--no-deterministic=yes"}, {"--no-deterministic: takes no value"});
+    expect_training_mistake({"--deterministic=perhaps"}, {"--deterministic: 'perhaps'"});
+    expect_training_mistake({"word"}, {"'word'"});
+    expect_mistake({"plot"}, {"RUN"});
+    expect_mistake({"info", "gpt2", "mini"}, {"'mini'"});
+}
+
+/* ---------------------------------------------------------------------------------------------------------- bad values */
+
+TEST_F(Program, NegativeHugeNanAndNonNumericValues) {
+    for (const char *flag : {"--lr", "--min-lr", "--weight-decay", "--beta1", "--beta2", "--eps", "--clip",
+                             "--skip-spikes", "--val-fraction", "--epochs"}) {
+        expect_training_mistake({flag, "-1"}, {std::string(flag) + ": -1 is below"});
+        expect_training_mistake({flag, "1e30"}, {std::string(flag) + ": 1e30 is above"});
+        expect_training_mistake({flag, "nan"}, {std::string(flag) + ": 'nan' is not a number"});
+        expect_training_mistake({flag, "abc"}, {std::string(flag) + ": 'abc' is not a number"});
+    }
+    for (const char *flag :
+         {"--n-layer", "--n-head", "--n-embd", "--block-size", "--vocab-size", "--batch", "--micro-batch", "--seq-len",
+          "--steps", "--stop-after", "--warmup", "--val-every", "--val-batches", "--sample-every", "--sample-tokens",
+          "--checkpoint-every", "--keep", "--seed", "--threads"}) {
+        expect_training_mistake({flag, "-1"}, {std::string(flag) + ": -1 is below"});
+        expect_training_mistake({flag, "99999999999999999999"},
+                                {std::string(flag) + ": 99999999999999999999 is above"});
+        expect_training_mistake({flag, "1.5"}, {std::string(flag) + ": '1.5' is not a whole number"});
+        expect_training_mistake({flag, "many"}, {std::string(flag) + ": 'many' is not a whole number"});
+    }
+    expect_training_mistake({"--memory", "lots"}, {"--memory: 'lots' is not a size"});
+    expect_training_mistake({"--schedule", "cosin"}, {"--schedule: 'cosin'", "'cosine'"});
+    expect_training_mistake({"--device", "cuda"}, {"--device: 'cuda'"});
+    expect_training_mistake({"--model", "gtp2"}, {"--model", "gpt2"});
+}
+
+TEST_F(Program, ShapesThatCannotBe) {
+    expect_training_mistake({"--n-head", "3"}, {"--n-embd", "--n-head"});
+    expect_training_mistake({"--seq-len", "17"}, {"--seq-len: 17", "--block-size, 16"});
+    expect_training_mistake({"--batch", "6", "--micro-batch", "4"}, {"--micro-batch: 4", "--batch, 6"});
+    expect_training_mistake({"--micro-batch", "3"}, {"--micro-batch: 3", "--batch, 2"});
+    expect_training_mistake({"--vocab-size", "200"}, {"--vocab-size"});
+    expect_mistake({"train", "--data", "text.txt", "--out", "run", "--n-layer", "2", "--n-head", "2"},
+                   {"--n-embd: is missing"});
+}
+
+TEST_F(Program, FlagsThatDoNotGoTogether) {
+    expect_training_mistake({"--epochs", "2"}, {"--epochs", "--steps"});
+    expect_training_mistake({"--min-lr", "1"}, {"--min-lr: 1 is above --lr"});
+    expect_mistake(without(training({}), "--out"), {"--out: is missing"});
+    expect_mistake(without(training({}), "--data"), {"--data"});
+    expect_mistake({"train", "--resume"}, {"--resume: needs --out"});
+    expect_mistake({"train", "--resume", "--out", "run"}, {"--resume: there is no run in run"});
+}
+
+TEST_F(Program, TooLittleMemoryIsSaidBeforeAllocating) {
+    const Words big = {"train", "--data", "text.txt", "--out", "run", "--threads", "1", "--block-size", "64"};
+    Words small = big;
+    small.insert(small.end(), {"--model", "gpt2", "--memory", "64MiB", "--batch", "1"});
+    expect_mistake(small, {"MiB", "64", "--memory"});
+    Words impossible = big;
+    impossible.insert(impossible.end(), {"--model", "gpt3-175b", "--batch", "1"});
+    expect_mistake(impossible, {"MiB"});
+}
+
+/* ---------------------------------------------------------------------------------------------------------- bad files */
+
+TEST_F(Program, DataThatIsMissingEmptyOrTooShort) {
+    write("empty.txt", "");
+    write("short.txt", "abc");
+    fs::create_directory(folder / "nothing");
+    expect_mistake(training_on({"none.txt"}), {"none.txt"});
+    expect_mistake(training_on({"text.txt", "none.txt"}), {"none.txt"});
+    expect_mistake(training_on({"none*.txt"}), {"none*.txt"});
+    expect_mistake(training_on({"nothing"}), {"nothing"});
+    expect_mistake(training_on({"empty.txt"}), {"empty.txt"});
+    expect_mistake(training_on({"short.txt"}), {"short"});
+    expect_training_mistake({"--val-data", "none.txt"}, {"none.txt"});
+    expect_training_mistake({"--val-data", "short.txt"}, {"short"});
+}
+
+TEST_F(Program, DataThatCannotBeRead) {
+    fs::create_symlink("circle.txt", folder / "circle.txt"); /* not even root opens it */
+    expect_mistake(training_on({"circle.txt"}), {"circle.txt"});
+    if (geteuid() == 0) return; /* root reads what is not readable */
+    text("closed.txt", 4000);
+    fs::permissions(folder / "closed.txt", fs::perms::none);
+    expect_mistake(training_on({"closed.txt"}), {"closed.txt"});
+}
+
+TEST_F(Program, DamagedAndForeignShards) {
+    const std::vector<uint16_t> tokens(1000, 7);
+    shard("good.bin", tokens, 1000);
+    shard("magic.bin", tokens, 1000, 12345678);
+    shard("version.bin", tokens, 1000, 20240520, 3);
+    shard("cut.bin", tokens, 1500);
+    shard("negative.bin", tokens, -4);
+    shard("bare.bin", {}, 0);
+    write("empty.bin", "");
+    write("stub.bin", std::string(100, 'x'));
+    for (const char *name :
+         {"magic.bin", "version.bin", "cut.bin", "negative.bin", "bare.bin", "empty.bin", "stub.bin"})
+        expect_mistake(training_on({name}), {name});
+    expect_mistake(training_on({"good.bin", "text.txt"}), {"text"});
+    expect_training_mistake({"--val-data", "good.bin"}, {"good.bin"});
+}
+
+TEST_F(Program, TokenIdsBeyondTheVocabulary) {
+    std::vector<uint16_t> tokens(1000, 7);
+    tokens[700] = 500;
+    shard("ids.bin", tokens, 1000);
+    expect_mistake(training_on({"ids.bin"}, {"--vocab-size", "500"}), {"ids.bin", "500"});
+    expect_run(training_on({"ids.bin"}, {"--vocab-size", "501"}));
+}
+
+TEST_F(Program, DamagedConfigFiles) {
+    write("words.ini", "steps = 3\nthis is no pair\n");
+    write("key.ini", "n-layr = 3\n");
+    write("value.ini", "\nlr = fast\n");
+    write("binary.ini", std::string("\x7f"
+                                    "ELF\0\0\0\0",
+                                    8));
+    expect_training_mistake({"--config", "none.ini"}, {"none.ini"});
+    expect_training_mistake({"--config", "words.ini"}, {"words.ini:2: "});
+    expect_training_mistake({"--config", "key.ini"}, {"key.ini:1: n-layr", "'n-layer'"});
+    expect_training_mistake({"--config", "value.ini"}, {"value.ini:2: lr: 'fast'"});
+    expect_training_mistake({"--config", "binary.ini"}, {"binary.ini"});
+    expect_training_mistake({"--config", "nowhere/x.ini"}, {"nowhere/x.ini"});
+}
+
+TEST_F(Program, AnOutputDirectoryThatCannotBeUsed) {
+    fs::create_directory(folder / "run");
+    write("run/config.ini", "steps = 3\n");
+    expect_training_mistake({}, {"--out", "run"});
+    expect_training_mistake({"--out", "text.txt"}, {"text.txt"});
+    expect_training_mistake({"--out", "text.txt/run"}, {"text.txt"});
+}
+
+TEST_F(Program, NamesThatAConfigFileCannotHold) {
+    expect_training_mistake({"--out", "two\nlines"}, {"--out: "});
+    expect_training_mistake({"--out", std::string(200, 'x')}, {"--out: "});
+}
+
+TEST_F(Program, CheckpointsThatDoNotFit) {
+    expect_run(training({"--out", "first"}));
+    expect_training_mistake({"--init", "first", "--n-embd", "32"}, {"--n-embd: 32", "16"});
+    expect_training_mistake({"--init", "nowhere"}, {"nowhere"});
+    expect_training_mistake({"--init", "first", "--resume", "--out", "first"}, {"--init", "--resume"});
+    expect_mistake({"train", "--resume", "--out", "first", "--steps", "8", "--n-layer", "2"}, {"--n-layer: 2"});
+    expect_mistake({"train", "--resume", "--out", "first", "--steps", "8", "--seed", "3"}, {"--seed"});
+    expect_mistake({"train", "--resume", "--out", "first"}, {"--steps"}); /* it is done */
+    text("other.txt", 3000);
+    expect_mistake({"train", "--resume", "--out", "first", "--steps", "8", "--data", "other.txt"}, {"--data"});
+    expect_run(training({"--init", "first"}));
+}
+
+TEST_F(Program, ADamagedCheckpointIsRefused) {
+    expect_run(training({}));
+    const fs::path weights = fs::canonical(folder / "run/checkpoints/latest") / "model.safetensors";
+    fs::resize_file(weights, fs::file_size(weights) / 2);
+    expect_mistake({"sample", "--from", "run"}, {"model.safetensors"});
+    expect_mistake({"train", "--resume", "--out", "run", "--steps", "8"}, {"model.safetensors"});
+}
+
+TEST_F(Program, AFullDiskLeavesTheCheckpointBeforeIt) {
+    expect_run(training({"--stop-after", "2"}));
+    ASSERT_EQ(latest(), "step-00000002");
+    const std::string weights = slurp(folder / "run/checkpoints/latest/model.safetensors");
+    /* Files may not grow beyond what all but the weights need: write() fails, as it does on a full disk. */
+    const Outcome outcome = run({"train", "--resume", "--out", "run"}, [] {
+        const struct rlimit limit = {8192, 8192};
+        signal(SIGXFSZ, SIG_IGN);
+        setrlimit(RLIMIT_FSIZE, &limit);
+    });
+    expect_one_line(outcome, {"safetensors"});
+    EXPECT_EQ(latest(), "step-00000002");
+    EXPECT_EQ(slurp(folder / "run/checkpoints/latest/model.safetensors"), weights);
+    size_t entries = 0;
+    for (const auto &entry : fs::directory_iterator(folder / "run/checkpoints")) entries += !entry.path().empty();
+    EXPECT_EQ(entries, 2u) << "a half-written checkpoint was left";
+    expect_run({"train", "--resume", "--out", "run"});
+    EXPECT_EQ(latest(), "step-00000004");
+}
+
+TEST_F(Program, AFullStdoutIsAnError) {
+    for (const Words &call : {Words{"--help"}, Words{"train", "--help"}, Words{"info"}}) {
+        const Outcome outcome = finish(start(
+            call, [] {}, "/dev/full"));
+        EXPECT_EQ(outcome.code, 2);
+        EXPECT_EQ(lines_of(outcome.err).size(), 1u) << outcome.err;
+        EXPECT_NE(outcome.err.find("standard output"), std::string::npos) << outcome.err;
+    }
+}
+
+TEST_F(Program, SampleAndInfoMistakes) {
+    expect_mistake({"sample"}, {"--from: is missing"});
+    expect_mistake({"sample", "--from", "nowhere"}, {"nowhere"});
+    expect_mistake({"sample", "--from", folder}, {folder});
+    expect_mistake({"sample", "--from", "run", "--temperature", "-1"}, {"--temperature: -1 is below 0"});
+    expect_mistake({"sample", "--from", "run", "--top-p", "2"}, {"--top-p: 2 is above"});
+    expect_mistake({"info", "gpt22"}, {"'gpt22'", "'gpt2'"});
+    expect_mistake({"info", folder}, {folder});
+    expect_mistake({"info", "gpt2", "--seq-len", "2048"}, {"--seq-len: 2048"});
+    expect_mistake({"info", "gpt2", "--batch", "4", "--micro-batch", "3"}, {"--micro-batch: 3"});
+}
+
+/* --------------------------------------------------------------------------------------------------------- what it does */
+
+TEST_F(Program, ARunLeavesItsFiles) {
+    const Outcome outcome = run(training({"--val-every", "2", "--sample-every", "4", "--sample-tokens", "9"}));
+    ASSERT_EQ(outcome.code, 0) << outcome.err;
+    EXPECT_EQ(outcome.err, "");
+    EXPECT_EQ(outcome.out.find('\r'), std::string::npos); /* plain lines */
+    EXPECT_EQ(outcome.out.find('\x1b'), std::string::npos);
+    for (const char *word : {"step 1/4  loss ", "step 4/4  loss ", "validation loss ", "sample after step 4",
+                             "parameters", "gptloom", "sample --from run", "plot run"})
+        EXPECT_NE(outcome.out.find(word), std::string::npos) << outcome.out << "\nlacks " << word;
+    const auto metrics = lines_of(slurp(folder / "run/metrics.jsonl"));
+    ASSERT_EQ(metrics.size(), 4u);
+    for (const char *key : {"\"step\"", "\"tokens\"", "\"loss\"", "\"lr\"", "\"grad_norm\"", "\"ms\"",
+                            "\"tokens_per_s\"", "\"val_loss\""})
+        EXPECT_NE(metrics[1].find(key), std::string::npos) << metrics[1];
+    EXPECT_EQ(metrics[0].find("val_loss"), std::string::npos);
+    EXPECT_EQ(latest(), "step-00000004");
+    EXPECT_NE(slurp(folder / "run/config.ini").find("n-embd = 16"), std::string::npos);
+    EXPECT_NE(slurp(folder / "run/samples.txt").find("step 4"), std::string::npos);
+}
+
+TEST_F(Program, QuietSaysNothing) {
+    const Outcome outcome = run(training({"--quiet"}));
+    EXPECT_EQ(outcome.code, 0);
+    EXPECT_EQ(outcome.out + outcome.err, "");
+    EXPECT_TRUE(fs::exists(folder / "run/metrics.jsonl"));
+}
+
+TEST_F(Program, LongRunsPrintFewLines) {
+    const Outcome outcome = run(training({"--steps", "150", "--n-embd", "4"}));
+    ASSERT_EQ(outcome.code, 0) << outcome.err;
+    const auto lines = lines_of(outcome.out);
+    EXPECT_GT(lines.size(), 60u);
+    EXPECT_LT(lines.size(), 120u);
+    EXPECT_NE(outcome.out.find("step 150/150"), std::string::npos);
+}
+
+TEST_F(Program, FlagsWinOverTheConfigFile) {
+    write("run.ini", "data = none.txt\nsteps = 50\nlr = 0.5\nseed = 3\nepochs-are = off\n");
+    expect_training_mistake({"--config", "run.ini"}, {"run.ini:5: "});
+    write("run.ini", "data = none.txt\nepochs = 50\nlr = 0.5\nseed = 3\n");
+    expect_run(training({"--config", "run.ini", "--lr=0.25"}));
+    const std::string config = slurp(folder / "run/config.ini");
+    for (const char *line : {"data = text.txt\n", "steps = 4\n", "lr = 0.25\n", "seed = 3\n"})
+        EXPECT_NE(config.find(line), std::string::npos) << config << "\nlacks " << line;
+    EXPECT_EQ(config.find("none.txt"), std::string::npos);
+    EXPECT_EQ(config.find("epochs"), std::string::npos);
+}
+
+TEST_F(Program, ARunsConfigFileMakesTheSameRunAgain) {
+    expect_run(training({"--lr", "0.003", "--seed", "5"}));
+    expect_run({"train", "--config", "run/config.ini", "--out", "again"});
+    const auto losses = [](const std::string &metrics) { /* all but the times */
+                                                         std::string kept;
+                                                         for (const std::string &line : lines_of(metrics))
+                                                             kept += line.substr(0, line.find(", \"ms\"")) + "\n";
+                                                         return kept;
+    };
+    EXPECT_EQ(losses(slurp(folder / "run/metrics.jsonl")), losses(slurp(folder / "again/metrics.jsonl")));
+}
+
+TEST_F(Program, DataTakesManyValues) {
+    text("more.txt", 2000);
+    fs::create_directory(folder / "inner");
+    text("inner/third.txt", 1000);
+    expect_run(training({"--data", "text.txt", "more.txt", "--data", "inner", "--keep", "1"}));
+    const std::string config = slurp(folder / "run/config.ini");
+    EXPECT_NE(config.find("data = text.txt\ndata = text.txt\ndata = more.txt\ndata = inner\n"), std::string::npos)
+        << config;
+}
+
+TEST_F(Program, StopAndResumeGiveTheSameBits) {
+    expect_run(training({"--out", "whole"}));
+    expect_run(training({"--stop-after", "1"}));
+    EXPECT_EQ(latest(), "step-00000001");
+    expect_run({"train", "--resume", "--out", "run"}); /* config.ini knows the rest */
+    EXPECT_EQ(latest(), "step-00000004");
+    for (const char *file : {"model.safetensors", "optimizer.safetensors"})
+        EXPECT_TRUE(slurp(folder / "whole/checkpoints/latest" / file) ==
+                    slurp(folder / "run/checkpoints/latest" / file))
+            << file;
+    EXPECT_EQ(lines_of(slurp(folder / "run/metrics.jsonl")).size(), 4u);
+}
+
+TEST_F(Program, EpochsBecomeSteps) {
+    text("text.txt", 3199); /* and end-of-text; without the tenth that is held out, 180 windows of 16 */
+    expect_run(without(training({"--epochs", "0.1", "--stop-after", "1"}), "--steps"));
+    EXPECT_NE(slurp(folder / "run/config.ini").find("steps = 9\n"), std::string::npos);
+    expect_run({"train", "--resume", "--out", "run"});
+    EXPECT_EQ(latest(), "step-00000009");
+}
+
+TEST_F(Program, AnInterruptSavesAndEnds) {
+    const pid_t child = start(training({"--steps", "1000000", "--checkpoint-every", "0"}));
+    const auto patience = std::chrono::steady_clock::now() + std::chrono::seconds(60);
+    while (slurp(folder / "run/metrics.jsonl").empty() && std::chrono::steady_clock::now() < patience) usleep(10000);
+    kill(child, SIGINT);
+    const Outcome outcome = finish(child);
+    EXPECT_EQ(outcome.code, 0) << outcome.err;
+    EXPECT_NE(outcome.out.find("stopped after step"), std::string::npos) << outcome.out;
+    EXPECT_NE(outcome.out.find("train --resume --out run"), std::string::npos);
+    ASSERT_TRUE(fs::exists(folder / "run/checkpoints/latest"));
+    const size_t steps = lines_of(slurp(folder / "run/metrics.jsonl")).size();
+    EXPECT_EQ(std::stoul(latest().substr(5)), steps);
+    expect_run({"train", "--resume", "--out", "run", "--stop-after", "1"});
+    EXPECT_EQ(lines_of(slurp(folder / "run/metrics.jsonl")).size(), steps + 1);
+}
+
+TEST_F(Program, SamplesContinueThePromptAndRepeat) {
+    expect_run(training({}));
+    const Words call = {"sample", "--from", "run", "--prompt", "the quick", "--tokens", "20", "--threads", "1"};
+    const Outcome first = run(call), second = run(call);
+    EXPECT_EQ(first.code, 0) << first.err;
+    EXPECT_EQ(first.out.rfind("the quick", 0), 0u) << first.out;
+    EXPECT_EQ(first.out, second.out);
+    Words other = call;
+    other.insert(other.end(), {"--seed", "4"});
+    EXPECT_NE(run(other).out, first.out);
+    Words greedy = call;
+    greedy.insert(greedy.end(), {"--temperature", "0", "--seed", "4"});
+    Words greedy_too = call;
+    greedy_too.insert(greedy_too.end(), {"--temperature", "0", "--seed", "5"});
+    EXPECT_EQ(run(greedy).out, run(greedy_too).out);
+    EXPECT_EQ(run({"sample", "--from", "run/checkpoints", "--tokens", "5"}).code, 0);
+}
+
+TEST_F(Program, ModelsOfTokenIdsSampleIds) {
+    std::vector<uint16_t> tokens;
+    for (int i = 0; i < 1000; i++) tokens.push_back(static_cast<uint16_t>(i % 50));
+    shard("ids.bin", tokens, 1000);
+    expect_run(training_on({"ids.bin"}, {"--vocab-size", "60"}));
+    const Outcome outcome = run({"sample", "--from", "run", "--prompt", "3, 4 5", "--tokens", "4", "--threads", "1"});
+    EXPECT_EQ(outcome.code, 0) << outcome.err;
+    EXPECT_EQ(outcome.out.rfind("3 4 5 ", 0), 0u) << outcome.out;
+    EXPECT_EQ(outcome.out.find_first_not_of("0123456789 \n"), std::string::npos) << outcome.out;
+    expect_mistake({"sample", "--from", "run", "--prompt", "hello"}, {"--prompt: 'hello'"});
+    expect_mistake({"sample", "--from", "run", "--prompt", "3 60"}, {"--prompt: token id 60", "60"});
+    expect_mistake({"sample", "--from", "run", "--prompt", "-1"}, {"--prompt: token id -1"});
+    expect_mistake({"sample", "--from", "run", "--prompt", "3;4"}, {"--prompt: '3;4'"});
+}
+
+TEST_F(Program, InfoCountsParameters) {
+    const Outcome gpt2 = run({"info", "gpt2", "--batch", "1", "--seq-len", "64"});
+    EXPECT_EQ(gpt2.code, 0) << gpt2.err;
+    for (const char *word : {"124,439,808", "7,087,872", "activations", "FLOP"})
+        EXPECT_NE(gpt2.out.find(word), std::string::npos) << gpt2.out;
+    const Outcome all = run({"info"});
+    EXPECT_EQ(all.code, 0);
+    for (const char *name : {"nano", "mini", "gpt1", "gpt2-xl", "gpt3-175b"})
+        EXPECT_NE(all.out.find(name), std::string::npos) << name;
+    expect_run(training({}));
+    const Outcome directory = run({"info", "run"});
+    EXPECT_EQ(directory.code, 0) << directory.err;
+    EXPECT_NE(directory.out.find("after step 4"), std::string::npos) << directory.out;
+}
+
+/* ---------------------------------------------------------------------------------------------------------- a terminal */
+
+/* Runs the program on a terminal of so many columns and returns what it wrote there. */
+std::string on_terminal(const std::function<void()> &become, int columns, int *code) {
+    const int terminal = posix_openpt(O_RDWR | O_NOCTTY);
+    EXPECT_GE(terminal, 0);
+    EXPECT_EQ(grantpt(terminal), 0);
+    EXPECT_EQ(unlockpt(terminal), 0);
+    const std::string name = ptsname(terminal);
+    const int side = open(name.c_str(), O_RDWR | O_NOCTTY);
+    EXPECT_GE(side, 0);
+    struct winsize window = {24, static_cast<unsigned short>(columns), 0, 0};
+    EXPECT_EQ(ioctl(side, TIOCSWINSZ, &window), 0);
+    const pid_t child = fork();
+    if (child == 0) {
+        setenv("TERM", "xterm", 1);
+        dup2(side, 1);
+        dup2(side, 2);
+        close(side);
+        close(terminal);
+        become();
+    }
+    close(side);
+    std::string text;
+    char buffer[4096];
+    for (ssize_t n; (n = read(terminal, buffer, sizeof buffer)) > 0;) text.append(buffer, static_cast<size_t>(n));
+    close(terminal);
+    int status = 0;
+    waitpid(child, &status, 0);
+    *code = WIFEXITED(status) ? WEXITSTATUS(status) : -1;
+    return text;
+}
+
+/* The pieces that were drawn over each other, each without its "clear to the end of the line". */
+std::vector<std::string> redraws_of(const std::string &text) {
+    static const std::string clear = "\x1b[K";
+    std::vector<std::string> redraws;
+    for (size_t end = text.find(clear); end != std::string::npos; end = text.find(clear, end + 1)) {
+        const size_t begin = text.rfind('\r', end);
+        redraws.push_back(text.substr(begin + 1, end - begin - 1));
+    }
+    return redraws;
+}
+
+TEST_F(Program, ATerminalShowsOneLiveLineThatFits) {
+    for (const int columns : {120, 80, 40, 12}) {
+        fs::remove_all(folder / "run");
+        int code = -1;
+        const std::string text = on_terminal(
+            [this] {
+                become(
+                    training({"--steps", "60", "--val-every", "20", "--sample-every", "30", "--sample-tokens", "30"}));
+            },
+            columns, &code);
+        EXPECT_EQ(code, 0) << text;
+        const auto redraws = redraws_of(text);
+        ASSERT_GE(redraws.size(), 3u) << text;
+        for (const std::string &line : redraws) EXPECT_LT(line.size(), static_cast<size_t>(columns)) << line;
+        EXPECT_NE(redraws.back().find("60/60"), std::string::npos) << redraws.back();
+        if (columns < 120) continue;
+        for (const char *word : {"[==", "loss ", "val ", "lr ", "norm ", "tok/s", "% peak", " left"})
+            EXPECT_NE(redraws.back().find(word), std::string::npos) << redraws.back() << " lacks " << word;
+        EXPECT_LT(redraws.size(), 60u) << "drawn for every step";
+    }
+}
+
+TEST_F(Program, SamplesCannotSteerTheTerminal) {
+    expect_run(training({"--steps", "1", "--lr", "0"})); /* an untrained model: any byte comes out */
+    std::string text;
+    for (const char *seed : {"1", "2", "3", "4", "5"}) { /* any of them may end early */
+        int code = -1;
+        text += on_terminal(
+            [this, seed] {
+                become({"sample", "--from", "run", "--tokens", "200", "--temperature", "5", "--seed", seed, "--prompt",
+                        "\x1b[2J\x07"});
+            },
+            80, &code);
+        EXPECT_EQ(code, 0) << text;
+    }
+    EXPECT_GT(text.size(), 200u);
+    for (const char byte : text) {
+        const bool steers = (byte >= 0 && byte < 32 && byte != '\n' && byte != '\t' && byte != '\r') || byte == 127;
+        EXPECT_FALSE(steers) << "byte " << static_cast<int>(byte);
+    }
+}
+
+} // namespace

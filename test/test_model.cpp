@@ -1,0 +1,1060 @@
+/* The GPT: its shapes and layout, the memory it plans and takes, forward and backward as a whole, the hooks, and
+ * generation. Single ops are held to the oracle in test_ops.cpp, whole models to PyTorch in test_golden.cpp. */
+#include "support.h"
+
+extern "C" {
+#include "model/gpt.h"
+}
+
+#include <cinttypes>
+#include <map>
+#include <set>
+#include <tuple>
+
+namespace {
+
+using namespace support;
+
+/* ------------------------------------------------------------------------------------------------------------- shapes */
+
+loom_gpt_named by_name(const std::string &name) {
+    loom_gpt_named named = {};
+    require([&](loom_error *error) { return loom_gpt_config_by_name(name.c_str(), &named, error); });
+    return named;
+}
+
+/* A layout that frees itself. */
+class Layout {
+  public:
+    explicit Layout(const loom_gpt_config &config, int ranks = 1) {
+        require([&](loom_error *error) { return loom_layout_create(&layout_, &config, ranks, error); });
+    }
+    ~Layout() {
+        loom_layout_destroy(&layout_);
+    }
+    Layout(const Layout &) = delete;
+    Layout &operator=(const Layout &) = delete;
+    const loom_layout *operator->() const {
+        return &layout_;
+    }
+    const loom_layout *get() const {
+        return &layout_;
+    }
+
+  private:
+    loom_layout layout_ = {};
+};
+
+/* Embeddings; per block two layernorms (4C), the products C to 3C, C to C, C to 4C, 4C to C (12C^2) and their biases
+ * (9C); the last layernorm. The classifier is the token embedding. */
+int64_t count_of(const loom_gpt_config &c) {
+    return (c.vocab_size + c.block_size) * c.n_embd + c.n_layer * (12 * c.n_embd * c.n_embd + 13 * c.n_embd) +
+           2 * c.n_embd;
+}
+
+TEST(Catalogue, ParameterCountsAreThePublishedOnes) {
+    const std::map<std::string, int64_t> published = {
+        /* as transformers counts them */
+        {"gpt2", 124439808},
+        {"gpt2-medium", 354823168},
+        {"gpt2-large", 774030080},
+        {"gpt2-xl", 1557611200},
+        {"gpt1", 116534784 + 2 * 768}, /* GPT-1 itself has no last layernorm */
+        {"d12", 124439808},
+        {"d24", 354823168},
+        {"d36", 774030080},
+        {"d48", 1557611200},
+    };
+    for (const auto &[name, count] : published) EXPECT_EQ(Layout(by_name(name).config)->count, count) << name;
+
+    /* GPT-3's names round their sizes. */
+    const std::map<std::string, double> rounded = {
+        {"gpt3-125m", 125e6}, {"gpt3-350m", 350e6}, {"gpt3-760m", 760e6}, {"gpt3-1.3b", 1.3e9},
+        {"gpt3-2.7b", 2.7e9}, {"gpt3-6.7b", 6.7e9}, {"gpt3-13b", 13e9},   {"gpt3-175b", 175e9},
+    };
+    for (const auto &[name, size] : rounded)
+        EXPECT_NEAR((double)Layout(by_name(name).config)->count, size, 0.02 * size) << name;
+}
+
+TEST(Catalogue, EveryModelIsSoundAndFoundByItsName) {
+    int n = 0;
+    for (const loom_gpt_named *row = loom_gpt_catalogue(); row->name; row++, n++) {
+        const loom_gpt_config &c = row->config;
+        EXPECT_TRUE(works([&](loom_error *error) { return loom_gpt_config_check(&c, error); })) << row->name;
+        EXPECT_EQ(Layout(c)->count, count_of(c)) << row->name;
+        const loom_gpt_named found = by_name(row->name);
+        EXPECT_STREQ(found.name, row->name);
+        EXPECT_EQ(memcmp(&found.config, &c, sizeof c), 0) << row->name;
+        EXPECT_STRNE(row->note, "") << row->name;
+    }
+    EXPECT_EQ(n, 15) << "nano, mini, GPT-1, four GPT-2s, eight GPT-3s";
+    for (const int depth : {6, 12, 24, 36, 48}) {
+        const loom_gpt_config c = by_name("d" + std::to_string(depth)).config;
+        EXPECT_EQ(c.n_layer, depth);
+        EXPECT_EQ(c.n_embd, 64 * c.n_head) << "llm.c's heads have 64 channels";
+    }
+}
+
+TEST(Catalogue, AnUnknownNameIsRefusedWithTheNearest) {
+    const auto find = [](const std::string &name) {
+        return [name](loom_error *error) {
+            loom_gpt_named named;
+            return loom_gpt_config_by_name(name.c_str(), &named, error);
+        };
+    };
+    refusal(find("gtp2-xl"), {"--model", "'gtp2-xl'", "did you mean gpt2-xl?"});
+    refusal(find("gpt3-125M"), {"did you mean gpt3-125m?"});
+    refusal(find("d13"), {"--model", "'d13'"});
+    refusal(find("d12x"), {"'d12x'"});
+    refusal(find("d-12"), {"'d-12'"});
+    refusal(find("d99999999999999999999"), {"--model"});
+    refusal(find(""), {"--model"});
+    EXPECT_EQ(refusal(find("transformer-xxl")).find("did you mean"), std::string::npos);
+}
+
+TEST(Shapes, WhatCannotBeIsRefusedByItsFlag) {
+    const loom_gpt_config good = {2, 4, 64, 32, 100};
+    const struct {
+        const char *flag;
+        int64_t loom_gpt_config::*field;
+        int64_t largest;
+    } rows[] = {{"--n-layer", &loom_gpt_config::n_layer, 1000},
+                {"--n-head", &loom_gpt_config::n_head, 1024},
+                {"--n-embd", &loom_gpt_config::n_embd, 1 << 17},
+                {"--block-size", &loom_gpt_config::block_size, 1 << 20},
+                {"--vocab-size", &loom_gpt_config::vocab_size, 1 << 22}};
+    const auto check = [](const loom_gpt_config &config) {
+        return [config](loom_error *error) { return loom_gpt_config_check(&config, error); };
+    };
+    EXPECT_TRUE(works(check(good)));
+    for (const auto &row : rows)
+        for (const int64_t value : {INT64_C(0), INT64_C(-1), row.largest + 1, INT64_MIN, INT64_MAX}) {
+            loom_gpt_config bad = good;
+            bad.*row.field = value;
+            refusal(check(bad), {row.flag, std::to_string(value), std::to_string(row.largest)});
+            loom_layout layout;
+            refusal([&](loom_error *error) { return loom_layout_create(&layout, &bad, 1, error); }, {row.flag});
+        }
+    loom_gpt_config uneven = good;
+    uneven.n_head = 3;
+    refusal(check(uneven), {"--n-embd", "64", "--n-head", "3"});
+}
+
+TEST(Shapes, AModelRefusesWhatItsPositionsAndIndicesCannotHold) {
+    const loom_gpt_config config = {1, 1, 8, 16, 32};
+    const Device device = open_device("definition");
+    const auto create = [&](int64_t B, int64_t T) {
+        return [&config, &device, B, T](loom_error *error) {
+            loom_gpt *gpt = nullptr;
+            const bool ok = loom_gpt_create(&gpt, &config, LOOM_GPT_TRAIN, device.get(), B, T, error);
+            loom_gpt_destroy(gpt);
+            return ok;
+        };
+    };
+    EXPECT_TRUE(works(create(1, 16)));
+    refusal(create(1, 17), {"--seq-len", "17", "--block-size", "16"});
+    refusal(create((INT64_C(1) << 31) / 16 + 1, 16), {"--micro-batch"});
+}
+
+/* Matrices' weights from the layout itself: 2 operations each forward, 4 backward; the padded vocabulary's rows are
+ * multiplied too. A token attends to half the sequence on average: 2 products, 2 operations, T/2 keys, C channels, and
+ * twice that backward. */
+TEST(Shapes, FlopsPerTokenCountProductsAndAttention) {
+    for (const char *name : {"nano", "gpt2", "gpt2-xl", "gpt3-175b"}) {
+        const loom_gpt_config c = by_name(name).config;
+        const Layout layout(c);
+        double weights = 0;
+        for (int i = 0; i < layout->n_parameters; i++) {
+            const loom_parameter &p = layout->parameter[i];
+            if (!p.vector && std::string(p.name) != "transformer.wpe.weight")
+                weights += (double)(p.padded_rows * p.columns);
+        }
+        for (const int64_t T : {INT64_C(1), c.block_size}) {
+            const double attention = (double)c.n_layer * 3 * 2 * 2 * (double)T / 2 * (double)c.n_embd;
+            EXPECT_DOUBLE_EQ(loom_gpt_flops_per_token(&c, T), 6 * weights + attention) << name << " T " << T;
+        }
+    }
+    const loom_gpt_config gpt2 = by_name("gpt2").config;
+    EXPECT_EQ(loom_gpt_flops_per_token(&gpt2, 1024), 798031872.0);
+}
+
+/* ------------------------------------------------------------------------------------------------------------- layout */
+
+const loom_gpt_config layout_shapes[] = {
+    {1, 1, 1, 1, 1},      {3, 3, 48, 64, 257},   {2, 5, 35, 7, 128},
+    {4, 4, 128, 64, 129}, {1, 2, 130, 100, 383}, {12, 12, 768, 1024, 50257},
+};
+
+TEST(LayoutTest, TensorsAreAlignedApartAndInsideTheirBuckets) {
+    for (const loom_gpt_config &c : layout_shapes)
+        for (const int ranks : {1, 2, 3, 8}) {
+            SCOPED_TRACE("channels " + std::to_string(c.n_embd) + ", ranks " + std::to_string(ranks));
+            const Layout layout(c, ranks);
+            ASSERT_EQ(layout->n_buckets, c.n_layer + 2);
+            int64_t end = 0;
+            for (int b = 0; b < layout->n_buckets; b++) {
+                EXPECT_EQ(layout->bucket[b].offset, end) << "buckets follow each other";
+                EXPECT_GT(layout->bucket[b].elements, 0);
+                EXPECT_EQ(layout->bucket[b].elements % (ranks * 128), 0) << "each rank gets an equal, aligned share";
+                end += layout->bucket[b].elements;
+            }
+            EXPECT_EQ(layout->elements, end);
+
+            ASSERT_EQ(layout->n_parameters, 2 + 12 * c.n_layer + 2);
+            std::vector<int64_t> last_of_bucket((size_t)layout->n_buckets, 0);
+            int64_t free_from = 0, count = 0;
+            for (int i = 0; i < layout->n_parameters; i++) {
+                const loom_parameter &p = layout->parameter[i];
+                const loom_bucket &bucket = layout->bucket[p.bucket];
+                EXPECT_EQ(p.offset % 128, 0) << p.name;
+                EXPECT_GE(p.offset, free_from) << p.name;
+                free_from = p.offset + p.padded_rows * p.columns;
+                EXPECT_GE(p.offset, bucket.offset) << p.name;
+                EXPECT_LE(free_from, bucket.offset + bucket.elements) << p.name;
+                last_of_bucket[(size_t)p.bucket] = free_from - bucket.offset;
+                count += p.rows * p.columns;
+                EXPECT_EQ(p.vector, p.rows == 1 && p.padded_rows == 1 && !p.decay) << p.name;
+                EXPECT_EQ(p.decay, !p.vector) << p.name;
+            }
+            for (int b = 0; b < layout->n_buckets; b++)
+                EXPECT_LT(layout->bucket[b].elements - last_of_bucket[(size_t)b], (ranks + 1) * 128)
+                    << "no more padding than that";
+            EXPECT_EQ(layout->count, count);
+            EXPECT_EQ(count, count_of(c));
+        }
+}
+
+/* Names, shapes and kinds as transformers' GPT2LMHeadModel has them. */
+TEST(LayoutTest, NamesAndShapesAreThoseOfTheFile) {
+    const loom_gpt_config c = {2, 3, 48, 20, 70};
+    const Layout layout(c);
+    const int64_t C = c.n_embd;
+    std::map<std::string, std::pair<int64_t, int64_t>> expected = {{"transformer.wte.weight", {c.vocab_size, C}},
+                                                                   {"transformer.wpe.weight", {c.block_size, C}},
+                                                                   {"transformer.ln_f.weight", {0, C}},
+                                                                   {"transformer.ln_f.bias", {0, C}}};
+    for (int64_t l = 0; l < c.n_layer; l++) {
+        const std::string h = "transformer.h." + std::to_string(l) + ".";
+        for (const char *norm : {"ln_1", "ln_2"}) {
+            expected[h + norm + ".weight"] = {0, C};
+            expected[h + norm + ".bias"] = {0, C};
+        }
+        const std::tuple<const char *, int64_t, int64_t> products[] = {
+            {"attn.c_attn", C, 3 * C}, {"attn.c_proj", C, C}, {"mlp.c_fc", C, 4 * C}, {"mlp.c_proj", 4 * C, C}};
+        for (const auto &[name, in, out] : products) {
+            expected[h + name + ".weight"] = {in, out};
+            expected[h + name + ".bias"] = {0, out};
+        }
+    }
+    ASSERT_EQ((size_t)layout->n_parameters, expected.size());
+    for (const auto &[name, shape] : expected) {
+        const loom_parameter *p = loom_layout_find(layout.get(), name.c_str());
+        ASSERT_NE(p, nullptr) << name;
+        EXPECT_EQ(p->vector, shape.first == 0) << name;
+        EXPECT_EQ(p->rows, std::max(shape.first, INT64_C(1))) << name;
+        EXPECT_EQ(p->columns, shape.second) << name;
+        EXPECT_EQ(p->padded_rows, name == "transformer.wte.weight" ? 128 : p->rows) << name;
+        const int bucket = name.find(".h.") == std::string::npos ? (name.find("ln_f") == std::string::npos ? 0 : 3)
+                                                                 : name[14] - '0' + 1;
+        EXPECT_EQ(p->bucket, bucket) << name;
+    }
+    EXPECT_EQ(loom_layout_find(layout.get(), "transformer.h.2.ln_1.weight"), nullptr);
+    EXPECT_EQ(loom_layout_find(layout.get(), ""), nullptr);
+}
+
+TEST(LayoutTest, TheVocabularyIsPaddedTo128) {
+    for (const auto &[size, padded] : std::map<int64_t, int64_t>{{1, 128}, {128, 128}, {129, 256}, {50257, 50304}}) {
+        const loom_gpt_config c = {1, 1, 8, 8, size};
+        EXPECT_EQ(loom_gpt_padded_vocabulary(&c), padded);
+    }
+}
+
+/* --------------------------------------------------------------------------------------------------------------- plan */
+
+/* The plan, made without any memory, is the use of a model laid out in memory: row by row and in all, and the step that
+ * follows needs nothing more. */
+TEST(Plan, IsTheArenasUseToTheByte) {
+    const loom_gpt_config shapes[] = {{1, 1, 8, 70, 5}, {2, 3, 48, 80, 300}};
+    const std::pair<int64_t, int64_t> batches[] = {{1, 1}, {3, 20}, {2, 67}};
+    for (const char *name : {"cpu", "definition", "oracle"})
+        for (const int threads : {1, 2})
+            for (const loom_gpt_config &shape : shapes)
+                for (const auto &[B, T] : batches)
+                    for (const loom_gpt_purpose purpose : {LOOM_GPT_TRAIN, LOOM_GPT_INFER}) {
+                        SCOPED_TRACE(std::string(name) + " threads " + std::to_string(threads) + " channels " +
+                                     std::to_string(shape.n_embd) + " B " + std::to_string(B) + " T " +
+                                     std::to_string(T) + (purpose == LOOM_GPT_TRAIN ? " training" : " inference"));
+                        const Device device = open_device(name, threads);
+                        loom_plan plan;
+                        ASSERT_TRUE(works([&, b = B, t = T](loom_error *error) {
+                            return loom_plan_make(&plan, &shape, purpose, device.get(), 2 * b, b, t, error);
+                        }));
+                        ModelOptions options;
+                        options.device = name;
+                        options.threads = threads;
+                        options.purpose = purpose;
+                        options.sequences = 2 * B;
+                        Model model(shape, B, T, options);
+                        EXPECT_EQ(plan.arena.used, model.arena.used);
+                        ASSERT_EQ(plan.arena.n_rows, model.arena.n_rows);
+                        for (int i = 0; i < plan.arena.n_rows; i++) {
+                            EXPECT_STREQ(plan.arena.row[i].name, model.arena.row[i].name);
+                            EXPECT_EQ(plan.arena.row[i].bytes, model.arena.row[i].bytes) << plan.arena.row[i].name;
+                        }
+                        EXPECT_EQ(plan.parameters, count_of(shape));
+                        EXPECT_EQ(plan.B, B);
+                        EXPECT_EQ(plan.T, T);
+                        if (purpose == LOOM_GPT_TRAIN) {
+                            model.run(random_ids(B * T, 5, 1), random_ids(B * T, 5, 2), 1);
+                            loom_optimizer_update(&model.optimizer);
+                        }
+                    }
+}
+
+/* Parameters, gradients and two moments of GPT-3 in fp32 are 16 bytes each; no machine that runs this has them. */
+TEST(Plan, NeedsNoMemoryForTheLargestModel) {
+    const loom_gpt_config c = by_name("gpt3-175b").config;
+    const Device device = open_device("definition");
+    loom_plan plan;
+    ASSERT_TRUE(works([&](loom_error *error) {
+        return loom_plan_make(&plan, &c, LOOM_GPT_TRAIN, device.get(), 1, 1, c.block_size, error);
+    }));
+    EXPECT_GT((double)plan.arena.used, 16.0 * (double)count_of(c));
+    EXPECT_LT((double)plan.arena.used, 16.0 * (double)count_of(c) * 1.2);
+}
+
+TEST(Plan, WhatDoesNotFitIsRefusedWithSizesAndTheLargestParts) {
+    loom_plan plan = {};
+    plan.arena = loom_arena_measure();
+    loom_arena_take(&plan.arena, "small part", (1 << 20) - 256);
+    loom_arena_take(&plan.arena, "largest part", (40 << 20) - 256);
+    loom_arena_take(&plan.arena, "smallest part", (1 << 19) - 256);
+    loom_arena_take(&plan.arena, "second part", (20 << 20) - 256);
+    const auto check = [&](loom_error *error) { return loom_plan_check(&plan, error); };
+    EXPECT_TRUE(works(check)) << "nobody said what there is";
+    plan.available = plan.arena.used;
+    EXPECT_TRUE(works(check));
+    plan.available = plan.arena.used - 1;
+    const std::string message = refusal(
+        check, {"--memory", "62 MiB are needed", "largest part 40, second part 20, small part 1", "--micro-batch"});
+    EXPECT_EQ(message.find("smallest part"), std::string::npos);
+}
+
+/* --------------------------------------------------------------------------------------------------- one forward and back */
+
+/* Odd sizes: heads of 16 channels, a vocabulary with padding, rows beyond one tile of attention. */
+const loom_gpt_config odd_shape = {2, 3, 48, 80, 70};
+
+struct Batch {
+    std::vector<int32_t> tokens, targets;
+};
+
+Batch random_batch(const loom_gpt_config &c, int64_t B, int64_t T, uint64_t seed) {
+    return {random_ids(B * T, c.vocab_size, seed), random_ids(B * T, c.vocab_size, seed + 1000)};
+}
+
+ModelOptions on(const std::string &device, int threads = 1, int fill = 0xFF) {
+    ModelOptions options;
+    options.device = device;
+    options.threads = threads;
+    options.fill = fill;
+    return options;
+}
+
+loom_scalars_in optimizer_inputs() {
+    loom_scalars_in in = {};
+    in.learning_rate = 1e-2f;
+    in.beta1 = 0.9f;
+    in.beta2 = 0.95f;
+    in.epsilon = 1e-8f;
+    in.weight_decay = 0.1f;
+    in.clip_norm = 1;
+    return in;
+}
+
+/* Everything that two steps leave behind, one of them of two micro-batches, as bits; validation and inference between. The
+ * workspace and what was left of the activations may hold anything. */
+std::string bits_of_two_steps(Model &model) {
+    const loom_gpt_config &c = model.config();
+    const size_t real = loom_dtype_size(model.device()->storage),
+                 statistic = loom_dtype_size(model.device()->statistics);
+    const size_t elements = (size_t)model.layout().elements, rows = (size_t)(model.B * model.T);
+    std::string bits;
+    require([&](loom_error *error) { return loom_gpt_initialise(model.gpt(), 5, error); });
+    model.set_inputs(optimizer_inputs());
+    const auto spoil_workspace = [&] {
+        loom_exec *exec = loom_gpt_get_exec(model.gpt());
+        const std::string nans(exec->workspace_bytes, (char)0xFF);
+        model.copy(exec->workspace, nans.data(), nans.size(), LOOM_HOST_TO_DEVICE);
+    };
+    const auto keep = [&](const void *data, size_t bytes) { bits += model.bytes(data, bytes); };
+    for (uint64_t step = 0; step < 2; step++) {
+        for (int64_t micro = 0; micro <= (int64_t)step; micro++) {
+            const Batch batch = random_batch(c, model.B, model.T, 10 * step + (uint64_t)micro);
+            spoil_workspace();
+            model.run(batch.tokens, batch.targets, 1.0 / (double)((int64_t)(step + 1) * model.B * model.T), micro > 0);
+            loom_optimizer_sum_losses(&model.optimizer, micro * model.B, model.B, model.T);
+            keep(loom_gpt_get_losses(model.gpt()), rows * statistic);
+        }
+        if (step == 0) /* the second half of the step's losses, which the second step has */
+            loom_optimizer_sum_losses(&model.optimizer, model.B, model.B, model.T);
+        spoil_workspace();
+        loom_optimizer_update(&model.optimizer);
+        keep(loom_gpt_get_gradients(model.gpt()), elements * real);
+        keep(loom_gpt_get_parameters(model.gpt()), elements * real);
+        keep(model.optimizer.moment1, elements * statistic);
+        keep(model.optimizer.moment2, elements * statistic);
+        const loom_scalars scalars = model.scalars();
+        bits.append((const char *)&scalars.out, sizeof scalars.out);
+
+        spoil_workspace();
+        std::vector<float> logits((size_t)c.vocab_size);
+        const std::vector<int32_t> prompt = random_ids(model.T, c.vocab_size, 99);
+        require([&](loom_error *error) {
+            return loom_gpt_next_logits(model.gpt(), prompt.data(), model.T, 0, logits.data(), error);
+        });
+        bits.append((const char *)logits.data(), logits.size() * sizeof(float));
+    }
+    return bits;
+}
+
+ModelOptions two_batches(ModelOptions options, int64_t B) {
+    options.sequences = 2 * B;
+    return options;
+}
+
+class OnDevice : public testing::TestWithParam<const char *> {};
+
+INSTANTIATE_TEST_SUITE_P(Devices, OnDevice, testing::Values("cpu", "definition", "oracle"),
+                         [](const testing::TestParamInfo<const char *> &info) { return std::string(info.param); });
+
+/* What a step gives does not depend on what its memory held: once NaNs, once zeros, once large numbers. So nothing is
+ * read that was not written. And all of it is numbers. */
+TEST_P(OnDevice, NothingIsReadBeforeItIsWritten) {
+    const int64_t B = 2, T = 67;
+    std::string reference;
+    for (const int fill : {0x00, 0xFF, 0x5A}) {
+        Model model(odd_shape, B, T, two_batches(on(GetParam(), 2, fill), B));
+        const std::string bits = bits_of_two_steps(model);
+        if (reference.empty()) reference = bits;
+        EXPECT_TRUE(bits == reference) << "memory of bytes " << fill << " changes what a step gives";
+        for (const std::vector<double> &values :
+             {model.gradients(), model.parameters(), model.losses(), model.moments(1), model.moments(2)})
+            EXPECT_TRUE(std::all_of(values.begin(), values.end(), [](double x) { return std::isfinite(x); }));
+    }
+}
+
+/* Several tiles of every product: N = 320 rows, 4C = 384 and Vp = 1152 columns. */
+TEST_P(OnDevice, BitsDoNotDependOnTheNumberOfThreads) {
+    const loom_gpt_config shape = {1, 4, 96, 80, 1100};
+    std::string reference;
+    for (const int threads : {1, 2, 3}) {
+        Model model(shape, 4, 80, two_batches(on(GetParam(), threads), 4));
+        const std::string bits = bits_of_two_steps(model);
+        if (reference.empty()) reference = bits;
+        EXPECT_TRUE(bits == reference) << threads << " threads";
+    }
+}
+
+/* Gaps between tensors and the rows that pad the vocabulary: gradients, moments and parameters stay zero, weight decay
+ * or not. */
+TEST_P(OnDevice, PaddingStaysZero) {
+    const int64_t B = 2, T = 20;
+    Model model(odd_shape, B, T, two_batches(on(GetParam()), B));
+    bits_of_two_steps(model);
+    std::map<std::string, std::vector<double>> values = {{"gradients", model.gradients()},
+                                                         {"parameters", model.parameters()},
+                                                         {"first moments", model.moments(1)},
+                                                         {"second moments", model.moments(2)}};
+    for (auto &[what, all] : values) {
+        const loom_layout &layout = model.layout();
+        for (int i = 0; i < layout.n_parameters; i++) {
+            const loom_parameter &p = layout.parameter[i];
+            double *first = all.data() + p.offset;
+            EXPECT_TRUE(std::any_of(first, first + p.rows * p.columns, [](double x) { return x != 0; }))
+                << what << " of " << p.name << " are all zero";
+            std::fill(first, first + p.rows * p.columns, 0.0);
+        }
+        EXPECT_TRUE(std::all_of(all.begin(), all.end(), [](double x) { return x == 0; })) << what;
+    }
+}
+
+/* An initialised model knows nothing: its loss is that of a uniform guess, but for the logits' small spread (their
+ * variance is about C 0.02^2, of which half adds to the loss). */
+TEST_P(OnDevice, InitialisationIsGpt2s) {
+    const loom_gpt_config c = {4, 2, 64, 32, 200};
+    Model model(c, 4, 32, on(GetParam()));
+    ASSERT_TRUE(works([&](loom_error *error) { return loom_gpt_initialise(model.gpt(), 1, error); }));
+    const std::vector<double> all = model.parameters();
+    for (int i = 0; i < model.layout().n_parameters; i++) {
+        const loom_parameter &p = model.layout().parameter[i];
+        const std::vector<double> values = tensor(all, p);
+        const std::string name = p.name;
+        if (p.vector) {
+            const double value = name.find(".weight") != std::string::npos ? 1 : 0;
+            EXPECT_TRUE(std::all_of(values.begin(), values.end(), [=](double x) { return x == value; })) << name;
+            continue;
+        }
+        const double n = (double)values.size();
+        const double deviation = name.find("c_proj") != std::string::npos ? 0.02 / std::sqrt(2.0 * 4) : 0.02;
+        double sum = 0, squares = 0;
+        for (const double x : values) sum += x, squares += x * x;
+        EXPECT_NEAR(sum / n, 0, 5 * deviation / std::sqrt(n)) << name;
+        EXPECT_NEAR(std::sqrt(squares / n) / deviation, 1, 5 / std::sqrt(2 * n)) << name;
+    }
+    const Batch batch = random_batch(c, 4, 32, 3);
+    model.run(batch.tokens, batch.targets, 1.0 / 128);
+    double loss = 0;
+    for (const double row : model.losses()) loss += row / 128;
+    const double spread = std::sqrt(64.0) * 0.02;
+    EXPECT_NEAR(loss, std::log(200.0) + spread * spread / 2, 5 * spread / std::sqrt(128.0));
+}
+
+TEST(Initialisation, IsTheSameOnEveryDeviceAndAnotherForAnotherSeed) {
+    Model cpu(odd_shape, 1, 8, on("cpu", 2)), oracle(odd_shape, 1, 8, on("oracle"));
+    const auto initialise = [](Model &model, uint64_t seed) {
+        require([&](loom_error *error) { return loom_gpt_initialise(model.gpt(), seed, error); });
+        return model.parameters();
+    };
+    const std::vector<double> first = initialise(cpu, 7);
+    EXPECT_EQ(first, initialise(oracle, 7));
+    const std::vector<double> other = initialise(cpu, 8);
+    for (int i = 0; i < cpu.layout().n_parameters; i++) {
+        const loom_parameter &p = cpu.layout().parameter[i];
+        EXPECT_EQ(tensor(first, p) == tensor(other, p), p.vector) << p.name;
+    }
+    EXPECT_EQ(first, initialise(cpu, 7));
+    std::set<std::vector<double>> matrices; /* no two tensors draw the same numbers */
+    for (int i = 0; i < cpu.layout().n_parameters; i++) {
+        std::vector<double> values = tensor(first, cpu.layout().parameter[i]);
+        values.resize(8);
+        if (!cpu.layout().parameter[i].vector) {
+            for (double &x : values) x /= values[0]; /* whatever its scale */
+            EXPECT_TRUE(matrices.insert(values).second) << cpu.layout().parameter[i].name;
+        }
+    }
+}
+
+/* ------------------------------------------------------------------------------------------------------------ gradients */
+
+/* The whole model's gradient, on the oracle, beside central differences of its loss, each of some elements of every
+ * tensor. D(h) errs by a h^2 + b h^4 + ..., so R(h) = (4 D(h) - D(2h)) / 3 errs by about -4 b h^4, and R(2h) by 16 times
+ * that: their difference bounds R(h)'s truncation with room to spare. Rounding adds what the loss's last bits come to
+ * over h: with 2^-53 and a path of S roundings, sqrt(S) 2^-53 |loss| / h, twice for the two ends and 3 for R's weights. */
+TEST(Gradients, OfTheWholeModelAgreeWithFiniteDifferences) {
+    const loom_gpt_config c = {2, 2, 12, 12, 37};
+    const int64_t B = 2, T = 11;
+    Model model(c, B, T, on("oracle"));
+    model.scatter_parameters(1);
+    Batch batch = random_batch(c, B, T, 2);
+    batch.targets[3] = -1;
+    const double weight = (double)(1.0f / (float)(B * T - 1));
+    model.run(batch.tokens, batch.targets, weight);
+    const std::vector<double> gradients = model.gradients(), parameters = model.parameters();
+
+    const auto loss_at = [&](int64_t element, double value) {
+        model.write(loom_gpt_get_parameters(model.gpt()), LOOM_F64, element, {value});
+        loom_gpt_forward(model.gpt());
+        loom_gpt_loss(model.gpt(), false, false);
+        double loss = 0;
+        for (const double row : model.losses()) loss += row;
+        return loss * weight;
+    };
+    const double loss = loss_at(0, parameters[0]), h = 1e-3;
+    const double rounding = 6 * std::sqrt(forward_path(c, T)) * 0x1p-53 * loss / h;
+    int checked = 0;
+    for (int i = 0; i < model.layout().n_parameters; i++) {
+        const loom_parameter &p = model.layout().parameter[i];
+        const std::vector<double> own = tensor(gradients, p);
+        double largest = 0;
+        for (const double g : own) largest = std::max(largest, std::fabs(g));
+        for (const int32_t place : random_ids(10, p.rows * p.columns, 100 + (uint64_t)i)) {
+            const int64_t element = p.offset + place;
+            const double at = parameters[(size_t)element];
+            const auto difference = [&](double step) {
+                return (loss_at(element, at + step) - loss_at(element, at - step)) / (2 * step);
+            };
+            const double d1 = difference(h), d2 = difference(2 * h), d4 = difference(4 * h);
+            const double r1 = (4 * d1 - d2) / 3, r2 = (4 * d2 - d4) / 3;
+            const double allowed = std::fabs(r1 - r2) + rounding;
+            EXPECT_NEAR(gradients[(size_t)element], r1, allowed) << p.name << ", element " << place;
+            EXPECT_LE(allowed, 1e-6 * largest) << p.name << ": the differences are too rough to tell anything";
+            loss_at(element, at);
+            checked++;
+        }
+    }
+    EXPECT_EQ(checked, 10 * (4 + 12 * 2));
+}
+
+/* fp32 beside double, for each device that computes in fp32. */
+TEST(Gradients, OfFp32DevicesAgreeWithTheOracle) {
+    const int64_t B = 3, T = 67;
+    const Batch batch = random_batch(odd_shape, B, T, 4);
+    Model oracle(odd_shape, B, T, on("oracle"));
+    oracle.scatter_parameters(3);
+    oracle.run(batch.tokens, batch.targets, 1.0 / 256);
+    for (const char *name : {"cpu", "definition"}) {
+        Model model(odd_shape, B, T, on(name, 2));
+        model.scatter_parameters(3);
+        model.run(batch.tokens, batch.targets, 1.0 / 256);
+        EXPECT_LE(relative_error(model.losses(), oracle.losses()), model.unit() * std::sqrt(forward_path(odd_shape, T)))
+            << name;
+        expect_tensors_near(model.layout(), model.gradients(), oracle.gradients(),
+                            model.unit() * std::sqrt(whole_path(odd_shape, B, T)), name);
+    }
+}
+
+/* Two micro-batches, the second accumulated, against both in one: only the order of additions differs. */
+TEST_P(OnDevice, AccumulatedMicroBatchesAreOneLargeBatch) {
+    const int64_t B = 2, T = 23;
+    const Batch first = random_batch(odd_shape, B, T, 1), second = random_batch(odd_shape, B, T, 2);
+    Batch both = first;
+    both.tokens.insert(both.tokens.end(), second.tokens.begin(), second.tokens.end());
+    both.targets.insert(both.targets.end(), second.targets.begin(), second.targets.end());
+
+    Model halves(odd_shape, B, T, on(GetParam())), whole(odd_shape, 2 * B, T, on(GetParam()));
+    halves.scatter_parameters(3);
+    whole.scatter_parameters(3);
+    whole.run(both.tokens, both.targets, 1.0 / 64);
+    halves.run(first.tokens, first.targets, 1.0 / 64);
+    std::vector<double> losses = halves.losses();
+    halves.run(second.tokens, second.targets, 1.0 / 64, true);
+    for (const double row : halves.losses()) losses.push_back(row);
+
+    const double tolerance = 2 * whole.unit() * std::sqrt(whole_path(odd_shape, 2 * B, T));
+    if (whole.unit() == 0x1p-53) EXPECT_LT(tolerance, 1e-12);
+    EXPECT_LE(relative_error(losses, whole.losses()), tolerance);
+    expect_tensors_near(whole.layout(), halves.gradients(), whole.gradients(), tolerance, GetParam());
+}
+
+/* Logits exist some rows at a time; how many changes no loss by a bit, and gradients by their order of additions. */
+TEST(Gradients, DoNotDependOnHowManyRowsOfLogitsExist) {
+    const int64_t B = 2, T = 23;
+    const Batch batch = random_batch(odd_shape, B, T, 1);
+    Model whole(odd_shape, B, T, on("oracle"));
+    whole.scatter_parameters(3);
+    for (const int64_t rows : {1, 7, 45}) {
+        ModelOptions options = on("oracle");
+        options.before_lay_out = [=](loom_gpt *gpt) { gpt->chunk_rows = rows; };
+        Model model(odd_shape, B, T, options);
+        model.scatter_parameters(3);
+        for (const bool accumulate : {false, true}) {
+            whole.run(batch.tokens, batch.targets, 1.0 / 64, accumulate);
+            model.run(batch.tokens, batch.targets, 1.0 / 64, accumulate);
+            EXPECT_EQ(model.losses(), whole.losses()) << rows << " rows";
+            expect_tensors_near(whole.layout(), model.gradients(), whole.gradients(),
+                                2 * 0x1p-53 * std::sqrt(whole_path(odd_shape, B, T)), std::to_string(rows) + " rows");
+        }
+    }
+}
+
+TEST_P(OnDevice, RowsWithoutATargetDoNotCount) {
+    const int64_t B = 2, T = 23;
+    const Batch batch = random_batch(odd_shape, B, T, 1);
+    Model model(odd_shape, B, T, on(GetParam()));
+    model.scatter_parameters(3);
+    const double unit = model.unit();
+    const auto run = [&](const std::function<bool(size_t)> &counts, std::vector<double> *losses) {
+        std::vector<int32_t> targets = batch.targets;
+        for (size_t i = 0; i < targets.size(); i++)
+            if (!counts(i)) targets[i] = -1;
+        model.run(batch.tokens, targets, 1.0 / 64);
+        *losses = model.losses();
+        return model.gradients();
+    };
+    std::vector<double> all_losses, even_losses, odd_losses, no_losses;
+    const std::vector<double> all = run([](size_t) { return true; }, &all_losses);
+    const std::vector<double> even = run([](size_t i) { return i % 2 == 0; }, &even_losses);
+    const std::vector<double> odd = run([](size_t i) { return i % 2 != 0; }, &odd_losses);
+    const std::vector<double> none = run([](size_t) { return false; }, &no_losses);
+
+    for (size_t i = 0; i < all_losses.size(); i++) {
+        EXPECT_EQ(even_losses[i], i % 2 == 0 ? all_losses[i] : 0);
+        EXPECT_EQ(odd_losses[i], i % 2 != 0 ? all_losses[i] : 0);
+        EXPECT_EQ(no_losses[i], 0);
+    }
+    EXPECT_TRUE(std::all_of(none.begin(), none.end(), [](double g) { return g == 0; }));
+    std::vector<double> sum = even; /* the gradient is a sum over rows */
+    for (size_t i = 0; i < sum.size(); i++) sum[i] += odd[i];
+    /* Each half may err by its own size, which is less than twice the whole's. */
+    expect_tensors_near(model.layout(), sum, all, 4 * unit * std::sqrt(whole_path(odd_shape, B, T)), GetParam());
+}
+
+/* Causality: what comes later changes no loss before it. */
+TEST_P(OnDevice, LaterTokensAreNotSeen) {
+    const int64_t B = 2, T = 70;
+    Batch batch = random_batch(odd_shape, B, T, 1);
+    Model model(odd_shape, B, T, on(GetParam()));
+    model.scatter_parameters(3);
+    model.run(batch.tokens, batch.targets, 1.0 / 64);
+    const std::vector<double> before = model.losses();
+    for (const int64_t place : {0, 1, 63, 64, 69}) {
+        std::vector<int32_t> tokens = batch.tokens;
+        tokens[(size_t)place] = (tokens[(size_t)place] + 1) % (int32_t)odd_shape.vocab_size;
+        model.run(tokens, batch.targets, 1.0 / 64);
+        const std::vector<double> after = model.losses();
+        for (int64_t i = 0; i < B * T; i++)
+            if (i < place || i >= T)
+                EXPECT_EQ(after[(size_t)i], before[(size_t)i]) << "token " << place << " changes row " << i;
+        EXPECT_NE(after[(size_t)place], before[(size_t)place]);
+    }
+}
+
+/* --------------------------------------------------------------------------------------------------------------- hooks */
+
+struct Events {
+    std::vector<std::string> said;
+    void add(const char *what, int bucket) {
+        said.push_back(what + std::to_string(bucket));
+    }
+    std::vector<std::string> take() {
+        return std::move(said);
+    }
+};
+
+loom_gpt_hooks listening(Events *events) {
+    loom_gpt_hooks hooks = {};
+    hooks.user = events;
+    hooks.params_acquire = [](void *user, int bucket) { ((Events *)user)->add("acquire ", bucket); };
+    hooks.params_release = [](void *user, int bucket) { ((Events *)user)->add("release ", bucket); };
+    hooks.grads_ready = [](void *user, int bucket) { ((Events *)user)->add("ready ", bucket); };
+    return hooks;
+}
+
+TEST(Hooks, AreCalledBucketByBucket) {
+    const loom_gpt_config c = {3, 1, 8, 8, 20};
+    Model model(c, 1, 8);
+    model.scatter_parameters(1);
+    const Batch batch = random_batch(c, 1, 8, 1);
+    Events events;
+    const loom_gpt_hooks hooks = listening(&events);
+    loom_gpt_set_hooks(model.gpt(), &hooks);
+    loom_gpt_set_batch(model.gpt(), batch.tokens.data(), batch.targets.data());
+
+    using Said = std::vector<std::string>;
+    const Said forward = {"acquire 0", "release 0", "acquire 1", "release 1", "acquire 2",
+                          "release 2", "acquire 3", "release 3", "acquire 4", "release 4"};
+    const Said loss = {"acquire 0", "release 0"};
+    const Said backward = {"acquire 4", "release 4", "ready 4",   "acquire 3", "release 3", "ready 3", "acquire 2",
+                           "release 2", "ready 2",   "acquire 1", "release 1", "ready 1",   "ready 0"};
+    for (const bool accumulate : {false, true}) {
+        loom_gpt_forward(model.gpt());
+        EXPECT_EQ(events.take(), forward);
+        loom_gpt_loss(model.gpt(), true, accumulate);
+        EXPECT_EQ(events.take(), loss);
+        loom_gpt_backward(model.gpt(), accumulate);
+        EXPECT_EQ(events.take(), backward) << "every bucket once, the embeddings last";
+    }
+    loom_gpt_loss(model.gpt(), false, false);
+    EXPECT_EQ(events.take(), loss) << "a loss without gradients makes none ready";
+    float logits[20];
+    ASSERT_TRUE(works([&](loom_error *error) {
+        return loom_gpt_next_logits(model.gpt(), batch.tokens.data(), 4, 0, logits, error);
+    }));
+    Said generation = forward;
+    EXPECT_EQ(events.take(), generation) << "then the classifier";
+}
+
+/* The hooks are enough for parameters that live elsewhere and gradients that leave: between release and acquire a bucket
+ * may hold anything, and what grads_ready announces does not change any more. */
+struct Elsewhere {
+    Model *model;
+    std::vector<double> home, ready;
+    int acquired = 0;
+
+    void fetch(int bucket) {
+        const loom_bucket b = model->layout().bucket[bucket];
+        const auto first = home.begin() + b.offset;
+        model->write(loom_gpt_get_parameters(model->gpt()), model->device()->storage, b.offset,
+                     {first, first + b.elements});
+        acquired++;
+    }
+    void forget(int bucket) {
+        const loom_bucket b = model->layout().bucket[bucket];
+        model->write(loom_gpt_get_parameters(model->gpt()), model->device()->storage, b.offset,
+                     std::vector<double>((size_t)b.elements, NAN));
+        acquired--;
+    }
+    void keep(int bucket) {
+        const loom_bucket b = model->layout().bucket[bucket];
+        const std::vector<double> values = model->read(loom_gpt_get_gradients(model->gpt()), model->device()->storage,
+                                                       b.offset, b.elements);
+        std::copy(values.begin(), values.end(), ready.begin() + b.offset);
+    }
+};
+
+TEST_P(OnDevice, HooksSufficeToKeepParametersElsewhere) {
+    const int64_t B = 2, T = 20;
+    const Batch first = random_batch(odd_shape, B, T, 1), second = random_batch(odd_shape, B, T, 2);
+    Model model(odd_shape, B, T, on(GetParam()));
+    model.scatter_parameters(3);
+    std::vector<float> logits((size_t)odd_shape.vocab_size), logits_elsewhere = logits;
+    const auto run_all = [&](std::vector<float> *into) {
+        model.run(first.tokens, first.targets, 1.0 / 64);
+        model.run(second.tokens, second.targets, 1.0 / 64, true);
+        const std::vector<double> losses = model.losses();
+        require([&](loom_error *error) {
+            return loom_gpt_next_logits(model.gpt(), first.tokens.data(), 11, 0, into->data(), error);
+        });
+        return losses;
+    };
+    const std::vector<double> losses = run_all(&logits), gradients = model.gradients();
+
+    Elsewhere elsewhere = {&model, model.parameters(), std::vector<double>(gradients.size(), NAN)};
+    loom_gpt_hooks hooks = {};
+    hooks.user = &elsewhere;
+    hooks.params_acquire = [](void *user, int bucket) { ((Elsewhere *)user)->fetch(bucket); };
+    hooks.params_release = [](void *user, int bucket) { ((Elsewhere *)user)->forget(bucket); };
+    hooks.grads_ready = [](void *user, int bucket) { ((Elsewhere *)user)->keep(bucket); };
+    loom_gpt_set_hooks(model.gpt(), &hooks);
+    for (int b = 0; b < model.layout().n_buckets; b++) elsewhere.forget(b);
+    elsewhere.acquired = 0;
+    EXPECT_EQ(run_all(&logits_elsewhere), losses);
+    EXPECT_EQ(elsewhere.acquired, 0);
+    EXPECT_EQ(elsewhere.ready, gradients);
+    EXPECT_EQ(logits_elsewhere, logits);
+}
+
+/* ---------------------------------------------------------------------------------------------------------- generation */
+
+/* log softmax of the last token's logits, from the device's own memory: on the oracle they are doubles. */
+std::vector<double> log_probabilities(const Model &model) {
+    const int64_t V = model.config().vocab_size;
+    std::vector<double> x = model.read(model.gpt()->logits, model.device()->storage, 0, V);
+    const double largest = *std::max_element(x.begin(), x.end());
+    double sum = 0;
+    for (const double v : x) sum += std::exp(v - largest);
+    for (double &v : x) v -= largest + std::log(sum);
+    return x;
+}
+
+/* The same for every row of a full forward: minus the loss of each target in turn. */
+std::vector<std::vector<double>> log_probabilities_by_losses(Model &model, const std::vector<int32_t> &tokens) {
+    const int64_t V = model.config().vocab_size;
+    std::vector<std::vector<double>> rows(tokens.size(), std::vector<double>((size_t)V));
+    for (int64_t v = 0; v < V; v++) {
+        const std::vector<int32_t> targets(tokens.size(), (int32_t)v);
+        loom_gpt_set_batch(model.gpt(), tokens.data(), targets.data());
+        loom_gpt_forward(model.gpt());
+        loom_gpt_loss(model.gpt(), false, false);
+        const std::vector<double> losses = model.losses();
+        for (size_t i = 0; i < losses.size(); i++) rows[i][(size_t)v] = -losses[i];
+    }
+    return rows;
+}
+
+/* However the tokens are cut into pieces, and whether the model was made for training or for inference, the last one's
+ * logits are those of a full forward. Logits are of order one; what is left of rounding is absolute. */
+TEST_P(OnDevice, PiecewiseLogitsAreThoseOfAFullForward) {
+    const int64_t T = 77;
+    Model full(odd_shape, 1, T, on(GetParam()));
+    full.scatter_parameters(6);
+    const std::vector<int32_t> tokens = random_ids(T, odd_shape.vocab_size, 8);
+    const std::vector<std::vector<double>> expected = log_probabilities_by_losses(full, tokens);
+    double largest = 0;
+    for (const auto &row : expected)
+        for (const double p : row) largest = std::max(largest, std::fabs(p));
+    const double tolerance = 4 * full.unit() * std::sqrt(forward_path(odd_shape, T)) * largest;
+    if (full.unit() == 0x1p-53) EXPECT_LT(tolerance, 1e-12);
+
+    const std::vector<std::vector<int64_t>> cuts = {{77},     std::vector<int64_t>(77, 1), {1, 76}, {76, 1},
+                                                    {64, 13}, {3, 1, 1, 30, 2, 29, 11}};
+    for (const loom_gpt_purpose purpose : {LOOM_GPT_TRAIN, LOOM_GPT_INFER}) {
+        ModelOptions options = on(GetParam());
+        options.purpose = purpose;
+        Model model(odd_shape, purpose == LOOM_GPT_TRAIN ? 2 : 1, odd_shape.block_size, options);
+        model.set_parameters(full.parameters());
+        for (const std::vector<int64_t> &cut : cuts) {
+            int64_t past = 0;
+            std::vector<float> logits((size_t)odd_shape.vocab_size);
+            for (const int64_t piece : cut) {
+                ASSERT_TRUE(works([&](loom_error *error) {
+                    return loom_gpt_next_logits(model.gpt(), tokens.data() + past, piece, past, logits.data(), error);
+                }));
+                past += piece;
+                const std::vector<double> found = log_probabilities(model), &row = expected[(size_t)past - 1];
+                double worst = 0;
+                for (size_t v = 0; v < row.size(); v++) worst = std::max(worst, std::fabs(found[v] - row[v]));
+                ASSERT_LE(worst, tolerance) << "after " << past << " tokens, the last " << piece << " at once";
+                const std::vector<double> raw = model.read(model.gpt()->logits, model.device()->storage, 0,
+                                                           odd_shape.vocab_size);
+                for (size_t v = 0; v < raw.size(); v++) ASSERT_EQ(logits[v], (float)raw[v]);
+            }
+            ASSERT_EQ(past, T);
+        }
+    }
+}
+
+TEST(Generation, RefusesTokensOutsideTheVocabulary) {
+    Model model({1, 1, 8, 8, 20}, 1, 8);
+    for (const int32_t id : {20, -1, 127}) { /* 127 is a row of the padding */
+        const int32_t tokens[] = {1, id};
+        float logits[20];
+        refusal([&](loom_error *error) { return loom_gpt_next_logits(model.gpt(), tokens, 2, 0, logits, error); },
+                {std::to_string(id), "20"});
+    }
+}
+
+struct Emitted {
+    std::vector<int32_t> tokens;
+    size_t limit = SIZE_MAX;
+};
+
+std::vector<int32_t> generate(Model &model, const std::vector<int32_t> &prompt, int64_t count,
+                              const loom_sampling &sampling, size_t limit = SIZE_MAX) {
+    Emitted emitted;
+    emitted.limit = limit;
+    const auto emit = [](void *user, int32_t token) {
+        Emitted *e = (Emitted *)user;
+        e->tokens.push_back(token);
+        return e->tokens.size() < e->limit;
+    };
+    EXPECT_TRUE(works([&](loom_error *error) {
+        return loom_gpt_generate(model.gpt(), prompt.data(), (int64_t)prompt.size(), count, &sampling, emit, &emitted,
+                                 error);
+    }));
+    return emitted.tokens;
+}
+
+/* Generation written again in the plainest way: the whole context runs for every token, its older half goes when it is
+ * full. On the oracle no rounding can decide otherwise. */
+TEST(Generation, GoesOnBeyondTheContext) {
+    const int64_t T = 9;
+    const loom_gpt_config c = {2, 2, 16, 12, 40};
+    ModelOptions options = on("oracle");
+    options.purpose = LOOM_GPT_INFER;
+    Model model(c, 1, T, options);
+    model.scatter_parameters(4);
+    const loom_sampling sampling = {0.9f, 20, 0.95f, 17};
+    for (const int64_t length : {1, 4, 9, 30}) { /* the last is longer than the context itself */
+        const std::vector<int32_t> prompt = random_ids(length, c.vocab_size, 5);
+        std::vector<int32_t> context, expected;
+        const auto append = [&](int32_t token) {
+            if ((int64_t)context.size() == T) context.erase(context.begin(), context.end() - T / 2);
+            context.push_back(token);
+        };
+        for (const int32_t token : prompt) append(token);
+        for (uint32_t i = 0; i < 50; i++) {
+            std::vector<float> logits((size_t)c.vocab_size), scratch(2 * logits.size());
+            require([&](loom_error *error) {
+                return loom_gpt_next_logits(model.gpt(), context.data(), (int64_t)context.size(), 0, logits.data(),
+                                            error);
+            });
+            expected.push_back(loom_sample_logits(logits.data(), c.vocab_size, &sampling, i, scratch.data()));
+            append(expected.back());
+        }
+        EXPECT_EQ(generate(model, prompt, 50, sampling), expected) << "a prompt of " << length;
+    }
+}
+
+TEST(Generation, WorksWithAContextOfOneToken) {
+    ModelOptions options = on("cpu");
+    options.purpose = LOOM_GPT_INFER;
+    Model model({1, 1, 8, 1, 20}, 1, 1, options);
+    model.scatter_parameters(4);
+    EXPECT_EQ(generate(model, {3, 4}, 10, {1, 0, 1, 1}).size(), 10u);
+}
+
+TEST(Generation, StopsWhenToldTo) {
+    Model model(odd_shape, 1, 16);
+    model.scatter_parameters(4);
+    EXPECT_EQ(generate(model, {1, 2, 3}, 40, {1, 0, 1, 1}, 7).size(), 7u);
+    EXPECT_EQ(generate(model, {1, 2, 3}, 0, {1, 0, 1, 1}).size(), 0u);
+}
+
+TEST(Generation, TheSameSeedGivesTheSameTextWithAnyNumberOfThreads) {
+    std::vector<int32_t> text;
+    for (const int threads : {1, 2, 3}) {
+        Model model(odd_shape, 1, 24, on("cpu", threads));
+        model.scatter_parameters(4);
+        const std::vector<int32_t> first = generate(model, {1, 2, 3}, 40, {1, 0, 1, 1});
+        if (text.empty()) text = first;
+        EXPECT_EQ(first, text) << threads << " threads";
+        EXPECT_EQ(generate(model, {1, 2, 3}, 40, {1, 0, 1, 1}), text) << "once more";
+        EXPECT_NE(generate(model, {1, 2, 3}, 40, {1, 0, 1, 2}), text) << "another seed";
+        EXPECT_EQ(generate(model, {1, 2, 3}, 20, {1, 0, 1, 1}),
+                  (std::vector<int32_t>(text.begin(), text.begin() + 20)));
+    }
+}
+
+/* ------------------------------------------------------------------------------------------------------------- sampling */
+
+int32_t draw(const std::vector<float> &logits, const loom_sampling &sampling, uint32_t step) {
+    std::vector<float> scratch(2 * logits.size());
+    return loom_sample_logits(logits.data(), (int64_t)logits.size(), &sampling, step, scratch.data());
+}
+
+const std::vector<float> some_logits = {0.5f, -1.0f, 2.0f, 1.5f, 0.0f, 1.9f, -3.0f, 1.0f};
+
+TEST(Sampling, TemperatureZeroTakesTheMostProbable) {
+    for (uint32_t step = 0; step < 50; step++) {
+        EXPECT_EQ(draw(some_logits, {0, 0, 1, step}, step), 2);
+        EXPECT_EQ(draw({1, 3, 3, 2}, {0, 3, 0.5f, 7}, step), 1) << "of equal ones the first";
+        EXPECT_EQ(draw({-INFINITY, -5}, {0, 0, 1, 7}, step), 1);
+        EXPECT_EQ(draw({4}, {1, 0, 1, 7}, step), 0);
+        EXPECT_EQ(draw(some_logits, {1e-4f, 0, 1, 7}, step), 2) << "nearly zero";
+    }
+}
+
+/* How often each is drawn, as probabilities after temperature, top-k and top-p, is what it should be: within 5 standard
+ * deviations of chi-square's mean; and what they leave out is never drawn. */
+TEST(Sampling, DrawsInProportion) {
+    const uint32_t draws = 20000;
+    const struct {
+        loom_sampling sampling;
+        std::set<size_t> kept;
+    } rows[] = {
+        {{1, 0, 1, 1}, {0, 1, 2, 3, 4, 5, 6, 7}},
+        {{0.5f, 0, 1, 2}, {0, 1, 2, 3, 4, 5, 6, 7}},
+        {{2, 100, 1, 3}, {0, 1, 2, 3, 4, 5, 6, 7}},
+        {{1, 3, 1, 4}, {2, 3, 5}},
+        {{1, 1, 1, 5}, {2}},
+        /* probabilities at temperature 1: 2: .31, 5: .28, 3: .19, 7: .11, 0: .07, ... */
+        {{1, 0, 0.6f, 6}, {2, 3, 5}},
+        {{1, 0, 0.55f, 7}, {2, 5}},
+        {{1, 0, 0.01f, 8}, {2}},
+        {{1, 0, 0, 9}, {2}},
+        /* among the first four the shares are .35, .32, .21, .12 */
+        {{1, 4, 0.8f, 10}, {2, 3, 5}},
+        {{1, 4, 0.9f, 11}, {2, 3, 5, 7}},
+    };
+    for (const auto &row : rows) {
+        SCOPED_TRACE("seed " + std::to_string(row.sampling.seed));
+        std::vector<double> expected(some_logits.size(), 0.0), count(some_logits.size(), 0.0);
+        double total = 0;
+        for (const size_t i : row.kept)
+            total += expected[i] = std::exp((double)some_logits[i] / (double)row.sampling.temperature);
+        for (uint32_t step = 0; step < draws; step++) count[(size_t)draw(some_logits, row.sampling, step)]++;
+        double chi_square = 0;
+        for (size_t i = 0; i < expected.size(); i++) {
+            const double mean = (double)draws * expected[i] / total;
+            if (row.kept.count(i))
+                chi_square += (count[i] - mean) * (count[i] - mean) / mean;
+            else
+                EXPECT_EQ(count[i], 0) << "token " << i << " is left out";
+        }
+        const double freedom = (double)row.kept.size() - 1;
+        EXPECT_LE(chi_square, freedom + 5 * std::sqrt(2 * freedom));
+    }
+}
+
+TEST(Sampling, WhatHasNoProbabilityIsNeverDrawn) {
+    const std::vector<float> logits = {-INFINITY, 1, -1000, 1, -INFINITY};
+    std::set<int32_t> seen;
+    for (uint32_t step = 0; step < 2000; step++) seen.insert(draw(logits, {1, 4, 1, 3}, step));
+    EXPECT_EQ(seen, (std::set<int32_t>{1, 3}));
+}
+
+TEST(Sampling, IsAFunctionOfSeedAndStep) {
+    std::vector<int32_t> first, again, other;
+    for (uint32_t step = 0; step < 100; step++) {
+        first.push_back(draw(some_logits, {1, 0, 1, 1}, step));
+        other.push_back(draw(some_logits, {1, 0, 1, 2}, step));
+    }
+    for (uint32_t step = 0; step < 100; step++) again.push_back(draw(some_logits, {1, 0, 1, 1}, step));
+    EXPECT_EQ(first, again);
+    EXPECT_NE(first, other);
+    EXPECT_GT(std::set<int32_t>(first.begin(), first.end()).size(), 3u) << "steps draw anew";
+}
+
+} // namespace

@@ -1,0 +1,504 @@
+/* The op cases of test/ops as tests: each op on each CPU device against the oracle, the oracle against formulas and finite
+ * differences, the same bits for any number of threads; and the harness itself against ops that are wrong on purpose. */
+#include "ops/case_internal.h"
+
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <cstring>
+#include <functional>
+#include <map>
+#include <memory>
+#include <set>
+#include <string>
+#include <vector>
+
+namespace {
+
+/* ---------------------------------------------------------------------------------------------------------- devices */
+
+/* A device of so many threads (0: all), opened when first asked for and closed at the end. */
+loom_device *device(const std::string &name, int threads = 0) {
+    struct closer {
+        void operator()(loom_device *d) const {
+            loom_device_close(d);
+        }
+    };
+    static std::map<std::pair<std::string, int>, std::unique_ptr<loom_device, closer>> devices;
+    auto &d = devices[{name, threads}];
+    if (!d) {
+        loom_device_options options = {};
+        options.threads = threads;
+        loom_device *opened = nullptr;
+        loom_error error;
+        if (!loom_device_open(&opened, name.c_str(), &options, &error)) throw std::runtime_error(error.message);
+        d.reset(opened);
+    }
+    return d.get();
+}
+
+/* ------------------------------------------------------------------------------------------------- cases as parameters */
+
+struct Instance {
+    const loom_op_cases *cases;
+    const loom_case_shape *shape;
+    int op;
+    loom_case_dtypes dtypes;
+    std::string device; /* empty where the test uses several */
+
+    std::string op_name() const {
+        return loom_op_name(cases->op[op].op);
+    }
+
+    /* Letters, digits and underscores, as GoogleTest wants it. */
+    std::string name() const {
+        char label[LOOM_CASE_LABEL];
+        loom_case_label(cases, shape, label);
+        std::string all = op_name() + " " + label + " " + dtypes.name + (device.empty() ? "" : " ") + device, plain;
+        for (char ch : all)
+            if (ch != '=') plain += std::isalnum(static_cast<unsigned char>(ch)) ? ch : '_';
+        return plain;
+    }
+};
+
+std::ostream &operator<<(std::ostream &out, const Instance &instance) {
+    return out << instance.name();
+}
+
+std::string instance_name(const testing::TestParamInfo<Instance> &info) {
+    return info.param.name();
+}
+
+struct CaseCloser {
+    void operator()(loom_case *c) const {
+        loom_case_close(c);
+    }
+};
+using Case = std::unique_ptr<loom_case, CaseCloser>;
+
+Case open_case(const Instance &i) {
+    loom_case *c = nullptr;
+    loom_error error;
+    if (!loom_case_open(&c, i.cases, i.shape, i.dtypes, 1, &error)) throw std::runtime_error(error.message);
+    return Case(c);
+}
+
+void for_each_shape(const std::function<void(const loom_op_cases *, const loom_case_shape *)> &f) {
+    for (auto cases = loom_op_catalogue; *cases; cases++)
+        for (int s = 0; s < (*cases)->n_shapes; s++) f(*cases, &(*cases)->shapes[s]);
+}
+
+/* Every op of every shape used for parity, in every dtype that changes anything. */
+std::vector<Instance> parity_instances(const std::vector<std::string> &devices) {
+    std::vector<Instance> all;
+    for_each_shape([&](const loom_op_cases *cases, const loom_case_shape *shape) {
+        if (!(shape->use & LOOM_CASE_PARITY)) return;
+        for (int op = 0; cases->op[op].arguments; op++)
+            for (auto dtypes = loom_case_dtypes_tested; dtypes->name; dtypes++)
+                for (const std::string &name : devices) {
+                    Instance instance{cases, shape, op, *dtypes, name};
+                    if (loom_case_dtypes_matter(open_case(instance).get(), op)) all.push_back(instance);
+                }
+    });
+    return all;
+}
+
+std::vector<Instance> formula_instances() {
+    std::vector<Instance> all;
+    for_each_shape([&](const loom_op_cases *cases, const loom_case_shape *shape) {
+        if (!(shape->use & LOOM_CASE_PARITY)) return;
+        for (int op = 0; cases->op[op].arguments; op++)
+            if (cases->op[op].formula) all.push_back({cases, shape, op, loom_case_dtypes_oracle, "oracle"});
+    });
+    return all;
+}
+
+/* One for each shape: all ops of a file take part. The op is the one that comes last, for the name. */
+std::vector<Instance> gradient_instances() {
+    std::vector<Instance> all;
+    for_each_shape([&](const loom_op_cases *cases, const loom_case_shape *shape) {
+        int last = 0;
+        while (cases->op[last + 1].arguments) last++;
+        if (shape->use & LOOM_CASE_GRADIENT) all.push_back({cases, shape, last, loom_case_dtypes_oracle, ""});
+    });
+    return all;
+}
+
+class Parity : public testing::TestWithParam<Instance> {};
+class Formula : public testing::TestWithParam<Instance> {};
+class Gradient : public testing::TestWithParam<Instance> {};
+class Threads : public testing::TestWithParam<Instance> {};
+
+void expect_ok(const Instance &instance) {
+    Case c = open_case(instance);
+    loom_case_result result;
+    loom_error error;
+    ASSERT_TRUE(loom_case_check(c.get(), instance.op, device(instance.device), device("oracle"), &result, &error))
+        << error.message;
+    if (result.verdict == LOOM_CASE_UNSUPPORTED) GTEST_SKIP() << result.message;
+    EXPECT_EQ(result.verdict, LOOM_CASE_OK) << result.message;
+    EXPECT_LE(result.ratio, 1) << result.tensor;
+}
+
+TEST_P(Parity, AgreesWithOracle) {
+    expect_ok(GetParam());
+}
+
+TEST_P(Formula, OracleAgreesWithFormula) {
+    expect_ok(GetParam());
+}
+
+TEST_P(Gradient, AgreesWithFiniteDifferences) {
+    Case c = open_case(GetParam());
+    loom_case_result result;
+    loom_error error;
+    ASSERT_TRUE(loom_case_check_gradients(c.get(), device("oracle", 1), 24, &result, &error)) << error.message;
+    EXPECT_EQ(result.verdict, LOOM_CASE_OK) << result.message;
+    EXPECT_LT(result.element_bound, 1e-6) << "a bound that says little";
+}
+
+TEST_P(Threads, DoNotChangeBits) {
+    const Instance &instance = GetParam();
+    Case c = open_case(instance);
+    loom_case_result result;
+    loom_device *devices[] = {device(instance.device, 1), device(instance.device, 2), device(instance.device, 3)};
+    loom_error error;
+    ASSERT_TRUE(loom_case_check_same_bits(c.get(), instance.op, devices, 3, device("oracle"), &result, &error))
+        << error.message;
+    if (result.verdict == LOOM_CASE_UNSUPPORTED) GTEST_SKIP() << result.message;
+    EXPECT_EQ(result.verdict, LOOM_CASE_OK) << result.message;
+}
+
+INSTANTIATE_TEST_SUITE_P(Ops, Parity, testing::ValuesIn(parity_instances({"definition", "cpu"})), instance_name);
+INSTANTIATE_TEST_SUITE_P(Ops, Formula, testing::ValuesIn(formula_instances()), instance_name);
+INSTANTIATE_TEST_SUITE_P(Ops, Gradient, testing::ValuesIn(gradient_instances()), instance_name);
+INSTANTIATE_TEST_SUITE_P(Ops, Threads, testing::ValuesIn(parity_instances({"definition", "cpu"})), instance_name);
+
+/* -------------------------------------------------------------------------------------------------------- the catalogue */
+
+TEST(Catalogue, CoversEveryOp) {
+    std::set<std::string> parity, bench;
+    for_each_shape([&](const loom_op_cases *cases, const loom_case_shape *shape) {
+        for (int op = 0; cases->op[op].arguments; op++) {
+            if (shape->use & LOOM_CASE_PARITY) parity.insert(loom_op_name(cases->op[op].op));
+            if (shape->use & LOOM_CASE_BENCH) bench.insert(loom_op_name(cases->op[op].op));
+        }
+    });
+    for (int op = 0; op < LOOM_OP_COUNT; op++) {
+        const char *name = loom_op_name(static_cast<loom_op>(op));
+        EXPECT_EQ(parity.count(name), 1u) << name << " has no shape for parity";
+        EXPECT_EQ(bench.count(name), 1u) << name << " has no shape for the benchmark";
+    }
+}
+
+/* Each output of a backward op is the gradient of something: none is left out of the finite differences. */
+TEST(Catalogue, EveryBackwardOutputIsAGradient) {
+    for_each_shape([&](const loom_op_cases *cases, const loom_case_shape *shape) {
+        if (!(shape->use & LOOM_CASE_GRADIENT)) return;
+        Case c = open_case({cases, shape, 0, loom_case_dtypes_oracle, ""});
+        for (int t = 0; t < c->n_tensors; t++) {
+            const loom_case_tensor &tensor = c->tensor[t];
+            if (tensor.written_by < 0) continue;
+            const std::string op = loom_op_name(cases->op[tensor.written_by].op);
+            if (op.find("backward") == std::string::npos) continue;
+            bool found = false;
+            for (int g = 0; g < c->n_gradients; g++) found |= !std::strcmp(c->gradient[g].gradient, tensor.name);
+            EXPECT_TRUE(found) << op << " writes " << tensor.name;
+        }
+    });
+}
+
+/* -------------------------------------------------------------------------------------------- ops that are wrong on purpose
+ * A table whose ops run the real ones and then do some damage. The harness must see all of it, for every op and output. */
+
+struct Saboteur {
+    const loom_ops *real = nullptr;
+    std::function<void(loom_exec *)> before, after;
+};
+Saboteur saboteur;
+
+#define SABOTAGED(name)                                                                                                \
+    void sabotaged_##name(loom_exec *exec, const struct loom_##name *arguments) {                                      \
+        if (saboteur.before) saboteur.before(exec);                                                                    \
+        saboteur.real->name(exec, arguments);                                                                          \
+        if (saboteur.after) saboteur.after(exec);                                                                      \
+    }
+LOOM_OP_LIST(SABOTAGED)
+#undef SABOTAGED
+
+/* A copy of a device with the sabotaged table. */
+struct SabotagedDevice {
+    loom_ops ops;
+    loom_device device;
+
+    explicit SabotagedDevice(loom_device *of) : ops(*of->ops), device(*of) {
+#define MEMBER(name) ops.name = sabotaged_##name;
+        LOOM_OP_LIST(MEMBER)
+#undef MEMBER
+        saboteur = {of->ops, {}, {}};
+        device.ops = &ops;
+    }
+    SabotagedDevice(const SabotagedDevice &) = delete;
+    ~SabotagedDevice() {
+        saboteur = {};
+    }
+};
+
+/* The last element of a tensor in the device's memory. */
+unsigned char *last_element(const loom_case *c, const loom_case_tensor &t) {
+    int64_t element = t.offset;
+    for (int d = 0; d < 4; d++) element += (t.size.n[d] - 1) * t.stride[d];
+    if (t.kind == LOOM_CASE_SCALARS) element = 0;
+    return static_cast<unsigned char *>(c->memory[t.memory].device) + LOOM_CASE_FENCE +
+           static_cast<size_t>(element) * loom_case_tensor_item(c, &t);
+}
+
+bool is_output(const loom_case_tensor &t, int op) {
+    return t.role[op] == LOOM_CASE_WRITTEN || t.role[op] == LOOM_CASE_UPDATED;
+}
+
+loom_case_result check(loom_case *c, int op, loom_device *subject) {
+    loom_case_result result;
+    loom_error error;
+    EXPECT_TRUE(loom_case_check(c, op, subject, device("oracle"), &result, &error)) << error.message;
+    return result;
+}
+
+/* Calls f(case, op) for all ops of all small cases in fp32: a case for each, with values. */
+void for_each_small_case(const std::function<void(loom_case *, int)> &f) {
+    for_each_shape([&](const loom_op_cases *cases, const loom_case_shape *shape) {
+        if (!(shape->use & LOOM_CASE_PARITY)) return;
+        for (int op = 0; cases->op[op].arguments; op++) {
+            Case c = open_case({cases, shape, op, loom_case_dtypes_tested[0], ""});
+            int64_t elements = 0;
+            for (int t = 0; t < c->n_tensors; t++) elements += c->tensor[t].elements;
+            if (elements > 4000) continue;
+            char label[LOOM_CASE_LABEL];
+            loom_case_label(cases, shape, label);
+            SCOPED_TRACE(std::string(loom_op_name(cases->op[op].op)) + " " + label);
+            f(c.get(), op);
+        }
+    });
+}
+
+/* The size that errors in an output are measured against, once more, from the reference of the last check. */
+double typical_size(const loom_case_tensor &t) {
+    double square = 0;
+    for (int64_t i = 0; i < t.elements; i++) square += t.reference[i] * t.reference[i];
+    return std::fmax(std::sqrt(square / static_cast<double>(t.elements)), t.bound.floor);
+}
+
+TEST(Harness, AcceptsTheRealOps) {
+    for_each_small_case([](loom_case *c, int op) {
+        SabotagedDevice bad(device("cpu"));
+        EXPECT_EQ(check(c, op, &bad.device).verdict, LOOM_CASE_OK);
+    });
+}
+
+/* An error of 10^-3 of an output's size in its last element (fp32 bounds are far below), in every output of every op; one
+ * in the last place where the contract asks for exact results. */
+TEST(Harness, SeesAnErrorInAnyOutput) {
+    int seen = 0;
+    for_each_small_case([&](loom_case *c, int op) {
+        for (int i = 0; i < c->n_tensors; i++) {
+            const loom_case_tensor &t = c->tensor[i];
+            if (!is_output(t, op) || t.kind == LOOM_CASE_SCALARS) continue;
+            SabotagedDevice bad(device("cpu"));
+            saboteur.after = [&](loom_exec *) {
+                float *x = reinterpret_cast<float *>(last_element(c, t));
+                *x = t.bound.exact ? std::nextafterf(*x, 10)
+                                   : *x + 1e-3f * static_cast<float>(typical_size(t)) + 1e-30f;
+            };
+            EXPECT_EQ(check(c, op, &bad.device).verdict, LOOM_CASE_FAILED) << "an error in " << t.name;
+            seen++;
+        }
+    });
+    EXPECT_GT(seen, 100);
+}
+
+TEST(Harness, SeesAnErrorInTheStepScalars) {
+    for_each_small_case([&](loom_case *c, int op) {
+        if (c->cases->op[op].op != LOOM_OP_step_scalars) return;
+        const loom_case_tensor &t = *loom_case_find(c, "scalars");
+        const std::vector<std::function<void(loom_scalars *)>> damages = {
+            [](loom_scalars *s) { s->out.loss = s->out.loss * 1.00001f + 1e-9f; },
+            [](loom_scalars *s) { s->out.skip ^= 1; },
+            [](loom_scalars *s) { s->state.updates++; },
+            [](loom_scalars *s) { s->state.norm_square = s->state.norm_square * 1.00001 + 1e-9; },
+            [](loom_scalars *s) { s->in.clip_norm += 1; },
+        };
+        for (const auto &damage : damages) {
+            SabotagedDevice bad(device("cpu"));
+            saboteur.after = [&](loom_exec *) { damage(reinterpret_cast<loom_scalars *>(last_element(c, t))); };
+            EXPECT_EQ(check(c, op, &bad.device).verdict, LOOM_CASE_FAILED);
+        }
+    });
+}
+
+TEST(Harness, SeesAnUnwrittenElementInAnyOutput) {
+    for_each_small_case([&](loom_case *c, int op) {
+        for (int i = 0; i < c->n_tensors; i++) {
+            const loom_case_tensor &t = c->tensor[i];
+            if (t.role[op] != LOOM_CASE_WRITTEN) continue;
+            SabotagedDevice bad(device("cpu"));
+            float kept = 0;
+            saboteur.before = [&](loom_exec *) { std::memcpy(&kept, last_element(c, t), sizeof kept); };
+            saboteur.after = [&](loom_exec *) { std::memcpy(last_element(c, t), &kept, sizeof kept); };
+            EXPECT_EQ(check(c, op, &bad.device).verdict, LOOM_CASE_FAILED) << t.name << " not wholly written";
+        }
+    });
+}
+
+/* A byte before and after each memory, and in the gap after a strided row. */
+TEST(Harness, SeesAWriteOutsideTheOutputs) {
+    int gaps = 0;
+    for_each_small_case([&](loom_case *c, int op) {
+        for (int i = 0; i < c->n_tensors; i++) {
+            const loom_case_tensor &t = c->tensor[i];
+            if (!is_output(t, op)) continue;
+            const loom_case_memory &m = c->memory[t.memory];
+            std::vector<int64_t> places = {-1, static_cast<int64_t>(m.bytes)};
+            const bool alone = t.kind != LOOM_CASE_SCALARS && t.size.n[2] > 1 && t.stride[2] > t.size.n[3];
+            if (alone && t.stride[1] >= t.stride[2] * t.size.n[2] && m.name == std::string(t.name)) {
+                places.push_back(t.size.n[3] * static_cast<int64_t>(loom_case_tensor_item(c, &t)));
+                gaps++;
+            }
+            for (int64_t place : places) {
+                SabotagedDevice bad(device("cpu"));
+                saboteur.after = [&](loom_exec *) {
+                    static_cast<unsigned char *>(m.device)[LOOM_CASE_FENCE + place] ^= 0x11;
+                };
+                const loom_case_result result = check(c, op, &bad.device);
+                EXPECT_EQ(result.verdict, LOOM_CASE_FAILED) << "byte " << place << " of " << m.name;
+                EXPECT_NE(std::string(result.message).find("outside"), std::string::npos) << result.message;
+            }
+        }
+    });
+    EXPECT_GT(gaps, 5);
+}
+
+TEST(Harness, SeesAChangedInput) {
+    for_each_small_case([&](loom_case *c, int op) {
+        for (int i = 0; i < c->n_tensors; i++) {
+            const loom_case_tensor &t = c->tensor[i];
+            bool shared = false;
+            for (int j = 0; j < c->n_tensors; j++)
+                shared |= j != i && c->tensor[j].memory == t.memory && is_output(c->tensor[j], op);
+            if (t.role[op] != LOOM_CASE_READ || shared) continue;
+            SabotagedDevice bad(device("cpu"));
+            saboteur.after = [&](loom_exec *) { last_element(c, t)[0] ^= 1; };
+            const loom_case_result result = check(c, op, &bad.device);
+            EXPECT_EQ(result.verdict, LOOM_CASE_FAILED);
+            EXPECT_NE(std::string(result.message).find(t.name), std::string::npos) << result.message;
+        }
+    });
+}
+
+TEST(Harness, SeesAWriteBeyondTheWorkspace) {
+    for_each_small_case([&](loom_case *c, int op) {
+        for (bool after : {false, true}) {
+            SabotagedDevice bad(device("cpu"));
+            saboteur.after = [&](loom_exec *exec) {
+                char *workspace = static_cast<char *>(exec->workspace);
+                (after ? workspace + exec->workspace_bytes : workspace - 1)[0] ^= 1;
+            };
+            EXPECT_EQ(check(c, op, &bad.device).verdict, LOOM_CASE_FAILED);
+        }
+    });
+}
+
+/* The last place of one element, differing from run to run: far within every bound. */
+TEST(Harness, SeesBitsThatChangeFromRunToRun) {
+    for_each_small_case([&](loom_case *c, int op) {
+        for (int i = 0; i < c->n_tensors; i++) {
+            const loom_case_tensor &t = c->tensor[i];
+            if (!is_output(t, op) || t.kind == LOOM_CASE_SCALARS) continue;
+            SabotagedDevice bad(device("cpu"));
+            unsigned run = 0;
+            saboteur.after = [&](loom_exec *) {
+                if (run++ % 2) last_element(c, t)[0] ^= 1;
+            };
+            EXPECT_EQ(check(c, op, &bad.device).verdict, LOOM_CASE_FAILED) << t.name;
+        }
+    });
+}
+
+/* 10^-5 of a gradient's size in one element of the oracle's backward op. */
+TEST(Harness, SeesAWrongGradient) {
+    int seen = 0;
+    for (const Instance &instance : gradient_instances()) {
+        Case c = open_case(instance);
+        for (int g = 0; g < c->n_gradients; g++) {
+            const loom_case_tensor &t = *loom_case_find(c.get(), c->gradient[g].gradient);
+            SabotagedDevice bad(device("oracle", 1));
+            saboteur.after = [&](loom_exec *) {
+                double *x = static_cast<double *>(t.oracle);
+                if (c->op == t.written_by) x[0] += 1e-5 * std::fmax(std::fabs(x[0]), 1);
+            };
+            loom_case_result result;
+            loom_error error;
+            ASSERT_TRUE(loom_case_check_gradients(c.get(), &bad.device, 24, &result, &error)) << error.message;
+            EXPECT_EQ(result.verdict, LOOM_CASE_FAILED) << instance << " " << t.name;
+            seen++;
+        }
+    }
+    EXPECT_GT(seen, 20);
+}
+
+TEST(Harness, SeesBitsThatDependOnThreads) {
+    for_each_small_case([&](loom_case *c, int op) {
+        for (int i = 0; i < c->n_tensors; i++) {
+            const loom_case_tensor &t = c->tensor[i];
+            if (!is_output(t, op)) continue;
+            SabotagedDevice bad(device("cpu"));
+            saboteur.after = [&](loom_exec *) { last_element(c, t)[0] ^= 1; };
+            loom_device *devices[] = {device("cpu"), &bad.device};
+            loom_case_result result;
+            loom_error error;
+            ASSERT_TRUE(loom_case_check_same_bits(c, op, devices, 2, device("oracle"), &result, &error))
+                << error.message;
+            EXPECT_EQ(result.verdict, LOOM_CASE_FAILED) << t.name;
+        }
+    });
+}
+
+/* What a device does not support is said, not run. */
+TEST(Harness, SaysWhatIsNotSupported) {
+    const loom_case_dtypes fp16 = {"fp16", LOOM_F16, LOOM_F16};
+    Case c = open_case({loom_op_catalogue[1], &loom_op_catalogue[1]->shapes[1], 0, fp16, ""});
+    const loom_case_result result = check(c.get(), 0, device("cpu"));
+    EXPECT_EQ(result.verdict, LOOM_CASE_UNSUPPORTED);
+    EXPECT_NE(std::string(result.message).find("cpu does not support"), std::string::npos) << result.message;
+}
+
+/* ----------------------------------------------------------------------------------------------------------- numbers */
+
+TEST(Numbers, RoundToNearestEven) {
+    EXPECT_EQ(loom_case_round(LOOM_BF16, 1 + 0x1p-8), 1);             /* a tie: to even */
+    EXPECT_EQ(loom_case_round(LOOM_BF16, 1 + 0x3p-8), 1 + 0x1p-6);    /* the other one */
+    EXPECT_EQ(loom_case_round(LOOM_BF16, 1 + 0x1.01p-8), 1 + 0x1p-7); /* past the tie */
+    EXPECT_EQ(loom_case_round(LOOM_F16, 1 + 0x1p-11), 1);
+    EXPECT_EQ(loom_case_round(LOOM_F16, 1 + 0x3p-11), 1 + 0x1p-9);
+    EXPECT_EQ(loom_case_round(LOOM_F16, -65504), -65504);
+    EXPECT_EQ(loom_case_round(LOOM_F16, 65520), INFINITY);
+    EXPECT_EQ(loom_case_round(LOOM_F16, 2047.6), 2048);               /* carries into the exponent */
+    EXPECT_EQ(loom_case_round(LOOM_F16, 0x1.8p-24), 0x1p-23);         /* denormal, a tie */
+    EXPECT_EQ(loom_case_round(LOOM_F16, 0x1p-14 - 0x1p-26), 0x1p-14); /* from the denormals up */
+    EXPECT_TRUE(std::isnan(loom_case_round(LOOM_BF16, NAN)));
+    EXPECT_TRUE(std::isnan(loom_case_round(LOOM_F16, NAN)));
+    EXPECT_TRUE(std::signbit(loom_case_round(LOOM_F16, -0.0)));
+}
+
+/* Each dtype's epsilon and smallest denormal are what its rounding does. */
+TEST(Numbers, EpsilonsAreThoseOfTheDtypes) {
+    for (loom_dtype dtype : {LOOM_F32, LOOM_BF16, LOOM_F16, LOOM_F64}) {
+        const double e = loom_case_epsilon(dtype), tiny = loom_case_smallest(dtype);
+        EXPECT_EQ(loom_case_round(dtype, 1 + e), 1 + e);
+        EXPECT_EQ(loom_case_round(dtype, 1 + 3 * e / 4), 1 + e);
+        EXPECT_EQ(loom_case_round(dtype, 1 + e / 2), 1);
+        EXPECT_EQ(loom_case_round(dtype, tiny), tiny);
+        EXPECT_EQ(loom_case_round(dtype, tiny / 4), 0);
+    }
+}
+
+} // namespace

@@ -1,0 +1,206 @@
+/* gptloom sample: continues a prompt with a trained model. */
+#include "command.h"
+#include "command_line.h"
+#include "printable.h"
+
+#include "gptloom/checkpoint.h"
+#include "gptloom/data.h"
+#include "gptloom/plan.h"
+
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+typedef struct settings {
+    char *from, *prompt, *device;
+    int64_t tokens, top_k, seed, threads;
+    double temperature, top_p;
+} settings;
+
+static const char *const devices[] = {"auto", "cpu", "definition", "oracle", NULL};
+
+#define AT(field) .offset = offsetof(settings, field)
+
+/* clang-format off */
+static const loom_flag flags[] = {
+    {.name = "from", .type = LOOM_FLAG_STRING, AT(from), .metavar = "DIR", .group = "Model",
+     .help = "a run (its latest checkpoint), a checkpoint, or a GPT-2 directory of Hugging Face with "
+             "model.safetensors"},
+    {.name = "prompt", .letter = 'p', .type = LOOM_FLAG_STRING, AT(prompt), .derived = "end-of-text", .metavar = "TEXT",
+     .group = "Text",
+     .help = "what to continue. A model of bytes takes text; any other model takes token ids, '464 3280 318', and "
+             "prints ids"},
+    {.name = "tokens", .letter = 'n', .type = LOOM_FLAG_INT, AT(tokens), .min = 1, .max = 1e9, .standard = "256",
+     .metavar = "N", .group = "Text", .help = "tokens to add; end-of-text ends it earlier"},
+    {.name = "temperature", .type = LOOM_FLAG_DOUBLE, AT(temperature), .min = 0, .max = 100, .standard = "0.8",
+     .metavar = "X", .group = "Choice of each token",
+     .help = "divides the logits: below 1 safer, above 1 bolder; 0: always the most probable token"},
+    {.name = "top-k", .type = LOOM_FLAG_INT, AT(top_k), .min = 0, .max = 1 << 22, .standard = "0", .metavar = "K",
+     .group = "Choice of each token", .help = "only among the K most probable tokens; 0: all"},
+    {.name = "top-p", .type = LOOM_FLAG_DOUBLE, AT(top_p), .min = 1e-6, .max = 1, .standard = "1", .metavar = "P",
+     .group = "Choice of each token", .help = "only among the fewest tokens that together have probability P; 1: all"},
+    {.name = "seed", .type = LOOM_FLAG_INT, AT(seed), .min = 0, .max = 0x1p63, .standard = "1337", .metavar = "S",
+     .group = "Choice of each token", .help = "the same seed gives the same text"},
+    {.name = "device", .type = LOOM_FLAG_STRING, AT(device), .choices = devices, .standard = "auto", .metavar = "NAME",
+     .group = "Machine", .help = "auto or cpu; for tests also definition and oracle"},
+    {.name = "threads", .type = LOOM_FLAG_INT, AT(threads), .min = 0, .max = 1024, .standard = "0", .metavar = "N",
+     .group = "Machine", .help = "CPU threads; 0: all that the process may run on"},
+};
+/* clang-format on */
+
+#undef AT
+
+/* ----------------------------------------------------------------------------------------------------------- prompt */
+
+/* Token ids, separated by spaces and commas, into `tokens`, which holds strlen(text) of them. */
+static bool parse_ids(const char *text, int64_t vocab_size, int32_t *tokens, int64_t *n, loom_error *error) {
+    static const char separators[] = " ,\t\n";
+    for (text += strspn(text, separators); *text; text += strspn(text, separators)) {
+        char *end;
+        errno = 0;
+        const long id = strtol(text, &end, 10);
+        if (end == text || (*end && !strchr(separators, *end)))
+            return loom_fail(
+                error, "--prompt: '%.40s' is no token id; this model is not of bytes and takes ids, '464 3280'", text);
+        if (errno || id < 0 || id >= vocab_size)
+            return loom_fail(error, "--prompt: token id %.*s is not below the vocabulary's size, %lld",
+                             (int)(end - text), text, (long long)vocab_size);
+        tokens[(*n)++] = (int32_t)id;
+        text = end;
+    }
+    return *n > 0 || loom_fail(error, "--prompt: holds no token id; leave it out to begin with end-of-text");
+}
+
+static int32_t end_of_text(const loom_checkpoint_info *info) {
+    return info->bytes ? LOOM_BYTE_END_OF_TEXT
+                       : (int32_t)(info->config.vocab_size < 50257 ? info->config.vocab_size - 1 : 50256);
+}
+
+/* The prompt's tokens, which the caller frees. */
+static bool make_prompt(const settings *mine, const loom_checkpoint_info *info, int32_t **tokens, int64_t *n,
+                        loom_error *error) {
+    const char *text = mine->prompt ? mine->prompt : "";
+    const size_t length = strlen(text);
+    *n = 0;
+    *tokens = malloc((length + 1) * sizeof **tokens);
+    if (!*tokens) return loom_fail(error, "--prompt: no memory for %zu bytes", length);
+    if (!mine->prompt)
+        (*tokens)[(*n)++] = end_of_text(info);
+    else if (info->bytes)
+        for (; *text; text++) (*tokens)[(*n)++] = (unsigned char)*text;
+    else if (!parse_ids(text, info->config.vocab_size, *tokens, n, error)) {
+        free(*tokens);
+        return false;
+    }
+    return true;
+}
+
+/* ----------------------------------------------------------------------------------------------------------- output */
+
+typedef struct writer {
+    bool bytes, terminal;
+    int32_t end;
+    loom_printable state;
+} writer;
+
+static void write_token(writer *to, int32_t token) {
+    if (!to->bytes)
+        printf("%d ", token);
+    else if (to->terminal)
+        loom_printable_byte(&to->state, (unsigned char)token, stdout);
+    else
+        putchar(token);
+    fflush(stdout);
+}
+
+/* A byte model may have a larger vocabulary than bytes: such tokens have no text. */
+static bool emit(void *user, int32_t token) {
+    writer *to = user;
+    if (token == to->end) return false;
+    if (!to->bytes || token < 256) write_token(to, token);
+    return !ferror(stdout);
+}
+
+/* ------------------------------------------------------------------------------------------------------------ model */
+
+/* A model for inference on a device, with the checkpoint's weights. */
+typedef struct loaded {
+    loom_device *device;
+    loom_gpt *gpt;
+    void *memory;
+    size_t bytes;
+} loaded;
+
+static bool load(loaded *model, const loom_checkpoint_info *info, const settings *mine, loom_error *error) {
+    const loom_device_options options = {.threads = (int)mine->threads};
+    const int64_t T = info->config.block_size;
+    if (!loom_device_open(&model->device, mine->device, &options, error)) return false;
+    if (!loom_gpt_create(&model->gpt, &info->config, LOOM_GPT_INFER, model->device, 1, T, error)) return false;
+    loom_plan plan = {.arena = loom_arena_measure(),
+                      .B = 1,
+                      .T = T,
+                      .parameters = loom_gpt_get_layout(model->gpt)->count,
+                      .available = model->device->available(model->device)};
+    loom_gpt_lay_out(model->gpt, &plan.arena);
+    if (!loom_plan_check(&plan, error)) return false;
+    if (!model->device->allocate(model->device, &model->memory, plan.arena.used, error)) return false;
+    model->bytes = plan.arena.used;
+    loom_arena arena = loom_arena_over(model->memory, model->bytes, model->device->host_memory);
+    loom_gpt_lay_out(model->gpt, &arena);
+    if (!loom_gpt_prepare(model->gpt, error)) return false;
+    const loom_checkpoint_tensors tensors = {.config = &info->config,
+                                             .layout = loom_gpt_get_layout(model->gpt),
+                                             .device = model->device,
+                                             .parameters = loom_gpt_get_parameters(model->gpt)};
+    return loom_checkpoint_load(info, &tensors, error);
+}
+
+static void unload(loaded *model) {
+    if (model->gpt) loom_gpt_destroy(model->gpt);
+    if (model->bytes) model->device->release(model->device, model->memory, model->bytes);
+    if (model->device) loom_device_close(model->device);
+}
+
+static bool sample(const settings *mine, loom_error *error) {
+    loom_checkpoint_info info;
+    loaded model = {0};
+    int32_t *prompt;
+    int64_t n;
+    if (!mine->from) return loom_fail(error, "--from: is missing; name a run or a checkpoint");
+    if (!loom_checkpoint_open(mine->from, &info, error) || !make_prompt(mine, &info, &prompt, &n, error)) return false;
+    const loom_sampling sampling = {.temperature = (float)mine->temperature,
+                                    .top_k = (int)mine->top_k,
+                                    .top_p = (float)mine->top_p,
+                                    .seed = (uint64_t)mine->seed};
+    writer to = {.bytes = info.bytes, .terminal = isatty(STDOUT_FILENO), .end = end_of_text(&info)};
+    bool ok = load(&model, &info, mine, error);
+    for (int64_t i = 0; ok && mine->prompt && i < n; i++) write_token(&to, prompt[i]);
+    ok = ok && loom_gpt_generate(model.gpt, prompt, n, mine->tokens, &sampling, emit, &to, error);
+    if (ok) {
+        loom_printable_end(&to.state, stdout);
+        putchar('\n');
+    }
+    unload(&model);
+    free(prompt);
+    return ok;
+}
+
+int loom_command_sample(int argc, char **argv) {
+    settings mine;
+    loom_flag_table table = {flags, sizeof flags / sizeof *flags, &mine, {false}};
+    loom_command_line line = {
+        .command = "sample",
+        .about = "Continues a prompt with a trained model and prints both, token by token.",
+        .examples = "  gptloom sample --from runs/first --prompt 'Once upon a time' --tokens 500\n"
+                    "  gptloom sample --from runs/first --temperature 0\n",
+        .tables = &table,
+        .n_tables = 1,
+    };
+    loom_error error;
+    loom_flags_defaults(flags, table.n, &mine);
+    int code = loom_command_line_read(&line, argc, argv);
+    if (code < 0) code = sample(&mine, &error) ? 0 : loom_command_failed(&error);
+    loom_flags_free(flags, table.n, &mine);
+    return code;
+}

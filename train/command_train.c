@@ -1,0 +1,305 @@
+/* gptloom train: options from flags and files, the run (the library's loom_train), and what is shown of it. */
+#include "command.h"
+#include "command_line.h"
+#include "options.h"
+#include "printable.h"
+#include "progress.h"
+
+#include "base/file.h"
+
+#include <errno.h>
+#include <limits.h>
+#include <math.h>
+#include <signal.h>
+#include <stdlib.h>
+#include <string.h>
+
+/* ---------------------------------------------------------------------------------------------------------- options */
+
+/* What is the program's alone. */
+typedef struct settings {
+    char *config;
+    bool quiet;
+} settings;
+
+static const loom_flag program_flags[] = {
+    {.name = "config",
+     .type = LOOM_FLAG_STRING,
+     .offset = offsetof(settings, config),
+     .metavar = "FILE",
+     .group = "Run",
+     .help = "read options from an INI file: 'lr = 1e-3', one a line, keys as the flags here, which win over it; a "
+             "run's config.ini is such a file"},
+    {.name = "quiet",
+     .letter = 'q',
+     .type = LOOM_FLAG_BOOL,
+     .offset = offsetof(settings, quiet),
+     .group = "Run",
+     .help = "print nothing but errors; OUT/metrics.jsonl tells all"},
+};
+
+static const char about[] =
+    "Trains a GPT and leaves in --out its configuration, one line of metrics per step, samples and checkpoints, which "
+    "Hugging Face's transformers load. Ctrl-C saves and ends; --resume goes on, to the same bits as if it had never "
+    "stopped.";
+
+static const char examples[] =
+    "  gptloom train --data input.txt --out runs/first --model mini --steps 2000 --batch 12 --lr 1e-3\n"
+    "  gptloom train --data 'shards/train_*.bin' --val-data shards/val.bin --out runs/gpt2 --model gpt2\n"
+    "  gptloom train --resume --out runs/first\n";
+
+/* Reads one more layer of options: files first, then the command line again, so that flags win. */
+static bool read_layers(loom_command_line *line, int argc, char **argv, loom_train_options *options, const char *saved,
+                        const char *config, loom_error *error) {
+    bool help;
+    loom_train_options_free(options);
+    *options = loom_train_options_defaults();
+    return (!saved || loom_train_options_read(options, saved, error)) &&
+           (!config || loom_train_options_read(options, config, error)) &&
+           loom_command_line_parse(line, argc, argv, &help, error);
+}
+
+/* The command line was read into `options`; adds what files say: --config's, and below it the run's own where it is
+ * resumed. Which run that is may stand in --config's file. */
+static bool add_files(loom_command_line *line, int argc, char **argv, loom_train_options *options, settings *mine,
+                      loom_error *error) {
+    char *config = NULL, saved[PATH_MAX];
+    if (mine->config && !(config = strdup(mine->config))) return loom_fail(error, "--config: no memory to keep it");
+    bool ok = !config || read_layers(line, argc, argv, options, NULL, config, error);
+    if (ok && options->resume) {
+        if (!options->out)
+            ok = loom_fail(error, "--resume: needs --out, the run to go on with");
+        else
+            ok = loom_join_path(saved, sizeof saved, options->out, "config.ini", error);
+        if (ok && !loom_path_exists(saved))
+            ok = loom_fail(error, "--resume: there is no run in %s (no config.ini); leave --resume out to begin one",
+                           options->out);
+        ok = ok && read_layers(line, argc, argv, options, saved, config, error);
+    }
+    free(config);
+    if (ok && !options->out) ok = loom_fail(error, "--out: is missing; name a directory for the run");
+    return ok;
+}
+
+/* ------------------------------------------------------------------------------------------------------- interrupts */
+
+static volatile sig_atomic_t interrupted;
+
+static void interrupt(int number) {
+    (void)number;
+    interrupted = 1;
+}
+
+/* The first Ctrl-C (SIGTERM, SIGHUP) asks the run to save and end; the second one kills. What the caller ignores, as
+ * nohup does, stays ignored. */
+static void catch_interrupts(void) {
+    static const int signals[] = {SIGINT, SIGTERM, SIGHUP};
+    const struct sigaction action = {.sa_handler = interrupt, .sa_flags = SA_RESTART | (int)SA_RESETHAND};
+    for (size_t i = 0; i < sizeof signals / sizeof *signals; i++) {
+        struct sigaction before;
+        if (sigaction(signals[i], NULL, &before) == 0 && before.sa_handler != SIG_IGN)
+            sigaction(signals[i], &action, NULL);
+    }
+}
+
+/* ---------------------------------------------------------------------------------------------------------- summary */
+
+static double mebibytes(size_t bytes) {
+    return (double)bytes / 0x1p20;
+}
+
+static void show_model(const loom_train_options *options, loom_gpt *gpt) {
+    const loom_gpt_config *config = loom_gpt_get_config(gpt);
+    char count[16];
+    loom_format_count(count, sizeof count, (double)loom_gpt_get_layout(gpt)->count);
+    printf("  model       %s%s%lld layers, %lld heads, %lld channels, context %lld, vocabulary %lld: %s parameters\n",
+           options->model ? options->model : "", options->model ? ": " : "", (long long)config->n_layer,
+           (long long)config->n_head, (long long)config->n_embd, (long long)config->block_size,
+           (long long)config->vocab_size, count);
+}
+
+static void show_data(const loom_train_options *options, const loom_dataset *data) {
+    char count[16];
+    const int others = loom_dataset_files(data) - 1;
+    loom_format_count(count, sizeof count, (double)loom_dataset_tokens(data));
+    printf("  data        %s %s: %s", count, loom_dataset_is_bytes(data) ? "bytes" : "tokens",
+           loom_dataset_first_path(data));
+    if (others > 0) printf(" and %d other%s", others, others > 1 ? "s" : "");
+    printf("\n");
+    if (options->n_val_data > 0)
+        printf("  validation  %s%s\n", options->val_data[0], options->n_val_data > 1 ? " and others" : "");
+    else if (options->val_fraction > 0)
+        printf("  validation  the data's last %g%%\n", 100 * options->val_fraction);
+    else
+        printf("  validation  none\n");
+}
+
+static void show_steps(const loom_train_options *options, int64_t done, int64_t planned) {
+    const loom_flag *rows;
+    char schedule[32];
+    int n;
+    rows = loom_train_option_table(&n);
+    loom_flag_text(loom_flag_find(rows, n, "schedule"), options, 0, schedule, sizeof schedule);
+    printf("  batch       %lld x %lld tokens, %lld at a time\n", (long long)options->batch, (long long)options->seq_len,
+           (long long)options->micro_batch);
+    printf("  steps       %lld, %lld of them warm-up; %s, learning rate %g to %g\n", (long long)planned,
+           (long long)options->warmup, schedule, options->lr, options->min_lr);
+    if (done > 0) printf("  resumed     after step %lld\n", (long long)done);
+}
+
+static void show_memory(const loom_plan *plan) {
+    printf("  memory      %.1f MiB", mebibytes(plan->arena.used));
+    if (plan->available > 0) printf(" of %.0f MiB", mebibytes(plan->available));
+    printf("\n");
+    for (int i = 0; i < plan->arena.n_rows; i++)
+        printf("  %10s  %10.1f  %s\n", "", mebibytes(plan->arena.row[i].bytes), plan->arena.row[i].name);
+}
+
+/* --------------------------------------------------------------------------------------------------------- observer */
+
+typedef struct session {
+    loom_progress progress;
+    bool quiet;
+    bool bytes; /* samples are text */
+} session;
+
+static void on_started(void *user, loom_trainer *trainer) {
+    session *now = user;
+    const loom_train_options *options = loom_trainer_options(trainer);
+    loom_gpt *gpt = loom_trainer_gpt(trainer);
+    loom_device *device = loom_gpt_get_device(gpt);
+    const int64_t done = loom_trainer_steps_done(trainer), planned = loom_trainer_steps_planned(trainer);
+    const bool ends_early = options->stop_after > 0 && options->stop_after < planned - done;
+    if (now->quiet) return;
+    const double peak = loom_device_probe_peak(device, 0.2);
+    char rate[16];
+    loom_format_count(rate, sizeof rate, peak);
+    printf("gptloom " LOOM_VERSION " trains in %s\n", options->out);
+    printf("  device      %s: %s; peak %s FLOP/s\n", device->name, device->description, rate);
+    show_model(options, gpt);
+    show_data(options, loom_trainer_data(trainer));
+    show_steps(options, done, planned);
+    show_memory(loom_trainer_plan(trainer));
+    fflush(stdout);
+    now->bytes = loom_dataset_is_bytes(loom_trainer_data(trainer));
+    loom_progress_begin(&now->progress, stdout, done, ends_early ? done + options->stop_after : planned, planned);
+    now->progress.peak = peak;
+    now->progress.flops_per_token = loom_gpt_flops_per_token(loom_gpt_get_config(gpt), options->seq_len);
+}
+
+static void on_stepped(void *user, const loom_step_report *report) {
+    session *now = user;
+    if (!now->quiet) loom_progress_step(&now->progress, report);
+}
+
+static void on_validated(void *user, int64_t step, double loss) {
+    session *now = user;
+    if (!now->quiet) loom_progress_validated(&now->progress, step, loss);
+}
+
+static void on_sampled(void *user, int64_t step, const char *text) {
+    session *now = user;
+    loom_printable state = {{0}, 0, 0};
+    if (now->quiet) return;
+    loom_progress_interrupt(&now->progress);
+    printf("---- a sample after step %lld\n", (long long)step);
+    for (const char *c = text; *c; c++) loom_printable_byte(&state, (unsigned char)*c, stdout);
+    loom_printable_end(&state, stdout);
+    printf("\n----\n");
+    fflush(stdout);
+}
+
+static void on_saved(void *user, int64_t step, const char *directory) {
+    session *now = user;
+    if (now->quiet || now->progress.live) return;
+    printf("step %lld: saved %s\n", (long long)step, directory);
+    fflush(stdout);
+}
+
+static bool on_should_stop(void *user) {
+    (void)user;
+    return interrupted;
+}
+
+/* -------------------------------------------------------------------------------------------------------------- end */
+
+/* A word as a shell reads it back. */
+static void print_quoted(const char *word) {
+    static const char plain[] = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_./-+=:,@%";
+    if (*word && strspn(word, plain) == strlen(word)) {
+        printf("%s", word);
+        return;
+    }
+    putchar('\'');
+    for (; *word; word++)
+        if (*word == '\'')
+            printf("'\\''");
+        else
+            putchar(*word);
+    putchar('\'');
+}
+
+static void print_next_command(const char *subcommand, const char *out, const char *more) {
+    printf("  %s %s ", program_invocation_name, subcommand);
+    print_quoted(out);
+    printf("%s\n", more);
+}
+
+static void show_end(session *now, const char *out) {
+    loom_progress *progress = &now->progress;
+    const loom_step_report *report = &progress->report;
+    const double seconds = loom_progress_seconds(progress);
+    const int64_t steps = report->step - progress->first;
+    char duration[24], rate[16];
+    loom_progress_end(progress);
+    loom_format_duration(duration, sizeof duration, seconds);
+    loom_format_count(rate, sizeof rate, seconds > 0 ? (double)progress->tokens / seconds : 0);
+    const bool finished = report->step >= progress->total;
+    printf("\n%s after step %lld of %lld: %lld steps in %s, %s tok/s", finished ? "done" : "stopped",
+           (long long)report->step, (long long)progress->total, (long long)steps, duration, rate);
+    if (progress->weight > 0) printf("; loss %.4f", progress->loss / progress->weight);
+    if (!isnan(progress->validation)) printf(", validation %.4f", progress->validation);
+    if (progress->skipped > 0) printf("; %lld updates left out", (long long)progress->skipped);
+    printf("\n\nwhat next:\n");
+    print_next_command("sample --from", out,
+                       now->bytes ? " --prompt 'Once upon a time' --tokens 200" : " --tokens 200");
+    print_next_command("plot", out, "");
+    if (!finished) print_next_command("train --resume --out", out, "");
+}
+
+static int train(const loom_train_options *options, bool quiet) {
+    loom_error error;
+    session now = {.quiet = quiet};
+    const loom_train_observer observer = {.user = &now,
+                                          .started = on_started,
+                                          .stepped = on_stepped,
+                                          .validated = on_validated,
+                                          .sampled = on_sampled,
+                                          .saved = on_saved,
+                                          .should_stop = on_should_stop};
+    catch_interrupts();
+    if (!loom_train(options, &observer, &error)) {
+        if (now.progress.out) loom_progress_interrupt(&now.progress);
+        return loom_command_failed(&error);
+    }
+    if (!quiet) show_end(&now, options->out);
+    return 0;
+}
+
+int loom_command_train(int argc, char **argv) {
+    settings mine = {0};
+    loom_train_options options = loom_train_options_defaults();
+    loom_flag_table tables[2] = {{.target = &options},
+                                 {program_flags, sizeof program_flags / sizeof *program_flags, &mine, {false}}};
+    tables[0].flags = loom_train_option_table(&tables[0].n);
+    loom_command_line line = {
+        .command = "train", .about = about, .examples = examples, .tables = tables, .n_tables = 2};
+    loom_error error;
+    int code = loom_command_line_read(&line, argc, argv);
+    if (code < 0)
+        code = add_files(&line, argc, argv, &options, &mine, &error) ? train(&options, mine.quiet)
+                                                                     : loom_command_failed(&error);
+    loom_flags_free(program_flags, tables[1].n, &mine);
+    loom_train_options_free(&options);
+    return code;
+}

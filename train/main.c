@@ -1,0 +1,94 @@
+/* gptloom: finds the subcommand and hands the words over. */
+#include "command.h"
+#include "command_line.h"
+
+#include "base/nearest.h"
+#include "gptloom/device.h"
+
+#include <errno.h>
+#include <stdio.h>
+#include <string.h>
+
+static const loom_command commands[] = {
+    {"train", "train a GPT on text or token shards", loom_command_train},
+    {"sample", "let a trained model write", loom_command_sample},
+    {"info", "a model's shape, parameters, memory and arithmetic", loom_command_info},
+    {"plot", "draw runs as one SVG: losses, learning rate, gradient norm, tokens per second", loom_command_plot},
+    {"parity", "compare every op with its definition in double precision", loom_command_parity},
+    {"bench", "time every op against what the machine can do", loom_command_bench},
+    {"devices", "what there is to run on", loom_command_devices},
+};
+
+enum { COMMANDS = sizeof commands / sizeof *commands };
+
+static int help(void) {
+    printf("gptloom trains GPT-style transformers.\n\n"
+           "Usage: gptloom COMMAND [flags]\n\nCommands\n");
+    for (int i = 0; i < COMMANDS; i++) printf("  %-10s %s\n", commands[i].name, commands[i].summary);
+    printf("\n  -h, --help     prints this; 'gptloom COMMAND --help' tells a command's flags\n"
+           "      --version  prints the version and what is built in\n\n"
+           "A first run\n"
+           "  gptloom train --data input.txt --out runs/first --model mini --steps 500\n"
+           "  gptloom sample --from runs/first --prompt 'Once'\n"
+           "  gptloom plot runs/first\n");
+    return 0;
+}
+
+static int version(void) {
+    loom_error error;
+    loom_device *device;
+    const loom_device_options options = {0};
+    printf("gptloom " LOOM_VERSION "\n");
+    printf("  compiler  %s %s\n",
+#ifdef __clang__
+           "clang", __clang_version__
+#else
+           "gcc", __VERSION__
+#endif
+    );
+    if (!loom_device_open(&device, "cpu", &options, &error)) return loom_command_failed(&error);
+    printf("  cpu       %s\n", device->description);
+    printf("  cuda      not built in\n");
+    loom_device_close(device);
+    return 0;
+}
+
+static int run(const char *name, int argc, char **argv) {
+    const char *names[COMMANDS + 1] = {NULL};
+    loom_error error;
+    for (int i = 0; i < COMMANDS; i++) {
+        if (!strcmp(commands[i].name, name)) return commands[i].run(argc, argv);
+        names[i] = commands[i].name;
+    }
+    const char *nearest = loom_nearest_name(name, names);
+    if (nearest)
+        loom_fail(&error, "'%.60s': there is no such command; did you mean '%s'?", name, nearest);
+    else
+        loom_fail(&error, "'%.60s': there is no such command; 'gptloom --help' lists them", name);
+    return loom_command_failed(&error);
+}
+
+static int dispatch(int argc, char **argv) {
+    loom_error error;
+    if (argc < 2) {
+        loom_fail(&error, "no command is given; 'gptloom --help' lists them");
+        return loom_command_failed(&error);
+    }
+    if (!strcmp(argv[1], "--version")) return version();
+    if (!strcmp(argv[1], "--help") || !strcmp(argv[1], "-h")) return help();
+    if (strcmp(argv[1], "help")) return run(argv[1], argc - 1, argv + 1);
+    if (argc == 2) return help();
+    char flag[] = "--help";
+    char *words[] = {argv[2], flag, NULL};
+    return run(argv[2], 2, words);
+}
+
+int main(int argc, char **argv) {
+    int code = dispatch(argc, argv);
+    if ((fflush(stdout) != 0 || ferror(stdout)) && code == 0) {
+        loom_error error;
+        loom_fail(&error, "standard output: cannot be written: %s", strerror(errno));
+        code = loom_command_failed(&error);
+    }
+    return code;
+}

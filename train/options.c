@@ -1,0 +1,390 @@
+#include "options.h"
+
+#include "base/check.h"
+#include "base/file.h"
+#include "base/nearest.h"
+
+#include <ctype.h>
+#include <ini.h>
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+/* The longest string that a config file can hold: to inih a line has 199 bytes, the key and the newline included. */
+enum { LONGEST_STRING = 180, LARGEST_FILE = 1 << 20 };
+
+/* -------------------------------------------------------------------------------------------------------- the table */
+
+/* In loom_schedule_kind's order. */
+static const char *const schedules[] = {"cosine", "linear", "wsd", "constant", NULL};
+static const char *const devices[] = {"auto", "cpu", "definition", "oracle", NULL};
+
+#define AT(field) .offset = offsetof(loom_train_options, field)
+
+/* clang-format off */
+static const loom_flag table[] = {
+    {.name = "data", .type = LOOM_FLAG_STRINGS, AT(data), .count = offsetof(loom_train_options, n_data),
+     .capacity = LOOM_MAX_DATA, .metavar = "PATH...", .group = "Data",
+     .help = "what to train on: files, directories, quoted patterns. Files ending in .bin are token shards as llm.c "
+             "writes them, all others are text and read as bytes"},
+    {.name = "val-data", .type = LOOM_FLAG_STRINGS, AT(val_data), .count = offsetof(loom_train_options, n_val_data),
+     .capacity = LOOM_MAX_DATA, .metavar = "PATH...", .group = "Data",
+     .help = "what to validate on, of the same kind; goes before --val-fraction"},
+    {.name = "val-fraction", .type = LOOM_FLAG_DOUBLE, AT(val_fraction), .min = 0, .max = 0.9, .standard = "0.1",
+     .displaces = {"val-data"}, .metavar = "F", .group = "Data",
+     .help = "how much of the data's end is kept for validation; 0: none"},
+
+    {.name = "model", .type = LOOM_FLAG_STRING, AT(model), .derived = "mini's shape, if none is given",
+     .displaces = {"n-layer", "n-head", "n-embd", "block-size", "vocab-size"}, .metavar = "NAME", .group = "Model",
+     .help = "a named shape: gpt2, d12, nano, ...; 'gptloom info' lists them. The flags below change parts of it"},
+    {.name = "n-layer", .type = LOOM_FLAG_INT, AT(n_layer), .min = 1, .max = 1000, .derived = "the model's",
+     .metavar = "N", .group = "Model", .help = "transformer blocks"},
+    {.name = "n-head", .type = LOOM_FLAG_INT, AT(n_head), .min = 1, .max = 1024, .derived = "the model's",
+     .metavar = "N", .group = "Model", .help = "attention heads; divides --n-embd"},
+    {.name = "n-embd", .type = LOOM_FLAG_INT, AT(n_embd), .min = 1, .max = 1 << 17, .derived = "the model's",
+     .metavar = "N", .group = "Model", .help = "channels"},
+    {.name = "block-size", .type = LOOM_FLAG_INT, AT(block_size), .min = 1, .max = 1 << 20,
+     .derived = "the model's; else --seq-len; else 1024", .metavar = "T", .group = "Model",
+     .help = "the longest context: how many positions are learned"},
+    {.name = "vocab-size", .type = LOOM_FLAG_INT, AT(vocab_size), .min = 2, .max = 1 << 22,
+     .derived = "257 for text, 50257 for token shards", .metavar = "V", .group = "Model",
+     .help = "token ids are below this"},
+    {.name = "init", .type = LOOM_FLAG_STRING, AT(init), .derived = "GPT-2's random initialisation",
+     .metavar = "CHECKPOINT", .group = "Model",
+     .help = "begin with the weights of this run or checkpoint, which must have the same shape"},
+    {.name = "seed", .type = LOOM_FLAG_INT, AT(seed), .min = 0, .max = 0x1p63, .standard = "1337", .metavar = "S",
+     .group = "Model", .help = "of the initialisation, the data's order and the samples"},
+
+    {.name = "batch", .type = LOOM_FLAG_INT, AT(batch), .min = 1, .max = 1 << 20, .standard = "8", .metavar = "B",
+     .group = "Batches and steps", .help = "sequences per optimizer step, over everything"},
+    {.name = "micro-batch", .type = LOOM_FLAG_INT, AT(micro_batch), .min = 1, .max = 1 << 20,
+     .derived = "the largest that fits in memory", .metavar = "B", .group = "Batches and steps",
+     .help = "sequences per forward; divides --batch, and the gradients of all are added up"},
+    {.name = "seq-len", .type = LOOM_FLAG_INT, AT(seq_len), .min = 1, .max = 1 << 20,
+     .derived = "--block-size, at most 1024", .metavar = "T", .group = "Batches and steps",
+     .help = "tokens per sequence; at most --block-size"},
+    {.name = "steps", .type = LOOM_FLAG_INT, AT(steps), .min = 1, .max = 1e9, .derived = "one epoch",
+     .displaces = {"epochs"}, .metavar = "N", .group = "Batches and steps",
+     .help = "optimizer steps of the whole run"},
+    {.name = "epochs", .type = LOOM_FLAG_DOUBLE, AT(epochs), .min = 1e-6, .max = 1e6, .displaces = {"steps"},
+     .metavar = "E", .group = "Batches and steps",
+     .help = "passes over the training data, in place of --steps; 0.5 is half of one"},
+    {.name = "stop-after", .type = LOOM_FLAG_INT, AT(stop_after), .min = 1, .max = 1e9,
+     .derived = "to the run's end", .session = true, .metavar = "N", .group = "Batches and steps",
+     .help = "save and end after N steps of this session, for jobs with a time limit; --resume goes on"},
+
+    {.name = "lr", .type = LOOM_FLAG_DOUBLE, AT(lr), .min = 0, .max = 100, .standard = "6e-4", .metavar = "X",
+     .group = "Optimizer (AdamW)", .help = "the largest learning rate"},
+    {.name = "min-lr", .type = LOOM_FLAG_DOUBLE, AT(min_lr), .min = 0, .max = 100, .unset = -1,
+     .derived = "a tenth of --lr", .metavar = "X", .group = "Optimizer (AdamW)",
+     .help = "the learning rate at the schedule's end"},
+    {.name = "warmup", .type = LOOM_FLAG_INT, AT(warmup), .min = 0, .max = 1e9, .unset = -1,
+     .derived = "a twentieth of the steps, at most 2000", .metavar = "N",
+     .group = "Optimizer (AdamW)", .help = "steps in which the learning rate rises to --lr"},
+    {.name = "schedule", .type = LOOM_FLAG_CHOICE, AT(schedule), .choices = schedules, .standard = "cosine",
+     .metavar = "NAME", .group = "Optimizer (AdamW)",
+     .help = "the way from --lr to --min-lr: cosine, linear, wsd (stays at --lr until the last fifth of the steps, "
+             "then a line) or constant (stays at --lr)"},
+    {.name = "weight-decay", .type = LOOM_FLAG_DOUBLE, AT(weight_decay), .min = 0, .max = 100, .standard = "0.1",
+     .metavar = "X", .group = "Optimizer (AdamW)",
+     .help = "decoupled, on matrices only: none on biases and layernorms"},
+    {.name = "beta1", .type = LOOM_FLAG_DOUBLE, AT(beta1), .min = 0, .max = 0.999999, .standard = "0.9",
+     .metavar = "X", .group = "Optimizer (AdamW)", .help = "decay of the gradients' mean"},
+    {.name = "beta2", .type = LOOM_FLAG_DOUBLE, AT(beta2), .min = 0, .max = 0.999999, .standard = "0.95",
+     .metavar = "X", .group = "Optimizer (AdamW)", .help = "decay of the squared gradients' mean"},
+    {.name = "eps", .type = LOOM_FLAG_DOUBLE, AT(eps), .min = 1e-20, .max = 1, .standard = "1e-8", .metavar = "X",
+     .group = "Optimizer (AdamW)", .help = "added to the update's denominator"},
+    {.name = "clip", .type = LOOM_FLAG_DOUBLE, AT(clip), .min = 0, .max = 1e6, .standard = "1", .metavar = "X",
+     .group = "Optimizer (AdamW)",
+     .help = "the largest global norm of the gradients; larger ones are scaled down to it. 0: no clipping"},
+    {.name = "skip-spikes", .type = LOOM_FLAG_DOUBLE, AT(skip_spikes), .min = 0, .max = 1000, .standard = "0",
+     .metavar = "Z", .group = "Optimizer (AdamW)",
+     .help = "leave out updates whose loss or gradient norm is more than Z standard deviations above its recent mean; "
+             "0: none"},
+
+    {.name = "out", .letter = 'o', .type = LOOM_FLAG_STRING, AT(out), .metavar = "DIR", .group = "Run",
+     .help = "the run's directory: config.ini, metrics.jsonl, samples.txt, checkpoints/. It must not hold another run"},
+    {.name = "resume", .type = LOOM_FLAG_BOOL, AT(resume), .session = true, .displaces = {"init"}, .group = "Run",
+     .help = "go on with the run in --out from its last checkpoint, with its options; those given here change them"},
+    {.name = "val-every", .type = LOOM_FLAG_INT, AT(val_every), .min = 0, .max = 1e9, .standard = "250",
+     .metavar = "N", .group = "Run", .help = "validate after every N steps, and at the end; 0: never"},
+    {.name = "val-batches", .type = LOOM_FLAG_INT, AT(val_batches), .min = 0, .max = 1e9, .standard = "0",
+     .metavar = "N", .group = "Run", .help = "micro-batches per validation; 0: the whole split"},
+    {.name = "sample-every", .type = LOOM_FLAG_INT, AT(sample_every), .min = 0, .max = 1e9, .standard = "500",
+     .metavar = "N", .group = "Run", .help = "write a sample after every N steps, and at the end; 0: never"},
+    {.name = "sample-tokens", .type = LOOM_FLAG_INT, AT(sample_tokens), .min = 1, .max = 1 << 20, .standard = "256",
+     .metavar = "N", .group = "Run", .help = "tokens of a sample"},
+    {.name = "checkpoint-every", .type = LOOM_FLAG_INT, AT(checkpoint_every), .min = 0, .max = 1e9,
+     .standard = "1000", .metavar = "N", .group = "Run",
+     .help = "save after every N steps, and at the end; 0: at the end only"},
+    {.name = "keep", .type = LOOM_FLAG_INT, AT(keep), .min = 0, .max = 1e6, .standard = "3", .metavar = "N",
+     .group = "Run", .help = "checkpoints to keep, the newest ones; 0: all"},
+
+    {.name = "device", .type = LOOM_FLAG_STRING, AT(device), .choices = devices, .standard = "auto",
+     .metavar = "NAME", .group = "Machine",
+     .help = "auto (the fastest that works) or cpu; for tests also definition (the plain reading of every operation) "
+             "and oracle (the same in double)"},
+    {.name = "threads", .type = LOOM_FLAG_INT, AT(threads), .min = 0, .max = 1024, .standard = "0", .metavar = "N",
+     .group = "Machine", .help = "CPU threads; 0: all that the process may run on"},
+    {.name = "deterministic", .type = LOOM_FLAG_BOOL, AT(deterministic), .standard = "true", .group = "Machine",
+     .help = "the same bits with any number of threads; off, the matrix library threads its products as it likes"},
+    {.name = "memory", .type = LOOM_FLAG_SIZE, AT(memory), .min = 1 << 20, .max = 0x1p60, .derived = "what is free",
+     .metavar = "SIZE", .group = "Machine",
+     .help = "what the run may take, as 800MiB or 1.5GiB; a run that needs more is refused before it starts"},
+};
+/* clang-format on */
+
+#undef AT
+
+enum { ROWS = sizeof table / sizeof *table };
+
+const loom_flag *loom_train_option_table(int *n) {
+    *n = ROWS;
+    return table;
+}
+
+loom_train_options loom_train_options_defaults(void) {
+    loom_train_options options;
+    memset(&options, 0, sizeof options);
+    loom_flags_defaults(table, ROWS, &options);
+    return options;
+}
+
+void loom_train_options_free(loom_train_options *options) {
+    loom_flags_free(table, ROWS, options);
+}
+
+/* ---------------------------------------------------------------------------------------------------- one at a time */
+
+/* "n_layer" as "n-layer". */
+static void name_of_key(char *name, size_t size, const char *key) {
+    snprintf(name, size, "%s", key);
+    for (char *c = name; *c; c++)
+        if (*c == '_') *c = '-';
+}
+
+/* The row of a key; the error, begun by `where`, suggests the nearest. */
+static const loom_flag *find_option(const char *key, const char *where, loom_error *error) {
+    char name[64];
+    const char *names[ROWS + 1] = {NULL};
+    name_of_key(name, sizeof name, key);
+    const loom_flag *flag = loom_flag_find(table, ROWS, name);
+    if (flag) return flag;
+    for (int i = 0; i < ROWS; i++) names[i] = table[i].name;
+    const char *nearest = loom_nearest_name(name, names);
+    loom_fail(error, "%s%s: there is no such option; %s%s%s", where, name, nearest ? "did you mean '" : "",
+              nearest ? nearest : "'gptloom train --help' lists them", nearest ? "'?" : "");
+    return NULL;
+}
+
+bool loom_train_options_set(loom_train_options *options, const char *key, const char *value, loom_error *error) {
+    const loom_flag *flag = find_option(key, "--", error);
+    return flag && loom_flag_set(flag, options, value, "--", error);
+}
+
+/* ----------------------------------------------------------------------------------------------------- config files */
+
+/* A file on its way through inih. */
+typedef struct reading {
+    const char *path, *next, *end; /* what is still to be read */
+    int line;                      /* of what was read last */
+    int overlong;                  /* the first line that inih's buffer cannot hold; 0: none */
+    int failed;                    /* the line whose option was refused; 0: none */
+    loom_flag_table source;
+    loom_error *error;
+} reading;
+
+/* Hands inih a line, as fgets would. */
+static char *next_line(char *line, int size, void *user) {
+    reading *file = user;
+    int length = 0;
+    if (file->next == file->end) return NULL;
+    while (length < size - 1 && file->next < file->end) {
+        line[length++] = *file->next++;
+        if (line[length - 1] == '\n') break;
+    }
+    line[length] = 0;
+    file->line++;
+    if (line[length - 1] != '\n' && file->next < file->end && !file->overlong) file->overlong = file->line;
+    return line;
+}
+
+static int take_pair(void *user, const char *section, const char *name, const char *value) {
+    reading *file = user;
+    char where[300];
+    (void)section;
+    if (file->failed || file->overlong) return 0;
+    snprintf(where, sizeof where, "%.256s:%d: ", file->path, file->line);
+    const loom_flag *flag = find_option(name, where, file->error);
+    bool ok = flag;
+    if (ok && flag->type != LOOM_FLAG_STRINGS && loom_flag_given(&file->source, flag->name))
+        ok = loom_fail(file->error, "%s%s: is given twice; keep one", where, flag->name);
+    ok = ok && loom_flag_give(&file->source, flag, value, where, file->error);
+    if (!ok) file->failed = file->line;
+    return ok;
+}
+
+bool loom_train_options_read(loom_train_options *options, const char *path, loom_error *error) {
+    loom_mapping mapping;
+    if (!loom_file_map(path, &mapping, error)) return false;
+    const char *text = mapping.data;
+    bool ok = true;
+    if (mapping.size > LARGEST_FILE || (text && memchr(text, 0, mapping.size)))
+        ok = loom_fail(error, "%s: is no config file; such a file holds lines of text, 'key = value'", path);
+    if (ok && text) {
+        reading file = {.path = path,
+                        .next = text,
+                        .end = text + mapping.size,
+                        .source = {table, ROWS, options, {false}},
+                        .error = error};
+        const int wrong = ini_parse_stream(next_line, &file, take_pair, &file);
+        if (wrong < 0)
+            ok = loom_fail(error, "%s: no memory to read it", path);
+        else if (file.overlong && (!file.failed || file.overlong < file.failed))
+            ok = loom_fail(error, "%s:%d: the line is too long; a value can have %d bytes", path, file.overlong,
+                           LONGEST_STRING);
+        else if (wrong > 0 && wrong != file.failed)
+            ok = loom_fail(error, "%s:%d: is not of the form 'key = value'", path, wrong);
+        else if (file.failed)
+            ok = false;
+    }
+    loom_file_unmap(&mapping);
+    return ok;
+}
+
+static void write_option(FILE *out, const loom_flag *flag, const loom_train_options *options) {
+    char text[LONGEST_STRING + 1];
+    const int n = flag->type != LOOM_FLAG_STRINGS ? 1
+                                                  : *(const int *)(const void *)((const char *)options + flag->count);
+    for (int i = 0; i < n; i++) {
+        const bool fits = loom_flag_text(flag, options, i, text, sizeof text);
+        LOOM_CHECK(fits); /* strings_can_be_kept */
+        fprintf(out, "%s = %s\n", flag->name, text);
+    }
+}
+
+/* Whether inih reads this text back as it is. */
+static bool can_be_kept(const char *text) {
+    const size_t length = strlen(text);
+    if (length == 0 || length > LONGEST_STRING || isspace((unsigned char)text[0]) || text[0] == ';') return false;
+    for (size_t i = 0; i < length; i++) {
+        if (iscntrl((unsigned char)text[i])) return false;
+        if (text[i] == ' ' && (text[i + 1] == ';' || !text[i + 1])) return false;
+    }
+    return true;
+}
+
+/* Refuses strings that a config file cannot hold, so that a run whose config could not be written never starts. */
+static bool strings_can_be_kept(const loom_train_options *options, loom_error *error) {
+    for (int i = 0; i < ROWS; i++) {
+        const bool is_list = table[i].type == LOOM_FLAG_STRINGS;
+        if ((!is_list && table[i].type != LOOM_FLAG_STRING) || loom_flag_is_unset(&table[i], options)) continue;
+        const int n = is_list ? *(const int *)(const void *)((const char *)options + table[i].count) : 1;
+        char *const *strings = (char *const *)(const void *)((const char *)options + table[i].offset);
+        for (int k = 0; k < n; k++)
+            if (!can_be_kept(strings[k]))
+                return loom_fail(
+                    error,
+                    "--%s: '%.60s': config.ini cannot hold a value that is empty, longer than %d bytes, has "
+                    "control characters or ' ;', or begins or ends with a space; a link of another name helps",
+                    table[i].name, strings[k], LONGEST_STRING);
+    }
+    return true;
+}
+
+bool loom_train_options_write(const loom_train_options *options, const char *path, loom_error *error) {
+    char *text = NULL;
+    size_t size = 0;
+    if (!strings_can_be_kept(options, error)) return false;
+    FILE *out = open_memstream(&text, &size);
+    if (!out) return loom_fail(error, "%s: no memory to write it", path);
+    fprintf(out,
+            "; A run of gptloom " LOOM_VERSION ": all its options. 'gptloom train --config FILE' reads such a file.\n");
+    for (int i = 0; i < ROWS; i++) {
+        if (i == 0 || strcmp(table[i].group, table[i - 1].group)) fprintf(out, "\n; %s\n", table[i].group);
+        if (!table[i].session && !loom_flag_is_unset(&table[i], options)) write_option(out, &table[i], options);
+    }
+    bool ok = !ferror(out);
+    ok = !fclose(out) && ok;
+    if (!ok) loom_fail(error, "%s: no memory to write it", path);
+    ok = ok && loom_file_replace(path, text, size, error);
+    free(text);
+    return ok;
+}
+
+/* -------------------------------------------------------------------------------------------------------- resolving */
+
+static bool check_values(const loom_train_options *options, loom_error *error) {
+    for (int i = 0; i < ROWS; i++)
+        if (!loom_flag_check(&table[i], options, "--", error)) return false;
+    return strings_can_be_kept(options, error);
+}
+
+static bool check_conflicts(const loom_train_options *options, loom_error *error) {
+    if (options->n_data == 0)
+        return loom_fail(error, "--data: is missing; name the text files, directories or token shards to train on");
+    if (options->steps > 0 && options->epochs > 0)
+        return loom_fail(error, "--epochs: does not go with --steps; give one of the two");
+    if (options->resume && options->init)
+        return loom_fail(error, "--init: does not go with --resume, which begins with the run's own checkpoint");
+    if (options->resume && !options->out) return loom_fail(error, "--resume: needs --out, the run to go on with");
+    return true;
+}
+
+static void take_if_unset(int64_t *value, int64_t standard) {
+    if (*value == 0) *value = standard;
+}
+
+/* The shape from the model's name and the flags beside it; a vocabulary that is not given stays 0, for the data to
+ * tell. */
+static bool resolve_shape(loom_train_options *options, loom_error *error) {
+    loom_gpt_named named = {0};
+    const bool begun = options->n_layer > 0 || options->n_head > 0 || options->n_embd > 0;
+    const char *name = options->model ? options->model : begun ? NULL : "mini";
+    if (name && !loom_gpt_config_by_name(name, &named, error)) return false;
+    take_if_unset(&options->n_layer, named.config.n_layer);
+    take_if_unset(&options->n_head, named.config.n_head);
+    take_if_unset(&options->n_embd, named.config.n_embd);
+    take_if_unset(&options->block_size, named.config.block_size);
+    take_if_unset(&options->block_size, options->seq_len > 0 ? options->seq_len : 1024);
+    const char *missing = options->n_layer == 0  ? "n-layer"
+                          : options->n_head == 0 ? "n-head"
+                          : options->n_embd == 0 ? "n-embd"
+                                                 : NULL;
+    if (missing)
+        return loom_fail(error, "--%s: is missing; a shape is --n-layer, --n-head and --n-embd, or a --model", missing);
+    loom_gpt_config config = {options->n_layer, options->n_head, options->n_embd, options->block_size,
+                              options->vocab_size};
+    take_if_unset(&config.vocab_size, LOOM_BYTE_VOCABULARY);
+    return loom_gpt_config_check(&config, error);
+}
+
+static bool resolve_batches(loom_train_options *options, loom_error *error) {
+    take_if_unset(&options->seq_len, options->block_size < 1024 ? options->block_size : 1024);
+    if (options->seq_len > options->block_size)
+        return loom_fail(error, "--seq-len: %lld is longer than the model's --block-size, %lld",
+                         (long long)options->seq_len, (long long)options->block_size);
+    if (options->micro_batch > options->batch || (options->micro_batch > 0 && options->batch % options->micro_batch))
+        return loom_fail(error, "--micro-batch: %lld does not divide --batch, %lld", (long long)options->micro_batch,
+                         (long long)options->batch);
+    return true;
+}
+
+int64_t loom_train_default_warmup(int64_t steps) {
+    return steps / 20 < 2000 ? steps / 20 : 2000;
+}
+
+static bool resolve_schedule(loom_train_options *options, loom_error *error) {
+    if (options->steps == 0 && options->epochs == 0) options->epochs = 1;
+    if (options->warmup < 0 && options->steps > 0) options->warmup = loom_train_default_warmup(options->steps);
+    if (options->min_lr < 0) options->min_lr = options->lr / 10;
+    if (options->min_lr > options->lr)
+        return loom_fail(error, "--min-lr: %g is above --lr, %g", options->min_lr, options->lr);
+    if (options->n_val_data > 0) options->val_fraction = 0;
+    return true;
+}
+
+bool loom_train_options_resolve(loom_train_options *options, loom_error *error) {
+    return check_values(options, error) && check_conflicts(options, error) && resolve_shape(options, error) &&
+           resolve_batches(options, error) && resolve_schedule(options, error);
+}

@@ -1,0 +1,45 @@
+/* What a training run shows while it runs: on a terminal one live line, redrawn in place; elsewhere plain lines, some
+ * hundred in all however long the run is. */
+#ifndef LOOM_TRAIN_PROGRESS_H
+#define LOOM_TRAIN_PROGRESS_H
+
+#include "gptloom/train.h"
+
+#include <stdio.h>
+
+typedef struct loom_progress {
+    FILE *out;
+    bool live;                    /* a terminal */
+    int64_t first, last, total;   /* steps: done before this session, this session's last, the whole run's */
+    double flops_per_token, peak; /* of the model; of the machine, 0 if unknown */
+    /* What the steps have told so far. */
+    loom_step_report report; /* of the last step */
+    int64_t tokens;          /* trained on in this session */
+    double loss, weight;     /* running mean of the loss, and the sum of its weights */
+    double ms;               /* running mean of a step's time */
+    double validation;       /* NAN until there is one */
+    double started, drawn;   /* seconds on the monotonic clock */
+    int64_t skipped;
+    bool open; /* a live line stands without its newline */
+} loom_progress;
+
+/* Begins a session. `out` shows a live line if it is a terminal that can. */
+void loom_progress_begin(loom_progress *progress, FILE *out, int64_t first, int64_t last, int64_t total);
+
+void loom_progress_step(loom_progress *progress, const loom_step_report *report);
+void loom_progress_validated(loom_progress *progress, int64_t step, double loss);
+
+/* Ends the live line, if one stands, so that other lines can be printed; the next step draws it anew. */
+void loom_progress_interrupt(loom_progress *progress);
+
+/* Ends the session: the live line, if one stands, shows the last step and stays. */
+void loom_progress_end(loom_progress *progress);
+
+double loom_progress_seconds(const loom_progress *progress); /* since the beginning */
+
+/* "1:05", "2:03:04" or "3d 04:05". */
+void loom_format_duration(char *text, size_t size, double seconds);
+/* "812", "12.3K", "1.25M", "3.1G". */
+void loom_format_count(char *text, size_t size, double count);
+
+#endif
