@@ -1,6 +1,6 @@
 #!/bin/sh
-# The first run: gets a text, trains a small GPT on it byte by byte, and shows what it has learned. `make run` calls this
-# after building; dev/get-text.sh says how DATA=PATH and others choose the text. BUILD is the build's folder.
+# The first run: gets a text, trains a small GPT on it byte by byte, and shows what it has learned. `make run` calls
+# this after building; dev/get-text.sh says how DATA=PATH and others choose the text. BUILD is the build's folder.
 set -eu
 
 case ${DATA:-} in
@@ -60,7 +60,7 @@ The checkpoint:  $run/checkpoints/latest
 What to try next:
     $gptloom sample --from $run --prompt 'Once ' --tokens 200 --temperature 0.6 --seed 1
     $gptloom train --resume --out $run --steps 4000
-    $gptloom train --data $data --out runs/larger --n-layer 6 --n-head 6 --n-embd 192 --block-size 128 --batch 32 --steps 3000 --lr 1e-3
+    $gptloom train --data $data --out runs/larger --model mini --batch 32 --steps 3000 --lr 1e-3
     $gptloom plot $run runs/larger
     $gptloom info gpt2
     $gptloom --help

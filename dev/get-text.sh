@@ -7,8 +7,8 @@
 # 2. Else Shakespeare's plays in one file of 1.1 MB ("tinyshakespeare"), from DATA_URL or a default place. It is checked
 #    against DATA_SHA256, which is known for the default place, and must be there within DATA_TIMEOUT seconds (10). An
 #    OUTFILE that is already what the sum says is kept.
-# 3. Else, with no network: the C headers under /usr/include, sorted by path, the first 4 MB: real text that every machine
-#    which builds this has.
+# 3. Else, with no network: the C headers under /usr/include, sorted by path, the first 4 MB: real text that every
+#    machine which builds this has.
 set -eu
 
 default_url=https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt

@@ -3,12 +3,13 @@
 #
 #     dev/setup.sh
 #
-# On Debian and Ubuntu it installs by apt, as root or with sudo. Where it may not, it prints the one command to run; where
-# there is no apt, what to install. Both end with status 2. What counts is whether a program compiles and links, so
-# libraries installed in other ways do as well (DNNL_CFLAGS, DNNL_LIBS, CPATH and LIBRARY_PATH say where they are).
+# On Debian and Ubuntu it installs by apt, as root or with sudo. Where it may not, it prints the one command to run;
+# where there is no apt, what to install. Both end with status 2. What counts is whether a program compiles and links,
+# so libraries installed in other ways do as well (DNNL_CFLAGS, DNNL_LIBS, CPATH, LIBRARY_PATH say where they are).
 #
-# oneDNN (or OpenBLAS, where a release has no oneDNN) makes matrix products fast, and is installed with the rest or where
-# that is easy; but without it our own C is built, so a machine that cannot have it goes on. MATMUL=plain asks for that.
+# oneDNN (or OpenBLAS, where a release has no oneDNN) makes matrix products fast, and is installed with the rest or
+# where that is easy; but without it our own C is built, so a machine that cannot have it goes on. MATMUL=plain asks
+# for that.
 set -eu
 
 CC=${CC:-gcc}

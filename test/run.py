@@ -4,8 +4,8 @@
     test/run.py [--logs DIR] [--timeout SECONDS] PROGRAM...
 
 Each program gets a line with its counts and its time; what it prints goes to a log. Of failures the part of the log is
-shown; of skips the reason. A program that crashes, runs out of time, or ends badly after good tests (a leak, say) counts
-as a failure. The last line is "N passed, N failed, N skipped"; the status is 1 if any failed or nothing was run.
+shown; of skips the reason. A program that crashes, runs out of time, or ends badly after good tests (a leak, say)
+counts as a failure. The last line is "N passed, N failed, N skipped"; the status is 1 if any failed or nothing was run.
 """
 
 import argparse

@@ -425,8 +425,11 @@ ModelOptions two_batches(ModelOptions options, int64_t B) {
 
 class OnDevice : public testing::TestWithParam<const char *> {};
 
-INSTANTIATE_TEST_SUITE_P(Devices, OnDevice, testing::Values("cpu", "definition", "oracle"),
-                         [](const testing::TestParamInfo<const char *> &info) { return std::string(info.param); });
+std::string device_name(const testing::TestParamInfo<const char *> &device) {
+    return device.param;
+}
+
+INSTANTIATE_TEST_SUITE_P(Devices, OnDevice, testing::Values("cpu", "definition", "oracle"), device_name);
 
 /* What a step gives does not depend on what its memory held: once NaNs, once zeros, once large numbers. So nothing is
  * read that was not written. And all of it is numbers. */
@@ -622,7 +625,7 @@ TEST_P(OnDevice, AccumulatedMicroBatchesAreOneLargeBatch) {
     for (const double row : halves.losses()) losses.push_back(row);
 
     const double tolerance = 2 * whole.unit() * std::sqrt(whole_path(odd_shape, 2 * B, T));
-    if (whole.unit() == 0x1p-53) EXPECT_LT(tolerance, 1e-12);
+    EXPECT_TRUE(whole.unit() > 0x1p-53 || tolerance < 1e-12) << "the oracle is exact to 12 digits";
     EXPECT_LE(relative_error(losses, whole.losses()), tolerance);
     expect_tensors_near(whole.layout(), halves.gradients(), whole.gradients(), tolerance, GetParam());
 }
@@ -693,9 +696,10 @@ TEST_P(OnDevice, LaterTokensAreNotSeen) {
         tokens[(size_t)place] = (tokens[(size_t)place] + 1) % (int32_t)odd_shape.vocab_size;
         model.run(tokens, batch.targets, 1.0 / 64);
         const std::vector<double> after = model.losses();
-        for (int64_t i = 0; i < B * T; i++)
-            if (i < place || i >= T)
-                EXPECT_EQ(after[(size_t)i], before[(size_t)i]) << "token " << place << " changes row " << i;
+        for (int64_t i = 0; i < B * T; i++) {
+            const bool unseen = i < place || i >= T; /* earlier, or another sequence */
+            EXPECT_TRUE(!unseen || after[(size_t)i] == before[(size_t)i]) << "token " << place << " changes row " << i;
+        }
         EXPECT_NE(after[(size_t)place], before[(size_t)place]);
     }
 }
@@ -752,7 +756,8 @@ TEST(Hooks, AreCalledBucketByBucket) {
         return loom_gpt_next_logits(model.gpt(), batch.tokens.data(), 4, 0, logits, error);
     }));
     Said generation = forward;
-    EXPECT_EQ(events.take(), generation) << "then the classifier";
+    generation.insert(generation.end(), loss.begin(), loss.end());
+    EXPECT_EQ(events.take(), generation) << "the classifier reads the embeddings again";
 }
 
 /* The hooks are enough for parameters that live elsewhere and gradients that leave: between release and acquire a bucket
@@ -855,7 +860,7 @@ TEST_P(OnDevice, PiecewiseLogitsAreThoseOfAFullForward) {
     for (const auto &row : expected)
         for (const double p : row) largest = std::max(largest, std::fabs(p));
     const double tolerance = 4 * full.unit() * std::sqrt(forward_path(odd_shape, T)) * largest;
-    if (full.unit() == 0x1p-53) EXPECT_LT(tolerance, 1e-12);
+    EXPECT_TRUE(full.unit() > 0x1p-53 || tolerance < 1e-12) << "the oracle is exact to 12 digits";
 
     const std::vector<std::vector<int64_t>> cuts = {{77},     std::vector<int64_t>(77, 1), {1, 76}, {76, 1},
                                                     {64, 13}, {3, 1, 1, 30, 2, 29, 11}};
@@ -1028,10 +1033,8 @@ TEST(Sampling, DrawsInProportion) {
         double chi_square = 0;
         for (size_t i = 0; i < expected.size(); i++) {
             const double mean = (double)draws * expected[i] / total;
-            if (row.kept.count(i))
-                chi_square += (count[i] - mean) * (count[i] - mean) / mean;
-            else
-                EXPECT_EQ(count[i], 0) << "token " << i << " is left out";
+            EXPECT_TRUE(row.kept.count(i) || count[i] == 0) << "token " << i << " is left out";
+            if (row.kept.count(i)) chi_square += (count[i] - mean) * (count[i] - mean) / mean;
         }
         const double freedom = (double)row.kept.size() - 1;
         EXPECT_LE(chi_square, freedom + 5 * std::sqrt(2 * freedom));

@@ -1,5 +1,5 @@
-/* The shell scripts of dev/ and the test runner: each is run as a user runs it, with a network of one loopback server and
- * a machine made of small scripts where the real one must not be touched. */
+/* The shell scripts of dev/ and the test runner: each is run as a user runs it, with a network of one loopback server
+ * and a machine made of small scripts where the real one must not be touched. */
 #include <gtest/gtest.h>
 
 #include <arpa/inet.h>
@@ -27,7 +27,7 @@ namespace fs = std::filesystem;
 
 namespace {
 
-/* ---------------------------------------------------------------------------------------------------------- scaffold */
+/* --------------------------------------------------------------------------------------------------------- scaffold */
 
 /* The project's folder: above the working directory, or above this program. */
 fs::path project() {
@@ -179,7 +179,7 @@ class Server {
     std::thread thread_;
 };
 
-/* ---------------------------------------------------------------------------------------------------- dev/get-text.sh */
+/* -------------------------------------------------------------------------------------------------- dev/get-text.sh */
 
 class GetText : public ScriptTest {
   protected:
@@ -313,7 +313,7 @@ TEST_F(GetText, WantsOneArgument) {
     EXPECT_EQ(shell(quoted((project() / "dev/get-text.sh").string())).status, 2);
 }
 
-/* ------------------------------------------------------------------------------------------------------- dev/setup.sh */
+/* ----------------------------------------------------------------------------------------------------- dev/setup.sh */
 
 /* A machine whose compilers lack libraries (a line each in the file `lacking`, "-lcjson"), whose apt writes down how it
  * was called, and which makes everything link once something was installed. */
@@ -462,7 +462,7 @@ TEST_F(Setup, ListsWhatToInstallWithoutApt) {
     EXPECT_EQ(setup().status, 0);
 }
 
-/* --------------------------------------------------------------------------------------------------- dev/first-run.sh */
+/* ------------------------------------------------------------------------------------------------- dev/first-run.sh */
 
 /* A project of two scripts and a program that only writes down how it was called. */
 class FirstRun : public ScriptTest {
@@ -523,7 +523,7 @@ TEST_F(FirstRun, StopsWithTheFirstFailure) {
     EXPECT_EQ(read(root / "calls"), "train\n");
 }
 
-/* -------------------------------------------------------------------------------------------------------- test/run.py */
+/* ------------------------------------------------------------------------------------------------------ test/run.py */
 
 /* The programs that the runner is tested with are this one: told by ACT which part to play, it has other tests. */
 class Act : public ::testing::Test {

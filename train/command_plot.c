@@ -92,7 +92,7 @@ int loom_command_plot(int argc, char **argv) {
         .arguments = "RUN...",
         .about = "Draws the loss, validation loss, learning rate, gradient norm and tokens per second of training runs "
                  "(directories with a metrics.jsonl) as one SVG, several runs over each other, and prints the name "
-                 "of the file. A loss or gradient norm that spans a factor of 100 gets a logarithmic axis.",
+                 "of the file. A loss or gradient norm that spans orders of magnitude gets a logarithmic axis.",
         .examples = "  gptloom plot runs/first\n"
                     "  gptloom plot runs/a runs/b --x tokens --log-x --out compare.svg\n",
         .fewest = 1,

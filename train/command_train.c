@@ -217,7 +217,12 @@ static void on_saved(void *user, int64_t step, const char *directory) {
 }
 
 static bool on_should_stop(void *user) {
-    (void)user;
+    session *now = user;
+    if (interrupted && !now->quiet) {
+        loom_progress_interrupt(&now->progress);
+        printf("interrupted: saves and ends; once more kills\n");
+        fflush(stdout);
+    }
     return interrupted;
 }
 

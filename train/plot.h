@@ -20,9 +20,9 @@ typedef struct loom_plot_options {
     int64_t smooth; /* steps to take means over, 1: none, 0: a fiftieth of each run */
 } loom_plot_options;
 
-/* Draws 1 to LOOM_PLOT_MAX_RUNS runs: a table of their last values, the loss and the validation loss, the learning rate,
- * the gradient norm and the throughput. A loss or norm that spans a factor of 100 gets a logarithmic axis. The caller
- * frees the picture, after an error too. */
+/* Draws 1 to LOOM_PLOT_MAX_RUNS runs: a table of their last values, the loss and the validation loss, the learning
+ * rate, the gradient norm and the throughput. A loss that spans a factor of 100, or a norm of 30, gets a logarithmic
+ * axis. The caller frees the picture, after an error too. */
 bool loom_plot_draw(loom_svg *svg, const loom_curves *runs, int n_runs, const loom_plot_options *options,
                     loom_error *error);
 

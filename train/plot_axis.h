@@ -30,9 +30,10 @@ typedef struct loom_range {
 /* Widens the range by a value; what is not finite, or nearly so (1e300), is left out. */
 void loom_range_add(loom_range *range, double value);
 
-/* An axis for a range, from pixel `from` to pixel `to`, with ticks about `spacing` pixels apart, but not
- * nearer than `least_step` (1 for whole numbers, 0: any). A linear axis with `zero` begins at 0 when all values are positive. An empty range gives 0 to 1; a range of one value lies around it. A
- * logarithmic axis over a range with no positive value becomes linear. */
+/* An axis for a range, from pixel `from` to pixel `to`, with ticks about `spacing` pixels apart, but not nearer than
+ * `least_step` (1 for whole numbers, 0: any). A linear axis with `zero` begins at 0 when all values are positive. An
+ * empty range gives 0 to 1; a range of one value lies around it. A logarithmic axis over a range with no positive value
+ * becomes linear. */
 loom_axis loom_axis_make(const loom_range *range, bool logarithmic, bool zero, double from, double to, double spacing,
                          double least_step);
 

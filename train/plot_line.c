@@ -3,7 +3,7 @@
 #include <math.h>
 
 /* Sums over a window come from sums inside blocks of the window's size, up to each place and from each place: a window
- * is one block or parts of two. (Differences of sums from the very start would lose everything after one huge value.) */
+ * is one block or parts of two. (Differences of sums from the very start would lose all that follows a huge value.) */
 static void mean_around(double *out, const double *value, int64_t n, int64_t window, double *scratch) {
     const int64_t half = window / 2, block = 2 * half + 1;
     double *up_to = scratch, *from = scratch + n, *count = scratch + 2 * n; /* count: of what comes before */

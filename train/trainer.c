@@ -16,6 +16,13 @@ static loom_gpt_config shape_of(const loom_train_options *o) {
 
 /* A resumed or initialised run has the checkpoint's shape; what was said about it otherwise must agree. */
 static bool take_shape(loom_train_options *o, const loom_checkpoint_info *from, loom_error *error) {
+    loom_gpt_named named;
+    if (o->model) {
+        if (!loom_gpt_config_by_name(o->model, &named, error)) return false;
+        if (!o->n_layer) o->n_layer = named.config.n_layer;
+        if (!o->n_head) o->n_head = named.config.n_head;
+        if (!o->n_embd) o->n_embd = named.config.n_embd;
+    }
     const struct {
         const char *flag;
         int64_t *said;
@@ -88,7 +95,7 @@ static bool settle_steps(loom_trainer *t, loom_error *error) {
         o->steps = steps < 1 ? 1 : (int64_t)steps;
         o->epochs = 0;
     }
-    if (o->warmup < 0) o->warmup = o->steps / 20 < 2000 ? o->steps / 20 : 2000;
+    if (o->warmup < 0) o->warmup = loom_train_default_warmup(o->steps);
     if (o->warmup >= o->steps && o->warmup > 0)
         return loom_fail(error, "--warmup: %" PRId64 " steps of warm-up do not fit into %" PRId64 " steps", o->warmup,
                          o->steps);

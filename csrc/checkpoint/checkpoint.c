@@ -16,7 +16,7 @@ static bool exists(const char *directory, const char *name) {
     return loom_join_path(path, sizeof path, directory, name, NULL) && loom_path_exists(path);
 }
 
-/* -------------------------------------------------------------------------------------------------------------- saving */
+/* ----------------------------------------------------------------------------------------------------------- saving */
 
 /* Writes every file of a checkpoint, the manifest last, and makes them last through a power cut. */
 static bool fill(const char *directory, const loom_checkpoint_tensors *tensors, const loom_training_state *state,
@@ -47,7 +47,7 @@ bool loom_checkpoint_save(const char *run, const loom_checkpoint_tensors *tensor
     return ok;
 }
 
-/* ------------------------------------------------------------------------------------------------------------- opening */
+/* ---------------------------------------------------------------------------------------------------------- opening */
 
 static bool open_weights(const char *directory, const loom_gpt_config *config, loom_error *error) {
     char path[PATH_MAX];
@@ -110,7 +110,7 @@ bool loom_checkpoint_open(const char *path, loom_checkpoint_info *info, loom_err
     return false;
 }
 
-/* ------------------------------------------------------------------------------------------------------------- loading */
+/* ---------------------------------------------------------------------------------------------------------- loading */
 
 static bool same_shape(const loom_gpt_config *a, const loom_gpt_config *b) {
     return a->n_layer == b->n_layer && a->n_head == b->n_head && a->n_embd == b->n_embd &&

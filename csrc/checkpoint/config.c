@@ -11,7 +11,7 @@ enum { LARGEST_EXTENT = INT32_MAX, GPT2_VOCABULARY = 50257 };
 
 static const double layernorm_epsilon = 1e-5; /* LOOM_LAYERNORM_EPSILON, as JSON should show it */
 
-/* ------------------------------------------------------------------------------------------------------------ writing */
+/* ---------------------------------------------------------------------------------------------------------- writing */
 
 static bool add_token_id(cJSON *json, const char *key, int64_t id) {
     return id < 0 ? cJSON_AddNullToObject(json, key) : cJSON_AddNumberToObject(json, key, (double)id);
@@ -56,7 +56,7 @@ bool loom_config_write(loom_manifest *manifest, const loom_gpt_config *config, b
     return loom_manifest_add_json(manifest, LOOM_CONFIG_FILE, json, complete, error);
 }
 
-/* ------------------------------------------------------------------------------------------------------------ reading
+/* ------------------------------------------------------------------------------------------------------------- reading
  * A field that is missing or null has transformers' default, which is GPT-2's and ours. */
 
 static const cJSON *given(const cJSON *json, const char *key) {

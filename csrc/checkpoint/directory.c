@@ -20,7 +20,7 @@
 
 enum { NAME_SIZE = 64, MOST_LINKS = 40 };
 
-/* -------------------------------------------------------------------------------------------------------------- steps */
+/* ------------------------------------------------------------------------------------------------------------ steps */
 
 static void step_name(int64_t step, const char *prefix, char name[NAME_SIZE]) {
     LOOM_CHECK(step >= 0);
@@ -83,7 +83,7 @@ static bool step_path(const char *checkpoints, int64_t step, const char *prefix,
     return loom_join_path(path, size, checkpoints, name, error);
 }
 
-/* ------------------------------------------------------------------------------------------------------------ finding */
+/* ---------------------------------------------------------------------------------------------------------- finding */
 
 /* Puts a symbolic link's target in its place; *followed tells whether the path was one. */
 static bool follow_link(char *path, size_t size, bool *followed, loom_error *error) {
@@ -165,7 +165,7 @@ bool loom_checkpoint_older(const char *directory, char *older, size_t size) {
     return before >= 0 && step_path(checkpoints, before, "", older, size, NULL);
 }
 
-/* ------------------------------------------------------------------------------------------------------------- saving */
+/* ----------------------------------------------------------------------------------------------------------- saving */
 
 static void remove_stale(const char *checkpoints) {
     DIR *listing = opendir(checkpoints);

@@ -9,7 +9,7 @@
 
 enum { FORMAT_VERSION = 1 };
 
-/* ------------------------------------------------------------------------------------------------------------ writing */
+/* ---------------------------------------------------------------------------------------------------------- writing */
 
 loom_writer *loom_manifest_begin(const loom_manifest *manifest, const char *name, loom_error *error) {
     char path[PATH_MAX];
@@ -63,7 +63,7 @@ bool loom_manifest_write(loom_manifest *manifest, loom_error *error) {
     return loom_manifest_add_json(manifest, LOOM_MANIFEST_FILE, json, add_files(json, manifest), error);
 }
 
-/* ---------------------------------------------------------------------------------------------------------- verifying */
+/* -------------------------------------------------------------------------------------------------------- verifying */
 
 /* A file of the directory itself, whatever a damaged manifest says. */
 static bool plain_name(const char *name) {

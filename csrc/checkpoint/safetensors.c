@@ -36,7 +36,7 @@ static bool tensor_bytes(const loom_safetensor *tensor, size_t *bytes) {
     return fits;
 }
 
-/* ------------------------------------------------------------------------------------------------------------ reading */
+/* ---------------------------------------------------------------------------------------------------------- reading */
 
 static bool printable(const char *name) {
     for (const char *c = name; *c; c++)
@@ -198,7 +198,7 @@ const loom_safetensor *loom_safetensors_find(const loom_safetensors *file, const
     return NULL;
 }
 
-/* ------------------------------------------------------------------------------------------------------------ writing */
+/* ---------------------------------------------------------------------------------------------------------- writing */
 
 /* Numbers go in as raw text: cJSON would write large ones with an exponent, which the format's readers refuse. */
 static bool add_entry(cJSON *header, const loom_safetensor *tensor, size_t begin) {

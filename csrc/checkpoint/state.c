@@ -8,7 +8,7 @@
 
 enum { FORMAT_VERSION = 1 };
 
-/* ------------------------------------------------------------------------------------------------------------ writing */
+/* ---------------------------------------------------------------------------------------------------------- writing */
 
 static bool add_count(cJSON *json, const char *key, int64_t value) {
     char text[24];
@@ -56,7 +56,7 @@ bool loom_state_write(loom_manifest *manifest, const loom_training_state *state,
     return loom_manifest_add_json(manifest, LOOM_STATE_FILE, json, add_state(json, state), error);
 }
 
-/* ------------------------------------------------------------------------------------------------------------ reading
+/* ------------------------------------------------------------------------------------------------------------- reading
  * The strto* functions skip leading blanks and take signs; here a number is all of its string and begins as a number
  * does. */
 

@@ -53,7 +53,7 @@ static int64_t chunk_of(int64_t left) {
     return left < STAGING_ELEMENTS ? left : STAGING_ELEMENTS;
 }
 
-/* ------------------------------------------------------------------------------------------------------------ writing */
+/* ---------------------------------------------------------------------------------------------------------- writing */
 
 static bool write_from_device(loom_writer *writer, loom_device *device, const float *from, int64_t n, float *staging,
                               loom_error *error) {
@@ -108,7 +108,7 @@ bool loom_tensors_write(loom_manifest *manifest, const char *name, const loom_ch
     return loom_manifest_end(manifest, name, writer, ok, error);
 }
 
-/* ----------------------------------------------------------------------------------------------------------- matching */
+/* --------------------------------------------------------------------------------------------------------- matching */
 
 static bool ends_with(const char *text, const char *end) {
     const size_t length = strlen(text), end_length = strlen(end);
@@ -220,7 +220,7 @@ bool loom_weights_agree(const char *path, const loom_gpt_config *config, loom_er
     return ok;
 }
 
-/* ------------------------------------------------------------------------------------------------------------ loading */
+/* ---------------------------------------------------------------------------------------------------------- loading */
 
 static float float_of_bits(uint32_t bits) {
     float value;

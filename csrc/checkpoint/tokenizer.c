@@ -29,7 +29,7 @@ static void byte_characters(char character[BYTES][3]) {
     }
 }
 
-/* ------------------------------------------------------------------------------------------------------------ writing */
+/* ---------------------------------------------------------------------------------------------------------- writing */
 
 /* The fields that describe the end-of-text token wherever one is listed. */
 static bool add_special_token(cJSON *token) {
@@ -100,7 +100,7 @@ bool loom_tokenizer_write(loom_manifest *manifest, int64_t block_size, loom_erro
     return loom_manifest_add_json(manifest, "special_tokens_map.json", specials, add_specials(specials), error);
 }
 
-/* ------------------------------------------------------------------------------------------------------------ reading */
+/* ---------------------------------------------------------------------------------------------------------- reading */
 
 /* What transformers or a later version adds to the file does not matter: no merges, and each byte its own token. */
 static bool model_is_bytes(const cJSON *model) {

@@ -14,11 +14,13 @@ static double seconds_now(void) {
     return (double)now.tv_sec + 1e-9 * (double)now.tv_nsec;
 }
 
-/* Independent chains of fused multiply-adds that stay in registers; the result is returned so that it is computed. */
+/* Independent chains of fused multiply-adds that stay in registers. Factors that the compiler cannot know, and a result
+ * that is used, keep them from being computed beforehand or not at all. */
 static float float_round(void) {
+    static volatile float factor = 0.999f, summand = 1e-3f;
     float_vector chain[CHAINS], scale = {0}, shift = {0};
-    scale += 0.999f;
-    shift += 1e-3f;
+    scale += factor;
+    shift += summand;
     for (int i = 0; i < CHAINS; i++) chain[i] = shift * (float)i;
     for (int round = 0; round < ROUNDS; round++)
 #pragma GCC unroll 16
@@ -28,9 +30,10 @@ static float float_round(void) {
 }
 
 static double double_round(void) {
+    static volatile double factor = 0.999, summand = 1e-3;
     double_vector chain[CHAINS], scale = {0}, shift = {0};
-    scale += 0.999;
-    shift += 1e-3;
+    scale += factor;
+    shift += summand;
     for (int i = 0; i < CHAINS; i++) chain[i] = shift * (double)i;
     for (int round = 0; round < ROUNDS; round++)
 #pragma GCC unroll 16

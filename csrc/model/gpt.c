@@ -320,6 +320,8 @@ void loom_gpt_backward(loom_gpt *g, bool accumulate) {
 void loom_gpt_infer(loom_gpt *g, int64_t n, int64_t past) {
     const span s = {1, n, past};
     forward(g, s);
+    acquire(g, 0);
     classify(g, loom_view_2d(g->logits, g->device->storage, 1, g->padded_vocabulary),
              loom_view_rows(rows(g, g->lnf, s, 1), n - 1, 1));
+    release(g, 0);
 }
