@@ -31,9 +31,9 @@ done
     --lr 1e-3 --min-lr 1e-4 --warmup 100 --beta2 0.99 --weight-decay 0.1 \
     --val-fraction 0.1 --val-every 250 --sample-every 0
 
-# last KEY: its last value in the run's metrics.
+# last KEY: its last value in the run's metrics, to a thousandth.
 last() {
-    sed -n "s/.*\"$1\": *\\([-+.0-9a-z]*\\).*/\\1/p" "$run/metrics.jsonl" | tail -n 1
+    sed -n "s/.*\"$1\": *\\([-+.0-9e]*\\).*/\\1/p" "$run/metrics.jsonl" | LC_ALL=C awk 'END { printf "%.3f", $1 }'
 }
 
 # The text's own first line is a prompt that fits any text; token shards begin with end-of-text instead.
@@ -60,7 +60,8 @@ The checkpoint:  $run/checkpoints/latest
 What to try next:
     $gptloom sample --from $run --prompt 'Once ' --tokens 200 --temperature 0.6 --seed 1
     $gptloom train --resume --out $run --steps 4000
-    $gptloom train --data $data --out runs/larger --model mini --batch 32 --steps 3000 --lr 1e-3
+    $gptloom train --data $data --out runs/larger --model mini --n-layer 6 --n-embd 192 --block-size 128 \\
+        --batch 32 --steps 3000 --lr 1e-3
     $gptloom plot $run runs/larger
     $gptloom info gpt2
     $gptloom --help

@@ -8,8 +8,8 @@
 # so libraries installed in other ways do as well (DNNL_CFLAGS, DNNL_LIBS, CPATH, LIBRARY_PATH say where they are).
 #
 # oneDNN (or OpenBLAS, where a release has no oneDNN) makes matrix products fast, and is installed with the rest or
-# where that is easy; but without it our own C is built, so a machine that cannot have it goes on. MATMUL=plain asks
-# for that.
+# where that is easy; but without it our own C is built, so a machine that cannot have it goes on. MATMUL=onednn
+# or openblas insists on that one, MATMUL=plain asks for none.
 set -eu
 
 CC=${CC:-gcc}
@@ -36,16 +36,24 @@ missing_required() {
     links "$CC" c ini.h -linih || printf 'libinih-dev '
     links "$CC" c xxhash.h -lxxhash || printf 'libxxhash-dev '
     links "$CXX" c++ gtest/gtest.h -lgtest -lgtest_main -pthread || printf 'libgtest-dev '
+    case ${MATMUL:-auto} in
+    onednn) have_onednn || printf 'libdnnl-dev ' ;;
+    openblas) have_openblas || printf 'libopenblas-dev ' ;;
+    esac
 }
 
-# Whether the wanted library for matrix products links.
-have_matmul() {
+have_onednn() {
     # shellcheck disable=SC2086  # several flags
-    case ${MATMUL:-auto} in
-    auto | onednn) links "$CC" c oneapi/dnnl/dnnl.h ${DNNL_CFLAGS:-} ${DNNL_LIBS:-} -ldnnl ;;
-    openblas) links "$CC" c cblas.h -lopenblas ;;
-    *) true ;;
-    esac
+    links "$CC" c oneapi/dnnl/dnnl.h ${DNNL_CFLAGS:-} ${DNNL_LIBS:-} -ldnnl
+}
+
+have_openblas() {
+    links "$CC" c cblas.h -lopenblas
+}
+
+# Whether there is nothing better to be had for matrix products than what links.
+have_matmul() {
+    [ "${MATMUL:-auto}" != auto ] || have_onednn
 }
 
 # Whether apt's package lists have ever been fetched (where not, it knows only what is installed).
@@ -60,11 +68,9 @@ apt_has() {
 
 # Prints the package to install for matrix products: none where the release has none, or the second-best is there.
 matmul_package() {
-    if [ "${MATMUL:-auto}" = openblas ]; then
-        echo libopenblas-dev
-    elif ! apt_has_lists || apt_has libdnnl-dev; then
+    if ! apt_has_lists || apt_has libdnnl-dev; then
         echo libdnnl-dev
-    elif ! links "$CC" c cblas.h -lopenblas && apt_has libopenblas-dev; then
+    elif ! have_openblas && apt_has libopenblas-dev; then
         echo libopenblas-dev
     fi
 }
@@ -83,6 +89,8 @@ if ! command -v apt-get >/dev/null 2>&1; then
         libinih-dev) say "  inih" ;;
         libxxhash-dev) say "  xxHash" ;;
         libgtest-dev) say "  GoogleTest" ;;
+        libdnnl-dev) say "  oneDNN" ;;
+        libopenblas-dev) say "  OpenBLAS" ;;
         esac
     done
     have_matmul || say "  and, for fast matrix products, oneDNN or OpenBLAS (not needed)"

@@ -293,6 +293,8 @@ TEST(Words, AreShort) {
     EXPECT_EQ(number(23449, 3), "23.4k");
     EXPECT_EQ(number(1.05e11, 3), "105B");
     EXPECT_EQ(number(6e-4, 3), "6e-4");
+    EXPECT_EQ(number(9.99999975e-5, 3), "1e-4");
+    EXPECT_EQ(number(999999, 3), "1.00M");
     EXPECT_EQ(number(0, 3), "0");
     EXPECT_EQ(number(NAN, 3), "–");
     EXPECT_EQ(text(loom_whole_number, 0.0), "0");

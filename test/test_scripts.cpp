@@ -349,9 +349,9 @@ class Setup : public ScriptTest {
     void no_root() {
         tool("id", "echo 1000\n");
     }
-    result setup() {
-        return shell("unset CC CXX MATMUL DNNL_CFLAGS DNNL_LIBS; PATH=" + quoted(tools.string()) + " sh " +
-                     quoted((project() / "dev/setup.sh").string()) + " </dev/null");
+    result setup(const std::string &settings = "") {
+        return shell("unset CC CXX MATMUL DNNL_CFLAGS DNNL_LIBS; " + settings + " PATH=" + quoted(tools.string()) +
+                     " sh " + quoted((project() / "dev/setup.sh").string()) + " </dev/null");
     }
     std::string calls() {
         return read(here / "apt-calls");
@@ -440,6 +440,19 @@ TEST_F(Setup, DoesNotStopForSpeedAlone) {
     EXPECT_EQ(calls(), "");
 }
 
+TEST_F(Setup, InsistsOnALibraryThatIsAskedFor) {
+    write(here / "lacking", "-ldnnl\n-lopenblas\n");
+    EXPECT_EQ(setup("MATMUL=plain").output, "");
+    no_root();
+    for (const std::string name : {"onednn libdnnl-dev", "openblas libopenblas-dev"}) {
+        const size_t space = name.find(' ');
+        const result result = setup("MATMUL=" + name.substr(0, space));
+        EXPECT_EQ(result.status, 2);
+        EXPECT_TRUE(contains(result.output, "--no-install-recommends " + name.substr(space + 1) + "'\n"))
+            << result.output;
+    }
+}
+
 TEST_F(Setup, TellsWhenAptFails) {
     write(here / "lacking", "-lcjson\n");
     write(here / "apt-fails", "");
@@ -494,7 +507,7 @@ TEST_F(FirstRun, TrainsSamplesAndPlots) {
     build();
     const result result = first_run();
     EXPECT_EQ(result.status, 0) << result.output;
-    EXPECT_TRUE(contains(result.output, "1.25 nats per token in training, 5.25 on the last tenth")) << result.output;
+    EXPECT_TRUE(contains(result.output, "1.250 nats per token in training, 5.250 on the last tenth")) << result.output;
     EXPECT_TRUE(contains(result.output, "The loss curve:  runs/first/loss.svg")) << result.output;
     EXPECT_TRUE(contains(result.output, "build/gptloom train --resume --out runs/first")) << result.output;
     const std::string calls = read(root / "calls");

@@ -6,9 +6,10 @@
 #include "ops/case.h"
 
 #include <cjson/cJSON.h>
-#include <math.h>
+#include <errno.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 typedef struct settings {
     char *op, *device, *dtype, *json, *against;
@@ -126,6 +127,19 @@ static double saved_ms(const cJSON *saved, const char *op, const char *shape, co
     return 0;
 }
 
+/* Refuses a place that cannot be written to before minutes are spent on measuring. */
+static bool check_writable(const char *path, loom_error *error) {
+    char directory[4096];
+    const char *slash = strrchr(path, '/');
+    const size_t length = slash ? (size_t)(slash - path) + 1 : 2;
+    if (length >= sizeof directory) return loom_fail(error, "--json: the path is too long");
+    memcpy(directory, slash ? path : "./", length);
+    directory[length] = 0;
+    if (loom_is_directory(path)) return loom_fail(error, "--json: %s: is a directory; give a file's name", path);
+    if (access(directory, W_OK)) return loom_fail(error, "--json: %s: cannot be written: %s", path, strerror(errno));
+    return true;
+}
+
 static bool write_results(const bench *b, loom_error *error) {
     cJSON *document = cJSON_CreateObject();
     cJSON_AddStringToObject(document, "version", LOOM_VERSION);
@@ -149,7 +163,7 @@ static void show_header(const bench *b) {
     printf("copy bandwidth %.1f GB/s, arithmetic peak %.0f GFLOP/s in %s, both measured just now\n", b->bandwidth / 1e9,
            b->peak / 1e9, loom_dtype_name(b->device->storage));
     printf("median times with cold caches: %.0f MiB are written before each run\n\n", (double)b->flush.bytes / 0x1p20);
-    printf("%-22s %-50s %-6s %10s %7s %7s %9s %7s", "op", "shape", "dtype", "ms", "GB/s", "of copy", "GFLOP/s",
+    printf("%-22s %-52s %-6s %10s %7s %7s %9s %7s", "op", "shape", "dtype", "ms", "GB/s", "of copy", "GFLOP/s",
            "of peak");
     printf(b->saved ? " %10s %6s\n" : "\n", "before", "ratio");
 }
@@ -172,7 +186,7 @@ static void compare(bench *b, const char *op, const char *label, double ms) {
 
 static void show(bench *b, const char *op, const char *label, const loom_case_timing *t) {
     const double gigabytes = t->bytes / t->ms / 1e6, gigaflops = t->flops / t->ms / 1e6;
-    printf("%-22s %-50s %-6s %10.4f %7.2f %6.0f%%", op, label, b->mine->dtype, t->ms, gigabytes,
+    printf("%-22s %-52s %-6s %10.4f %7.2f %6.0f%%", op, label, b->mine->dtype, t->ms, gigabytes,
            100 * gigabytes * 1e9 / b->bandwidth);
     if (t->flops > 0)
         printf(" %9.1f %6.0f%%", gigaflops, 100 * gigaflops * 1e9 / b->peak);
@@ -206,7 +220,7 @@ static bool time_shape(bench *b, const loom_op_cases *cases, const loom_case_sha
         ran = loom_case_time(c, op, b->device, &b->flush, b->mine->seconds, &timing, &support, error);
         if (!ran) break;
         if (support.verdict == LOOM_CASE_UNSUPPORTED)
-            printf("%-22s %-50s %-6s %s\n", name, label, b->mine->dtype, support.message);
+            printf("%-22s %-52s %-6s %s\n", name, label, b->mine->dtype, support.message);
         else
             show(b, name, label, &timing);
     }
@@ -239,6 +253,7 @@ static void report(const bench *b) {
 static bool measure(bench *b, loom_error *error) {
     const loom_device_options options = {.threads = (int)b->mine->threads};
     if (!loom_case_check_name("--op", b->mine->op, error)) return false;
+    if (b->mine->json && !check_writable(b->mine->json, error)) return false;
     if (b->mine->against && !read_saved(b->mine->against, &b->saved, error)) return false;
     if (!loom_device_open(&b->device, b->mine->device, &options, error)) return false;
     if (b->device->storage == LOOM_F64)

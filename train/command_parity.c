@@ -74,7 +74,7 @@ enum { GRADIENT_SAMPLES = 64 };
 
 static void show(tally *total, const char *op, const char *label, const char *dtypes, const loom_case_result *result) {
     static const char *const verdicts[] = {"ok", "FAILED", "not supported"};
-    printf("%-22s %-50s %-14s ", op, label, dtypes);
+    printf("%-22s %-52s %-14s ", op, label, dtypes);
     if (result->tensor)
         printf("%8.2g %-18s ", result->ratio, result->tensor);
     else
@@ -176,7 +176,7 @@ static int parity(const settings *mine) {
         else
             printf("%s (%s) against %s\n", device->name, device->description,
                    device == oracle ? "the formulas" : "the oracle");
-        printf("\n%-22s %-50s %-14s %8s %-18s\n", "op", "shape", "dtypes", "of bound", "worst output");
+        printf("\n%-22s %-52s %-14s %8s %-18s\n", "op", "shape", "dtypes", "of bound", "worst output");
     }
     for (const loom_op_cases *const *cases = loom_op_catalogue; ran && *cases; cases++)
         if (is_selected(mine, *cases)) ran = check_file(mine, *cases, device, oracle, &total, &error);

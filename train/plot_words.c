@@ -2,6 +2,7 @@
 
 #include <math.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 
 /* Drops the zeros at the end of a decimal fraction. */
@@ -50,8 +51,12 @@ void loom_number_label(double value, int digits, bool trim, char *text, size_t s
         snprintf(text, size, "–");
         return;
     }
-    const double power = value != 0 ? floor(log10(fabs(value))) : 0;
-    const double step = pow(10, power - (digits - 1));
+    /* Rounded at once, because 9.9999e-5 is 1e-4, whose first digit has another place; but not 1234 to 1230. */
+    char text_rounded[64];
+    snprintf(text_rounded, sizeof text_rounded, "%.*e", digits - 1, value);
+    const double rounded = strtod(text_rounded, NULL);
+    const double step = pow(10, strtod(strchr(text_rounded, 'e') + 1, NULL) - (digits - 1));
+    if (step < 1 || fabs(rounded) >= 1e4) value = rounded;
     loom_scaled_number(value, fabs(value), step, trim, text, size);
 }
 

@@ -22,10 +22,10 @@ bool loom_checkpoint_find(const char *path, char *directory, size_t size, loom_e
  * removes what earlier crashes left there. */
 bool loom_checkpoint_begin(const char *checkpoints, int64_t step, char *temporary, size_t size, loom_error *error);
 
-/* Gives the filled directory its name and moves `latest` to it. Before, what is in it must be on the disk. On errors all
- * is as it was, but for a last flush that fails: the new checkpoint is then in place, and may not outlast a power cut.
- * In every case what is then found under the temporary name is to be deleted: the new checkpoint, or one of the same
- * step that it replaced. */
+/* Gives the filled directory its name and moves `latest` to it. Before, what is in it must be on the disk. On errors
+ * all is as it was, but for a last flush that fails: the new checkpoint is then in place, and may not outlast a power
+ * cut. In every case what is then found under the temporary name is to be deleted: the new checkpoint, or one of the
+ * same step that it replaced. */
 bool loom_checkpoint_publish(const char *checkpoints, int64_t step, const char *temporary, loom_error *error);
 
 /* Deletes old checkpoints, so that `keep` are left with that of step `written`, which is never deleted. What cannot be

@@ -58,18 +58,30 @@ PRESETS = {
 
 
 # ------------------------------------------------------------------------------------------ data
-def write_random_data(path: Path, preset: Preset, steps: int) -> None:
-    """Random bytes for a byte vocabulary, else an llm.c shard of random ids; in both cases more
-    than the run reads."""
-    count = 4 * preset.batch * preset.seq_len * (preset.warmup + steps)
+def random_ids(vocab_size: int, count: int) -> list[int]:
+    """The same random token ids in every run."""
     generator = random.Random(1)
-    if preset.vocab_size == BYTE_VOCABULARY:
-        path.write_bytes(generator.randbytes(count))
-        return
-    header = array.array("i", [SHARD_MAGIC, SHARD_VERSION, count])
+    return [generator.randrange(vocab_size) for _ in range(count)]
+
+
+def write_shard(path: Path, ids: list[int]) -> None:
+    """An llm.c token shard: a header of int32, then uint16 ids."""
+    header = array.array("i", [SHARD_MAGIC, SHARD_VERSION, len(ids)])
     header.extend([0] * (SHARD_HEADER_INTS - len(header)))
-    ids = array.array("H", (generator.randrange(preset.vocab_size) for _ in range(count)))
-    path.write_bytes(header.tobytes() + ids.tobytes())
+    path.write_bytes(header.tobytes() + array.array("H", ids).tobytes())
+
+
+def write_random_data(directory: Path, preset: Preset, steps: int) -> Path:
+    """Random bytes for a byte vocabulary, else a shard of random ids; in both cases more than a
+    run of so many steps reads."""
+    count = 4 * preset.batch * preset.seq_len * (preset.warmup + steps)
+    if preset.vocab_size == BYTE_VOCABULARY:
+        path = directory / "data.txt"
+        path.write_bytes(bytes(random_ids(256, count)))
+    else:
+        path = directory / "data.bin"
+        write_shard(path, random_ids(preset.vocab_size, count))
+    return path
 
 
 def read_data(path: Path):
@@ -283,10 +295,7 @@ def main() -> None:
     results = {name: [] for name in contenders}
     with tempfile.TemporaryDirectory(prefix="gptloom-bench-") as directory:
         scratch = Path(directory)
-        data = arguments.data
-        if not data:
-            data = scratch / ("data.bin" if preset.vocab_size > BYTE_VOCABULARY else "data.txt")
-            write_random_data(data, preset, arguments.steps)
+        data = arguments.data or write_random_data(scratch, preset, arguments.steps)
         for turn in range(arguments.rounds):
             first = turn % len(contenders)
             for name in contenders[first:] + contenders[:first]:

@@ -150,6 +150,6 @@ const loom_op_cases loom_op_cases_attention = {
     .shapes = shapes,
     .n_shapes = sizeof shapes / sizeof *shapes,
     .tensors = tensors,
-    .op = {{LOOM_OP_attention_forward, forward, forward_flops, forward_formula},
-           {LOOM_OP_attention_backward, backward, backward_flops, NULL}},
+    .op = {{LOOM_OP_attention_forward, forward, forward_flops, NULL, forward_formula},
+           {LOOM_OP_attention_backward, backward, backward_flops, NULL, NULL}},
 };

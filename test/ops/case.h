@@ -59,7 +59,8 @@ typedef struct loom_case_op {
     loom_op op;
     void (*arguments)(loom_case *c, loom_case_arguments *a); /* NULL ends the list */
     double (*flops)(loom_case *c);                           /* floating-point operations; NULL: not counted */
-    void (*formula)(loom_case *c); /* loom_case_value -> loom_case_expected; NULL: none beside the gradient check */
+    double (*elements)(loom_case *c); /* read or written, all of one dtype; NULL: each element of each tensor once */
+    void (*formula)(loom_case *c);    /* loom_case_value -> loom_case_expected; NULL: none beside the gradient check */
 } loom_case_op;
 
 typedef struct loom_op_cases {
@@ -238,8 +239,8 @@ bool loom_case_check(loom_case *c, int op, loom_device *device, loom_device *ora
 
 /* Compares all gradients of a case with central differences of fourth order, f'(x) = (8 (f(x+h) - f(x-h)) -
  * (f(x+2h) - f(x-2h))) / 12h with h = 2^-10, in double on the oracle. Their error is h^4 f^(5) / 30, where the fifth
- * derivative is at most R^4 times the first with R = 4 (inputs of gradient shapes are of size one, and no op varies on a
- * scale below 1/4 there), and 1.5/h times the rounding error of f, which follows from the outputs' bounds. Small tensors
+ * derivative is at most R^4 times the first with R = 8 (inputs of gradient shapes are of size one, and no op varies on a
+ * scale below 1/8 there), and 1.5/h times the rounding error of f, which follows from the outputs' bounds. Small tensors
  * are checked in all elements, larger ones in `samples` random ones. */
 bool loom_case_check_gradients(loom_case *c, loom_device *oracle, int samples, loom_case_result *result,
                                loom_error *error);
@@ -264,7 +265,7 @@ typedef struct loom_case_timing {
     double ms;    /* the median */
     int runs;     /* timed */
     double flops; /* 0: not counted */
-    double bytes; /* read once and written once, whatever the implementation does */
+    double bytes; /* what must be read and written at least, whatever the implementation does */
 } loom_case_timing;
 
 /* Times one op for about `seconds` (5 runs at least) after a warm-up run. */

@@ -9,7 +9,7 @@
 #include "gptloom/random.h"
 
 /* Case.h says what these are. */
-static const double step = 0x1p-10, variation = 4;
+static const double step = 0x1p-10, variation = 8;
 
 static int op_count(const loom_case *c) {
     int n = 0;

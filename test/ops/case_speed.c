@@ -111,9 +111,11 @@ static bool needs_memory(const loom_case *c, unsigned ops, int memory) {
     return false;
 }
 
-/* Bytes read and written, each element once. */
-static double moved_bytes(const loom_case *c, int op) {
+/* Bytes read and written, each element once, or as the case counts them. */
+static double moved_bytes(loom_case *c, int op) {
     double bytes = 0;
+    const loom_case_op *row = &c->cases->op[op];
+    if (row->elements) return row->elements(c) * (double)loom_dtype_size(c->dtypes.storage);
     for (int i = 0; i < c->n_tensors; i++) {
         const loom_case_tensor *t = &c->tensor[i];
         if (t->kind == LOOM_CASE_SCALARS || t->role[op] == LOOM_CASE_UNUSED) continue;

@@ -7,9 +7,9 @@ static const float epsilon = 1e-5f;
 
 static const loom_case_shape shapes[] = {
     {{1, 1}, "", LOOM_CASE_PARITY},
-    {{2, 4}, "", LOOM_CASE_PARITY | LOOM_CASE_GRADIENT},
+    {{2, 6}, "", LOOM_CASE_PARITY | LOOM_CASE_GRADIENT},
     {{3, 5}, "delta skip", LOOM_CASE_PARITY | LOOM_CASE_GRADIENT},
-    {{2, 6}, "delta skip accumulate", LOOM_CASE_PARITY | LOOM_CASE_GRADIENT},
+    {{2, 7}, "delta skip accumulate", LOOM_CASE_PARITY | LOOM_CASE_GRADIENT},
     {{5, 17}, "delta skip sum-in-x dx-in-skip", LOOM_CASE_PARITY},
     {{6, 65}, "delta skip sum-in-delta accumulate", LOOM_CASE_PARITY},
     {{7, 129}, "delta skip strided", LOOM_CASE_PARITY},
@@ -55,7 +55,7 @@ static void tensors(loom_case *c) {
     if (skip) loom_case_input(c, "skip", LOOM_CASE_STORAGE, rows, loom_case_normal(0, 1));
     /* Rows of few channels have little left of g once its mean and its part along n are taken out. */
     loom_case_output(c, "dx", LOOM_CASE_STORAGE, rows,
-                     (loom_case_bound){.sum = sums, .chain = 4 + cancelled, .floor = C < 8 ? 4 : 1});
+                     (loom_case_bound){.sum = sums, .chain = 4 + cancelled, .floor = rstd * (C < 8 ? 4 : 1)});
     loom_case_output(c, "dweight", LOOM_CASE_PARAMETER, vector,
                      (loom_case_bound){.sum = (double)N + 1, .chain = 2 + cancelled, .floor = sqrt((double)N)});
     loom_case_output(c, "dbias", LOOM_CASE_PARAMETER, vector,
@@ -142,6 +142,6 @@ const loom_op_cases loom_op_cases_layernorm = {
     .shapes = shapes,
     .n_shapes = sizeof shapes / sizeof *shapes,
     .tensors = tensors,
-    .op = {{LOOM_OP_layernorm_forward, forward, NULL, forward_formula},
-           {LOOM_OP_layernorm_backward, backward, NULL, NULL}},
+    .op = {{LOOM_OP_layernorm_forward, forward, NULL, NULL, forward_formula},
+           {LOOM_OP_layernorm_backward, backward, NULL, NULL, NULL}},
 };

@@ -137,7 +137,7 @@ const loom_op_cases loom_op_cases_matmul = {
     .shapes = shapes,
     .n_shapes = sizeof shapes / sizeof *shapes,
     .tensors = tensors,
-    .op = {{LOOM_OP_matmul_forward, forward, flops, forward_formula},
-           {LOOM_OP_matmul_backward_input, backward_input, flops, NULL},
-           {LOOM_OP_matmul_backward_weight, backward_weight, flops, NULL}},
+    .op = {{LOOM_OP_matmul_forward, forward, flops, NULL, forward_formula},
+           {LOOM_OP_matmul_backward_input, backward_input, flops, NULL, NULL},
+           {LOOM_OP_matmul_backward_weight, backward_weight, flops, NULL, NULL}},
 };

@@ -1,0 +1,1038 @@
+/* Training: schedules and AdamW, single steps, whole runs in their directories, and resuming them. */
+#include "support.h"
+
+extern "C" {
+#include "../train/trainer.h"
+}
+
+#include <cfloat>
+#include <map>
+#include <regex>
+#include <set>
+#include <sstream>
+
+namespace {
+
+using namespace support;
+
+/* ---------------------------------------------------------------------------------------------------------- schedules */
+
+void expect_schedule(loom_schedule schedule, const std::vector<std::pair<int64_t, double>> &expected) {
+    for (const auto &[step, rate] : expected)
+        EXPECT_NEAR(loom_schedule_at(&schedule, step), rate, FLT_EPSILON * rate) << "step " << step;
+}
+
+/* 4 steps of warm-up, then 10 from 1 to 0.1: at step 4 + i, i/9 of the way. */
+TEST(Schedule, CosineFallsAlongHalfAPeriod) {
+    expect_schedule({LOOM_SCHEDULE_COSINE, 1.0f, 0.1f, 4, 14}, {{0, 0.25},
+                                                                {1, 0.5},
+                                                                {3, 1},
+                                                                {4, 1},
+                                                                {7, 0.1f + 0.9 * 0.75},  /* cos 60 degrees is 1/2 */
+                                                                {10, 0.1f + 0.9 * 0.25}, /* cos 120 degrees is -1/2 */
+                                                                {13, 0.1f}});
+}
+
+TEST(Schedule, LinearFallsAlongALine) {
+    expect_schedule({LOOM_SCHEDULE_LINEAR, 1.0f, 0.25f, 4, 14},
+                    {{0, 0.25}, {3, 1}, {4, 1}, {7, 0.75}, {10, 0.5}, {13, 0.25}});
+}
+
+TEST(Schedule, WsdStaysUntilTheLastFifth) {
+    expect_schedule({LOOM_SCHEDULE_WSD, 2.0f, 1.0f, 0, 101},
+                    {{0, 2}, {1, 2}, {80, 2}, {85, 1.75}, {90, 1.5}, {99, 1.05}, {100, 1}});
+}
+
+TEST(Schedule, ConstantStays) {
+    expect_schedule({LOOM_SCHEDULE_CONSTANT, 0.5f, 0.1f, 2, 10}, {{0, 0.25}, {1, 0.5}, {2, 0.5}, {9, 0.5}, {100, 0.5}});
+}
+
+TEST(Schedule, BeyondItsEndTheLastRateStays) {
+    for (const loom_schedule_kind kind : {LOOM_SCHEDULE_COSINE, LOOM_SCHEDULE_LINEAR, LOOM_SCHEDULE_WSD})
+        expect_schedule({kind, 1.0f, 0.25f, 3, 20}, {{19, 0.25}, {20, 0.25}, {1000, 0.25}});
+}
+
+/* The schedule never rises after its warm-up and stays between its two rates. */
+TEST(Schedule, FallsSteadily) {
+    for (const loom_schedule_kind kind :
+         {LOOM_SCHEDULE_COSINE, LOOM_SCHEDULE_LINEAR, LOOM_SCHEDULE_WSD, LOOM_SCHEDULE_CONSTANT}) {
+        const loom_schedule schedule = {kind, 3e-4f, 3e-5f, 7, 1000};
+        for (int64_t step = 7; step < 1000; step++) {
+            EXPECT_LE(loom_schedule_at(&schedule, step), loom_schedule_at(&schedule, step - 1)) << kind << " " << step;
+            EXPECT_GE(loom_schedule_at(&schedule, step), 3e-5f) << kind << " " << step;
+        }
+    }
+}
+
+/* ---------------------------------------------------------------------------------------------------------- optimizer */
+
+const loom_gpt_config small_shape = {1, 2, 16, 16, 40};
+
+ModelOptions on(const std::string &device, int threads = 1) {
+    ModelOptions options;
+    options.device = device;
+    options.threads = threads;
+    return options;
+}
+
+loom_scalars_in adamw_inputs() {
+    loom_scalars_in in = {};
+    in.learning_rate = 3e-3f;
+    in.beta1 = 0.9f;
+    in.beta2 = 0.95f;
+    in.epsilon = 1e-8f;
+    in.weight_decay = 0.1f;
+    in.clip_norm = 1;
+    in.loss_gradient = 0.25f;
+    return in;
+}
+
+/* Values in the tensors and zeros in the gaps, as gradients are. */
+std::vector<double> random_in_layout(const loom_layout &layout, double deviation, uint32_t seed) {
+    std::vector<double> all((size_t)layout.elements, 0.0);
+    for (int i = 0; i < layout.n_parameters; i++) {
+        const loom_parameter &p = layout.parameter[i];
+        std::vector<float> values((size_t)(p.rows * p.columns));
+        loom_random_normal(values.data(), (int64_t)values.size(), seed, LOOM_RANDOM_TEST, (uint32_t)i, 0);
+        for (size_t k = 0; k < values.size(); k++)
+            all[(size_t)p.offset + k] = (double)(float)(deviation * (double)values[k]);
+    }
+    return all;
+}
+
+void set_step_losses(Model &model, const std::vector<double> &losses) {
+    model.write(model.optimizer.losses, model.device()->statistics, 0, losses);
+}
+
+bool is_matrix(const std::string &name) {
+    return name.find("ln_") == std::string::npos && name.find(".weight") != std::string::npos;
+}
+
+double norm_of(const std::vector<double> &values) {
+    double squares = 0;
+    for (const double x : values) squares += x * x;
+    return std::sqrt(squares);
+}
+
+class OnDevice : public testing::TestWithParam<const char *> {};
+
+std::string device_name(const testing::TestParamInfo<const char *> &device) {
+    return device.param;
+}
+
+INSTANTIATE_TEST_SUITE_P(Devices, OnDevice, testing::Values("cpu", "oracle"), device_name);
+
+/* AdamW as its paper writes it, in double, beside the optimizer over several steps: rates that change, norms above and
+ * below the clip. The factor, corrections and rates are fp32 numbers of the step's scalars; those are checked too.
+ *
+ * With u the rounding unit, the first moment is a sum of terms that each were rounded at most 3 times per step and once
+ * when the gradient was scaled: it errs by (3t + 1) u of their absolute sum A; the second moment has positive terms and
+ * errs by (3t + 3) u of itself. The update divides them (half of the second's error, for the root) and adds 6 roundings
+ * of its own, so it errs by (5t + 10) u lr A / bc1 / (sqrt(v / bc2) + eps); decay and subtraction add 3 u |p|. */
+TEST_P(OnDevice, AdamWAgreesWithItsPaper) {
+    Model model(small_shape, 2, 16, on(GetParam()));
+    model.scatter_parameters(1);
+    const double u = model.unit();
+    std::vector<double> p = model.parameters(), m(p.size(), 0.0), v = m, A = m, allowed = m;
+    loom_scalars_in in = adamw_inputs();
+    bool clipped = false, unclipped = false;
+    for (int t = 1; t <= 6; t++) {
+        const std::vector<double> g = random_in_layout(model.layout(), t % 2 ? 0.1 : 0.001, 10 + (uint32_t)t);
+        in.learning_rate = 3e-3f / (float)t;
+        model.set_inputs(in);
+        model.set_gradients(g);
+        set_step_losses(model, {3.5, 4.25});
+        loom_optimizer_update(&model.optimizer);
+
+        const loom_scalars scalars = model.scalars();
+        const loom_scalars_out &out = scalars.out;
+        const double norm = norm_of(g), factor = norm > 1 ? 1 / norm : 1;
+        (norm > 1 ? clipped : unclipped) = true;
+        EXPECT_NEAR(out.loss, (3.5 + 4.25) * 0.25, FLT_EPSILON * 2);
+        /* A block's chunks of 2048 squares are added one after the other at worst. */
+        EXPECT_NEAR(out.gradient_norm, norm, norm * (FLT_EPSILON + std::sqrt(2048.0) * u));
+        EXPECT_NEAR(out.gradient_factor, factor, factor * (FLT_EPSILON + std::sqrt(2048.0) * u));
+        EXPECT_NEAR(out.bias_correction1, 1 - std::pow((double)0.9f, t), FLT_EPSILON);
+        EXPECT_NEAR(out.bias_correction2, 1 - std::pow((double)0.95f, t), FLT_EPSILON);
+        EXPECT_EQ(out.skip, 0);
+        EXPECT_EQ(scalars.state.updates, t);
+
+        const double lr = (double)in.learning_rate, b1 = (double)in.beta1, b2 = (double)in.beta2;
+        for (int i = 0; i < model.layout().n_parameters; i++) {
+            const loom_parameter &row = model.layout().parameter[i];
+            const double decay = is_matrix(row.name) ? (double)in.weight_decay : 0;
+            for (size_t k = (size_t)row.offset; k < (size_t)(row.offset + row.padded_rows * row.columns); k++) {
+                const double scaled = g[k] * (double)out.gradient_factor;
+                m[k] = b1 * m[k] + (1 - b1) * scaled;
+                v[k] = b2 * v[k] + (1 - b2) * scaled * scaled;
+                A[k] = b1 * A[k] + (1 - b1) * std::fabs(scaled);
+                const double m_hat = m[k] / (double)out.bias_correction1, v_hat = v[k] / (double)out.bias_correction2;
+                const double denominator = std::sqrt(v_hat) + (double)in.epsilon;
+                p[k] -= lr * (m_hat / denominator + decay * p[k]);
+                allowed[k] += u * (3 * std::fabs(p[k]) +
+                                   (5 * t + 10) * lr * A[k] / (double)out.bias_correction1 / denominator);
+            }
+        }
+        const std::vector<double> found = model.parameters(), m_found = model.moments(1), v_found = model.moments(2);
+        for (size_t k = 0; k < p.size(); k++) {
+            ASSERT_NEAR(found[k], p[k], allowed[k]) << "step " << t << ", element " << k;
+            ASSERT_NEAR(m_found[k], m[k], (3 * t + 1) * u * A[k]) << "step " << t << ", element " << k;
+            ASSERT_NEAR(v_found[k], v[k], (3 * t + 3) * u * v[k]) << "step " << t << ", element " << k;
+        }
+    }
+    EXPECT_TRUE(clipped && unclipped);
+}
+
+/* Decay alone: without gradients matrices shrink by lr * decay of themselves, biases and layernorms keep every bit. */
+TEST_P(OnDevice, OnlyMatricesDecay) {
+    Model model(small_shape, 2, 16, on(GetParam()));
+    model.scatter_parameters(1);
+    const std::vector<double> before = model.parameters();
+    loom_scalars_in in = adamw_inputs();
+    in.learning_rate = 0.5f;
+    in.weight_decay = 0.5f;
+    model.set_inputs(in);
+    model.set_gradients(std::vector<double>(before.size(), 0.0));
+    set_step_losses(model, {1, 1});
+    loom_optimizer_update(&model.optimizer);
+    const std::vector<double> after = model.parameters();
+    int matrices = 0;
+    for (int i = 0; i < model.layout().n_parameters; i++) {
+        const loom_parameter &p = model.layout().parameter[i];
+        std::vector<double> expected = tensor(before, p);
+        for (double &x : expected) x *= is_matrix(p.name) ? 0.75 : 1;
+        matrices += is_matrix(p.name);
+        EXPECT_LE(relative_error(tensor(after, p), expected), is_matrix(p.name) ? model.unit() : 0) << p.name;
+    }
+    EXPECT_EQ(matrices, 2 + 4);
+}
+
+TEST_P(OnDevice, ClippingChangesLengthNotDirection) {
+    const std::vector<std::pair<float, double>> rows = {{0, 1}, {0.5f, 0.125}, {3.9f, 0.975}, {4, 1}, {5, 1}};
+    for (const auto &[clip, factor] : rows) {
+        Model model(small_shape, 2, 16, on(GetParam()));
+        std::vector<double> gradients((size_t)model.layout().elements, 0.0);
+        for (int i = 0; i < 16; i++) gradients[(size_t)i] = i % 2 ? 1 : -1; /* of norm 4 */
+        loom_scalars_in in = adamw_inputs();
+        in.clip_norm = clip;
+        model.set_inputs(in);
+        model.set_gradients(gradients);
+        set_step_losses(model, {1, 1});
+        loom_optimizer_update(&model.optimizer);
+        EXPECT_EQ(model.scalars().out.gradient_norm, 4);
+        EXPECT_NEAR(model.scalars().out.gradient_factor, factor, FLT_EPSILON * factor) << "clip " << clip;
+        EXPECT_EQ(model.gradients(), gradients) << "the factor is applied where gradients are used";
+    }
+}
+
+/* Steps of a training that goes on calmly: losses about 3, norms about 1. */
+class Calm {
+  public:
+    explicit Calm(const char *device, float spike_z) : model(small_shape, 2, 16, on(device)) {
+        loom_scalars_in in = adamw_inputs();
+        in.loss_gradient = 0.5f;
+        in.spike_z = spike_z;
+        model.scatter_parameters(1);
+        model.set_inputs(in);
+        gradients = random_in_layout(model.layout(), 1, 2);
+        const double norm = norm_of(gradients);
+        for (double &g : gradients) g /= norm;
+    }
+
+    /* One step with this loss and gradients of this norm; whether it was skipped. */
+    bool step(double loss, double norm) {
+        std::vector<double> g = gradients;
+        for (double &x : g) x *= norm;
+        model.set_gradients(g);
+        set_step_losses(model, {loss, loss});
+        loom_optimizer_update(&model.optimizer);
+        return model.scalars().out.skip != 0;
+    }
+    bool calm_step() {
+        n++;
+        return step(3 + 0.1 * std::sin((double)n), 1 + 0.05 * std::cos((double)n));
+    }
+    std::vector<std::vector<double>> state() const {
+        return {model.parameters(), model.moments(1), model.moments(2)};
+    }
+
+    Model model;
+    std::vector<double> gradients;
+    int n = 0;
+};
+
+TEST_P(OnDevice, ASpikeIsSkippedAndLeavesNoTrace) {
+    for (const bool in_loss : {true, false}) {
+        Calm run(GetParam(), 5);
+        for (int i = 0; i < 40; i++) ASSERT_FALSE(run.calm_step()) << "step " << i;
+        const auto before = run.state();
+        EXPECT_TRUE(in_loss ? run.step(4.5, 1) : run.step(3, 1.8)) << "some 15 deviations above the mean";
+        EXPECT_EQ(run.state(), before);
+        loom_scalars_state state = run.model.scalars().state;
+        EXPECT_EQ(state.updates, 40);
+        EXPECT_EQ(state.skipped, 1);
+        EXPECT_EQ(state.observed, 41) << "a spike counts among what is usual: a lasting change passes";
+
+        EXPECT_FALSE(in_loss ? run.step(2, 1) : run.step(3, 0.3)) << "far below is no spike";
+        EXPECT_NE(run.state(), before);
+        state = run.model.scalars().state;
+        EXPECT_EQ(state.updates, 41);
+        EXPECT_NEAR(run.model.scalars().out.bias_correction1, 1 - std::pow((double)0.9f, 41), FLT_EPSILON);
+    }
+}
+
+TEST_P(OnDevice, SpikesAreJudgedOnceEnoughWasSeenAndOnlyIfAskedFor) {
+    Calm early(GetParam(), 5), never(GetParam(), 0);
+    for (int i = 0; i < 31; i++) ASSERT_FALSE(early.calm_step());
+    EXPECT_FALSE(early.step(100, 100)) << "32 steps must have been seen";
+    for (int i = 0; i < 40; i++) ASSERT_FALSE(never.calm_step());
+    EXPECT_FALSE(never.step(100, 100)) << "nobody asked for it";
+}
+
+/* The running statistics: plain means at first, exponential ones of the last 128 steps or so later. */
+TEST_P(OnDevice, StatisticsAreOfTheLastSteps) {
+    Calm run(GetParam(), 0);
+    double mean = 0, square = 0;
+    for (int i = 1; i <= 150; i++) {
+        const double loss = i % 3 + 0.5; /* exact in fp32 */
+        run.step(loss, 1);
+        mean += (loss - mean) / std::min(i, 128);
+        square += (loss * loss - square) / std::min(i, 128);
+    }
+    const loom_scalars_state state = run.model.scalars().state;
+    EXPECT_EQ(state.observed, 150);
+    EXPECT_NEAR(state.loss_mean, mean, 1e-12);
+    EXPECT_NEAR(state.loss_square, square, 1e-12);
+    EXPECT_NEAR(state.norm_mean, 1, 1e-6);
+}
+
+TEST_P(OnDevice, WhatIsNotFiniteIsAlwaysSkipped) {
+    Calm run(GetParam(), 0);
+    for (int i = 0; i < 3; i++) run.calm_step();
+    const auto before = run.state();
+    const loom_scalars_state seen = run.model.scalars().state;
+    for (const double bad : {(double)NAN, (double)INFINITY, -(double)INFINITY}) {
+        EXPECT_TRUE(run.step(bad, 1)) << "a loss of " << bad;
+        EXPECT_TRUE(run.step(3, bad)) << "gradients of " << bad;
+    }
+    EXPECT_EQ(run.state(), before);
+    loom_scalars_state expected = seen;
+    expected.skipped += 6;
+    const loom_scalars_state state = run.model.scalars().state;
+    EXPECT_EQ(memcmp(&state, &expected, sizeof state), 0) << "skips are counted, nothing else moves";
+    EXPECT_FALSE(run.calm_step());
+    EXPECT_NE(run.state(), before);
+}
+
+/* The whole of it in one: a small model learns a batch by heart. */
+TEST(Training, OneBatchIsLearntByHeart) {
+    const int64_t B = 4, T = 16;
+    Model model({2, 2, 32, 16, 64}, B, T, on("cpu", 2));
+    ASSERT_TRUE(works([&](loom_error *error) { return loom_gpt_initialise(model.gpt(), 1, error); }));
+    std::vector<int32_t> tokens = random_ids(B * T, 64, 1);
+    const std::vector<int32_t> targets = random_ids(B * T, 64, 2);
+    for (int64_t b = 0; b < B; b++) tokens[(size_t)(b * T)] = (int32_t)b; /* first tokens tell sequences apart */
+    loom_scalars_in in = adamw_inputs();
+    in.learning_rate = 1e-2f;
+    in.weight_decay = 0;
+    model.set_inputs(in);
+    float first = 0, last = 0;
+    for (int step = 0; step < 200; step++) {
+        model.run(tokens, targets, 1.0 / (double)(B * T));
+        loom_optimizer_sum_losses(&model.optimizer, 0, B, T);
+        loom_optimizer_update(&model.optimizer);
+        last = model.scalars().out.loss;
+        if (step == 0) first = last;
+    }
+    EXPECT_NEAR(first, std::log(64.0), 0.1) << "a uniform guess";
+    EXPECT_LT(last, 0.01f);
+}
+
+/* ------------------------------------------------------------------------------------------------------------ options */
+
+/* Options as flags set them, freed at the end. */
+class Options {
+  public:
+    using Pairs = std::map<std::string, std::string>;
+
+    explicit Options(const Pairs &pairs) : options_(loom_train_options_defaults()) {
+        for (const auto &[key, value] : pairs)
+            require([&, k = key, v = value](loom_error *error) {
+                return loom_train_options_set(&options_, k.c_str(), v.c_str(), error);
+            });
+    }
+    ~Options() {
+        loom_train_options_free(&options_);
+    }
+    Options(const Options &) = delete;
+    Options &operator=(const Options &) = delete;
+    const loom_train_options *get() const {
+        return &options_;
+    }
+
+  private:
+    loom_train_options options_;
+};
+
+Options::Pairs operator+(Options::Pairs pairs, const Options::Pairs &changes) {
+    for (const auto &[key, value] : changes) pairs[key] = value;
+    return pairs;
+}
+
+/* Text with something to learn: words of a few, in random order. */
+std::string some_text(size_t bytes, uint64_t seed) {
+    static const char *const words[] = {"the ", "loom ", "weaves ", "a ", "thread ", "of ", "blue ", "wool.\n"};
+    std::string text;
+    for (uint64_t i = 0; text.size() < bytes; i++) text += words[loom_random(seed, LOOM_RANDOM_TEST, 0, i).word[0] % 8];
+    text.resize(bytes);
+    return text;
+}
+
+using Trainer = std::unique_ptr<loom_trainer, void (*)(loom_trainer *)>;
+
+Trainer open_trainer(const Options &options) {
+    loom_trainer *trainer = nullptr;
+    require([&](loom_error *error) { return loom_trainer_open(&trainer, options.get(), error); });
+    return Trainer(trainer, loom_trainer_close);
+}
+
+loom_step_report step(const Trainer &trainer) {
+    loom_step_report report = {};
+    require([&](loom_error *error) { return loom_trainer_step(trainer.get(), &report, error); });
+    return report;
+}
+
+/* A place with a text, and the options of a small run over it. */
+class Train : public testing::Test {
+  protected:
+    void SetUp() override {
+        write_file(directory.at("text"), some_text(4000, 1));
+    }
+
+    std::string at(const std::string &name) const {
+        return directory.at(name);
+    }
+
+    Options::Pairs small() const {
+        return {{"data", at("text")}, {"n-layer", "1"},  {"n-head", "2"},        {"n-embd", "16"},
+                {"block-size", "16"}, {"batch", "4"},    {"micro-batch", "2"},   {"steps", "40"},
+                {"lr", "1e-2"},       {"threads", "1"},  {"warmup", "4"},        {"val-every", "10"},
+                {"val-batches", "3"}, {"device", "cpu"}, {"sample-every", "20"}, {"sample-tokens", "20"},
+                {"seed", "7"},        {"keep", "0"},     {"weight-decay", "0.1"}};
+    }
+    Options::Pairs run(const std::string &out, const Options::Pairs &changes = {}) const {
+        return small() + Options::Pairs{{"out", at(out)}, {"checkpoint-every", "10"}} + changes;
+    }
+
+    static testing::AssertionResult trains(const Options::Pairs &pairs, const loom_train_observer *observer = NULL) {
+        const Options options(pairs);
+        return works([&](loom_error *error) { return loom_train(options.get(), observer, error); });
+    }
+    static std::string refused(const Options::Pairs &pairs, std::initializer_list<std::string> words) {
+        const Options options(pairs);
+        return refusal([&](loom_error *error) { return loom_train(options.get(), NULL, error); }, words);
+    }
+
+    TemporaryDirectory directory;
+};
+
+/* -------------------------------------------------------------------------------------------------------- the trainer */
+
+/* All that steps leave behind, as bits, with the losses on the way. */
+std::string bits_of_steps(const Trainer &trainer, int steps) {
+    std::string bits;
+    for (int i = 0; i < steps; i++) {
+        const loom_step_report report = step(trainer);
+        bits.append((const char *)&report.loss, sizeof report.loss);
+        bits.append((const char *)&report.grad_norm, sizeof report.grad_norm);
+    }
+    const loom_layout *layout = loom_gpt_get_layout(trainer->gpt);
+    const void *const tensors[] = {loom_gpt_get_parameters(trainer->gpt), trainer->optimizer.moment1,
+                                   trainer->optimizer.moment2};
+    for (const void *values : tensors) {
+        std::string raw((size_t)layout->elements * loom_dtype_size(trainer->device->storage), 0);
+        trainer->device->copy(trainer->device, NULL, raw.data(), values, raw.size(), LOOM_DEVICE_TO_HOST);
+        require([&](loom_error *error) { return trainer->device->synchronize(trainer->device, NULL, error); });
+        bits += raw;
+    }
+    return bits;
+}
+
+TEST_F(Train, TheSameSeedGivesTheSameBitsWithAnyNumberOfThreads) {
+    const auto bits = [&](const Options::Pairs &changes) {
+        const Options options(small() + changes);
+        return bits_of_steps(open_trainer(options), 6);
+    };
+    const std::string first = bits({});
+    EXPECT_TRUE(bits({}) == first) << "the same again";
+    EXPECT_TRUE(bits({{"threads", "2"}}) == first);
+    EXPECT_TRUE(bits({{"threads", "3"}}) == first);
+    EXPECT_FALSE(bits({{"seed", "8"}}) == first);
+    EXPECT_FALSE(bits({{"lr", "1.1e-2"}}) == first);
+}
+
+TEST_F(Train, ValidatingAndSamplingBetweenStepsChangesNothing) {
+    const Options options(small());
+    const std::string plain = bits_of_steps(open_trainer(options), 6);
+    const Trainer trainer = open_trainer(options);
+    std::string losses, last;
+    for (int i = 0; i < 6; i++) {
+        last = bits_of_steps(trainer, 1);
+        losses += last.substr(0, 2 * sizeof(float));
+        double loss;
+        const auto drop = [](void *, int32_t) { return true; };
+        require([&](loom_error *error) {
+            return loom_trainer_validate(trainer.get(), 0, &loss, error) &&
+                   loom_trainer_sample(trainer.get(), 30, drop, NULL, error);
+        });
+    }
+    EXPECT_TRUE(losses + last.substr(2 * sizeof(float)) == plain);
+}
+
+/* How a batch is cut into micro-batches changes the order of additions only. On the oracle what is left is the rounding
+ * of the reported loss to fp32. In fp32 gradients differ by d = 2 u sqrt(S) of their norm, and with an epsilon as large
+ * as the learning rate AdamW moves no parameter by more than its gradient: after k steps of clipped gradients (norm 1)
+ * the parameters are k d apart and the losses, whose slope is some norm below 8, k 8 d. */
+TEST_F(Train, TheLossCurveDoesNotDependOnTheMicroBatch) {
+    for (const char *device : {"oracle", "cpu"}) {
+        const bool exact = std::string(device) == "oracle";
+        std::vector<float> reference;
+        for (const char *micro : {"4", "2", "1"}) {
+            const Options options(
+                small() + Options::Pairs{{"device", device}, {"micro-batch", micro}, {"eps", "1e-2"}, {"warmup", "0"}});
+            const Trainer trainer = open_trainer(options);
+            const double path = whole_path(*loom_gpt_get_config(trainer->gpt), 4, 16);
+            std::vector<float> losses;
+            for (int i = 0; i < 10; i++) losses.push_back(step(trainer).loss);
+            if (reference.empty()) reference = losses;
+            for (size_t k = 0; k < losses.size(); k++) {
+                const double rounding = exact ? FLT_EPSILON : 2 * 0x1p-24 * std::sqrt(path);
+                const double allowed = (double)reference[k] * rounding + (exact ? 0 : 8 * (double)k * rounding);
+                EXPECT_NEAR(losses[k], reference[k], allowed) << device << ", micro-batch " << micro << ", step " << k;
+            }
+        }
+        EXPECT_LT(reference.back(), reference.front() - 0.5f) << "it learns";
+    }
+}
+
+TEST_F(Train, StepsReportWhatTheyDid) {
+    const Options options(small() + Options::Pairs{{"lr", "1e-3"}, {"min-lr", "5e-4"}, {"schedule", "linear"}});
+    const Trainer trainer = open_trainer(options);
+    EXPECT_EQ(loom_trainer_steps_planned(trainer.get()), 40);
+    for (int64_t i = 1; i <= 6; i++) {
+        EXPECT_EQ(loom_trainer_steps_done(trainer.get()), i - 1);
+        const loom_step_report report = step(trainer);
+        EXPECT_EQ(report.step, i);
+        EXPECT_EQ(report.tokens, i * 4 * 16);
+        const loom_schedule schedule = {LOOM_SCHEDULE_LINEAR, 1e-3f, 5e-4f, 4, 40};
+        EXPECT_EQ(report.lr, loom_schedule_at(&schedule, i - 1));
+        EXPECT_GT(report.loss, 0);
+        EXPECT_GT(report.grad_norm, 0);
+        EXPECT_FALSE(report.skipped);
+        EXPECT_GT(report.ms, 0);
+        EXPECT_NEAR(report.tokens_per_s, 64 / (1e-3 * report.ms), 1e-6 * report.tokens_per_s);
+    }
+}
+
+/* A step's mean is over its targets: the last window of an epoch has fewer. 120 bytes and the end-of-text give 120 pairs,
+ * 7 windows of 16 and one of 8; every batch of 4 that has it counts 56. */
+TEST_F(Train, TokensCountTargetsNotPlaces) {
+    write_file(at("short"), some_text(120, 3));
+    const Options options(
+        small() + Options::Pairs{{"data", at("short")}, {"val-fraction", "0"}, {"device", "oracle"}, {"lr", "0"}});
+    const Trainer trainer = open_trainer(options);
+    int64_t before = 0;
+    std::multiset<int64_t> counts;
+    for (int i = 0; i < 4; i++) {
+        const loom_step_report report = step(trainer);
+        counts.insert(report.tokens - before);
+        before = report.tokens;
+        EXPECT_NEAR(report.loss, std::log(257.0), 0.1) << "not scaled by places without a target";
+    }
+    EXPECT_EQ(counts, (std::multiset<int64_t>{56, 56, 64, 64})) << "two epochs of 120 pairs";
+}
+
+TEST_F(Train, AStepThatIsNotFiniteIsSkippedAndTheNextGoesOn) {
+    const Options options(small());
+    const Trainer trainer = open_trainer(options);
+    bits_of_steps(trainer, 3);
+    const std::string before = bits_of_steps(trainer, 0);
+    float *weight = (float *)loom_gpt_get_parameters(trainer->gpt) +
+                    loom_gpt_get_layout(trainer->gpt)->bucket[1].offset;
+    const float kept = *weight;
+    *weight = NAN;
+    const loom_step_report report = step(trainer);
+    EXPECT_TRUE(report.skipped);
+    EXPECT_TRUE(std::isnan(report.loss));
+    EXPECT_EQ(report.step, 4);
+    *weight = kept;
+    EXPECT_TRUE(bits_of_steps(trainer, 0) == before) << "parameters and moments are as they were";
+    EXPECT_EQ(trainer->state.scalars.updates, 3);
+    EXPECT_EQ(trainer->state.scalars.skipped, 1);
+    EXPECT_FALSE(step(trainer).skipped);
+    EXPECT_FALSE(bits_of_steps(trainer, 0) == before);
+}
+
+/* Every pair of the validation split once, beside the same sum by a model of its own, window by window. The split's
+ * windows do not fill the last micro-batch, nor its pairs the last window. */
+TEST_F(Train, ValidationCoversTheWholeSplit) {
+    for (const char *micro : {"4", "1"}) {
+        const Options options(small() +
+                              Options::Pairs{{"device", "oracle"}, {"micro-batch", micro}, {"val-fraction", "0.09"}});
+        const Trainer trainer = open_trainer(options);
+        for (int i = 0; i < 3; i++) step(trainer);
+        ASSERT_TRUE(loom_trainer_has_validation(trainer.get()));
+
+        const int64_t T = 16, tokens = loom_dataset_tokens(loom_trainer_data(trainer.get()));
+        ASSERT_EQ(tokens, 4001);
+        const int64_t held_out = 360, first = tokens - held_out; /* 0.09 of them, rounded */
+        const int64_t windows = (held_out - 1 + T - 1) / T;
+        ASSERT_NE(windows % 4, 0);
+        ASSERT_NE((held_out - 1) % T, 0);
+        std::vector<int32_t> ids((size_t)held_out);
+        require([&](loom_error *error) {
+            return loom_dataset_read(loom_trainer_data(trainer.get()), first, held_out, 257, ids.data(), error);
+        });
+        Model model(*loom_gpt_get_config(trainer->gpt), 1, T, on("oracle"));
+        const double *parameters = (const double *)loom_gpt_get_parameters(trainer->gpt);
+        model.set_parameters({parameters, parameters + model.layout().elements});
+        double sum = 0, sum_of_three = 0;
+        int64_t pairs = 0, pairs_of_three = 0;
+        for (int64_t w = 0; w < windows; w++) {
+            std::vector<int32_t> inputs((size_t)T, 0), targets((size_t)T, -1);
+            for (int64_t t = 0; t < T && w * T + t + 1 < held_out; t++) {
+                inputs[(size_t)t] = ids[(size_t)(w * T + t)];
+                targets[(size_t)t] = ids[(size_t)(w * T + t + 1)];
+                pairs++;
+            }
+            loom_gpt_set_batch(model.gpt(), inputs.data(), targets.data());
+            loom_gpt_forward(model.gpt());
+            loom_gpt_loss(model.gpt(), false, false);
+            for (const double row : model.losses()) sum += row;
+            if (w + 1 == 3 * trainer->options.micro_batch) sum_of_three = sum, pairs_of_three = pairs;
+        }
+        EXPECT_EQ(pairs, held_out - 1);
+        double loss = 0;
+        ASSERT_TRUE(works([&](loom_error *error) { return loom_trainer_validate(trainer.get(), 0, &loss, error); }));
+        EXPECT_NEAR(loss, sum / (double)pairs, 1e-12);
+        ASSERT_TRUE(works([&](loom_error *error) { return loom_trainer_validate(trainer.get(), 3, &loss, error); }));
+        EXPECT_NEAR(loss, sum_of_three / (double)pairs_of_three, 1e-12) << "its first three micro-batches";
+        ASSERT_TRUE(works([&](loom_error *error) { return loom_trainer_validate(trainer.get(), 1000, &loss, error); }));
+        EXPECT_NEAR(loss, sum / (double)pairs, 1e-12) << "more than there are is all";
+    }
+}
+
+TEST_F(Train, ValidationTextOfItsOwnLeavesAllOfTheDataForTraining) {
+    write_file(at("validation"), some_text(100, 9));
+    const Options options(small() + Options::Pairs{{"val-data", at("validation")}, {"steps", "1"}});
+    const Trainer trainer = open_trainer(options);
+    EXPECT_EQ(trainer->training.tokens, 4001);
+    EXPECT_EQ(trainer->validation.tokens, 101);
+    const Options none(small() + Options::Pairs{{"val-fraction", "0"}});
+    EXPECT_FALSE(loom_trainer_has_validation(open_trainer(none).get()));
+}
+
+TEST_F(Train, EpochsBecomeSteps) {
+    Options::Pairs pairs = small() + Options::Pairs{{"epochs", "2.5"}, {"val-fraction", "0"}};
+    pairs.erase("steps");
+    pairs.erase("warmup");
+    const Options options(pairs);
+    const Trainer trainer = open_trainer(options);
+    /* 4000 pairs are 250 windows of 16; 2.5 times that in batches of 4 */
+    EXPECT_EQ(loom_trainer_steps_planned(trainer.get()), 157);
+    EXPECT_EQ(loom_trainer_options(trainer.get())->warmup, loom_train_default_warmup(157));
+    EXPECT_EQ(loom_train_default_warmup(157), 7);
+    EXPECT_EQ(loom_train_default_warmup(1), 0);
+    EXPECT_EQ(loom_train_default_warmup(1000000), 2000);
+}
+
+/* ------------------------------------------------------------------------------------------------------------- memory */
+
+/* The largest part of the batch that fits is taken where nobody says. */
+TEST_F(Train, TheMicroBatchIsWhatFits) {
+    const loom_gpt_config shape = {1, 2, 16, 16, 257};
+    const Device device = open_device("cpu");
+    const auto need = [&](int64_t B) {
+        loom_plan plan;
+        require([&](loom_error *error) {
+            return loom_plan_make(&plan, &shape, LOOM_GPT_TRAIN, device.get(), 60, B, 16, error);
+        });
+        return plan.arena.used;
+    };
+    for (const auto &[memory, expected] :
+         std::map<size_t, int64_t>{{need(60), 60}, {need(60) - 1, 30}, {need(13), 12}, {need(2) - 1, 1}}) {
+        Options::Pairs pairs = small() + Options::Pairs{{"batch", "60"}, {"memory", std::to_string(memory)}};
+        pairs.erase("micro-batch");
+        const Options options(pairs);
+        const Trainer trainer = open_trainer(options);
+        EXPECT_EQ(loom_trainer_options(trainer.get())->micro_batch, expected) << memory;
+        EXPECT_EQ(loom_trainer_plan(trainer.get())->arena.used, need(expected));
+    }
+    Options::Pairs pairs = small() + Options::Pairs{{"batch", "60"}, {"memory", std::to_string(need(1) - 1)}};
+    refused(pairs + Options::Pairs{{"out", at("run")}}, {"--memory", "MiB are needed", "parameters"});
+    EXPECT_FALSE(fs::exists(at("run")));
+}
+
+/* GPT-2 needs gibibytes: said with the sizes, before any of it is asked for. */
+TEST_F(Train, TooLittleMemoryIsToldOfBeforeAnythingIsAllocated) {
+    rusage before, after;
+    getrusage(RUSAGE_SELF, &before);
+    Options::Pairs pairs = {{"data", at("text")}, {"out", at("run")},   {"model", "gpt2-medium"}, {"batch", "2"},
+                            {"seq-len", "64"},    {"memory", "512MiB"}, {"device", "definition"}};
+    refused(pairs, {"--memory", "512 MiB are there", "parameters", "gradients", "moments"});
+    getrusage(RUSAGE_SELF, &after);
+    EXPECT_LT(after.ru_maxrss - before.ru_maxrss, 64 * 1024) << "KiB";
+    EXPECT_FALSE(fs::exists(at("run")));
+}
+
+/* --------------------------------------------------------------------------------------------------------------- runs */
+
+const char *const checkpoint_files[] = {"model.safetensors", "optimizer.safetensors", "training_state.json",
+                                        "config.json"};
+
+void expect_same_checkpoint(const std::string &a, const std::string &b) {
+    for (const char *name : checkpoint_files)
+        EXPECT_TRUE(read_file(a + "/" + name) == read_file(b + "/" + name))
+            << a << " and " << b << " differ in " << name;
+}
+
+std::vector<std::string> lines_of(const std::string &path) {
+    std::vector<std::string> lines;
+    std::istringstream text(read_file(path));
+    for (std::string line; std::getline(text, line);) lines.push_back(line);
+    return lines;
+}
+
+/* Metrics without what the clock says. */
+std::vector<std::string> metrics_of(const std::string &run) {
+    static const std::regex times(", \"ms\": [^,}]*, \"tokens_per_s\": [^,}]*");
+    std::vector<std::string> lines = lines_of(run + "/metrics.jsonl");
+    for (std::string &line : lines) {
+        EXPECT_TRUE(std::regex_search(line, times)) << line;
+        line = std::regex_replace(line, times, "");
+    }
+    return lines;
+}
+
+TEST_F(Train, ARunLeavesItsDirectory) {
+    ASSERT_TRUE(trains(run("run")));
+    const std::vector<std::string> metrics = metrics_of(at("run"));
+    ASSERT_EQ(metrics.size(), 40u);
+    const std::regex plain("\\{\"step\": (\\d+), \"tokens\": (\\d+), \"loss\": [0-9.]+, \"lr\": [0-9.e-]+, "
+                           "\"grad_norm\": [0-9.]+\\}");
+    const std::regex validated("\\{\"step\": (\\d+), .*, \"val_loss\": [0-9.]+\\}");
+    for (size_t i = 0; i < metrics.size(); i++) {
+        std::smatch match;
+        ASSERT_TRUE(std::regex_match(metrics[i], match, (i + 1) % 10 ? plain : validated)) << metrics[i];
+        EXPECT_EQ(std::stoul(match[1]), i + 1);
+    }
+    for (const char *name : {"step-00000010", "step-00000020", "step-00000030", "step-00000040"})
+        EXPECT_TRUE(fs::is_directory(at(std::string("run/checkpoints/") + name))) << name;
+    EXPECT_EQ(fs::read_symlink(at("run/checkpoints/latest")), "step-00000040");
+    const std::string samples = read_file(at("run/samples.txt"));
+    EXPECT_EQ(samples.rfind("--- step 20\n", 0), 0u);
+    EXPECT_NE(samples.find("\n--- step 40\n"), std::string::npos);
+
+    /* The configuration is the whole of it, resolved: training from it gives the same run. */
+    loom_train_options read = loom_train_options_defaults();
+    ASSERT_TRUE(works([&](loom_error *error) {
+        return loom_train_options_read(&read, at("run/config.ini").c_str(), error) &&
+               loom_train_options_set(&read, "out", at("again").c_str(), error) && loom_train(&read, NULL, error);
+    }));
+    EXPECT_EQ(read.n_layer, 1);
+    EXPECT_EQ(read.vocab_size, 257);
+    EXPECT_EQ(read.seq_len, 16);
+    loom_train_options_free(&read);
+    expect_same_checkpoint(at("run/checkpoints/step-00000040"), at("again/checkpoints/step-00000040"));
+    EXPECT_EQ(metrics_of(at("again")), metrics);
+}
+
+TEST_F(Train, ARunInTwoSessionsIsTheRunInOne) {
+    ASSERT_TRUE(trains(run("whole")));
+    ASSERT_TRUE(trains(run("parts", {{"stop-after", "23"}})));
+    EXPECT_EQ(fs::read_symlink(at("parts/checkpoints/latest")), "step-00000023");
+    EXPECT_EQ(metrics_of(at("parts")).size(), 23u);
+    ASSERT_TRUE(trains(run("parts", {{"resume", "true"}})));
+    expect_same_checkpoint(at("whole/checkpoints/step-00000030"), at("parts/checkpoints/step-00000030"));
+    expect_same_checkpoint(at("whole/checkpoints/step-00000040"), at("parts/checkpoints/step-00000040"));
+    EXPECT_EQ(metrics_of(at("parts")), metrics_of(at("whole")));
+    EXPECT_EQ(read_file(at("parts/samples.txt")), read_file(at("whole/samples.txt")));
+}
+
+TEST_F(Train, SessionsOfAFewStepsAddUp) {
+    ASSERT_TRUE(trains(run("whole", {{"threads", "2"}})));
+    ASSERT_TRUE(trains(run("parts", {{"stop-after", "9"}})));
+    for (const char *threads : {"2", "1", "3", "1"}) /* and no number of threads matters */
+        ASSERT_TRUE(trains(run("parts", {{"resume", "true"}, {"stop-after", "9"}, {"threads", threads}})));
+    EXPECT_EQ(fs::read_symlink(at("parts/checkpoints/latest")), "step-00000040");
+    expect_same_checkpoint(at("whole/checkpoints/latest"), at("parts/checkpoints/latest"));
+    EXPECT_EQ(metrics_of(at("parts")), metrics_of(at("whole")));
+}
+
+/* With a constant rate a finished run of 20 steps is the beginning of one of 40. */
+TEST_F(Train, AFinishedRunGoesOnForMoreSteps) {
+    const Options::Pairs constant = {{"schedule", "constant"}, {"skip-spikes", "6"}};
+    ASSERT_TRUE(trains(run("whole", constant)));
+    ASSERT_TRUE(trains(run("parts", constant + Options::Pairs{{"steps", "20"}})));
+    ASSERT_TRUE(trains(run("parts", constant + Options::Pairs{{"steps", "40"}, {"resume", "true"}})));
+    expect_same_checkpoint(at("whole/checkpoints/latest"), at("parts/checkpoints/latest"));
+    EXPECT_EQ(metrics_of(at("parts")), metrics_of(at("whole")));
+}
+
+/* What a kill leaves on disk at step 27, copied there and then: metrics beyond the last checkpoint, and here half a line
+ * of the next. The resumed run has each step once. */
+TEST_F(Train, AKilledRunGoesOnFromItsLastCheckpoint) {
+    struct Killed {
+        std::string run, copy;
+    } killed = {at("run"), at("killed")};
+    loom_train_observer observer = {};
+    observer.user = &killed;
+    observer.stepped = [](void *user, const loom_step_report *report) {
+        const Killed *k = (const Killed *)user;
+        if (report->step == 27)
+            fs::copy(k->run, k->copy, fs::copy_options::recursive | fs::copy_options::copy_symlinks);
+    };
+    ASSERT_TRUE(trains(run("run"), &observer));
+    ASSERT_EQ(metrics_of(at("killed")).size(), 26u);
+    std::ofstream(at("killed/metrics.jsonl"), std::ios::app) << "{\"step\": 27, \"tok";
+    ASSERT_EQ(fs::read_symlink(at("killed/checkpoints/latest")), "step-00000020");
+    ASSERT_TRUE(trains(run("killed", {{"resume", "true"}})));
+    EXPECT_EQ(metrics_of(at("killed")), metrics_of(at("run")));
+    expect_same_checkpoint(at("killed/checkpoints/latest"), at("run/checkpoints/latest"));
+}
+
+TEST_F(Train, AKilledRunsCheckpointInTheMakingDoesNotCount) {
+    ASSERT_TRUE(trains(run("run", {{"stop-after", "20"}})));
+    ASSERT_TRUE(trains(run("whole")));
+    fs::create_directory(at("run/checkpoints/.tmp-step-00000030"));
+    write_file(at("run/checkpoints/.tmp-step-00000030/model.safetensors"), "half of it");
+    ASSERT_TRUE(trains(run("run", {{"resume", "true"}})));
+    expect_same_checkpoint(at("run/checkpoints/latest"), at("whole/checkpoints/latest"));
+    EXPECT_FALSE(fs::exists(at("run/checkpoints/.tmp-step-00000030")));
+}
+
+/* ----------------------------------------------------------------------------------------------------------- full disk */
+
+/* The checkpoint at step 20 does not fit on the disk: the run ends with one line, the checkpoint of step 10 is whole, and
+ * with room again the run goes on as if nothing had been. */
+TEST_F(Train, AFullDiskLeavesThePreviousCheckpoint) {
+    ASSERT_TRUE(trains(run("whole")));
+    for (const char *too_large : {"model.safetensors", "optimizer.safetensors"}) {
+        fs::remove_all(at("run"));
+        struct Filling {
+            rlim_t room;
+            std::unique_ptr<FullDisk> disk;
+        } filling = {fs::file_size(at(std::string("whole/checkpoints/step-00000010/") + too_large)) - 1, nullptr};
+        loom_train_observer observer = {};
+        observer.user = &filling;
+        observer.stepped = [](void *user, const loom_step_report *report) {
+            Filling *f = (Filling *)user;
+            if (report->step == 15) f->disk = std::make_unique<FullDisk>(f->room);
+        };
+        const Options options(run("run"));
+        loom_error error = {""};
+        const bool ok = loom_train(options.get(), &observer, &error);
+        filling.disk.reset();
+        ASSERT_FALSE(ok);
+        EXPECT_NE(std::string(error.message).find(too_large), std::string::npos) << error.message;
+        EXPECT_EQ(fs::read_symlink(at("run/checkpoints/latest")), "step-00000010");
+        std::set<std::string> names;
+        for (const auto &entry : fs::directory_iterator(at("run/checkpoints"))) names.insert(entry.path().filename());
+        EXPECT_EQ(names, (std::set<std::string>{"latest", "step-00000010"}));
+        expect_same_checkpoint(at("run/checkpoints/latest"), at("whole/checkpoints/step-00000010"));
+
+        ASSERT_TRUE(trains(run("run", {{"resume", "true"}})));
+        expect_same_checkpoint(at("run/checkpoints/latest"), at("whole/checkpoints/latest"));
+        EXPECT_EQ(metrics_of(at("run")), metrics_of(at("whole")));
+    }
+}
+
+TEST_F(Train, AFullDiskForMetricsEndsTheRunWithTheirName) {
+    ASSERT_TRUE(trains(run("whole")));
+    loom_error error = {""};
+    bool ok;
+    {
+        const Options options(run("run", {{"checkpoint-every", "0"}, {"val-every", "0"}, {"sample-every", "0"}}));
+        const FullDisk full(2000);
+        ok = loom_train(options.get(), NULL, &error);
+    }
+    EXPECT_FALSE(ok);
+    EXPECT_NE(std::string(error.message).find(at("run/metrics.jsonl") + ": cannot be written"), std::string::npos)
+        << error.message;
+}
+
+/* ------------------------------------------------------------------------------------------------------------ refusals */
+
+TEST_F(Train, AnotherRunsDirectoryIsRefusedAndUntouched) {
+    ASSERT_TRUE(trains(run("run", {{"steps", "10"}})));
+    const std::string before = fingerprint(at("run"));
+    refused(run("run", {{"steps", "10"}}), {"--out", at("run"), "--resume"});
+    refused(run("run", {{"steps", "10"}, {"seed", "9"}}), {"--out"});
+    EXPECT_TRUE(fingerprint(at("run")) == before);
+    refused(run("text"), {"--out", "not a directory"});
+    Options::Pairs nowhere = run("x");
+    nowhere.erase("out");
+    refused(nowhere, {"--out"});
+}
+
+TEST_F(Train, WhatCannotBeResumedIsRefusedAndUntouched) {
+    ASSERT_TRUE(trains(run("run", {{"stop-after", "10"}})));
+    const std::string before = fingerprint(at("run"));
+    const auto resumed = [&](const Options::Pairs &changes) {
+        return run("run", Options::Pairs{{"resume", "true"}} + changes);
+    };
+    refused(resumed({{"seed", "8"}}), {"--seed", "7"});
+    write_file(at("other"), some_text(4000, 2));
+    refused(resumed({{"data", at("other")}}), {"--data"});
+    refused(resumed({{"steps", "10"}}), {"--steps", "10"});
+    refused(resumed({{"n-embd", "32"}}), {"--n-embd", "32", "16"});
+    refused(resumed({{"block-size", "32"}}), {"--block-size"});
+    refused(resumed({{"init", at("run")}}), {"--init", "--resume"});
+    EXPECT_TRUE(fingerprint(at("run")) == before);
+
+    refused(run("none", {{"resume", "true"}}), {at("none")});
+    EXPECT_FALSE(fs::exists(at("none")));
+    fs::create_directory(at("empty"));
+    refused(run("empty", {{"resume", "true"}}), {at("empty")});
+    EXPECT_TRUE(fs::is_empty(at("empty")));
+    fs::remove(at("run/checkpoints/step-00000010/optimizer.safetensors"));
+    refused(resumed({}), {"optimizer.safetensors"});
+}
+
+TEST_F(Train, WhatDoesNotGoTogetherIsRefusedBeforeAnythingIsWritten) {
+    refused(run("run", {{"warmup", "40"}}), {"--warmup", "40"});
+    refused(run("run", {{"epochs", "2"}}), {"--epochs", "--steps"});
+    refused(run("run", {{"micro-batch", "3"}}), {"--micro-batch", "3", "--batch", "4"});
+    refused(run("run", {{"n-head", "3"}}), {"--n-embd", "--n-head"});
+    refused(run("run", {{"seq-len", "17"}}), {"--seq-len", "17", "16"});
+    refused(run("run", {{"vocab-size", "256"}}), {"--vocab-size", "257", "256"});
+    refused(run("run", {{"min-lr", "1"}}), {"--min-lr"});
+    refused(run("run", {{"data", at("missing")}}), {at("missing")});
+    write_file(at("tiny"), "too short");
+    refused(run("run", {{"data", at("tiny")}}), {at("tiny"), "--seq-len"});
+    refused(run("run", {{"init", at("missing")}}), {at("missing")});
+    EXPECT_FALSE(fs::exists(at("run")));
+}
+
+/* --init takes another run's weights and nothing else of it. */
+TEST_F(Train, ARunBeginsWithAnothersWeights) {
+    ASSERT_TRUE(trains(run("first", {{"steps", "10"}})));
+    {
+        const Options options(small() + Options::Pairs{{"init", at("first")}, {"seed", "9"}});
+        const Trainer trainer = open_trainer(options);
+        EXPECT_EQ(loom_trainer_steps_done(trainer.get()), 0);
+        const loom_layout *layout = loom_gpt_get_layout(trainer->gpt);
+        const float *moment = (const float *)trainer->optimizer.moment1;
+        EXPECT_TRUE(std::all_of(moment, moment + layout->elements, [](float m) { return m == 0; }));
+        EXPECT_EQ(trainer->state.scalars.updates, 0);
+        EXPECT_EQ(trainer->state.seed, 9u);
+        require([&](loom_error *error) { return loom_trainer_save(trainer.get(), at("saved").c_str(), 0, error); });
+    }
+    EXPECT_TRUE(read_file(at("saved/checkpoints/latest/model.safetensors")) ==
+                read_file(at("first/checkpoints/latest/model.safetensors")));
+
+    ASSERT_TRUE(
+        trains(run("second", {{"init", at("first/checkpoints/step-00000010")}, {"steps", "5"}, {"warmup", "0"}})));
+    refused(run("third", {{"init", at("first")}, {"n-layer", "2"}}), {"--n-layer", "2", "1"});
+    refused(run("third", {{"init", at("first")}, {"vocab-size", "300"}}), {"--vocab-size", "300", "257"});
+    Options::Pairs named = run("third", {{"init", at("first")}, {"model", "nano"}});
+    for (const char *key : {"n-layer", "n-head", "n-embd", "block-size"}) named.erase(key);
+    refused(named, {"--model", "nano"});
+    EXPECT_FALSE(fs::exists(at("third")));
+}
+
+/* --------------------------------------------------------------------------------------------------------- observing */
+
+TEST_F(Train, TheObserverIsToldOfEverythingInOrder) {
+    std::vector<std::string> said;
+    loom_train_observer observer = {};
+    observer.user = &said;
+    using Said = std::vector<std::string>;
+    observer.started = [](void *user, loom_trainer *trainer) {
+        ((Said *)user)->push_back("started at " + std::to_string(loom_trainer_steps_done(trainer)));
+    };
+    observer.stepped = [](void *user, const loom_step_report *report) {
+        ((Said *)user)->push_back("step " + std::to_string(report->step));
+    };
+    observer.validated = [](void *user, int64_t done, double loss) {
+        EXPECT_TRUE(loss > 0 && loss < 6);
+        ((Said *)user)->push_back("validated " + std::to_string(done));
+    };
+    observer.sampled = [](void *user, int64_t done, const char *text) {
+        EXPECT_GT(strlen(text), 0u);
+        ((Said *)user)->push_back("sampled " + std::to_string(done));
+    };
+    observer.saved = [](void *user, int64_t done, const char *saved) {
+        EXPECT_TRUE(fs::exists(fs::path(saved) / "model.safetensors")) << saved;
+        ((Said *)user)->push_back("saved " + std::to_string(done));
+    };
+    const Options::Pairs often = {
+        {"steps", "7"}, {"val-every", "2"}, {"sample-every", "3"}, {"checkpoint-every", "4"}, {"warmup", "0"}};
+    ASSERT_TRUE(trains(run("run", often + Options::Pairs{{"stop-after", "4"}}), &observer));
+    EXPECT_EQ(said, (Said{"started at 0", "step 1", "step 2", "validated 2", "step 3", "sampled 3", "step 4",
+                          "validated 4", "saved 4"}));
+    said.clear();
+    ASSERT_TRUE(trains(run("run", often + Options::Pairs{{"resume", "true"}}), &observer));
+    EXPECT_EQ(said, (Said{"started at 4", "step 5", "step 6", "validated 6", "sampled 6", "step 7", "validated 7",
+                          "sampled 7", "saved 7"}))
+        << "at the end all of it is done once more";
+}
+
+TEST_F(Train, AnEveryOfZeroIsNever) {
+    int calls = 0;
+    loom_train_observer observer = {};
+    observer.user = &calls;
+    observer.validated = [](void *user, int64_t, double) { ++*(int *)user; };
+    observer.sampled = [](void *user, int64_t, const char *) { ++*(int *)user; };
+    ASSERT_TRUE(trains(
+        run("run",
+            {{"steps", "5"}, {"warmup", "0"}, {"val-every", "0"}, {"sample-every", "0"}, {"checkpoint-every", "0"}}),
+        &observer));
+    EXPECT_EQ(calls, 0);
+    EXPECT_FALSE(fs::exists(at("run/samples.txt")));
+    EXPECT_EQ(fs::read_symlink(at("run/checkpoints/latest")), "step-00000005") << "the end is always saved";
+}
+
+TEST_F(Train, OldCheckpointsGo) {
+    ASSERT_TRUE(trains(run("run", {{"keep", "2"}})));
+    std::set<std::string> names;
+    for (const auto &entry : fs::directory_iterator(at("run/checkpoints"))) names.insert(entry.path().filename());
+    EXPECT_EQ(names, (std::set<std::string>{"latest", "step-00000030", "step-00000040"}));
+}
+
+TEST_F(Train, ARunThatShouldStopSavesAndEnds) {
+    int asked = 0;
+    loom_train_observer observer = {};
+    observer.user = &asked;
+    observer.should_stop = [](void *user) { return ++*(int *)user == 7; };
+    ASSERT_TRUE(trains(run("run"), &observer));
+    EXPECT_EQ(asked, 7) << "asked after every step";
+    EXPECT_EQ(fs::read_symlink(at("run/checkpoints/latest")), "step-00000007");
+    EXPECT_EQ(metrics_of(at("run")).size(), 7u);
+    ASSERT_TRUE(trains(run("run", {{"resume", "true"}})));
+    ASSERT_TRUE(trains(run("whole")));
+    expect_same_checkpoint(at("run/checkpoints/latest"), at("whole/checkpoints/latest"));
+    EXPECT_EQ(metrics_of(at("run")), metrics_of(at("whole")));
+}
+
+/* Parameters that are lost are not saved over good ones. */
+TEST_F(Train, ALossThatStaysNoNumberEndsTheRun) {
+    loom_train_observer observer = {};
+    loom_trainer *trainer = nullptr;
+    observer.user = &trainer;
+    observer.started = [](void *user, loom_trainer *opened) { *(loom_trainer **)user = opened; };
+    observer.stepped = [](void *user, const loom_step_report *report) {
+        loom_trainer *t = *(loom_trainer **)user;
+        if (report->step == 12)
+            *((float *)loom_gpt_get_parameters(t->gpt) + loom_gpt_get_layout(t->gpt)->bucket[1].offset) = NAN;
+    };
+    const Options options(run("run", {{"val-every", "0"}, {"sample-every", "0"}, {"checkpoint-every", "11"}}));
+    refusal([&](loom_error *error) { return loom_train(options.get(), &observer, error); },
+            {"--lr", "step 22", "--resume"});
+    EXPECT_EQ(fs::read_symlink(at("run/checkpoints/latest")), "step-00000011");
+    const std::vector<std::string> metrics = lines_of(at("run/metrics.jsonl"));
+    EXPECT_NE(metrics.at(12).find("\"loss\": null"), std::string::npos) << "JSON knows no NaN: " << metrics.at(12);
+    EXPECT_NE(metrics.at(12).find("\"skipped\": true"), std::string::npos) << metrics.at(12);
+}
+
+} // namespace
