@@ -43,7 +43,7 @@ MATMUL_LIBS := $(MATMUL_LIBS_$(MATMUL))
 
 # --------------------------------------------------------------------------------------------------------- compiling
 SANITIZE_FLAGS := $(if $(SANITIZE),-fsanitize=$(SANITIZE) -fno-sanitize-recover=all -fno-omit-frame-pointer -DLOOM_DEBUG_FILL)
-WARNINGS := -Wall -Wextra -Werror -Wvla -Wshadow
+WARNINGS := -Wall -Wextra -Wno-missing-field-initializers -Werror -Wvla -Wshadow
 COMMON   := -O3 -g -march=$(ARCH) -ffp-contract=fast -fopenmp -fno-math-errno -fno-trapping-math \
             $(WARNINGS) $(SANITIZE_FLAGS) -Iinclude -Icsrc -DLOOM_VERSION='"$(VERSION)"' -MMD -MP
 CFLAGS_  := -std=c11 -D_GNU_SOURCE $(COMMON) -Wstrict-prototypes -Wmissing-prototypes $(DNNL_CFLAGS) $(CFLAGS)

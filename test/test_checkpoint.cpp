@@ -274,6 +274,9 @@ loom_training_state state_of(int64_t step) {
     state.tokens = step * 768;
     state.seed = 1337;
     state.data_identity = 0xfedcba9876543210u;
+    state.batch = 12;
+    state.seq_len = 64;
+    state.training_tokens = 1003854;
     state.scalars = {step, 0, step, 2.5, 6.5, 1.0 / 3, 0.1};
     return state;
 }
@@ -393,6 +396,9 @@ TEST_F(CheckpointTest, StateSurvivesAtItsLimits) {
     state.tokens = INT64_MAX;
     state.seed = UINT64_MAX;
     state.data_identity = (uint64_t{1} << 63) + 1;
+    state.batch = 1;
+    state.seq_len = INT64_MAX;
+    state.training_tokens = (int64_t{1} << 53) + 1;
     const double values[] = {0.0,          -0.0,
                              DBL_MAX,      -DBL_MIN,
                              DBL_TRUE_MIN, -5 * DBL_TRUE_MIN,
@@ -479,6 +485,17 @@ TEST_F(CheckpointTest, FilesAreNamedAndShapedAsTransformersWritesThem) {
     const std::string mark(reinterpret_cast<const char *>(&padding_mark), sizeof padding_mark);
     for (const char *name : {"model.safetensors", "optimizer.safetensors"})
         EXPECT_EQ(read_file(step / name).find(mark + mark), std::string::npos) << name << " holds padding";
+}
+
+TEST_F(CheckpointTest, TheActivationIsKept) {
+    loom_gpt_config config{1, 1, 2, 4, 300, LOOM_GPT_RELU};
+    Model relu(device, config);
+    const loom_training_state state = state_of(2);
+    ASSERT_TRUE(loom_checkpoint_save(run.c_str(), &relu.tensors, &state, true, 0, &error)) << error.message;
+    EXPECT_NE(read_file(checkpoints / "step-00000002/config.json").find("\"activation_function\":\t\"relu\""),
+              std::string::npos);
+    ASSERT_TRUE(open(run)) << error.message;
+    EXPECT_EQ(info.config.activation, LOOM_GPT_RELU);
 }
 
 TEST_F(CheckpointTest, ConfigurationIsGpt2s) {
@@ -975,7 +992,7 @@ TEST_F(ForeignTest, ConfigurationsThatComputeSomethingElseAreRefused) {
         {"\"gpt2\"", "\"llama\"", "model_type"},
         {"\"gpt2\"", "2", "model_type"},
         {"\"model_type\"", "\"type\"", "model_type"},
-        {"gelu_new", "relu", "activation_function"},
+        {"gelu_new", "silu", "activation_function"},
         {"1e-05", "1e-06", "layer_norm_epsilon"},
         {"1e-05", "\"1e-05\"", "layer_norm_epsilon"},
         {"\"n_inner\":\tnull", "\"n_inner\":\t33", "n_inner"},
@@ -1145,11 +1162,12 @@ TEST_F(CheckpointTest, EveryFieldOfTheStateIsChecked) {
     const std::vector<std::string> no_bits = {"1", "\"1\"", "\" 0x1\"", "\"0x\"", "\"0x10000000000000000\""};
     const struct {
         std::vector<std::string> fields, values;
-    } cases[] = {{{"step", "tokens", "updates", "skipped", "observed"}, no_count},
-                 {{"seed", "data_identity"}, no_bits},
-                 {{"loss_mean", "loss_square", "norm_mean", "norm_square"}, {"1.5", "\"one\"", "\"0x1p9999\""}},
-                 {{"format_version"}, {"0", "2", "\"1\""}},
-                 {{"scalars"}, {"7"}}};
+    } cases[] = {
+        {{"step", "tokens", "batch", "seq_len", "training_tokens", "updates", "skipped", "observed"}, no_count},
+        {{"seed", "data_identity"}, no_bits},
+        {{"loss_mean", "loss_square", "norm_mean", "norm_square"}, {"1.5", "\"one\"", "\"0x1p9999\""}},
+        {{"format_version"}, {"0", "2", "\"1\""}},
+        {{"scalars"}, {"7"}}};
     for (const auto &c : cases) {
         for (const std::string &field : c.fields) {
             write_file(path, good);

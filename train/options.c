@@ -17,6 +17,7 @@ enum { LONGEST_STRING = 180, LARGEST_FILE = 1 << 20 };
 
 /* In loom_schedule_kind's order. */
 static const char *const schedules[] = {"cosine", "linear", "wsd", "constant", NULL};
+static const char *const activations[] = {"gelu", "relu", NULL};
 static const char *const devices[] = {"auto", "cpu", "definition", "oracle", NULL};
 
 #define AT(field) .offset = offsetof(loom_train_options, field)
@@ -49,6 +50,8 @@ static const loom_flag table[] = {
     {.name = "vocab-size", .type = LOOM_FLAG_INT, AT(vocab_size), .min = 2, .max = 1 << 22,
      .derived = "257 for text, 50257 for token shards", .metavar = "V", .group = "Model",
      .help = "token ids are below this"},
+    {.name = "activation", .type = LOOM_FLAG_CHOICE, AT(activation), .choices = activations, .standard = "gelu",
+     .metavar = "NAME", .group = "Model", .help = "of the MLP: gelu (GPT-2's, the tanh form) or relu"},
     {.name = "init", .type = LOOM_FLAG_STRING, AT(init), .derived = "GPT-2's random initialisation",
      .metavar = "CHECKPOINT", .group = "Model",
      .help = "begin with the weights of this run or checkpoint, which must have the same shape"},

@@ -11,7 +11,7 @@
 /* --------------------------------------------------------------------------------------------------------- the model's shape */
 
 static loom_gpt_config shape_of(const loom_train_options *o) {
-    return (loom_gpt_config){o->n_layer, o->n_head, o->n_embd, o->block_size, o->vocab_size};
+    return (loom_gpt_config){o->n_layer, o->n_head, o->n_embd, o->block_size, o->vocab_size, o->activation};
 }
 
 /* A resumed or initialised run has the checkpoint's shape; what was said about it otherwise must agree. */
@@ -38,6 +38,9 @@ static bool take_shape(loom_train_options *o, const loom_checkpoint_info *from, 
                              *rows[i].said, from->directory, rows[i].is);
         *rows[i].said = rows[i].is;
     }
+    if (o->activation != LOOM_GPT_GELU && o->activation != from->config.activation)
+        return loom_fail(error, "--activation: the checkpoint %s has another", from->directory);
+    o->activation = from->config.activation;
     return true;
 }
 
@@ -156,16 +159,33 @@ static bool check_resumable(const loom_trainer *t, const loom_checkpoint_info *f
                          t->options.out, from->state.seed);
     if (from->state.data_identity != loom_dataset_identity(t->data))
         return loom_fail(error, "--data: this is not the data that the run %s was trained on", t->options.out);
+    const struct {
+        const char *flag;
+        int64_t is, was;
+    } rows[] = {{"--batch", t->options.batch, from->state.batch},
+                {"--seq-len", t->options.seq_len, from->state.seq_len},
+                {"--val-fraction", t->training.tokens, from->state.training_tokens}};
+    for (size_t i = 0; i < sizeof rows / sizeof *rows; i++)
+        if (rows[i].is != rows[i].was)
+            return loom_fail(error, "%s: the order of the data hangs on it; the resumed run %s cannot change it",
+                             rows[i].flag, t->options.out);
     if (from->state.step >= t->options.steps)
         return loom_fail(error, "--steps: the run %s has done %" PRId64 " of %" PRId64 " steps already; ask for more",
                          t->options.out, from->state.step, t->options.steps);
     return true;
 }
 
+static loom_training_state fresh_state(const loom_trainer *t) {
+    return (loom_training_state){.seed = t->options.seed,
+                                 .data_identity = loom_dataset_identity(t->data),
+                                 .batch = t->options.batch,
+                                 .seq_len = t->options.seq_len,
+                                 .training_tokens = t->training.tokens};
+}
+
 static bool start(loom_trainer *t, const loom_checkpoint_info *from, loom_error *error) {
     if (!from) {
-        t->state.seed = t->options.seed;
-        t->state.data_identity = loom_dataset_identity(t->data);
+        t->state = fresh_state(t);
         return loom_gpt_initialise(t->gpt, t->options.seed, error);
     }
     loom_checkpoint_tensors tensors = tensors_of(t);
@@ -174,8 +194,7 @@ static bool start(loom_trainer *t, const loom_checkpoint_info *from, loom_error 
         t->device->copy(t->device, NULL, &loom_gpt_get_scalars(t->gpt)->state, &t->state.scalars,
                         sizeof t->state.scalars, LOOM_HOST_TO_DEVICE);
     } else {
-        t->state.seed = t->options.seed;
-        t->state.data_identity = loom_dataset_identity(t->data);
+        t->state = fresh_state(t);
         tensors.moment1 = tensors.moment2 = NULL;
     }
     return loom_checkpoint_load(from, &tensors, error);

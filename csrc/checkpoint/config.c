@@ -11,6 +11,9 @@ enum { LARGEST_EXTENT = INT32_MAX, GPT2_VOCABULARY = 50257 };
 
 static const double layernorm_epsilon = 1e-5; /* LOOM_LAYERNORM_EPSILON, as JSON should show it */
 
+/* transformers' names, in the order of loom_gpt_activation. */
+static const char *const activation_names[] = {"gelu_new", "relu"};
+
 /* ---------------------------------------------------------------------------------------------------------- writing */
 
 static bool add_token_id(cJSON *json, const char *key, int64_t id) {
@@ -33,8 +36,8 @@ static bool add_shape(cJSON *json, const loom_gpt_config *config) {
 }
 
 /* Raw text keeps "0.0", which cJSON would write as 0, a floating-point number for readers that care. */
-static bool add_arithmetic(cJSON *json) {
-    return cJSON_AddStringToObject(json, "activation_function", "gelu_new") &&
+static bool add_arithmetic(cJSON *json, loom_gpt_activation activation) {
+    return cJSON_AddStringToObject(json, "activation_function", activation_names[activation]) &&
            cJSON_AddNumberToObject(json, "layer_norm_epsilon", layernorm_epsilon) &&
            cJSON_AddRawToObject(json, "resid_pdrop", "0.0") && cJSON_AddRawToObject(json, "embd_pdrop", "0.0") &&
            cJSON_AddRawToObject(json, "attn_pdrop", "0.0") &&
@@ -50,8 +53,8 @@ bool loom_config_write(loom_manifest *manifest, const loom_gpt_config *config, b
     else if (config->vocab_size == GPT2_VOCABULARY)
         end_of_text = GPT2_VOCABULARY - 1;
     cJSON *json = cJSON_CreateObject();
-    const bool complete = add_architecture(json) && add_shape(json, config) && add_arithmetic(json) &&
-                          add_token_id(json, "bos_token_id", end_of_text) &&
+    const bool complete = add_architecture(json) && add_shape(json, config) &&
+                          add_arithmetic(json, config->activation) && add_token_id(json, "bos_token_id", end_of_text) &&
                           add_token_id(json, "eos_token_id", end_of_text);
     return loom_manifest_add_json(manifest, LOOM_CONFIG_FILE, json, complete, error);
 }
@@ -79,8 +82,7 @@ static bool check_bool(const cJSON *json, const char *path, const char *key, boo
 }
 
 static bool check_arithmetic(const cJSON *json, const char *path, loom_error *error) {
-    if (!check_string(json, path, "activation_function", "gelu_new", error) ||
-        !check_bool(json, path, "tie_word_embeddings", true, error) ||
+    if (!check_bool(json, path, "tie_word_embeddings", true, error) ||
         !check_bool(json, path, "scale_attn_weights", true, error) ||
         !check_bool(json, path, "scale_attn_by_inverse_layer_idx", false, error) ||
         !check_bool(json, path, "add_cross_attention", false, error))
@@ -91,6 +93,17 @@ static bool check_arithmetic(const cJSON *json, const char *path, loom_error *er
     return true;
 }
 
+static bool read_activation(const cJSON *json, const char *path, loom_gpt_activation *activation, loom_error *error) {
+    const cJSON *item = given(json, "activation_function");
+    for (int i = 0; i < (int)(sizeof activation_names / sizeof *activation_names); i++)
+        if (item ? cJSON_IsString(item) && strcmp(item->valuestring, activation_names[i]) == 0 : i == LOOM_GPT_GELU) {
+            *activation = i;
+            return true;
+        }
+    return loom_fail(error, "%s: \"activation_function\" is %s; only gelu_new and relu can be loaded", path,
+                     cJSON_IsString(item) ? item->valuestring : "no string");
+}
+
 static bool read_config(const cJSON *json, const char *path, loom_gpt_config *config, loom_error *error) {
     const char *type = loom_json_get_string(json, path, "model_type", error);
     if (!type || !check_string(json, path, "model_type", "gpt2", error)) return false;
@@ -99,7 +112,7 @@ static bool read_config(const cJSON *json, const char *path, loom_gpt_config *co
         !loom_json_get_whole(json, path, "n_embd", 1, LARGEST_EXTENT, &config->n_embd, error) ||
         !loom_json_get_whole(json, path, "n_positions", 1, LARGEST_EXTENT, &config->block_size, error) ||
         !loom_json_get_whole(json, path, "vocab_size", 1, LARGEST_EXTENT, &config->vocab_size, error) ||
-        !check_arithmetic(json, path, error))
+        !read_activation(json, path, &config->activation, error) || !check_arithmetic(json, path, error))
         return false;
     if (config->n_embd % config->n_head != 0)
         return loom_fail(error, "%s: n_embd %" PRId64 " is not divisible by n_head %" PRId64, path, config->n_embd,

@@ -39,7 +39,8 @@ static bool add_double(cJSON *json, const char *key, double value) {
 static bool add_state(cJSON *json, const loom_training_state *state) {
     if (!cJSON_AddNumberToObject(json, "format_version", FORMAT_VERSION) || !add_count(json, "step", state->step) ||
         !add_count(json, "tokens", state->tokens) || !add_bits(json, "seed", state->seed) ||
-        !add_bits(json, "data_identity", state->data_identity))
+        !add_bits(json, "data_identity", state->data_identity) || !add_count(json, "batch", state->batch) ||
+        !add_count(json, "seq_len", state->seq_len) || !add_count(json, "training_tokens", state->training_tokens))
         return false;
     cJSON *scalars = cJSON_AddObjectToObject(json, "scalars");
     return scalars && add_count(scalars, "updates", state->scalars.updates) &&
@@ -102,6 +103,9 @@ static bool read_state(const cJSON *json, const char *path, loom_training_state 
            get_count(json, path, "tokens", &state->tokens, error) &&
            get_bits(json, path, "seed", &state->seed, error) &&
            get_bits(json, path, "data_identity", &state->data_identity, error) &&
+           get_count(json, path, "batch", &state->batch, error) &&
+           get_count(json, path, "seq_len", &state->seq_len, error) &&
+           get_count(json, path, "training_tokens", &state->training_tokens, error) &&
            get_count(scalars, path, "updates", &state->scalars.updates, error) &&
            get_count(scalars, path, "skipped", &state->scalars.skipped, error) &&
            get_count(scalars, path, "observed", &state->scalars.observed, error) &&

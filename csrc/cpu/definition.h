@@ -15,6 +15,7 @@ size_t LOOM_DEFINITION(matmul_scratch)(const loom_device *device);
 size_t LOOM_DEFINITION(attention_forward_scratch)(const loom_device *device, const struct loom_attention_forward *a);
 size_t LOOM_DEFINITION(attention_backward_scratch)(const loom_device *device, const struct loom_attention_backward *a);
 size_t LOOM_DEFINITION(gelu_scratch)(const loom_device *device, const loom_view *view);
+size_t LOOM_DEFINITION(relu_scratch)(const loom_device *device, const loom_view *view);
 size_t LOOM_DEFINITION(softmax_scratch)(const loom_device *device, const loom_view *view);
 size_t LOOM_DEFINITION(cross_entropy_scratch)(const loom_device *device, const struct loom_cross_entropy *a);
 size_t LOOM_DEFINITION(cast_scratch)(const loom_device *device, const struct loom_cast *a);

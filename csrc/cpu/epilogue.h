@@ -4,10 +4,19 @@
 #define LOOM_CPU_EPILOGUE_H
 
 #include "cpu/gelu.h"
+#include "cpu/relu.h"
 
 /* Where column `first` of a row lies. */
 static inline void *element_address(const loom_view *view, int64_t row, int64_t first) {
     return (char *)row_address(view, row) + (size_t)first * loom_dtype_size(view->dtype);
+}
+
+static inline void activate_row(loom_activation activation, real *out, const real *x, int64_t n) {
+    switch (activation) {
+    case LOOM_ACTIVATION_GELU: gelu_row(out, x, n); break;
+    case LOOM_ACTIVATION_RELU: relu_row(out, x, n); break;
+    case LOOM_ACTIVATION_NONE: LOOM_CHECK(!"an activation");
+    }
 }
 
 /* Columns first .. first + width - 1 of output row `row`: adds the bias to `sums` in place, stores, activates. `sums`
@@ -21,15 +30,15 @@ static inline void finish_row(const struct loom_matmul_forward *a, int64_t row, 
         else
             for (int64_t c = 0; c < width; c++) sums[c] += bf16_to_float(((const uint16_t *)bias)[c]);
     }
-    if (a->activation == LOOM_ACTIVATION_GELU) {
+    if (a->activation != LOOM_ACTIVATION_NONE) {
         void *before = element_address(&a->preactivation, row, first);
         if (before != sums) store_reals(before, a->preactivation.dtype, sums, width);
         if (!stored_as_real(&a->preactivation)) load_reals(sums, before, a->preactivation.dtype, width);
         if (stored_as_real(&a->out)) {
-            gelu_row(element_address(&a->out, row, first), sums, width);
+            activate_row(a->activation, element_address(&a->out, row, first), sums, width);
             return;
         }
-        gelu_row(sums, sums, width);
+        activate_row(a->activation, sums, sums, width);
     }
     void *out = element_address(&a->out, row, first);
     if (out != sums) store_reals(out, a->out.dtype, sums, width);

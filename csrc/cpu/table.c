@@ -72,6 +72,11 @@ static const argument arguments_of_ops[] = {
     VIEW(gelu_backward, dx, MODEL),
     VIEW(gelu_backward, dout, MODEL),
     VIEW(gelu_backward, x, MODEL),
+    VIEW(relu_forward, out, MODEL),
+    VIEW(relu_forward, x, MODEL),
+    VIEW(relu_backward, dx, MODEL),
+    VIEW(relu_backward, dout, MODEL),
+    VIEW(relu_backward, x, MODEL),
     VIEW(softmax_forward, out, MODEL),
     VIEW(softmax_forward, x, MODEL),
     VIEW(softmax_backward, dx, MODEL),
@@ -141,6 +146,10 @@ size_t LOOM_DEFINITION(workspace)(const loom_device *device, loom_op op, const v
         return LOOM_DEFINITION(gelu_scratch)(device, &((const struct loom_gelu_forward *)arguments)->x);
     case LOOM_OP_gelu_backward:
         return LOOM_DEFINITION(gelu_scratch)(device, &((const struct loom_gelu_backward *)arguments)->x);
+    case LOOM_OP_relu_forward:
+        return LOOM_DEFINITION(relu_scratch)(device, &((const struct loom_relu_forward *)arguments)->x);
+    case LOOM_OP_relu_backward:
+        return LOOM_DEFINITION(relu_scratch)(device, &((const struct loom_relu_backward *)arguments)->x);
     case LOOM_OP_softmax_forward:
         return LOOM_DEFINITION(softmax_scratch)(device, &((const struct loom_softmax_forward *)arguments)->x);
     case LOOM_OP_softmax_backward:

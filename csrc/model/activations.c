@@ -15,7 +15,7 @@ const loom_act_row loom_act_table[LOOM_ACT_COUNT] = {
     [LOOM_ACT_MEAN2] = {"mean2", LOOM_ACT_PER_ROW, 0, LOOM_KEEP_TRAINING},
     [LOOM_ACT_RSTD2] = {"rstd2", LOOM_ACT_PER_ROW, 0, LOOM_KEEP_TRAINING},
     [LOOM_ACT_FC] = {"fc", LOOM_ACT_PER_CHANNEL, 4, LOOM_KEEP_TRAINING},
-    [LOOM_ACT_GELU] = {"gelu", LOOM_ACT_PER_CHANNEL, 4, LOOM_KEEP_TRAINING},
+    [LOOM_ACT_HIDDEN] = {"hidden", LOOM_ACT_PER_CHANNEL, 4, LOOM_KEEP_TRAINING},
 };
 
 int64_t loom_act_elements(loom_activation_name name, const loom_gpt_config *config, int64_t B, int64_t T) {

@@ -17,8 +17,8 @@ typedef enum loom_activation_name {
     LOOM_ACT_LN2, /* layernorm of mid */
     LOOM_ACT_MEAN2,
     LOOM_ACT_RSTD2,
-    LOOM_ACT_FC,   /* the MLP before its activation */
-    LOOM_ACT_GELU, /* and after */
+    LOOM_ACT_FC,     /* the MLP before its activation */
+    LOOM_ACT_HIDDEN, /* and after */
     LOOM_ACT_COUNT
 } loom_activation_name;
 

@@ -118,8 +118,12 @@ static void layernorm(loom_gpt *g, span s, void *out, void *mean, void *rstd, lo
     g->exec.ops->layernorm_forward(&g->exec, &a);
 }
 
+static loom_activation mlp_activation(const loom_gpt *g) {
+    return g->config.activation == LOOM_GPT_RELU ? LOOM_ACTIVATION_RELU : LOOM_ACTIVATION_GELU;
+}
+
 /* The only forward of a block: x = residual + delta (delta may be absent: then x is there already), and from x
- *   x -> ln1 -> qkv -> att -> projection;   mid = x + projection;   mid -> ln2 -> fc -> gelu -> delta
+ *   x -> ln1 -> qkv -> att -> projection;   mid = x + projection;   mid -> ln2 -> fc -> activation -> delta
  * The caller adds delta to mid: the next block does, or the final layernorm. */
 static void block_forward(loom_gpt *g, int64_t l, void *const *acts, loom_view residual, const loom_view *delta,
                           span s) {
@@ -150,15 +154,15 @@ static void block_forward(loom_gpt *g, int64_t l, void *const *acts, loom_view r
     layernorm(g, s, acts[LOOM_ACT_LN2], acts[LOOM_ACT_MEAN2], acts[LOOM_ACT_RSTD2], rows(g, acts[LOOM_ACT_X], s, 1),
               &out, acts[LOOM_ACT_MID], block_weight(g, l, LN2_WEIGHT), block_weight(g, l, LN2_BIAS));
     g->exec.ops->matmul_forward(&g->exec,
-                                &(struct loom_matmul_forward){.out = rows(g, acts[LOOM_ACT_GELU], s, 4),
+                                &(struct loom_matmul_forward){.out = rows(g, acts[LOOM_ACT_HIDDEN], s, 4),
                                                               .preactivation = rows(g, acts[LOOM_ACT_FC], s, 4),
                                                               .x = rows(g, acts[LOOM_ACT_LN2], s, 1),
                                                               .weight = block_weight(g, l, FC_WEIGHT),
                                                               .bias = block_weight(g, l, FC_BIAS),
-                                                              .activation = LOOM_ACTIVATION_GELU});
+                                                              .activation = mlp_activation(g)});
     g->exec.ops->matmul_forward(&g->exec,
                                 &(struct loom_matmul_forward){.out = out,
-                                                              .x = rows(g, acts[LOOM_ACT_GELU], s, 4),
+                                                              .x = rows(g, acts[LOOM_ACT_HIDDEN], s, 4),
                                                               .weight = block_weight(g, l, FC_PROJECTION_WEIGHT),
                                                               .bias = block_weight(g, l, FC_PROJECTION_BIAS)});
     release(g, l + 1);
@@ -264,14 +268,21 @@ static void linear_backward(loom_gpt *g, int64_t l, int weight_index, loom_view 
                                                         .accumulate = accumulate});
 }
 
+/* In place: the gradient of the activation's output becomes that of its input, x. */
+static void activation_backward(loom_gpt *g, loom_view d, loom_view x) {
+    if (mlp_activation(g) == LOOM_ACTIVATION_RELU)
+        g->exec.ops->relu_backward(&g->exec, &(struct loom_relu_backward){.dx = d, .dout = d, .x = x});
+    else
+        g->exec.ops->gelu_backward(&g->exec, &(struct loom_gelu_backward){.dx = d, .dout = d, .x = x});
+}
+
 /* dresidual holds the gradient of the block's output and ends as that of its input; each layernorm adds its share. */
 static void block_backward(loom_gpt *g, int64_t l, void *const *acts, span s, bool accumulate) {
     const loom_view residual = rows(g, g->dresidual, s, 1), narrow = rows(g, g->dnarrow, s, 1);
     const loom_view wide = rows(g, g->dwide, s, 4), wide3 = rows(g, g->dwide, s, 3);
     acquire(g, l + 1);
-    linear_backward(g, l, FC_PROJECTION_WEIGHT, wide, residual, rows(g, acts[LOOM_ACT_GELU], s, 4), accumulate);
-    g->exec.ops->gelu_backward(
-        &g->exec, &(struct loom_gelu_backward){.dx = wide, .dout = wide, .x = rows(g, acts[LOOM_ACT_FC], s, 4)});
+    linear_backward(g, l, FC_PROJECTION_WEIGHT, wide, residual, rows(g, acts[LOOM_ACT_HIDDEN], s, 4), accumulate);
+    activation_backward(g, wide, rows(g, acts[LOOM_ACT_FC], s, 4));
     linear_backward(g, l, FC_WEIGHT, narrow, wide, rows(g, acts[LOOM_ACT_LN2], s, 1), accumulate);
     layernorm_backward(g, s, g->dresidual, narrow, true, acts[LOOM_ACT_MID], acts[LOOM_ACT_MEAN2], acts[LOOM_ACT_RSTD2],
                        block_index(l, LN2_WEIGHT), accumulate);

@@ -25,6 +25,8 @@ typedef struct loom_training_state {
     int64_t tokens; /* targets trained on */
     uint64_t seed;
     uint64_t data_identity;
+    /* What the order of the data hangs on beside the seed: sequences per step, their length, the training split. */
+    int64_t batch, seq_len, training_tokens;
     loom_scalars_state scalars;
 } loom_training_state;
 

@@ -11,10 +11,13 @@ extern "C" {
 #endif
 
 /* ----------------------------------------------------------------------------------------------------------- shape */
+typedef enum loom_gpt_activation { LOOM_GPT_GELU, LOOM_GPT_RELU } loom_gpt_activation;
+
 typedef struct loom_gpt_config {
     int64_t n_layer, n_head, n_embd;
-    int64_t block_size; /* the longest sequence: the number of learned positions */
-    int64_t vocab_size; /* as users see it; padded inside to a multiple of 128 */
+    int64_t block_size;             /* the longest sequence: the number of learned positions */
+    int64_t vocab_size;             /* as users see it; padded inside to a multiple of 128 */
+    loom_gpt_activation activation; /* of the MLP; GPT-2's is the tanh form of GELU */
 } loom_gpt_config;
 
 #define LOOM_LAYERNORM_EPSILON 1e-5f

@@ -108,7 +108,7 @@ struct loom_layernorm_backward {
     bool accumulate;
 };
 
-typedef enum loom_activation { LOOM_ACTIVATION_NONE, LOOM_ACTIVATION_GELU } loom_activation;
+typedef enum loom_activation { LOOM_ACTIVATION_NONE, LOOM_ACTIVATION_GELU, LOOM_ACTIVATION_RELU } loom_activation;
 
 /* out = activation(x @ weight + bias). Weights lie as in Hugging Face's Conv1D, (in, out); `transposed` says that
  * weight is (out, in), as the tied classifier's is. With an activation, `preactivation` is what it is applied to,
@@ -171,6 +171,16 @@ struct loom_gelu_forward {
 };
 
 struct loom_gelu_backward {
+    loom_view dx, dout, x; /* (N,C); dx may alias dout */
+};
+
+/* out = max(x, 0)   (Nair and Hinton, 2010); NaN stays NaN */
+struct loom_relu_forward {
+    loom_view out, x; /* (N,C); may alias */
+};
+
+/* dx = dout where x > 0, else 0 */
+struct loom_relu_backward {
     loom_view dx, dout, x; /* (N,C); dx may alias dout */
 };
 
@@ -248,6 +258,8 @@ struct loom_fill {
     X(attention_backward)                                                                                              \
     X(gelu_forward)                                                                                                    \
     X(gelu_backward)                                                                                                   \
+    X(relu_forward)                                                                                                    \
+    X(relu_backward)                                                                                                   \
     X(softmax_forward)                                                                                                 \
     X(softmax_backward)                                                                                                \
     X(cross_entropy)                                                                                                   \

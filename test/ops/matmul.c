@@ -8,6 +8,8 @@ static const loom_case_shape shapes[] = {
     {{3, 5, 4}, "bias", LOOM_CASE_PARITY | LOOM_CASE_GRADIENT},
     {{4, 3, 5}, "transposed accumulate", LOOM_CASE_PARITY | LOOM_CASE_GRADIENT},
     {{3, 4, 2}, "bias gelu accumulate", LOOM_CASE_PARITY | LOOM_CASE_GRADIENT},
+    {{5, 33, 67}, "bias relu", LOOM_CASE_PARITY},
+    {{66, 130, 259}, "bias relu strided", LOOM_CASE_PARITY},
     {{1, 129, 65}, "bias gelu", LOOM_CASE_PARITY},
     {{7, 31, 33}, "bias gelu strided accumulate", LOOM_CASE_PARITY},
     {{9, 33, 31}, "transposed strided", LOOM_CASE_PARITY},
@@ -30,11 +32,17 @@ static const loom_case_shape shapes[] = {
     {{256, 768, 50304}, "transposed", LOOM_CASE_BENCH},
 };
 
+static loom_activation activation_of(loom_case *c) {
+    return loom_case_option(c, "gelu")   ? LOOM_ACTIVATION_GELU
+           : loom_case_option(c, "relu") ? LOOM_ACTIVATION_RELU
+                                         : LOOM_ACTIVATION_NONE;
+}
+
 static void tensors(loom_case *c) {
     const int64_t N = loom_case_dim(c, "N"), I = loom_case_dim(c, "I"), O = loom_case_dim(c, "O");
     const double n = (double)N, i = (double)I, o = (double)O;
     const bool transposed = loom_case_option(c, "transposed"), bias = loom_case_option(c, "bias");
-    const bool gelu = loom_case_option(c, "gelu"), extreme = loom_case_option(c, "extreme");
+    const bool activation = activation_of(c) != LOOM_ACTIVATION_NONE, extreme = loom_case_option(c, "extreme");
     const loom_case_size weight = transposed ? loom_case_2d(O, I) : loom_case_2d(I, O);
     /* Weights of size 1/sqrt(I) keep sums over I at size one, so over O they come to sqrt(O/I). */
     const double large = extreme ? 1e4 : 1;
@@ -43,7 +51,7 @@ static void tensors(loom_case *c) {
     loom_case_input(c, "weight", LOOM_CASE_STORAGE, weight, loom_case_normal(0, 1 / sqrt(i)));
     if (bias) loom_case_input(c, "bias", LOOM_CASE_STORAGE, loom_case_1d(O), loom_case_normal(0, 1));
     const loom_case_bound product = {.sum = i, .chain = 1, .floor = large};
-    if (gelu) {
+    if (activation) {
         loom_case_output(c, "preactivation", LOOM_CASE_STORAGE, loom_case_2d(N, O), product);
         loom_case_output(c, "out", LOOM_CASE_STORAGE, loom_case_2d(N, O),
                          (loom_case_bound){.sum = i, .chain = 9, .rounded = 1.13 /* gelu's steepest */, .floor = 1});
@@ -59,7 +67,7 @@ static void tensors(loom_case *c) {
                          (loom_case_bound){.sum = n + 1, .floor = sqrt(n)});
 
     /* The backward products know no activation: they start from the gradient of what it is applied to. */
-    loom_case_cotangent(c, gelu ? "preactivation" : "out", "dout");
+    loom_case_cotangent(c, activation ? "preactivation" : "out", "dout");
     loom_case_gradient(c, "x", "dx");
     loom_case_gradient(c, "weight", "dweight");
     if (bias) loom_case_gradient(c, "bias", "dbias");
@@ -68,7 +76,7 @@ static void tensors(loom_case *c) {
         loom_case_widen(c, "x", 3);
         loom_case_widen(c, "weight", 1);
         loom_case_widen(c, "out", 5);
-        if (gelu) loom_case_widen(c, "preactivation", 2);
+        if (activation) loom_case_widen(c, "preactivation", 2);
         loom_case_widen(c, "dout", 6);
         loom_case_widen(c, "dx", 7);
         loom_case_widen(c, "dweight", 4);
@@ -86,26 +94,30 @@ static void forward(loom_case *c, loom_case_arguments *a) {
         .x = loom_case_reads(c, "x"),
         .weight = loom_case_reads(c, "weight"),
         .bias = loom_case_may_read(c, "bias"),
-        .activation = loom_case_option(c, "gelu") ? LOOM_ACTIVATION_GELU : LOOM_ACTIVATION_NONE,
+        .activation = activation_of(c),
         .transposed = loom_case_option(c, "transposed"),
     };
 }
 
 static void forward_formula(loom_case *c) {
     const int64_t N = loom_case_dim(c, "N"), I = loom_case_dim(c, "I"), O = loom_case_dim(c, "O");
-    const bool transposed = loom_case_option(c, "transposed"), gelu = loom_case_option(c, "gelu");
+    const bool transposed = loom_case_option(c, "transposed");
+    const loom_activation activation = activation_of(c);
     const double *x = loom_case_value(c, "x"), *weight = loom_case_value(c, "weight");
     const double *bias = loom_case_option(c, "bias") ? loom_case_value(c, "bias") : NULL;
-    double *before = loom_case_expected(c, gelu ? "preactivation" : "out"), *out = loom_case_expected(c, "out");
+    double *before = loom_case_expected(c, activation ? "preactivation" : "out"), *out = loom_case_expected(c, "out");
     for (int64_t n = 0; n < N; n++)
         for (int64_t o = 0; o < O; o++) {
             double sum = bias ? bias[o] : 0;
             for (int64_t i = 0; i < I; i++) sum += x[n * I + i] * (transposed ? weight[o * I + i] : weight[i * O + o]);
             before[n * O + o] = sum;
         }
-    for (int64_t i = 0; gelu && i < N * O; i++) {
+    for (int64_t i = 0; activation && i < N * O; i++) {
         const double u = before[i];
-        out[i] = 0.5 * u * (1 + tanh(0.79788456080286535588 * (u + 0.044715 * u * u * u)));
+        if (activation == LOOM_ACTIVATION_RELU)
+            out[i] = fmax(u, 0);
+        else
+            out[i] = 0.5 * u * (1 + tanh(0.79788456080286535588 * (u + 0.044715 * u * u * u)));
     }
 }
 
@@ -133,7 +145,7 @@ static void backward_weight(loom_case *c, loom_case_arguments *a) {
 const loom_op_cases loom_op_cases_matmul = {
     .name = "matmul",
     .dims = "N I O",
-    .options = "transposed bias gelu accumulate strided extreme",
+    .options = "transposed bias gelu relu accumulate strided extreme",
     .shapes = shapes,
     .n_shapes = sizeof shapes / sizeof *shapes,
     .tensors = tensors,

@@ -1,0 +1,11 @@
+/* ReLU of a row: shared by the op and by the matmul's epilogue. */
+#ifndef LOOM_CPU_RELU_H
+#define LOOM_CPU_RELU_H
+
+#include "cpu/real.h"
+
+static inline void relu_row(real *out, const real *x, int64_t n) {
+    for (int64_t i = 0; i < n; i++) out[i] = x[i] < 0 ? 0 : x[i];
+}
+
+#endif
