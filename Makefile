@@ -73,6 +73,7 @@ TESTS           := $(patsubst test/%.cpp,$(BUILD)/test/%,$(wildcard test/test_*.
 V ?= 0
 quiet = $(if $(filter 0,$(V)),@echo "  $(1) $@" &&,)
 
+.SECONDARY:
 .PHONY: all tests setup run test test-full sanitize install format clean help
 all: $(BUILD)/gptloom $(BUILD)/libgptloom.a
 tests: all $(TESTS)

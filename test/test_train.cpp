@@ -327,7 +327,7 @@ TEST_P(OnDevice, WhatIsNotFiniteIsAlwaysSkipped) {
 /* The whole of it in one: a small model learns a batch by heart. */
 TEST(Training, OneBatchIsLearntByHeart) {
     const int64_t B = 4, T = 16;
-    Model model({2, 2, 32, 16, 64}, B, T, on("cpu", 2));
+    Model model({2, 2, 32, 16, 64}, B, T, on("cpu"));
     ASSERT_TRUE(works([&](loom_error *error) { return loom_gpt_initialise(model.gpt(), 1, error); }));
     std::vector<int32_t> tokens = random_ids(B * T, 64, 1);
     const std::vector<int32_t> targets = random_ids(B * T, 64, 2);
@@ -624,7 +624,7 @@ TEST_F(Train, ValidationCoversTheWholeSplit) {
 
 TEST_F(Train, ValidationTextOfItsOwnLeavesAllOfTheDataForTraining) {
     write_file(at("validation"), some_text(100, 9));
-    const Options options(small() + Options::Pairs{{"val-data", at("validation")}, {"steps", "1"}});
+    const Options options(small() + Options::Pairs{{"val-data", at("validation")}});
     const Trainer trainer = open_trainer(options);
     EXPECT_EQ(trainer->training.tokens, 4001);
     EXPECT_EQ(trainer->validation.tokens, 101);
@@ -650,7 +650,7 @@ TEST_F(Train, EpochsBecomeSteps) {
 
 /* The largest part of the batch that fits is taken where nobody says. */
 TEST_F(Train, TheMicroBatchIsWhatFits) {
-    const loom_gpt_config shape = {1, 2, 16, 16, 257};
+    const loom_gpt_config shape = {1, 2, 64, 16, 257};
     const Device device = open_device("cpu");
     const auto need = [&](int64_t B) {
         loom_plan plan;
@@ -661,14 +661,16 @@ TEST_F(Train, TheMicroBatchIsWhatFits) {
     };
     for (const auto &[memory, expected] :
          std::map<size_t, int64_t>{{need(60), 60}, {need(60) - 1, 30}, {need(13), 12}, {need(2) - 1, 1}}) {
-        Options::Pairs pairs = small() + Options::Pairs{{"batch", "60"}, {"memory", std::to_string(memory)}};
+        Options::Pairs pairs = small() +
+                               Options::Pairs{{"batch", "60"}, {"n-embd", "64"}, {"memory", std::to_string(memory)}};
         pairs.erase("micro-batch");
         const Options options(pairs);
         const Trainer trainer = open_trainer(options);
         EXPECT_EQ(loom_trainer_options(trainer.get())->micro_batch, expected) << memory;
         EXPECT_EQ(loom_trainer_plan(trainer.get())->arena.used, need(expected));
     }
-    Options::Pairs pairs = small() + Options::Pairs{{"batch", "60"}, {"memory", std::to_string(need(1) - 1)}};
+    Options::Pairs pairs = small() +
+                           Options::Pairs{{"batch", "60"}, {"n-embd", "64"}, {"memory", std::to_string(need(1) - 1)}};
     refused(pairs + Options::Pairs{{"out", at("run")}}, {"--memory", "MiB are needed", "parameters"});
     EXPECT_FALSE(fs::exists(at("run")));
 }
@@ -937,7 +939,7 @@ TEST_F(Train, ARunBeginsWithAnothersWeights) {
     refused(run("third", {{"init", at("first")}, {"vocab-size", "300"}}), {"--vocab-size", "300", "257"});
     Options::Pairs named = run("third", {{"init", at("first")}, {"model", "nano"}});
     for (const char *key : {"n-layer", "n-head", "n-embd", "block-size"}) named.erase(key);
-    refused(named, {"--model", "nano"});
+    refused(named, {"--n-layer", "3", "1"});
     EXPECT_FALSE(fs::exists(at("third")));
 }
 

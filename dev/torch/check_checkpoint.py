@@ -167,13 +167,13 @@ def compare_greedy(
     output = run(command + ["--tokens", str(count), "--temperature", "0"])
     written = list(output[:-1]) if of_bytes else [int(word) for word in output.split()]
     same = written == expected
-    shown = bytes(expected).decode(errors="replace") if of_bytes else str(expected)
+    shown = repr(bytes(expected).decode(errors="replace")) if of_bytes else expected
     if same:
-        detail = f"{count} tokens: {shown!r}"
+        detail = f"{count} tokens: {shown}"
     else:
         pairs = enumerate(zip(written, expected))
         place = next((i for i, (a, b) in pairs if a != b), min(len(written), len(expected)))
-        detail = f"differs at token {place}: gptloom {written[place:]}, transformers {shown!r}"
+        detail = f"differs at token {place}: gptloom {written[place:]}, transformers {shown}"
     checks.add("greedy", same, detail)
 
 
@@ -199,6 +199,9 @@ def main() -> None:
     theirs = theirs.float().eval()
     wrong = {key: sorted(map(str, names)) for key, names in info.items() if names}
     checks.add("files", not wrong, f"{directory}: {wrong or 'all tensors, no others'}")
+
+    if wrong:
+        sys.exit(1)
 
     ours = load_checkpoint(directory)
     if ours.config.vocab_size == BYTE_VOCABULARY:
