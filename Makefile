@@ -61,12 +61,13 @@ DEFINITION := $(filter-out csrc/cpu/device.c csrc/cpu/peak.c csrc/cpu/matmul_% c
 HOST       := $(filter-out csrc/cpu/%,$(wildcard csrc/*/*.c))
 # The step, the trainer and the run are part of the library; the rest of train/ is the program.
 TRAIN_LIB  := $(addprefix train/,step.c trainer.c run.c options.c)
-PROGRAM    := $(filter-out $(TRAIN_LIB),$(wildcard train/*.c)) $(wildcard test/ops/*.c)
+PROGRAM    := $(filter-out $(TRAIN_LIB),$(wildcard train/*.c train/*/*.c)) $(wildcard test/ops/*.c)
 
 LIB_OBJECTS := $(HOST:%.c=$(BUILD)/obj/%.o) $(TRAIN_LIB:%.c=$(BUILD)/obj/%.o) $(TUNED:%.c=$(BUILD)/obj/%.o) \
                $(DEFINITION:csrc/cpu/%.c=$(BUILD)/obj/definition/%.o) $(DEFINITION:csrc/cpu/%.c=$(BUILD)/obj/oracle/%.o)
 PROGRAM_OBJECTS := $(PROGRAM:%.c=$(BUILD)/obj/%.o)
-CASE_OBJECTS    := $(patsubst %.c,$(BUILD)/obj/%.o,$(wildcard test/ops/*.c))
+# What tests link beside the library: the program without its main.
+TEST_OBJECTS    := $(filter-out $(BUILD)/obj/train/main.o,$(PROGRAM_OBJECTS))
 TESTS           := $(patsubst test/%.cpp,$(BUILD)/test/%,$(wildcard test/test_*.cpp))
 
 # One short line per file; V=1 shows the commands.
@@ -95,13 +96,13 @@ $(BUILD)/obj/oracle/%.o: csrc/cpu/%.c
 
 $(BUILD)/obj/%.o: %.c
 	@mkdir -p $(@D)
-	$(call quiet,CC) $(CC) $(CFLAGS_) -Itest -c $< -o $@
+	$(call quiet,CC) $(CC) $(CFLAGS_) -Itest -Itrain -c $< -o $@
 
 $(BUILD)/obj/%.o: %.cpp
 	@mkdir -p $(@D)
-	$(call quiet,CXX) $(CXX) $(CXXFLAGS_) -Itest -c $< -o $@
+	$(call quiet,CXX) $(CXX) $(CXXFLAGS_) -Itest -Itrain -c $< -o $@
 
-$(BUILD)/test/%: $(BUILD)/obj/test/%.o $(CASE_OBJECTS) $(BUILD)/libgptloom.a
+$(BUILD)/test/%: $(BUILD)/obj/test/%.o $(TEST_OBJECTS) $(BUILD)/libgptloom.a
 	@mkdir -p $(@D)
 	$(call quiet,LD) $(CXX) $(CXXFLAGS_) -o $@ $^ -lgtest -lgtest_main $(LIBS)
 

@@ -1,9 +1,9 @@
 /* gptloom plot: reading metrics, axes, lines, and the picture. */
 #include "../train/command.h"
-#include "../train/plot.h"
-#include "../train/plot_axis.h"
-#include "../train/plot_line.h"
-#include "../train/plot_words.h"
+#include "../train/plot/plot.h"
+#include "../train/plot/axis.h"
+#include "../train/plot/line.h"
+#include "../train/plot/words.h"
 
 #include <gtest/gtest.h>
 

@@ -66,7 +66,7 @@ TEST(Schedule, FallsSteadily) {
 
 /* ---------------------------------------------------------------------------------------------------------- optimizer */
 
-const loom_gpt_config small_shape = {1, 2, 16, 16, 40};
+const loom_gpt_config small_shape = gpt_shape(1, 2, 16, 16, 40);
 
 ModelOptions on(const std::string &device, int threads = 1) {
     ModelOptions options;
@@ -327,7 +327,7 @@ TEST_P(OnDevice, WhatIsNotFiniteIsAlwaysSkipped) {
 /* The whole of it in one: a small model learns a batch by heart. */
 TEST(Training, OneBatchIsLearntByHeart) {
     const int64_t B = 4, T = 16;
-    Model model({2, 2, 32, 16, 64}, B, T, on("cpu"));
+    Model model(gpt_shape(2, 2, 32, 16, 64), B, T, on("cpu"));
     ASSERT_TRUE(works([&](loom_error *error) { return loom_gpt_initialise(model.gpt(), 1, error); }));
     std::vector<int32_t> tokens = random_ids(B * T, 64, 1);
     const std::vector<int32_t> targets = random_ids(B * T, 64, 2);
@@ -650,7 +650,7 @@ TEST_F(Train, EpochsBecomeSteps) {
 
 /* The largest part of the batch that fits is taken where nobody says. */
 TEST_F(Train, TheMicroBatchIsWhatFits) {
-    const loom_gpt_config shape = {1, 2, 64, 16, 257};
+    const loom_gpt_config shape = gpt_shape(1, 2, 64, 16, 257);
     const Device device = open_device("cpu");
     const auto need = [&](int64_t B) {
         loom_plan plan;
@@ -889,6 +889,10 @@ TEST_F(Train, WhatCannotBeResumedIsRefusedAndUntouched) {
     refused(resumed({{"steps", "10"}}), {"--steps", "10"});
     refused(resumed({{"n-embd", "32"}}), {"--n-embd", "32", "16"});
     refused(resumed({{"block-size", "32"}}), {"--block-size"});
+    refused(resumed({{"activation", "relu"}}), {"--activation"});
+    refused(resumed({{"batch", "8"}}), {"--batch"});
+    refused(resumed({{"seq-len", "8"}}), {"--seq-len"});
+    refused(resumed({{"val-fraction", "0.2"}}), {"--val-fraction"});
     refused(resumed({{"init", at("run")}}), {"--init", "--resume"});
     EXPECT_TRUE(fingerprint(at("run")) == before);
 

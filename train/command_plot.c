@@ -2,7 +2,7 @@
 #include "command.h"
 #include "command_line.h"
 
-#include "plot.h"
+#include "plot/plot.h"
 
 #include "base/file.h"
 

@@ -1,4 +1,4 @@
-#include "plot_words.h"
+#include "plot/words.h"
 
 #include <math.h>
 #include <stdio.h>

@@ -1,4 +1,4 @@
-#include "plot_curves.h"
+#include "plot/curves.h"
 
 #include "base/file.h"
 

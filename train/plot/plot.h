@@ -2,8 +2,8 @@
 #ifndef LOOM_TRAIN_PLOT_H
 #define LOOM_TRAIN_PLOT_H
 
-#include "plot_curves.h"
-#include "plot_svg.h"
+#include "plot/curves.h"
+#include "plot/svg.h"
 
 #ifdef __cplusplus
 extern "C" {

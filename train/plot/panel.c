@@ -1,6 +1,6 @@
-#include "plot_picture.h"
-#include "plot_line.h"
-#include "plot_words.h"
+#include "plot/picture.h"
+#include "plot/line.h"
+#include "plot/words.h"
 
 #include <math.h>
 #include <stdio.h>

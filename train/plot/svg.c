@@ -1,4 +1,4 @@
-#include "plot_svg.h"
+#include "plot/svg.h"
 
 #include <math.h>
 #include <stdarg.h>

@@ -1,5 +1,5 @@
-#include "plot_picture.h"
-#include "plot_words.h"
+#include "plot/picture.h"
+#include "plot/words.h"
 
 #include <math.h>
 #include <stdio.h>

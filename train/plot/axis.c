@@ -1,6 +1,6 @@
-#include "plot_axis.h"
+#include "plot/axis.h"
 
-#include "plot_words.h"
+#include "plot/words.h"
 
 #include <math.h>
 

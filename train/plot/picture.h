@@ -2,8 +2,8 @@
 #ifndef LOOM_TRAIN_PLOT_PICTURE_H
 #define LOOM_TRAIN_PLOT_PICTURE_H
 
-#include "plot.h"
-#include "plot_axis.h"
+#include "plot/plot.h"
+#include "plot/axis.h"
 
 /* The page, in pixels; it grows by a row with every run. */
 enum { LOOM_PAGE_WIDTH = 1000, LOOM_PAGE_MARGIN = 28, LOOM_TABLE_TOP = 70, LOOM_TABLE_ROW = 21 };

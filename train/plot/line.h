@@ -2,8 +2,8 @@
 #ifndef LOOM_TRAIN_PLOT_LINE_H
 #define LOOM_TRAIN_PLOT_LINE_H
 
-#include "plot_axis.h"
-#include "plot_svg.h"
+#include "plot/axis.h"
+#include "plot/svg.h"
 
 #ifdef __cplusplus
 extern "C" {

@@ -1,8 +1,8 @@
-#include "plot.h"
+#include "plot/plot.h"
 
-#include "plot_line.h"
-#include "plot_picture.h"
-#include "plot_words.h"
+#include "plot/line.h"
+#include "plot/picture.h"
+#include "plot/words.h"
 
 #include "base/check.h"
 

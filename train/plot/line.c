@@ -1,4 +1,4 @@
-#include "plot_line.h"
+#include "plot/line.h"
 
 #include <math.h>
 
