@@ -137,8 +137,8 @@ template <typename Run> void require(Run run) {
 
 /* ------------------------------------------------------------------------------------------------- devices and models */
 
-inline loom_gpt_config gpt_shape(int64_t n_layer, int64_t n_head, int64_t n_embd, int64_t block_size, int64_t vocab_size,
-                                 loom_gpt_activation activation = LOOM_GPT_GELU) {
+inline loom_gpt_config gpt_shape(int64_t n_layer, int64_t n_head, int64_t n_embd, int64_t block_size,
+                                 int64_t vocab_size, loom_gpt_activation activation = LOOM_GPT_GELU) {
     return {n_layer, n_head, n_embd, block_size, vocab_size, activation};
 }
 

@@ -205,7 +205,7 @@ TEST(ArenaDeathTest, WhatWasNotPlannedIsTheProgrammersMistake) {
     EXPECT_DEATH(loom_arena_take(&measured, "a", SIZE_MAX), "this must hold") << "sizes do not wrap around";
     EXPECT_DEATH(
         {
-            static char names[LOOM_ARENA_MAX_ROWS + 1][8];
+            static char names[LOOM_ARENA_MAX_ROWS + 1][16];
             for (int i = 0; i <= LOOM_ARENA_MAX_ROWS; i++) {
                 snprintf(names[i], sizeof names[i], "%d", i);
                 loom_arena_take(&measured, names[i], 1);

@@ -184,8 +184,8 @@ TEST(Shapes, FlopsPerTokenCountProductsAndAttention) {
 /* ------------------------------------------------------------------------------------------------------------- layout */
 
 const loom_gpt_config layout_shapes[] = {
-    {1, 1, 1, 1, 1},      {3, 3, 48, 64, 257},   {2, 5, 35, 7, 128},
-    {4, 4, 128, 64, 129}, {1, 2, 130, 100, 383}, {12, 12, 768, 1024, 50257},
+    gpt_shape(1, 1, 1, 1, 1),      gpt_shape(3, 3, 48, 64, 257),   gpt_shape(2, 5, 35, 7, 128),
+    gpt_shape(4, 4, 128, 64, 129), gpt_shape(1, 2, 130, 100, 383), gpt_shape(12, 12, 768, 1024, 50257),
 };
 
 TEST(LayoutTest, TensorsAreAlignedApartAndInsideTheirBuckets) {
@@ -546,9 +546,21 @@ TEST(Initialisation, IsTheSameOnEveryDeviceAndAnotherForAnotherSeed) {
 /* The whole model's gradient, on the oracle, beside central differences of its loss, each of some elements of every
  * tensor. D(h) errs by a h^2 + b h^4 + ..., so R(h) = (4 D(h) - D(2h)) / 3 errs by about -4 b h^4, and R(2h) by 16 times
  * that: their difference bounds R(h)'s truncation with room to spare. Rounding adds what the loss's last bits come to
- * over h: with 2^-53 and a path of S roundings, sqrt(S) 2^-53 |loss| / h, twice for the two ends and 3 for R's weights. */
-TEST(Gradients, OfTheWholeModelAgreeWithFiniteDifferences) {
-    const loom_gpt_config c = gpt_shape(2, 2, 12, 12, 37);
+ * over h: with 2^-53 and a path of S roundings, sqrt(S) 2^-53 |loss| / h, twice for the two ends and 3 for R's weights.
+ *
+ * Where ReLU has its kink there is no gradient to find: an element whose differences disagree, since some unit switches on
+ * or off between them, is left out. Smaller steps make such places rare. */
+class WholeGradient : public testing::TestWithParam<loom_gpt_activation> {};
+
+std::string activation_name(const testing::TestParamInfo<loom_gpt_activation> &activation) {
+    return activation.param == LOOM_GPT_RELU ? "relu" : "gelu";
+}
+
+INSTANTIATE_TEST_SUITE_P(Activations, WholeGradient, testing::Values(LOOM_GPT_GELU, LOOM_GPT_RELU), activation_name);
+
+TEST_P(WholeGradient, AgreesWithFiniteDifferences) {
+    const bool kinks = GetParam() == LOOM_GPT_RELU;
+    const loom_gpt_config c = gpt_shape(2, 2, 12, 12, 37, GetParam());
     const int64_t B = 2, T = 11;
     Model model(c, B, T, on("oracle"));
     model.scatter_parameters(1);
@@ -566,9 +578,9 @@ TEST(Gradients, OfTheWholeModelAgreeWithFiniteDifferences) {
         for (const double row : model.losses()) loss += row;
         return loss * weight;
     };
-    const double loss = loss_at(0, parameters[0]), h = 1e-3;
+    const double loss = loss_at(0, parameters[0]), h = kinks ? 2e-5 : 1e-3;
     const double rounding = 6 * std::sqrt(forward_path(c, T)) * 0x1p-53 * loss / h;
-    int checked = 0;
+    int checked = 0, left_out = 0;
     for (int i = 0; i < model.layout().n_parameters; i++) {
         const loom_parameter &p = model.layout().parameter[i];
         const std::vector<double> own = tensor(gradients, p);
@@ -583,30 +595,36 @@ TEST(Gradients, OfTheWholeModelAgreeWithFiniteDifferences) {
             const double d1 = difference(h), d2 = difference(2 * h), d4 = difference(4 * h);
             const double r1 = (4 * d1 - d2) / 3, r2 = (4 * d2 - d4) / 3;
             const double allowed = std::fabs(r1 - r2) + rounding;
-            EXPECT_NEAR(gradients[(size_t)element], r1, allowed) << p.name << ", element " << place;
-            EXPECT_LE(allowed, 1e-6 * largest) << p.name << ": the differences are too rough to tell anything";
             loss_at(element, at);
+            if (allowed > 2e-6 * largest && kinks) {
+                left_out++;
+                continue;
+            }
+            EXPECT_NEAR(gradients[(size_t)element], r1, allowed) << p.name << ", element " << place;
+            EXPECT_LE(allowed, 2e-6 * largest) << p.name << ": the differences are too rough to tell anything";
             checked++;
         }
     }
-    EXPECT_EQ(checked, 10 * (4 + 12 * 2));
+    EXPECT_EQ(checked + left_out, 10 * (4 + 12 * 2));
+    EXPECT_LT(left_out, kinks ? 40 : 1);
 }
 
 /* fp32 beside double, for each device that computes in fp32. */
-TEST(Gradients, OfFp32DevicesAgreeWithTheOracle) {
+TEST_P(WholeGradient, OfFp32DevicesAgreesWithTheOracles) {
+    const loom_gpt_config c = gpt_shape(2, 3, 48, 80, 70, GetParam());
     const int64_t B = 3, T = 67;
-    const Batch batch = random_batch(odd_shape, B, T, 4);
-    Model oracle(odd_shape, B, T, on("oracle"));
+    const Batch batch = random_batch(c, B, T, 4);
+    Model oracle(c, B, T, on("oracle"));
     oracle.scatter_parameters(3);
     oracle.run(batch.tokens, batch.targets, 1.0 / 256);
     for (const char *name : {"cpu", "definition"}) {
-        Model model(odd_shape, B, T, on(name, 2));
+        Model model(c, B, T, on(name, 2));
         model.scatter_parameters(3);
         model.run(batch.tokens, batch.targets, 1.0 / 256);
-        EXPECT_LE(relative_error(model.losses(), oracle.losses()), model.unit() * std::sqrt(forward_path(odd_shape, T)))
+        EXPECT_LE(relative_error(model.losses(), oracle.losses()), model.unit() * std::sqrt(forward_path(c, T)))
             << name;
         expect_tensors_near(model.layout(), model.gradients(), oracle.gradients(),
-                            model.unit() * std::sqrt(whole_path(odd_shape, B, T)), name);
+                            model.unit() * std::sqrt(whole_path(c, B, T)), name);
     }
 }
 

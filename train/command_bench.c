@@ -88,7 +88,7 @@ typedef struct bench {
     char slower_list[4096]; /* lines */
 } bench;
 
-/* --------------------------------------------------------------------------------------------------------------- files */
+/* ------------------------------------------------------------------------------------------------------------ files */
 
 static bool bad_file(const char *path, loom_error *error) {
     return loom_fail(error, "--against: %s: is no file that 'gptloom bench --json' wrote", path);
@@ -156,7 +156,7 @@ static bool write_results(const bench *b, loom_error *error) {
     return written;
 }
 
-/* --------------------------------------------------------------------------------------------------------------- lines */
+/* ------------------------------------------------------------------------------------------------------------ lines */
 
 static void show_header(const bench *b) {
     printf("%s (%s)\n", b->device->name, b->device->description);
@@ -248,7 +248,7 @@ static void report(const bench *b) {
         printf("\nnone of %d lines is slower than in %s by a tenth\n", b->compared, b->mine->against);
 }
 
-/* --------------------------------------------------------------------------------------------------------------- whole */
+/* ------------------------------------------------------------------------------------------------------------ whole */
 
 static bool measure(bench *b, loom_error *error) {
     const loom_device_options options = {.threads = (int)b->mine->threads};

@@ -114,6 +114,9 @@ static void run(const loom_exec *exec, const whole *w,
         return;
     }
     LOOM_CHECK(plans.scratch * (size_t)exec->device->threads <= exec->workspace_bytes);
+    /* A region of one thread is none to OpenMP: the library would start threads of its own inside. */
+    const int before = omp_get_max_threads();
+    omp_set_num_threads(1);
 #pragma omp parallel for schedule(dynamic) num_threads(exec->device->threads)
     for (int64_t tile = 0; tile < g.down * g.across; tile++) {
         const int64_t i = tile % g.down, j = tile / g.down, row = i * g.rows, column = j * g.columns;
@@ -124,6 +127,7 @@ static void run(const loom_exec *exec, const whole *w,
                          (char *)exec->workspace + plans.scratch * (size_t)thread);
         if (finish) finish(context, row, column, smaller(g.rows, s->m - row), smaller(g.columns, s->n - column));
     }
+    omp_set_num_threads(before);
 }
 
 /* ------------------------------------------------------------------------------------------------------------------ ops */

@@ -24,7 +24,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -71,10 +71,10 @@ def write_shard(path: Path, ids: list[int]) -> None:
     path.write_bytes(header.tobytes() + array.array("H", ids).tobytes())
 
 
-def write_random_data(directory: Path, preset: Preset, steps: int) -> Path:
+def write_random_data(directory: Path, preset: Preset) -> Path:
     """Random bytes for a byte vocabulary, else a shard of random ids; in both cases more than a
-    run of so many steps reads."""
-    count = 4 * preset.batch * preset.seq_len * (preset.warmup + steps)
+    run reads."""
+    count = 4 * preset.batch * preset.seq_len * (preset.warmup + preset.steps)
     if preset.vocab_size == BYTE_VOCABULARY:
         path = directory / "data.txt"
         path.write_bytes(bytes(random_ids(256, count)))
@@ -95,9 +95,7 @@ def read_data(path: Path):
 
 
 # --------------------------------------------------------------------------------------- PyTorch
-def train_with_pytorch(
-    preset: Preset, steps: int, compiled: bool, threads: int, data: Path
-) -> dict:
+def train_with_pytorch(preset: Preset, compiled: bool, threads: int, data: Path) -> dict:
     """Trains in this process; returns tokens per second of the median step and peak memory."""
     import torch
 
@@ -133,7 +131,7 @@ def train_with_pytorch(
         loss_of = torch.compile(loss_of)
 
     ids = read_data(data)
-    starts = torch.randint(len(ids) - preset.seq_len, (preset.warmup + steps, preset.batch))
+    starts = torch.randint(len(ids) - preset.seq_len, (preset.warmup + preset.steps, preset.batch))
     batches = ids[starts[..., None] + torch.arange(preset.seq_len + 1)]
 
     seconds = []
@@ -169,7 +167,7 @@ def run_pytorch(
         "glibc.malloc.hugetlb=1",
     }
     command = [sys.executable, __file__, "--preset", arguments.preset, "--only", contender]
-    command += ["--steps", str(arguments.steps), "--data", str(data)]
+    command += ["--steps", str(preset_of(arguments).steps), "--data", str(data)]
     done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True)
     if done.returncode != 0:
         sys.exit(f"bench.py: PyTorch {contender} failed, exit code {done.returncode}")
@@ -179,7 +177,7 @@ def run_pytorch(
 # --------------------------------------------------------------------------------------- gptloom
 def run_gptloom(arguments: argparse.Namespace, cores: list[int], data: Path, scratch: Path) -> dict:
     """Trains with gptloom; speed comes from its metrics, peak memory from the system."""
-    preset = PRESETS[arguments.preset]
+    preset = preset_of(arguments)
     out = scratch / "run"
     flags = {
         "data": data,
@@ -192,7 +190,7 @@ def run_gptloom(arguments: argparse.Namespace, cores: list[int], data: Path, scr
         "batch": preset.batch,
         "micro-batch": preset.batch,
         "seq-len": preset.seq_len,
-        "steps": preset.warmup + arguments.steps,
+        "steps": preset.warmup + preset.steps,
         "lr": LEARNING_RATE,
         "beta1": BETAS[0],
         "beta2": BETAS[1],
@@ -267,7 +265,6 @@ def parse_arguments() -> argparse.Namespace:
         help="train with this one, here and now, and print its numbers as JSON (needs --data)",
     )
     arguments = parser.parse_args()
-    arguments.steps = arguments.steps or PRESETS[arguments.preset].steps
     if arguments.only and not arguments.data:
         parser.error("--only needs --data")
     if not arguments.only and not arguments.skip_gptloom and not arguments.gptloom.exists():
@@ -275,14 +272,20 @@ def parse_arguments() -> argparse.Namespace:
     return arguments
 
 
+def preset_of(arguments: argparse.Namespace) -> Preset:
+    """The preset that was asked for, with --steps where given."""
+    preset = PRESETS[arguments.preset]
+    return replace(preset, steps=arguments.steps) if arguments.steps else preset
+
+
 def main() -> None:
     arguments = parse_arguments()
-    preset = PRESETS[arguments.preset]
+    preset = preset_of(arguments)
     allowed = sorted(os.sched_getaffinity(0))
     cores = allowed[: arguments.threads or len(allowed)]
     if arguments.only:
         compiled = arguments.only == "compiled"
-        run = train_with_pytorch(preset, arguments.steps, compiled, len(cores), arguments.data)
+        run = train_with_pytorch(preset, compiled, len(cores), arguments.data)
         print(json.dumps(run))
         return
 
@@ -295,7 +298,7 @@ def main() -> None:
     results = {name: [] for name in contenders}
     with tempfile.TemporaryDirectory(prefix="gptloom-bench-") as directory:
         scratch = Path(directory)
-        data = arguments.data or write_random_data(scratch, preset, arguments.steps)
+        data = arguments.data or write_random_data(scratch, preset)
         for turn in range(arguments.rounds):
             first = turn % len(contenders)
             for name in contenders[first:] + contenders[:first]:
@@ -304,16 +307,13 @@ def main() -> None:
                 else:
                     run = run_pytorch(name, arguments, cores, data)
                 results[name].append(run)
-                print(
-                    f"round {turn + 1}: {name:10} {run['tokens_per_s']:9.0f} tokens/s", flush=True
-                )
+                speed = run["tokens_per_s"]
+                print(f"round {turn + 1}: {name:10} {speed:9.0f} tokens/s", flush=True)
 
     summary = report(results, arguments.rounds)
     if arguments.json:
         everything = {
-            "preset": arguments.preset,
-            "model": asdict(preset),
-            "steps": arguments.steps,
+            "preset": {"name": arguments.preset} | asdict(preset),
             "cores": cores,
             "runs": results,
         }

@@ -40,7 +40,8 @@ static void tensors(loom_case *c) {
     const int64_t B = loom_case_dim(c, "B"), Tq = loom_case_dim(c, "Tq"), Tk = loom_case_dim(c, "Tk");
     const int64_t H = loom_case_dim(c, "H"), Hkv = loom_case_dim(c, "Hkv"), D = loom_case_dim(c, "D");
     const loom_case_size query = loom_case_4d(B, Tq, H, D), key = loom_case_4d(B, Tk, Hkv, D);
-    /* Scores have the size of q; their rounding errors, e sqrt(D) times that, become relative ones in the probabilities. */
+    /* Scores have the size of q; their rounding errors, e sqrt(D) times that, become relative ones in the
+     * probabilities. */
     const double size = loom_case_option(c, "sharp") ? 30 : loom_case_option(c, "equal") ? 0 : 1;
     const double scores = size * sqrt((double)D), keys = (double)Tk, queries = (double)(Tq * H / Hkv);
     loom_case_input(c, "q", LOOM_CASE_STORAGE, query, loom_case_normal(0, size));

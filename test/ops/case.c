@@ -15,7 +15,7 @@ const loom_case_dtypes loom_case_dtypes_tested[] = {
 };
 const loom_case_dtypes loom_case_dtypes_oracle = {"fp64", LOOM_F64, LOOM_F64};
 
-/* ------------------------------------------------------------------------------------------------------------- words */
+/* ------------------------------------------------------------------------------------------------------------ words */
 
 /* The place of a word in a list of words, or -1. */
 static int word_index(const char *words, const char *word) {
@@ -69,7 +69,7 @@ static void check_options(const loom_op_cases *cases, const loom_case_shape *sha
     }
 }
 
-/* ------------------------------------------------------------------------------------------------------------- names */
+/* ------------------------------------------------------------------------------------------------------------ names */
 
 bool loom_case_selected(const loom_op_cases *cases, int op, const char *name) {
     return !strcmp(name, "all") || !strcmp(name, cases->name) || !strcmp(name, loom_op_name(cases->op[op].op));
@@ -382,7 +382,7 @@ bool loom_case_plan(loom_case *c, int op, loom_case_side side, loom_device *devi
     return !preparing.failed;
 }
 
-/* ---------------------------------------------------------------------------------------------------- open and close */
+/* --------------------------------------------------------------------------------------------------- open and close */
 
 /* Fills in every op's arguments once, so that roles are known, and with them who writes what. */
 static void find_roles(loom_case *c) {

@@ -21,8 +21,8 @@
  *         a->gelu_forward.out = loom_case_writes(c, "out");
  *     }
  *
- * Which tensor an op reads, writes or adds to is said where its argument is filled in, and nowhere else. An input of one
- * op that an earlier op of the file writes (a backward op's statistics) is first computed by the oracle. */
+ * Which tensor an op reads, writes or adds to is said where its argument is filled in, and nowhere else. An input of
+ * one op that an earlier op of the file writes (a backward op's statistics) is first computed by the oracle. */
 #ifndef LOOM_TEST_OPS_CASE_H
 #define LOOM_TEST_OPS_CASE_H
 
@@ -131,15 +131,16 @@ loom_case_extreme(double largest); /* zeros of both signs, denormals, ones, +-la
  * and bounded from what lies behind an element. With e and u = e/2 the epsilon and the rounding unit of the arithmetic
  * (fp32), U that of the output's dtype and S that of the storage dtype:
  *
- *   norm    <= U + D,  element <= 1/2 + D * (1 + sqrt(2 ln elements)) / (2U),  D = rounded * S + e * (sqrt(sum) + chain)
+ *   norm    <= U + D
+ *   element <= 1/2 + D * (1 + sqrt(2 ln elements)) / (2U),   with D = rounded * S + e * (sqrt(sum) + chain)
  *
  * U is the output's own rounding. A sum of n terms whose partial sums have the size of the result, or less, errs by at
- * most sqrt(n) u where rounding errors are independent (Higham and Mary, "A New Approach to Probabilistic Rounding Error
- * Analysis", 2019): so e * sqrt(n) leaves a factor of two. Other operations behind an element count one e each in
+ * most sqrt(n) u where rounding errors are independent (Higham and Mary, "A New Approach to Probabilistic Rounding
+ * Error Analysis", 2019): so e * sqrt(n) leaves a factor of two. Other operations behind an element count one e each in
  * `chain`, or as many as later steps amplify them to; what is rounded to storage on the way counts in `rounded`. The
  * norm averages over elements; the largest of m errors of a normal distribution lies near sqrt(2 ln m) deviations.
- * Relative bounds hold against the size of what was added: where terms cancel (a gradient that is exactly zero, p - 1 at
- * a certain target), `floor` gives their size.
+ * Relative bounds hold against the size of what was added: where terms cancel (a gradient that is exactly zero, p - 1
+ * at a certain target), `floor` gives their size.
  *
  * Differences below the smallest denormal of the dtype are no errors. NaNs and infinities where the reference has none
  * are infinite errors. When the oracle is compared with a formula, both err, in double: D doubles. */
@@ -158,16 +159,17 @@ void loom_case_output(loom_case *c, const char *name, loom_case_kind kind, loom_
 void loom_case_start(loom_case *c, const char *name, loom_case_fill fill);
 void loom_case_scalars(loom_case *c, const char *name, const loom_scalars *scalars, loom_case_bound bound);
 
-/* Where tensors lie in the device's memory, each contiguous in memory of its own unless said otherwise. What lies between
- * strided elements, before and after, must not be touched. The oracle's tensors are always apart and contiguous.
- * alias: `name` is the very memory of `other`. widen: rows are `gap` elements further apart. place: in the memory named
- * `memory`, from element `offset` on, with these strides (the last is 1). */
+/* Where tensors lie in the device's memory, each contiguous in memory of its own unless said otherwise. What lies
+ * between strided elements, before and after, must not be touched. The oracle's tensors are always apart and
+ * contiguous. alias: `name` is the very memory of `other`. widen: rows are `gap` elements further apart. place: in the
+ * memory named `memory`, from element `offset` on, with these strides (the last is 1). */
 void loom_case_alias(loom_case *c, const char *name, const char *other);
 void loom_case_widen(loom_case *c, const char *name, int64_t gap);
 void loom_case_place(loom_case *c, const char *name, const char *memory, int64_t offset, int64_t stride0,
                      int64_t stride1, int64_t stride2);
 
-/* How gradients relate: with f = sum over outputs of output * cotangent, backward ops write df/dinput into `gradient`. */
+/* How gradients relate: with f = sum over outputs of output * cotangent, backward ops write df/dinput into
+ * `gradient`. */
 void loom_case_cotangent(loom_case *c, const char *output, const char *cotangent);
 void loom_case_gradient(loom_case *c, const char *input, const char *gradient);
 
@@ -190,7 +192,7 @@ double *loom_case_expected(loom_case *c, const char *name);
 const loom_scalars *loom_case_scalars_value(loom_case *c, const char *name);
 loom_scalars *loom_case_scalars_expected(loom_case *c, const char *name);
 
-/* ------------------------------------------------------------------------------------------------------------- using */
+/* ------------------------------------------------------------------------------------------------------------ using */
 
 /* The dtypes of a run of a case. */
 typedef struct loom_case_dtypes {
@@ -208,8 +210,8 @@ bool loom_case_open(loom_case **c, const loom_op_cases *cases, const loom_case_s
                     uint64_t seed, loom_error *error);
 void loom_case_close(loom_case *c);
 
-/* Whether a run with these dtypes differs from one in fp32: the op touches a tensor that is stored in what fp32 does not
- * have, and no other run does the same. */
+/* Whether a run with these dtypes differs from one in fp32: the op touches a tensor that is stored in what fp32 does
+ * not have, and no other run does the same. */
 bool loom_case_dtypes_matter(const loom_case *c, int op);
 
 /* Whether `name` is the op, its file of cases, or "all". */
@@ -231,17 +233,18 @@ typedef struct loom_case_result {
     double ratio;                        /* error / bound, the larger of the two */
 } loom_case_result;
 
-/* Runs the file's op-th op on a device and compares with the oracle; on the oracle itself (dtypes fp64), with the formula.
- * Also looks whether inputs are as they were, nothing beyond the outputs was written, all of them was, the workspace
- * was kept to, plans need shapes only, and a second run over other garbage gives the same bits. false: out of memory. */
+/* Runs the file's op-th op on a device and compares with the oracle; on the oracle itself (dtypes fp64), with the
+ * formula. Also looks whether inputs are as they were, nothing beyond the outputs was written, all of them was, the
+ * workspace was kept to, plans need shapes only, and a second run over other garbage gives the same bits. false: out of
+ * memory. */
 bool loom_case_check(loom_case *c, int op, loom_device *device, loom_device *oracle, loom_case_result *result,
                      loom_error *error);
 
 /* Compares all gradients of a case with central differences of fourth order, f'(x) = (8 (f(x+h) - f(x-h)) -
  * (f(x+2h) - f(x-2h))) / 12h with h = 2^-10, in double on the oracle. Their error is h^4 f^(5) / 30, where the fifth
- * derivative is at most R^4 times the first with R = 8 (inputs of gradient shapes are of size one, and no op varies on a
- * scale below 1/8 there), and 1.5/h times the rounding error of f, which follows from the outputs' bounds. Small tensors
- * are checked in all elements, larger ones in `samples` random ones. */
+ * derivative is at most R^4 times the first with R = 8 (inputs of gradient shapes are of size one, and no op varies on
+ * a scale below 1/8 there), and 1.5/h times the rounding error of f, which follows from the outputs' bounds. Small
+ * tensors are checked in all elements, larger ones in `samples` random ones. */
 bool loom_case_check_gradients(loom_case *c, loom_device *oracle, int samples, loom_case_result *result,
                                loom_error *error);
 
@@ -250,7 +253,7 @@ bool loom_case_check_gradients(loom_case *c, loom_device *oracle, int samples, l
 bool loom_case_check_same_bits(loom_case *c, int op, loom_device *const *devices, int n, loom_device *oracle,
                                loom_case_result *result, loom_error *error);
 
-/* ------------------------------------------------------------------------------------------------------------- speed */
+/* ------------------------------------------------------------------------------------------------------------ speed */
 
 /* Device memory larger than the last cache, written between timed runs so that each begins with cold caches. */
 typedef struct loom_case_flush {
@@ -272,7 +275,8 @@ typedef struct loom_case_timing {
 bool loom_case_time(loom_case *c, int op, loom_device *device, const loom_case_flush *flush, double seconds,
                     loom_case_timing *timing, loom_case_result *support, loom_error *error);
 
-/* Bytes per second, read and written, of a plain copy of memory larger than the caches by all of the device's threads. */
+/* Bytes per second, read and written, of a plain copy of memory larger than the caches by all of the device's threads:
+ * the fastest of several, as what a device can do should not depend on what else runs. */
 bool loom_case_copy_bandwidth(loom_device *device, const loom_case_flush *flush, double *bandwidth, loom_error *error);
 
 #ifdef __cplusplus

@@ -69,7 +69,7 @@ struct loom_case {
 
 enum { LOOM_CASE_FENCE = 512 }; /* bytes before and after each memory, a multiple of the alignment */
 
-/* ---------------------------------------------------------------------------------------------------------- case.c */
+/* ----------------------------------------------------------------------------------------------------------- case.c */
 loom_case_tensor *loom_case_find(loom_case *c, const char *name);
 
 /* The dtype a tensor has on the device under test. */
@@ -89,9 +89,9 @@ bool loom_case_supported(loom_case *c, int op, loom_device *device, loom_case_re
 bool loom_case_plan(loom_case *c, int op, loom_case_side side, loom_device *device, size_t *workspace,
                     loom_error *error);
 
-/* ------------------------------------------------------------------------------------------------------ case_value.c */
-/* Allocates the host arrays (once) and fills `value` of the tensors that `op`, or one before it in the file, touches, and
- * of cotangents. */
+/* ----------------------------------------------------------------------------------------------------- case_value.c */
+/* Allocates the host arrays (once) and fills `value` of the tensors that `op`, or one before it in the file, touches,
+ * and of cotangents. */
 bool loom_case_make_values(loom_case *c, int op, loom_error *error);
 void loom_case_free_values(loom_case *c);
 /* Elements 0 .. n - 1 of what a tensor holds at first, not yet rounded. */

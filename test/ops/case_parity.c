@@ -122,7 +122,7 @@ static bool allocate_memories(loom_case *c, int op, loom_device *device, loom_er
     return true;
 }
 
-/* -------------------------------------------------------------------------------------------------------------- runs */
+/* ------------------------------------------------------------------------------------------------------------- runs */
 
 /* A fenced workspace on the device. */
 typedef struct workspace {
@@ -330,7 +330,7 @@ static void check_outputs(loom_case *c, int op, loom_case_result *result) {
     }
 }
 
-/* ------------------------------------------------------------------------------------------------------ whole checks */
+/* ----------------------------------------------------------------------------------------------------- whole checks */
 
 /* The reference from the formula: outputs begin as what they held before. */
 static void run_formula(loom_case *c, int op) {

@@ -20,13 +20,13 @@ static int by_size(const void *a, const void *b) {
     return (x > y) - (x < y);
 }
 
-/* The median of the times, which are sorted. */
+/* The median; the times are sorted by the way. */
 static double median(double *times, int n) {
     qsort(times, (size_t)n, sizeof *times, by_size);
     return n % 2 ? times[n / 2] : (times[n / 2 - 1] + times[n / 2]) / 2;
 }
 
-/* ----------------------------------------------------------------------------------------------------------- flushing */
+/* --------------------------------------------------------------------------------------------------------- flushing */
 
 /* Twice the last cache, as far as the system tells its size, and 64 MiB at least. */
 static size_t flush_size(void) {
@@ -55,10 +55,10 @@ static bool cool(loom_device *device, const loom_case_flush *flush, loom_error *
     return device->synchronize(device, NULL, error);
 }
 
-/* ------------------------------------------------------------------------------------------------------------- inputs */
+/* ----------------------------------------------------------------------------------------------------------- inputs */
 
-/* Fills a memory with the pattern of its first tensor, repeated: what numbers there are does not change an op's time, as
- * long as they are ordinary ones. */
+/* Fills a memory with the pattern of its first tensor, repeated: what numbers there are does not change an op's time,
+ * as long as they are ordinary ones. */
 static bool fill_memory(loom_case *c, int memory, loom_device *device, loom_error *error) {
     const loom_case_memory *m = &c->memory[memory];
     const loom_case_tensor *t = c->tensor;
@@ -125,7 +125,7 @@ static double moved_bytes(loom_case *c, int op) {
     return bytes;
 }
 
-/* ------------------------------------------------------------------------------------------------------------- timing */
+/* ----------------------------------------------------------------------------------------------------------- timing */
 
 static void run(loom_case *c, int op, loom_device *device, void *workspace, size_t workspace_bytes) {
     loom_case_arguments arguments;
@@ -188,7 +188,7 @@ bool loom_case_time(loom_case *c, int op, loom_device *device, const loom_case_f
     return ran;
 }
 
-/* ----------------------------------------------------------------------------------------------------------- bandwidth */
+/* -------------------------------------------------------------------------------------------------------- bandwidth */
 
 /* One copy of `bytes`, by all threads where the host may touch the memory. */
 static bool copy_once(loom_device *device, char *to, const char *from, size_t bytes, loom_error *error) {
@@ -208,15 +208,14 @@ static bool copy_once(loom_device *device, char *to, const char *from, size_t by
 bool loom_case_copy_bandwidth(loom_device *device, const loom_case_flush *flush, double *bandwidth, loom_error *error) {
     void *to;
     if (!device->allocate(device, &to, flush->bytes, error)) return false;
-    double times[FEWEST_RUNS * 2];
-    const int n = sizeof times / sizeof *times;
+    double best = INFINITY;
     bool ran = copy_once(device, to, flush->memory, flush->bytes, error);
-    for (int i = 0; ran && i < n; i++) {
+    for (int i = 0; ran && i < 2 * FEWEST_RUNS; i++) {
         const double start = now();
         ran = copy_once(device, to, flush->memory, flush->bytes, error);
-        times[i] = now() - start;
+        best = fmin(best, now() - start);
     }
-    if (ran) *bandwidth = 2 * (double)flush->bytes / median(times, n);
+    if (ran) *bandwidth = 2 * (double)flush->bytes / best;
     device->release(device, to, flush->bytes);
     return ran;
 }

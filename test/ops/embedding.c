@@ -1,4 +1,5 @@
-/* Cases of embedding_forward and embedding_backward. V is the number of rows of the token table, P of the positions'. */
+/* Cases of embedding_forward and embedding_backward. V is the number of rows of the token table, P of the
+ * positions'. */
 #include "ops/case.h"
 
 static const loom_case_shape shapes[] = {
@@ -22,8 +23,8 @@ static void tensors(loom_case *c) {
     loom_case_input(c, "position_weight", LOOM_CASE_STORAGE, position_table, loom_case_normal(0, 1));
     loom_case_output(c, "out", LOOM_CASE_STORAGE, loom_case_3d(B, T, C), (loom_case_bound){.chain = 1});
     loom_case_input(c, "dout", LOOM_CASE_STORAGE, loom_case_3d(B, T, C), loom_case_normal(0, 1));
-    /* In fp32 always: a table stored in bf16 would round at every addition. A token may fall on every row, a position on
-     * B of them; one more term is what was there. Rows where none fell are zero. */
+    /* In fp32 always: a table stored in bf16 would round at every addition. A token may fall on every row, a position
+     * on B of them; one more term is what was there. Rows where none fell are zero. */
     loom_case_output(c, "token_gradient", LOOM_CASE_STATISTICS, token_table,
                      (loom_case_bound){.sum = (double)(B * T) + 1, .floor = 1, .zeros = true});
     loom_case_output(c, "position_gradient", LOOM_CASE_STATISTICS, position_table,
