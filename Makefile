@@ -47,7 +47,8 @@ WARNINGS := -Wall -Wextra -Wno-missing-field-initializers -Werror -Wvla -Wshadow
 COMMON   := -O3 -g -march=$(ARCH) -ffp-contract=fast -fopenmp -fno-math-errno -fno-trapping-math \
             $(WARNINGS) $(SANITIZE_FLAGS) -Iinclude -Icsrc -DLOOM_VERSION='"$(VERSION)"' -MMD -MP
 CFLAGS_  := -std=c11 -D_GNU_SOURCE $(COMMON) -Wstrict-prototypes -Wmissing-prototypes $(DNNL_CFLAGS) $(CFLAGS)
-CXXFLAGS_ := -std=c++17 $(COMMON) $(CXXFLAGS)
+# Only tests are C++: they are compiled more often than they wait for themselves.
+CXXFLAGS_ := -std=c++17 $(COMMON) -O1 -g1 $(CXXFLAGS)
 LIBS     := $(MATMUL_LIBS) -lcjson -linih -lxxhash -lm -lpthread
 
 # ------------------------------------------------------------------------------------------------------------- sources

@@ -78,12 +78,23 @@ def read_broken_log(log, what, outcome):
         outcome.failed.append(("the program itself", f"{log.rstrip()}\n({what})".strip()))
 
 
+def environment(test):
+    """A test of BUILD/test tries the program of the same build, BUILD/gptloom."""
+    program = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(test))), "gptloom")
+    return {"GPTLOOM": program, **os.environ} if os.path.exists(program) else None
+
+
 def run(command, log_path, timeout):
     """Runs a program with its output in a file; returns None if it ended well, else what happened, in words."""
     with open(log_path, "wb") as log:
         try:
             process = subprocess.Popen(
-                command, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+                env=environment(command[0]),
             )
         except OSError as error:
             return f"it could not be started: {error.strerror}"

@@ -8,9 +8,9 @@
  * that no step of the path amplifies errors much. Hence, with S the length of the longest path,
  *   ||a - b|| / ||b||  <=  u sqrt(S), and
  *   |a[i] - b[i]|      <=  4 u sqrt(S) max |b|: the largest of some thousand errors is about 4 deviations large.
- * To both comes what storing the reference in fp32 costs it: 2^-24 of itself. For the file's model S is 1466; in fp32 the
- * norm may be off by 20 epsilons (PyTorch's own fp32 is off by up to 4), and on the oracle only the storing is left: half
- * an epsilon of each element. */
+ * To both comes what storing the reference in fp32 costs it: 2^-24 of itself. For the file's model S is 1466; in fp32
+ * the norm may be off by 20 epsilons (PyTorch's own fp32 is off by up to 4), and on the oracle only the storing is
+ * left: half an epsilon of each element. */
 #include "checkpoint/safetensors.h"
 #include "gptloom/model.h"
 
@@ -32,7 +32,7 @@ std::string golden_path() {
     return here.substr(0, here.rfind('/') + 1) + "data/golden.safetensors";
 }
 
-/* ---------------------------------------------------------------------------------------------------------- the file */
+/* --------------------------------------------------------------------------------------------------------- the file */
 
 class Golden {
   public:
@@ -44,7 +44,7 @@ class Golden {
             return;
         }
         const std::vector<int32_t> shape = read<int32_t>("config", "I32");
-        if (shape.size() == 5) config = {shape[0], shape[1], shape[2], shape[3], shape[4]};
+        if (shape.size() == 5) config = {shape[0], shape[1], shape[2], shape[3], shape[4], LOOM_GPT_GELU};
         tokens = read<int32_t>("tokens", "I32");
         targets = read<int32_t>("targets", "I32");
         const std::vector<double> losses = read<double>("loss", "F64");
@@ -87,7 +87,7 @@ class Golden {
     bool opened_ = false;
 };
 
-/* --------------------------------------------------------------------------------------------------------- the model */
+/* -------------------------------------------------------------------------------------------------------- the model */
 
 /* A model on a device with the file's parameters in it. */
 class Model {
@@ -192,11 +192,11 @@ class Model {
     bool ready_ = false;
 };
 
-/* ------------------------------------------------------------------------------------------------------- comparisons */
+/* ------------------------------------------------------------------------------------------------------ comparisons */
 
 /* Lengths of the reductions on the way from the parameters to the loss: in each block two layernorms, the products that
- * read C, C, C and 4C, and attention's scores, softmax and sum of values; then the last layernorm, the classifier and the
- * softmax over the vocabulary. */
+ * read C, C, C and 4C, and attention's scores, softmax and sum of values; then the last layernorm, the classifier and
+ * the softmax over the vocabulary. */
 int64_t forward_path(const Golden &golden) {
     const loom_gpt_config &c = golden.config;
     const int64_t C = c.n_embd, D = C / c.n_head, T = golden.T;
@@ -204,8 +204,8 @@ int64_t forward_path(const Golden &golden) {
 }
 
 /* From there back to a parameter: the classifier and a layernorm (two sums); in each block the products' gradients,
- * which sum over outputs (C, 4C, C, 3C), two layernorms, and attention's dP and dot (D each), dq or dk, and dv (T each);
- * at the end the sum over all rows. */
+ * which sum over outputs (C, 4C, C, 3C), two layernorms, and attention's dP and dot (D each), dq or dk, and dv (T
+ * each); at the end the sum over all rows. */
 int64_t whole_path(const Golden &golden) {
     const loom_gpt_config &c = golden.config;
     const int64_t C = c.n_embd, D = C / c.n_head, T = golden.T;

@@ -11,6 +11,8 @@ extern "C" {
 #include <set>
 #include <tuple>
 
+#include <sched.h>
+
 namespace {
 
 using namespace support;
@@ -181,6 +183,53 @@ TEST(Shapes, FlopsPerTokenCountProductsAndAttention) {
     EXPECT_EQ(loom_gpt_flops_per_token(&gpt2, 1024), 798031872.0);
 }
 
+/* ------------------------------------------------------------------------------------------------------------ devices */
+
+TEST(Devices, AreOpenedByName) {
+    const std::map<std::string, std::pair<std::string, loom_dtype>> names = {{"auto", {"cpu", LOOM_F32}},
+                                                                             {"cpu", {"cpu", LOOM_F32}},
+                                                                             {"definition", {"definition", LOOM_F32}},
+                                                                             {"oracle", {"oracle", LOOM_F64}}};
+    for (const auto &[name, is] : names) {
+        const Device device = open_device(name, 2);
+        EXPECT_EQ(device->name, is.first);
+        EXPECT_EQ(device->storage, is.second) << name;
+        EXPECT_EQ(device->statistics, is.second) << name;
+        EXPECT_EQ(device->threads, 2);
+        EXPECT_NE(std::string(device->description).find("2 threads"), std::string::npos) << device->description;
+        EXPECT_GT(loom_device_probe_peak(device.get(), 0.005), 0) << name;
+    }
+    loom_device *device = nullptr;
+    refusal([&](loom_error *error) { return loom_device_open(&device, "orcale", NULL, error); },
+            {"--device", "'orcale'", "did you mean oracle?"});
+    refusal([&](loom_error *error) { return loom_device_open(&device, "cuda", NULL, error); }, {"--device", "cpu"});
+    loom_device_close(NULL);
+}
+
+TEST(Devices, MoreMemoryThanThereIsIsRefusedWithTheSizes) {
+    const Device device = open_device("cpu");
+    const size_t available = device->available(device.get());
+    ASSERT_GT(available, 0u);
+    void *memory = nullptr;
+    if (available < SIZE_MAX / 4)
+        refusal([&](loom_error *error) { return device->allocate(device.get(), &memory, 4 * available, error); },
+                {"MiB are needed", "MiB are free"});
+    EXPECT_EQ(memory, nullptr);
+    ASSERT_TRUE(works([&](loom_error *error) { return device->allocate(device.get(), &memory, 100000, error); }));
+    EXPECT_EQ((uintptr_t)memory % LOOM_ARENA_ALIGNMENT, 0u);
+    EXPECT_EQ(std::string((const char *)memory, 100000), std::string(100000, 0));
+    device->release(device.get(), memory, 100000);
+}
+
+/* A device that pins its threads leaves the caller's thread as free as it was. */
+TEST(Devices, LeaveTheProcessorsAsTheyWere) {
+    cpu_set_t before, after;
+    ASSERT_EQ(sched_getaffinity(0, sizeof before, &before), 0);
+    open_device("cpu", 0);
+    ASSERT_EQ(sched_getaffinity(0, sizeof after, &after), 0);
+    EXPECT_TRUE(CPU_EQUAL(&before, &after));
+}
+
 /* ------------------------------------------------------------------------------------------------------------- layout */
 
 const loom_gpt_config layout_shapes[] = {
@@ -290,13 +339,13 @@ TEST(Plan, IsTheArenasUseToTheByte) {
                         const Device device = open_device(name, threads);
                         loom_plan plan;
                         ASSERT_TRUE(works([&, b = B, t = T](loom_error *error) {
-                            return loom_plan_make(&plan, &shape, purpose, device.get(), 2 * b, b, t, error);
+                            return loom_plan_make(&plan, &shape, purpose, device.get(), 100 * b, b, t, error);
                         }));
                         ModelOptions options;
                         options.device = name;
                         options.threads = threads;
                         options.purpose = purpose;
-                        options.sequences = 2 * B;
+                        options.sequences = 100 * B;
                         Model model(shape, B, T, options);
                         EXPECT_EQ(plan.arena.used, model.arena.used);
                         ASSERT_EQ(plan.arena.n_rows, model.arena.n_rows);

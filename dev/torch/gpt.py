@@ -13,6 +13,7 @@ translate.
 import json
 import math
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -20,12 +21,15 @@ import torch.nn as nn
 import torch.nn.functional as F
 from safetensors.torch import load_file
 
+# What the MLP applies between its products, by transformers' names.
+ACTIVATIONS = {"gelu_new": partial(F.gelu, approximate="tanh"), "relu": F.relu}
+
 NO_TARGET = -1  # a position with this target counts neither in the loss nor in the gradients
 
 
 @dataclass(frozen=True)
 class GPTConfig:
-    """The model's shape, and two constants that default to GPT-2's."""
+    """The model's shape, and what defaults to GPT-2's."""
 
     n_layer: int
     n_head: int
@@ -34,6 +38,7 @@ class GPTConfig:
     vocab_size: int
     layernorm_epsilon: float = 1e-5
     attention_scale: float | None = None  # None: 1/sqrt(n_embd / n_head)
+    activation: str = "gelu_new"
 
 
 class Attention(nn.Module):
@@ -55,15 +60,16 @@ class Attention(nn.Module):
 
 
 class MLP(nn.Module):
-    """Two products with a tanh-GELU between them."""
+    """Two products with an activation between them."""
 
     def __init__(self, config: GPTConfig):
         super().__init__()
+        self.activation = ACTIVATIONS[config.activation]
         self.c_fc = nn.Linear(config.n_embd, 4 * config.n_embd)
         self.c_proj = nn.Linear(4 * config.n_embd, config.n_embd)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.c_proj(F.gelu(self.c_fc(x), approximate="tanh"))
+        return self.c_proj(self.activation(self.c_fc(x)))
 
 
 class Block(nn.Module):
@@ -159,6 +165,7 @@ def load_checkpoint(directory: Path) -> GPT:
         block_size=saved["n_positions"],
         vocab_size=saved["vocab_size"],
         layernorm_epsilon=saved["layer_norm_epsilon"],
+        activation=saved["activation_function"],
     )
     model = GPT(config)
     load_file_tensors(model, load_file(directory / "model.safetensors"))
