@@ -10,10 +10,13 @@ typedef struct argument {
     loom_op op;
     size_t offset;
     storage storage;
+    bool optional;
 } argument;
 
 #define VIEW(op, member, storage)                                                                                      \
-    { LOOM_OP_##op, offsetof(struct loom_##op, member), storage }
+    { LOOM_OP_##op, offsetof(struct loom_##op, member), storage, false }
+#define OPTIONAL_VIEW(op, member, storage)                                                                             \
+    { LOOM_OP_##op, offsetof(struct loom_##op, member), storage, true }
 
 static const argument arguments_of_ops[] = {
     VIEW(embedding_forward, out, MODEL),
@@ -25,32 +28,32 @@ static const argument arguments_of_ops[] = {
     VIEW(embedding_backward, dout, MODEL),
     VIEW(embedding_backward, tokens, IDS),
     VIEW(layernorm_forward, out, MODEL),
-    VIEW(layernorm_forward, sum, MODEL),
+    OPTIONAL_VIEW(layernorm_forward, sum, MODEL),
     VIEW(layernorm_forward, mean, REALS),
     VIEW(layernorm_forward, rstd, REALS),
     VIEW(layernorm_forward, x, MODEL),
-    VIEW(layernorm_forward, delta, MODEL),
+    OPTIONAL_VIEW(layernorm_forward, delta, MODEL),
     VIEW(layernorm_forward, weight, MODEL),
     VIEW(layernorm_forward, bias, MODEL),
     VIEW(layernorm_backward, dx, MODEL),
     VIEW(layernorm_backward, dweight, ANY),
     VIEW(layernorm_backward, dbias, ANY),
     VIEW(layernorm_backward, dout, MODEL),
-    VIEW(layernorm_backward, skip, MODEL),
+    OPTIONAL_VIEW(layernorm_backward, skip, MODEL),
     VIEW(layernorm_backward, x, MODEL),
     VIEW(layernorm_backward, weight, MODEL),
     VIEW(layernorm_backward, mean, REALS),
     VIEW(layernorm_backward, rstd, REALS),
     VIEW(matmul_forward, out, MODEL),
-    VIEW(matmul_forward, preactivation, MODEL),
+    OPTIONAL_VIEW(matmul_forward, preactivation, MODEL),
     VIEW(matmul_forward, x, MODEL),
     VIEW(matmul_forward, weight, MODEL),
-    VIEW(matmul_forward, bias, MODEL),
+    OPTIONAL_VIEW(matmul_forward, bias, MODEL),
     VIEW(matmul_backward_input, dx, MODEL),
     VIEW(matmul_backward_input, dout, MODEL),
     VIEW(matmul_backward_input, weight, MODEL),
     VIEW(matmul_backward_weight, dweight, ANY),
-    VIEW(matmul_backward_weight, dbias, ANY),
+    OPTIONAL_VIEW(matmul_backward_weight, dbias, ANY),
     VIEW(matmul_backward_weight, dout, MODEL),
     VIEW(matmul_backward_weight, x, MODEL),
     VIEW(attention_forward, out, MODEL),
@@ -83,7 +86,7 @@ static const argument arguments_of_ops[] = {
     VIEW(softmax_backward, dout, MODEL),
     VIEW(softmax_backward, out, MODEL),
     VIEW(cross_entropy, losses, REALS),
-    VIEW(cross_entropy, dlogits, MODEL),
+    OPTIONAL_VIEW(cross_entropy, dlogits, MODEL),
     VIEW(cross_entropy, logits, MODEL),
     VIEW(cross_entropy, targets, IDS),
     VIEW(block_sum, partials, REALS),
@@ -99,13 +102,37 @@ static const argument arguments_of_ops[] = {
     VIEW(fill, out, ANY),
 };
 #undef VIEW
+#undef OPTIONAL_VIEW
 
 static bool known(loom_dtype dtype) {
     return dtype == LOOM_REAL_DTYPE || (LOOM_REAL_DTYPE == LOOM_F32 && dtype == LOOM_BF16);
 }
 
-static bool heads_divide(int64_t H, int64_t Hkv) {
-    return Hkv > 0 && H % Hkv == 0;
+/* What is wrong with the shapes of an attention, or NULL. */
+static const char *check_attention(const loom_view *q, const loom_view *k, int64_t first_query) {
+    if (q->shape[2] % k->shape[2] != 0) return "query heads that key heads do not divide";
+    if (first_query < 0 || first_query + q->shape[1] > k->shape[1]) return "queries that stand behind the last key";
+    return NULL;
+}
+
+/* What is wrong between the arguments of an op whose views are each in order, or NULL. */
+static const char *check_together(loom_op op, const void *arguments) {
+    const struct loom_attention_forward *attention = arguments;
+    const struct loom_attention_backward *attention_backward = arguments;
+    const struct loom_matmul_forward *matmul = arguments;
+    const struct loom_layernorm_forward *layernorm = arguments;
+    switch (op) {
+    case LOOM_OP_attention_forward: return check_attention(&attention->q, &attention->k, attention->first_query);
+    case LOOM_OP_attention_backward:
+        return check_attention(&attention_backward->q, &attention_backward->k, attention_backward->first_query);
+    case LOOM_OP_matmul_forward:
+        return matmul->activation != LOOM_ACTIVATION_NONE && !loom_view_given(&matmul->preactivation)
+                   ? "an activation without a place for what it is applied to"
+                   : NULL;
+    case LOOM_OP_layernorm_forward:
+        return loom_view_given(&layernorm->delta) && !loom_view_given(&layernorm->sum) ? "a delta without a sum" : NULL;
+    default: return NULL;
+    }
 }
 
 bool LOOM_DEFINITION(supports)(const loom_device *device, loom_op op, const void *arguments, const char **why) {
@@ -114,7 +141,11 @@ bool LOOM_DEFINITION(supports)(const loom_device *device, loom_op op, const void
     for (size_t i = 0; i < sizeof arguments_of_ops / sizeof *arguments_of_ops; i++) {
         const argument *row = &arguments_of_ops[i];
         const loom_view *view = (const void *)((const char *)arguments + row->offset);
-        if (row->op != op || !loom_view_given(view)) continue;
+        if (row->op != op) continue;
+        if (!loom_view_given(view)) {
+            if (row->optional) continue;
+            return *why = "a missing argument", false;
+        }
         if (row->storage == IDS     ? view->dtype != LOOM_I32
             : row->storage == REALS ? view->dtype != LOOM_REAL_DTYPE
                                     : !known(view->dtype))
@@ -124,12 +155,9 @@ bool LOOM_DEFINITION(supports)(const loom_device *device, loom_op op, const void
         if (row->storage == MODEL) model = view;
         if (view->stride[3] != 1) return *why = "an innermost dimension that is not contiguous", false;
     }
-    const struct loom_attention_forward *forward = arguments;
-    const struct loom_attention_backward *backward = arguments;
-    if ((op == LOOM_OP_attention_forward && !heads_divide(forward->q.shape[2], forward->k.shape[2])) ||
-        (op == LOOM_OP_attention_backward && !heads_divide(backward->q.shape[2], backward->k.shape[2])))
-        return *why = "query heads that key heads do not divide", false;
-    return true;
+    const char *wrong = check_together(op, arguments);
+    if (wrong) *why = wrong;
+    return !wrong;
 }
 
 size_t LOOM_DEFINITION(workspace)(const loom_device *device, loom_op op, const void *arguments) {

@@ -13,6 +13,7 @@
  * - Outputs may alias inputs only where it is said.
  * - Activations, their gradients and weights may be stored in fp32, bf16 or fp16 (fp64 on the oracle); statistics,
  *   losses and partial sums are fp32 (fp64 on the oracle); token ids are int32. Arithmetic is fp32 (fp64).
+ * - Memory is aligned to 256 bytes as a whole; a view may start at any element of it.
  * - Notation: B batch, T time, N = B*T rows, C channels, H heads, D = C/H, V vocabulary, Vp padded vocabulary. */
 #ifndef GPTLOOM_OPS_H
 #define GPTLOOM_OPS_H
@@ -73,8 +74,8 @@ struct loom_embedding_forward {
 /* Both gradients in one fixed order of additions. With accumulate false the whole table is written, zeros where no
  * token or position fell. */
 struct loom_embedding_backward {
-    loom_view token_gradient;    /* (Vp,C) */
-    loom_view position_gradient; /* (P,C) */
+    loom_view token_gradient;    /* (Vp,C) fp32 */
+    loom_view position_gradient; /* (P,C) fp32 */
     loom_view dout;              /* (B,T,C) */
     loom_view tokens;            /* (1,B,T) int32 */
     int64_t first_position;
@@ -216,7 +217,9 @@ struct loom_block_sum {
 };
 
 /* The end of a step's reductions: out.loss = sum(losses) * in.loss_gradient, out.gradient_norm = sqrt(sum(squares)),
- * both added in index order; the clip factor; whether to skip; AdamW's t and bias corrections. */
+ * both added in index order; the clip factor; whether to skip; AdamW's t and bias corrections. Skipped is what is not
+ * finite, and with in.spike_z a loss or norm further above its mean over about the last 128 steps than that many
+ * deviations, once 32 steps were seen. What is not finite does not count in these statistics; a spike does. */
 struct loom_step_scalars {
     loom_scalars *scalars;
     loom_view losses;  /* (n) fp32: block sums of the losses */
