@@ -29,7 +29,7 @@ namespace support {
 
 namespace fs = std::filesystem;
 
-/* -------------------------------------------------------------------------------------------------------------- disk */
+/* ------------------------------------------------------------------------------------------------------------- disk */
 
 /* A directory that is deleted with all below it when the object goes. */
 class TemporaryDirectory {
@@ -108,7 +108,7 @@ class FullDisk {
     void (*handler_)(int);
 };
 
-/* ------------------------------------------------------------------------------------------------------------ errors */
+/* ----------------------------------------------------------------------------------------------------------- errors */
 
 /* Runs what must work: run(&error) -> bool. */
 template <typename Run> testing::AssertionResult works(Run run) {
@@ -135,7 +135,7 @@ template <typename Run> void require(Run run) {
     if (!run(&error)) throw std::runtime_error(error.message);
 }
 
-/* ------------------------------------------------------------------------------------------------- devices and models */
+/* ----------------------------------------------------------------------------------------------- devices and models */
 
 inline loom_gpt_config gpt_shape(int64_t n_layer, int64_t n_head, int64_t n_embd, int64_t block_size,
                                  int64_t vocab_size, loom_gpt_activation activation = LOOM_GPT_GELU) {
@@ -160,8 +160,8 @@ struct ModelOptions {
     std::function<void(loom_gpt *)> before_lay_out;
 };
 
-/* A device and a model on it, laid out in memory of its own and prepared; when training, with an optimizer. Values go in
- * and out as doubles whatever the device stores. */
+/* A device and a model on it, laid out in memory of its own and prepared; when training, with an optimizer. Values
+ * go in and out as doubles whatever the device stores. */
 class Model {
   public:
     Model(const loom_gpt_config &shape, int64_t batch, int64_t length, const ModelOptions &options = {})
@@ -211,7 +211,7 @@ class Model {
         return device_->storage == LOOM_F64 ? 0x1p-53 : 0x1p-24;
     }
 
-    /* ------------------------------------------------------------------------------------------------- device memory */
+    /* ------------------------------------------------------------------------------------------------ device memory */
 
     /* Waits: all work is done, and host memory is free again. */
     void copy(void *to, const void *from, size_t bytes, loom_copy_kind kind) const {
@@ -268,7 +268,7 @@ class Model {
         copy(&loom_gpt_get_scalars(gpt_)->in, &in, sizeof in, LOOM_HOST_TO_DEVICE);
     }
 
-    /* ------------------------------------------------------------------------------------------------------- running */
+    /* ------------------------------------------------------------------------------------------------------ running */
 
     /* Values such that every part of the model matters: activations and logits of order one, biases away from zero,
      * layernorm weights away from one. Gaps and padding stay zero. */
@@ -325,23 +325,26 @@ inline std::vector<int32_t> random_ids(int64_t n, int64_t limit, uint64_t seed) 
     return ids;
 }
 
-/* ---------------------------------------------------------------------------------------------------------- tolerance
+/* ----------------------------------------------------------------------------------------------------------- tolerance
  * Rounding with unit u leaves a sum of n terms off by about sqrt(n) u of its size (Higham and Mary, "A New Approach to
  * Probabilistic Rounding Error Analysis", 2019). The roundings of one reduction are independent of the next one's, so
- * their squares add up: after reductions of lengths n1, n2, ... a value is off by sqrt(n1 + n2 + ...) u. With parameters
- * as scatter_parameters() makes them no step amplifies errors much, and with S the length of the longest path
+ * their squares add up: after reductions of lengths n1, n2, ... a value is off by sqrt(n1 + n2 + ...) u. With
+ * parameters as scatter_parameters() makes them no step amplifies errors much, and with S the longest path's length
  *   ||a - b|| <= u sqrt(S) ||b||,   |a[i] - b[i]| <= 4 u sqrt(S) max |b|
- * (the largest of some thousand errors is about 4 deviations large). Two values that both err may be twice as far apart. */
+ * (the largest of some thousand errors is about 4 deviations large). Two values that both err may be twice as far
+ * apart. */
 
-/* From the parameters to the loss: in each block two layernorms (two sums each), the products that read C, C, C and 4C,
- * and attention's scores, softmax and sum of values; the last layernorm, the classifier, the softmax over the vocabulary. */
+/* From the parameters to the loss: in each block two layernorms (two sums each), the products that read C, C, C and
+ * 4C, and attention's scores, softmax and sum of values; the last layernorm, the classifier, the softmax over the
+ * vocabulary. */
 inline double forward_path(const loom_gpt_config &c, int64_t T) {
     const double C = (double)c.n_embd, D = C / (double)c.n_head;
     return (double)c.n_layer * (4 * C + 7 * C + D + 2 * (double)T) + 3 * C + (double)c.vocab_size;
 }
 
-/* And back to a parameter: the classifier and a layernorm; in each block the products' gradients, which read C, 4C, C and
- * 3C, two layernorms, attention's dP and dot (D each), dq or dk, and dv (T each); at last the sum over all rows. */
+/* And back to a parameter: the classifier and a layernorm; in each block the products' gradients, which read C, 4C,
+ * C and 3C, two layernorms, attention's dP and dot (D each), dq or dk, and dv (T each); at last the sum over all
+ * rows. */
 inline double whole_path(const loom_gpt_config &c, int64_t B, int64_t T) {
     const double C = (double)c.n_embd, D = C / (double)c.n_head;
     return forward_path(c, T) + (double)c.vocab_size + 2 * C +

@@ -21,7 +21,7 @@ namespace {
 
 using namespace support;
 
-/* ---------------------------------------------------------------------------------------------------- random numbers */
+/* --------------------------------------------------------------------------------------------------- random numbers */
 
 struct Answer {
     uint32_t counter[4], key[2], words[4];
@@ -127,7 +127,7 @@ TEST(NormalValues, DifferWithSeedPurposeStepAndPlace) {
     take(1, LOOM_RANDOM_INIT, 1, UINT64_C(1) << 40);
 }
 
-/* ------------------------------------------------------------------------------------------------------------- arena */
+/* ------------------------------------------------------------------------------------------------------------ arena */
 
 /* Memory for an arena, given back unpoisoned. */
 class Memory {
@@ -259,7 +259,7 @@ TEST(Arena, RegionsHoldNaNsInDebugBuilds) {
 #endif
 }
 
-/* ------------------------------------------------------------------------------------------------------------- files */
+/* ------------------------------------------------------------------------------------------------------------ files */
 
 /* While it lives, a process of root's has the rights of nobody, so that permissions can be tested. */
 class Unprivileged {
@@ -575,7 +575,7 @@ TEST_F(Files, ADirectoryIsFlushed) {
     refusal([&](loom_error *error) { return loom_sync_directory(write("file", "").c_str(), error); }, {at("file")});
 }
 
-/* ------------------------------------------------------------------------------------------------------ nearest names */
+/* ---------------------------------------------------------------------------------------------------- nearest names */
 
 TEST(NearestNames, DistanceCountsEdits) {
     EXPECT_EQ(loom_name_distance("", ""), 0);
@@ -602,7 +602,7 @@ TEST(NearestNames, SuggestWhatIsNearAndNothingElse) {
     EXPECT_EQ(loom_nearest_name("caz", none), nullptr);
 }
 
-/* ------------------------------------------------------------------------------------------------------------ errors */
+/* ----------------------------------------------------------------------------------------------------------- errors */
 
 TEST(Errors, AreOneLineOfLimitedLength) {
     loom_error error;
@@ -627,7 +627,7 @@ TEST(ErrorsDeathTest, AProgrammersMistakeNamesItsPlace) {
     EXPECT_EQ(evaluated, 1);
 }
 
-/* ------------------------------------------------------------------------------------------------------------- views */
+/* ------------------------------------------------------------------------------------------------------------ views */
 
 TEST(Views, DtypesHaveSizesAndNames) {
     const struct {

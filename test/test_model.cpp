@@ -17,7 +17,7 @@ namespace {
 
 using namespace support;
 
-/* ------------------------------------------------------------------------------------------------------------- shapes */
+/* ----------------------------------------------------------------------------------------------------------- shapes */
 
 loom_gpt_named by_name(const std::string &name) {
     loom_gpt_named named = {};
@@ -183,7 +183,7 @@ TEST(Shapes, FlopsPerTokenCountProductsAndAttention) {
     EXPECT_EQ(loom_gpt_flops_per_token(&gpt2, 1024), 798031872.0);
 }
 
-/* ------------------------------------------------------------------------------------------------------------ devices */
+/* ---------------------------------------------------------------------------------------------------------- devices */
 
 TEST(Devices, AreOpenedByName) {
     const std::map<std::string, std::pair<std::string, loom_dtype>> names = {{"auto", {"cpu", LOOM_F32}},
@@ -230,7 +230,7 @@ TEST(Devices, LeaveTheProcessorsAsTheyWere) {
     EXPECT_TRUE(CPU_EQUAL(&before, &after));
 }
 
-/* ------------------------------------------------------------------------------------------------------------- layout */
+/* ----------------------------------------------------------------------------------------------------------- layout */
 
 const loom_gpt_config layout_shapes[] = {
     gpt_shape(1, 1, 1, 1, 1),      gpt_shape(3, 3, 48, 64, 257),   gpt_shape(2, 5, 35, 7, 128),
@@ -321,7 +321,7 @@ TEST(LayoutTest, TheVocabularyIsPaddedTo128) {
     }
 }
 
-/* --------------------------------------------------------------------------------------------------------------- plan */
+/* ------------------------------------------------------------------------------------------------------------- plan */
 
 /* The plan, made without any memory, is the use of a model laid out in memory: row by row and in all, and the step that
  * follows needs nothing more. */
@@ -392,7 +392,7 @@ TEST(Plan, WhatDoesNotFitIsRefusedWithSizesAndTheLargestParts) {
     EXPECT_EQ(message.find("smallest part"), std::string::npos);
 }
 
-/* --------------------------------------------------------------------------------------------------- one forward and back */
+/* --------------------------------------------------------------------------------------------- one forward and back */
 
 /* Odd sizes: heads of 16 channels, a vocabulary with padding, rows beyond one tile of attention. */
 const loom_gpt_config odd_shape = gpt_shape(2, 3, 48, 80, 70);
@@ -424,8 +424,8 @@ loom_scalars_in optimizer_inputs() {
     return in;
 }
 
-/* Everything that two steps leave behind, one of them of two micro-batches, as bits; validation and inference between. The
- * workspace and what was left of the activations may hold anything. */
+/* Everything that two steps leave behind, one of them of two micro-batches, as bits; validation and inference
+ * between. The workspace and what was left of the activations may hold anything. */
 std::string bits_of_two_steps(Model &model) {
     const loom_gpt_config &c = model.config();
     const size_t real = loom_dtype_size(model.device()->storage),
@@ -590,15 +590,16 @@ TEST(Initialisation, IsTheSameOnEveryDeviceAndAnotherForAnotherSeed) {
     }
 }
 
-/* ------------------------------------------------------------------------------------------------------------ gradients */
+/* -------------------------------------------------------------------------------------------------------- gradients */
 
 /* The whole model's gradient, on the oracle, beside central differences of its loss, each of some elements of every
- * tensor. D(h) errs by a h^2 + b h^4 + ..., so R(h) = (4 D(h) - D(2h)) / 3 errs by about -4 b h^4, and R(2h) by 16 times
- * that: their difference bounds R(h)'s truncation with room to spare. Rounding adds what the loss's last bits come to
- * over h: with 2^-53 and a path of S roundings, sqrt(S) 2^-53 |loss| / h, twice for the two ends and 3 for R's weights.
+ * tensor. D(h) errs by a h^2 + b h^4 + ..., so R(h) = (4 D(h) - D(2h)) / 3 errs by about -4 b h^4, and R(2h) by 16
+ * times that: their difference bounds R(h)'s truncation with room to spare. Rounding adds what the loss's last bits
+ * come to over h: with 2^-53 and a path of S roundings, sqrt(S) 2^-53 |loss| / h, twice for the two ends and 3 for
+ * R's weights.
  *
- * Where ReLU has its kink there is no gradient to find: an element whose differences disagree, since some unit switches on
- * or off between them, is left out. Smaller steps make such places rare. */
+ * Where ReLU has its kink there is no gradient to find: an element whose differences disagree, since some unit
+ * switches on or off between them, is left out. Smaller steps make such places rare. */
 class WholeGradient : public testing::TestWithParam<loom_gpt_activation> {};
 
 std::string activation_name(const testing::TestParamInfo<loom_gpt_activation> &activation) {
@@ -774,7 +775,7 @@ TEST_P(OnDevice, LaterTokensAreNotSeen) {
     }
 }
 
-/* --------------------------------------------------------------------------------------------------------------- hooks */
+/* ------------------------------------------------------------------------------------------------------------ hooks */
 
 struct Events {
     std::vector<std::string> said;
@@ -830,8 +831,8 @@ TEST(Hooks, AreCalledBucketByBucket) {
     EXPECT_EQ(events.take(), generation) << "the classifier reads the embeddings again";
 }
 
-/* The hooks are enough for parameters that live elsewhere and gradients that leave: between release and acquire a bucket
- * may hold anything, and what grads_ready announces does not change any more. */
+/* The hooks are enough for parameters that live elsewhere and gradients that leave: between release and acquire a
+ * bucket may hold anything, and what grads_ready announces does not change any more. */
 struct Elsewhere {
     Model *model;
     std::vector<double> home, ready;
@@ -890,7 +891,7 @@ TEST_P(OnDevice, HooksSufficeToKeepParametersElsewhere) {
     EXPECT_EQ(logits_elsewhere, logits);
 }
 
-/* ---------------------------------------------------------------------------------------------------------- generation */
+/* ------------------------------------------------------------------------------------------------------- generation */
 
 /* log softmax of the last token's logits, from the device's own memory: on the oracle they are doubles. */
 std::vector<double> log_probabilities(const Model &model) {
@@ -1052,7 +1053,7 @@ TEST(Generation, TheSameSeedGivesTheSameTextWithAnyNumberOfThreads) {
     }
 }
 
-/* ------------------------------------------------------------------------------------------------------------- sampling */
+/* --------------------------------------------------------------------------------------------------------- sampling */
 
 int32_t draw(const std::vector<float> &logits, const loom_sampling &sampling, uint32_t step) {
     std::vector<float> scratch(2 * logits.size());

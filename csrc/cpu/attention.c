@@ -16,8 +16,9 @@ static void load_tile(real *tile, const loom_view *v, int64_t b, int64_t h, int6
     for (int64_t r = 0; r < rows; r++) {
         real *row = tile + r * padded_D;
         const int64_t element = b * v->stride[0] + (first + r) * v->stride[1] + h * v->stride[2];
-        load_reals(row, (const char *)v->data + (size_t)element * loom_dtype_size(v->dtype), v->dtype, D);
-        for (int64_t d = 0; d < D; d++) row[d] *= scale;
+        const real *stored = reals_at((const char *)v->data + (size_t)element * loom_dtype_size(v->dtype), v->dtype, D,
+                                      row);
+        for (int64_t d = 0; d < D; d++) row[d] = stored[d] * scale;
         for (int64_t d = D; d < padded_D; d++) row[d] = 0;
     }
     memset(tile + rows * padded_D, 0, (size_t)((padded_rows - rows) * padded_D) * sizeof *tile);

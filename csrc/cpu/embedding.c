@@ -37,14 +37,14 @@ static void add_rows(const struct loom_embedding_backward *a, int64_t first, int
         for (int64_t p = 0; p < P; p++)
             memset((real *)row_address(&a->position_gradient, p) + first, 0, (size_t)width * sizeof(real));
     for (int64_t n = 0; n < N; n++) {
-        const char *dout = (const char *)row_address(&a->dout, n) + (size_t)first * loom_dtype_size(a->dout.dtype);
-        load_reals(row, dout, a->dout.dtype, width);
+        const char *stored = (const char *)row_address(&a->dout, n) + (size_t)first * loom_dtype_size(a->dout.dtype);
+        const real *dout = reals_at(stored, a->dout.dtype, width, row);
         const int32_t token = ((const int32_t *)a->tokens.data)[n];
         real *word = (real *)row_address(&a->token_gradient, token) + first;
         real *place = (real *)row_address(&a->position_gradient, a->first_position + n % T) + first;
         for (int64_t c = 0; c < width; c++) {
-            word[c] += row[c];
-            place[c] += row[c];
+            word[c] += dout[c];
+            place[c] += dout[c];
         }
     }
 }

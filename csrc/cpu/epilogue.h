@@ -54,8 +54,8 @@ static inline void bias_gradient(const loom_exec *exec, const loom_view *dbias, 
         const int64_t first = column * COLUMN, width = C - first < COLUMN ? C - first : COLUMN;
         real sum[COLUMN] = {0}, row[COLUMN];
         for (int64_t n = 0; n < N; n++) {
-            load_reals(row, element_address(dout, n, first), dout->dtype, width);
-            for (int64_t c = 0; c < width; c++) sum[c] += row[c];
+            const real *values = reals_at(element_address(dout, n, first), dout->dtype, width, row);
+            for (int64_t c = 0; c < width; c++) sum[c] += values[c];
         }
         void *out = element_address(dbias, 0, first);
         if (accumulate) {

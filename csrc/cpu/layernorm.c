@@ -90,12 +90,13 @@ static void parameter_gradient(const struct loom_layernorm_backward *a, int64_t 
     const size_t size = loom_dtype_size(a->dout.dtype), parameter_size = loom_dtype_size(a->dweight.dtype);
     real dweight[COLUMN] = {0}, dbias[COLUMN] = {0}, x_row[COLUMN], dout_row[COLUMN];
     for (int64_t n = 0; n < N; n++) {
-        load_reals(x_row, (const char *)row_address(&a->x, n) + (size_t)first * size, a->x.dtype, width);
-        load_reals(dout_row, (const char *)row_address(&a->dout, n) + (size_t)first * size, a->dout.dtype, width);
+        const real *x = reals_at((const char *)row_address(&a->x, n) + (size_t)first * size, a->x.dtype, width, x_row);
+        const real *dout = reals_at((const char *)row_address(&a->dout, n) + (size_t)first * size, a->dout.dtype, width,
+                                    dout_row);
         const real mean = ((const real *)a->mean.data)[n], rstd = ((const real *)a->rstd.data)[n];
         for (int64_t c = 0; c < width; c++) {
-            dweight[c] += dout_row[c] * ((x_row[c] - mean) * rstd);
-            dbias[c] += dout_row[c];
+            dweight[c] += dout[c] * ((x[c] - mean) * rstd);
+            dbias[c] += dout[c];
         }
     }
     char *dweight_out = (char *)a->dweight.data + (size_t)first * parameter_size;

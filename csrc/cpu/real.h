@@ -70,12 +70,15 @@ static inline void store_reals(void *to, loom_dtype dtype, const real *from, int
         for (int64_t i = 0; i < n; i++) ((float *)to)[i] = (float)from[i];
 }
 
-/* A row to read: the row itself where it is stored as reals, else converted into `scratch`. */
-static inline const real *row_read(const loom_view *view, int64_t row, real *scratch) {
-    const void *stored = row_address(view, row);
-    if (stored_as_real(view)) return stored;
-    load_reals(scratch, stored, view->dtype, view->shape[3]);
+/* n values to read: where they are if they are stored as reals, else converted into `scratch`. */
+static inline const real *reals_at(const void *stored, loom_dtype dtype, int64_t n, real *scratch) {
+    if (dtype == LOOM_REAL_DTYPE) return stored;
+    load_reals(scratch, stored, dtype, n);
     return scratch;
+}
+
+static inline const real *row_read(const loom_view *view, int64_t row, real *scratch) {
+    return reals_at(row_address(view, row), view->dtype, view->shape[3], scratch);
 }
 
 /* A row to write: the row itself where it is stored as reals, else `scratch`; row_written() then stores it. */
