@@ -44,8 +44,16 @@ typedef struct whole {
     float *c;
 } whole;
 
-/* Tiles small enough to keep any number of threads busy, large enough that packing their operands costs little. */
-enum { TILE_ROWS = 256, TILE_COLUMNS = 384, COLUMN_MULTIPLE = 32 };
+/* The largest tile: larger ones leave the cache. A product makes at least so many tiles that no thread waits long for
+ * another, unless they would become smaller than the smallest, which spend their time on calls and copies. */
+enum {
+    MOST_ROWS = 128,
+    MOST_COLUMNS = 384,
+    FEWEST_TILES = 8,
+    FEWEST_ROWS = 32,
+    FEWEST_COLUMNS = 64,
+    COLUMN_MULTIPLE = 32
+};
 
 typedef struct grid {
     int64_t rows, columns; /* of a tile; the last ones may be smaller */
@@ -56,16 +64,27 @@ static int64_t ceiling_divide(int64_t a, int64_t b) {
     return (a + b - 1) / b;
 }
 
-/* Near-equal tiles: no thin last one where it can be avoided. */
+/* n cut into near-equal parts of at most `most`, each a multiple of `multiple` but the last. */
+static int64_t near_equal(int64_t n, int64_t most, int64_t multiple) {
+    const int64_t part = ceiling_divide(n, ceiling_divide(n, most));
+    return ceiling_divide(part, multiple) * multiple;
+}
+
 static grid make_grid(const loom_tuned_matmul *matmul, const loom_product *shape) {
     if (matmul->alone) return (grid){shape->m, shape->n, 1, 1};
-    grid g;
-    g.rows = ceiling_divide(shape->m, ceiling_divide(shape->m, TILE_ROWS));
-    g.columns = ceiling_divide(shape->n, ceiling_divide(shape->n, TILE_COLUMNS));
-    g.columns = ceiling_divide(g.columns, COLUMN_MULTIPLE) * COLUMN_MULTIPLE;
-    g.down = ceiling_divide(shape->m, g.rows);
-    g.across = ceiling_divide(shape->n, g.columns);
-    return g;
+    int64_t most_rows = MOST_ROWS, most_columns = MOST_COLUMNS;
+    for (;;) {
+        grid g = {.rows = near_equal(shape->m, most_rows, 1),
+                  .columns = near_equal(shape->n, most_columns, COLUMN_MULTIPLE)};
+        g.down = ceiling_divide(shape->m, g.rows);
+        g.across = ceiling_divide(shape->n, g.columns);
+        const bool columns = g.columns > g.rows && g.columns > FEWEST_COLUMNS;
+        if (g.down * g.across >= FEWEST_TILES || (!columns && g.rows <= FEWEST_ROWS)) return g;
+        if (columns)
+            most_columns = ceiling_divide(g.columns, 2);
+        else
+            most_rows = ceiling_divide(g.rows, 2);
+    }
 }
 
 static int64_t smaller(int64_t a, int64_t b) {
