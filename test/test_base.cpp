@@ -395,6 +395,15 @@ TEST_F(Files, ReplacingPutsAWholeNewFileInTheOldOnesPlace) {
     EXPECT_EQ(names(), (std::set<std::string>{"a", "old"}));
 }
 
+TEST_F(Files, OnlyAFileIsReplacedByAFile) {
+    const std::string pipe = directory.at("pipe");
+    ASSERT_EQ(mkfifo(pipe.c_str(), 0600), 0);
+    loom_error error = {""};
+    EXPECT_FALSE(loom_file_replace(pipe.c_str(), "x", 1, &error));
+    EXPECT_NE(std::string(error.message).find(pipe), std::string::npos) << error.message;
+    EXPECT_TRUE(fs::is_fifo(pipe));
+}
+
 TEST_F(Files, AFailedReplacementLeavesTheOldFileAndNothingElse) {
     const std::string path = write("a", "the old content"), content = random_bytes(100000);
     for (const rlim_t room : {0, 70000, 99999}) {
