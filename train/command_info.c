@@ -184,7 +184,8 @@ static bool show_catalogue(loom_error *error) {
                (long long)config->n_head, (long long)config->n_embd, (long long)config->block_size,
                (long long)config->vocab_size, count, row->note);
     }
-    printf("\nd6, d12, d24, d36, d48, ...: llm.c's family, named by depth. 'gptloom info NAME' tells more.\n");
+    printf(
+        "\nd6, d12, d24, d36, d48, d60, d72, d84: llm.c's family, named by depth. 'gptloom info NAME' tells more.\n");
     return true;
 }
 

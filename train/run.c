@@ -29,13 +29,16 @@ typedef struct run {
 
 /* A new run needs a place of its own. */
 static bool check_place(const loom_train_options *options, loom_error *error) {
-    char config[PATH_MAX];
+    static const char *const parts[] = {"config.ini", "metrics.jsonl", "samples.txt", "checkpoints"};
+    char part[PATH_MAX];
     if (!options->out || !*options->out) return loom_fail(error, "--out: name the directory for the run");
-    if (!loom_join_path(config, sizeof config, options->out, "config.ini", error)) return false;
     if (options->resume) return true;
-    if (loom_path_exists(config))
-        return loom_fail(error, "--out: %s holds a run already; --resume continues it, or take another directory",
-                         options->out);
+    for (size_t i = 0; i < sizeof parts / sizeof *parts; i++) {
+        if (!loom_join_path(part, sizeof part, options->out, parts[i], error)) return false;
+        if (loom_path_exists(part))
+            return loom_fail(error, "--out: %s holds a run already; --resume continues it, or take another directory",
+                             options->out);
+    }
     if (loom_path_exists(options->out) && !loom_is_directory(options->out))
         return loom_fail(error, "--out: %s is not a directory", options->out);
     return true;

@@ -1,8 +1,10 @@
 #include "trainer.h"
 
 #include "base/check.h"
+#include "base/file.h"
 
 #include <inttypes.h>
+#include <limits.h>
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -109,13 +111,21 @@ static bool settle_steps(loom_trainer *t, loom_error *error) {
 
 /* ------------------------------------------------------------------------------------------------------------------- memory */
 
+/* Host memory that the plan does not hold: the loader's two batches, a batch of validation, and what libraries keep. */
+static size_t bytes_beside_plan(const loom_train_options *o) {
+    const size_t libraries = (size_t)64 << 20;
+    return libraries + (size_t)o->batch * (size_t)o->seq_len * 8 * sizeof(int32_t);
+}
+
 /* The micro-batch: what was said, or the largest divisor of the batch that fits. */
 static bool plan_memory(loom_trainer *t, loom_error *error) {
     loom_train_options *o = &t->options;
     const loom_gpt_config shape = shape_of(o);
-    const size_t free_bytes = t->device->available(t->device);
+    const size_t found = t->device->available(t->device), beside = bytes_beside_plan(o);
+    const size_t free_bytes = found > beside ? found - beside : 1;
     const size_t allowed = o->memory > 0 && o->memory < (double)free_bytes ? (size_t)o->memory : free_bytes;
-    int64_t B = o->micro_batch ? o->micro_batch : o->batch;
+    const int64_t most = (INT64_C(1) << 31) / o->seq_len;
+    int64_t B = o->micro_batch ? o->micro_batch : o->batch < most ? o->batch : most;
     for (;; B--) {
         if (o->batch % B != 0) continue;
         if (!loom_plan_make(&t->plan, &shape, LOOM_GPT_TRAIN, t->device, o->batch, B, o->seq_len, error)) return false;
@@ -150,6 +160,12 @@ static loom_checkpoint_tensors tensors_of(loom_trainer *t) {
                                      .moment2 = t->optimizer.moment2};
 }
 
+/* What may not change because the order of the data hangs on it. */
+static bool check_order(const char *flag, int64_t is, int64_t was, const char *run, loom_error *error) {
+    if (is == was) return true;
+    return loom_fail(error, "%s: the order of the data hangs on it; the resumed run %s cannot change it", flag, run);
+}
+
 /* A run goes on only as what it was: what its order of data or its numbers hang on may not change. */
 static bool check_resumable(const loom_trainer *t, const loom_checkpoint_info *from, loom_error *error) {
     if (!from->has_optimizer)
@@ -159,16 +175,9 @@ static bool check_resumable(const loom_trainer *t, const loom_checkpoint_info *f
                          t->options.out, from->state.seed);
     if (from->state.data_identity != loom_dataset_identity(t->data))
         return loom_fail(error, "--data: this is not the data that the run %s was trained on", t->options.out);
-    const struct {
-        const char *flag;
-        int64_t is, was;
-    } rows[] = {{"--batch", t->options.batch, from->state.batch},
-                {"--seq-len", t->options.seq_len, from->state.seq_len},
-                {"--val-fraction", t->training.tokens, from->state.training_tokens}};
-    for (size_t i = 0; i < sizeof rows / sizeof *rows; i++)
-        if (rows[i].is != rows[i].was)
-            return loom_fail(error, "%s: the order of the data hangs on it; the resumed run %s cannot change it",
-                             rows[i].flag, t->options.out);
+    if (!check_order("--val-fraction", t->training.tokens, from->state.training_tokens, t->options.out, error) ||
+        !check_order("--seq-len", t->options.seq_len, from->state.seq_len, t->options.out, error))
+        return false;
     if (from->state.step >= t->options.steps)
         return loom_fail(error, "--steps: the run %s has done %" PRId64 " of %" PRId64 " steps already; ask for more",
                          t->options.out, from->state.step, t->options.steps);
@@ -205,15 +214,26 @@ static bool open_device(loom_trainer *t, loom_error *error) {
     return loom_device_open(&t->device, t->options.device ? t->options.device : "auto", &options, error);
 }
 
+/* A run that ended before its first checkpoint is there, but begins anew. */
+static bool has_no_checkpoint(const char *run) {
+    char config[PATH_MAX], checkpoints[PATH_MAX];
+    return loom_join_path(config, sizeof config, run, "config.ini", NULL) &&
+           loom_join_path(checkpoints, sizeof checkpoints, run, "checkpoints", NULL) && loom_path_exists(config) &&
+           !loom_path_exists(checkpoints);
+}
+
 /* A resumed or initialised run's checkpoint; *found NULL for a fresh run. */
 static bool find_checkpoint(loom_trainer *t, loom_checkpoint_info *info, const loom_checkpoint_info **found,
                             loom_error *error) {
     const char *path = t->options.resume ? t->options.out : t->options.init;
     *found = NULL;
     if (!path || !*path) return true;
+    if (t->options.resume && has_no_checkpoint(path)) return true;
     if (!loom_checkpoint_open(path, info, error) || !take_shape(&t->options, info, error)) return false;
     *found = info;
-    return true;
+    if (!t->options.resume || !info->has_optimizer) return true;
+    return check_order("--batch", t->options.batch, info->state.batch, path, error) &&
+           (!t->options.seq_len || check_order("--seq-len", t->options.seq_len, info->state.seq_len, path, error));
 }
 
 static bool open_everything(loom_trainer *t, loom_checkpoint_info *info, loom_error *error) {

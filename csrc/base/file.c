@@ -159,7 +159,7 @@ bool loom_file_replace(const char *path, const void *data, size_t bytes, loom_er
     struct stat status;
     if (lstat(path, &status) == 0 && !S_ISREG(status.st_mode) && !S_ISLNK(status.st_mode))
         return loom_fail(error, "%s: is not a regular file, and is not replaced by one", path);
-    if (snprintf(temporary, sizeof temporary, "%s.tmp", path) >= (int)sizeof temporary)
+    if (snprintf(temporary, sizeof temporary, "%s.tmp-%ld", path, (long)getpid()) >= (int)sizeof temporary)
         return loom_fail(error, "%s: its name is too long", path);
     loom_writer *writer = loom_writer_open(temporary, error);
     if (!writer) return false;

@@ -25,6 +25,7 @@ const loom_ops *loom_oracle_ops(void);
 typedef struct cpu {
     loom_device device;
     loom_ops ops;
+    bool pinned;
 } cpu;
 
 /* --------------------------------------------------------------------------------------------------------------- memory */
@@ -144,7 +145,7 @@ static const char *instruction_set(void) {
 /* --------------------------------------------------------------------------------------------------------- open, close */
 
 static void close_device(loom_device *device) {
-    pthread_setaffinity_np(pthread_self(), sizeof allowed, &allowed);
+    if (((cpu *)device)->pinned) pthread_setaffinity_np(pthread_self(), sizeof allowed, &allowed);
     loom_tuned_matmul_destroy(device->implementation);
     free(device);
 }
@@ -180,7 +181,8 @@ bool loom_cpu_open(loom_device **out, loom_cpu_table table, const loom_device_op
         }
         device->implementation = matmul;
         loom_tuned_matmul_install(&c->ops);
-        if (threads == processors && threads > 1) pin_threads(threads);
+        c->pinned = threads == processors && threads > 1;
+        if (c->pinned) pin_threads(threads);
     }
     snprintf(device->description, sizeof device->description, "%d thread%s, %s, matrix products by %s", threads,
              threads == 1 ? "" : "s", instruction_set(),

@@ -58,8 +58,8 @@ bool loom_gpt_config_by_name(const char *name, loom_gpt_named *named, loom_error
     const char *names[sizeof catalogue / sizeof *catalogue];
     for (size_t i = 0; i < sizeof catalogue / sizeof *catalogue; i++) names[i] = catalogue[i].name;
     const char *nearest = loom_nearest_name(name, names);
-    return loom_fail(error, "--model: '%s' is no known model%s%s%s; `gptloom info` lists them", name,
-                     nearest ? "; did you mean " : "", nearest ? nearest : "", nearest ? "?" : "");
+    return loom_fail(error, "--model: '%s' is no known model; %s%s%s`gptloom info` lists them", name,
+                     nearest ? "did you mean " : "", nearest ? nearest : "", nearest ? "? " : "");
 }
 
 bool loom_gpt_config_check(const loom_gpt_config *c, loom_error *error) {

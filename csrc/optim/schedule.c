@@ -4,7 +4,7 @@
 
 /* How far between lr (0) and min_lr (1) step `step` of the `span` steps after warm-up lies. */
 static double decayed(loom_schedule_kind kind, int64_t step, int64_t span) {
-    const double done = span > 1 ? (double)step / (double)(span - 1) : 1;
+    const double done = span > 1 ? (double)step / (double)(span - 1) : 0;
     const double from = 0.8; /* wsd: the last fifth decays */
     switch (kind) {
     case LOOM_SCHEDULE_COSINE: return 0.5 * (1 - cos(3.141592653589793 * done));

@@ -22,7 +22,7 @@ typedef struct loom_gpt_config {
 
 #define LOOM_LAYERNORM_EPSILON 1e-5f
 
-/* A named model: gpt1, gpt2 .. gpt2-xl, gpt3-125m .. gpt3-175b, d6 .. d48 (llm.c's depths), nano, mini. */
+/* A named model: gpt1, gpt2 .. gpt2-xl, gpt3-125m .. gpt3-175b, d6, d12, d24, d36, d48, d60, d72, d84 (llm.c's depths), nano, mini. */
 typedef struct loom_gpt_named {
     const char *name;
     loom_gpt_config config;
