@@ -51,6 +51,11 @@ TEST(Schedule, BeyondItsEndTheLastRateStays) {
         expect_schedule({kind, 1.0f, 0.25f, 3, 20}, {{19, 0.25}, {20, 0.25}, {1000, 0.25}});
 }
 
+TEST(Schedule, ASingleStepHasTheFullRate) {
+    for (const loom_schedule_kind kind : {LOOM_SCHEDULE_COSINE, LOOM_SCHEDULE_LINEAR, LOOM_SCHEDULE_WSD})
+        expect_schedule({kind, 1.0f, 0.25f, 2, 3}, {{2, 1}});
+}
+
 /* The schedule never rises after its warm-up and stays between its two rates. */
 TEST(Schedule, FallsSteadily) {
     for (const loom_schedule_kind kind :
@@ -942,6 +947,26 @@ TEST_F(Train, AnotherRunsDirectoryIsRefusedAndUntouched) {
     refused(nowhere, {"--out"});
 }
 
+TEST_F(Train, WhateverIsLeftOfARunIsARun) {
+    for (const char *part : {"config.ini", "metrics.jsonl", "samples.txt", "checkpoints"}) {
+        const std::string place = std::string("only-") + part;
+        fs::create_directories(at(place));
+        write_file(at(place + "/" + part), "");
+        const std::string before = fingerprint(at(place));
+        refused(run(place), {"--out", at(place)});
+        EXPECT_TRUE(fingerprint(at(place)) == before) << part;
+    }
+}
+
+TEST_F(Train, ARunThatEndedBeforeItsFirstCheckpointBeginsAnew) {
+    ASSERT_TRUE(trains(run("whole")));
+    ASSERT_TRUE(trains(run("parts", {{"stop-after", "3"}})));
+    fs::remove_all(at("parts/checkpoints"));
+    ASSERT_TRUE(trains(run("parts", {{"resume", "true"}})));
+    expect_same_checkpoint(at("whole/checkpoints/latest"), at("parts/checkpoints/latest"));
+    EXPECT_EQ(metrics_of(at("parts")), metrics_of(at("whole")));
+}
+
 TEST_F(Train, WhatCannotBeResumedIsRefusedAndUntouched) {
     ASSERT_TRUE(trains(run("run", {{"stop-after", "10"}})));
     const std::string before = fingerprint(at("run"));
@@ -956,6 +981,7 @@ TEST_F(Train, WhatCannotBeResumedIsRefusedAndUntouched) {
     refused(resumed({{"block-size", "32"}}), {"--block-size"});
     refused(resumed({{"activation", "relu"}}), {"--activation"});
     refused(resumed({{"batch", "8"}}), {"--batch"});
+    refused(resumed({{"batch", "1"}}), {"--batch"}); /* not: 2, the old --micro-batch, does not divide it */
     refused(resumed({{"seq-len", "8"}}), {"--seq-len"});
     refused(resumed({{"val-fraction", "0.2"}}), {"--val-fraction"});
     refused(resumed({{"init", at("run")}}), {"--init", "--resume"});
