@@ -4,6 +4,7 @@
 # `make help` lists the rest.
 
 VERSION := 0.1.0
+comma   := ,
 BUILD   ?= build
 PREFIX  ?= /usr/local
 ifeq ($(origin CC),default)
@@ -22,6 +23,15 @@ endif
 ARCH    ?= native
 # Matrix products: auto takes oneDNN, else OpenBLAS, else our own plain C.
 MATMUL  ?= auto
+# CUDA: the toolkit's folder, found by its nvcc; empty where there is none, and then only the emulation has CUDA. The
+# GPUs to build for: compute capabilities, 80 to 120.
+NVCC      ?= $(shell command -v nvcc 2>/dev/null || ls /usr/local/cuda/bin/nvcc 2>/dev/null)
+CUDA      ?= $(patsubst %/bin/nvcc,%,$(NVCC))
+CUDA_ARCH ?= 80 90
+# cuDNN's header, which may lie inside a Python package; the library itself is loaded when it is asked for.
+CUDNN_INCLUDE ?= $(if $(CUDA),$(shell dev/find-cudnn.sh $(CUDA)))
+# Headers and libraries of cJSON, inih and xxHash where they are not installed (make third-party collects them).
+THIRD_PARTY ?= $(wildcard third-party)
 # address,undefined for a sanitizer build; keep it in a build folder of its own (make sanitize does).
 SANITIZE ?=
 
@@ -47,11 +57,24 @@ SANITIZE_FLAGS := $(if $(SANITIZE),-O1 -fsanitize=$(SANITIZE) -fno-sanitize-reco
                     -Wno-format-truncation -DLOOM_DEBUG_FILL)
 WARNINGS := -Wall -Wextra -Wno-missing-field-initializers -Werror -Wvla -Wshadow
 COMMON   := -O3 -g -march=$(ARCH) -ffp-contract=fast -fopenmp -fno-math-errno -fno-trapping-math \
-            $(WARNINGS) $(SANITIZE_FLAGS) -Iinclude -Icsrc -DLOOM_VERSION='"$(VERSION)"' -MMD -MP
+            $(WARNINGS) $(SANITIZE_FLAGS) -Iinclude -Icsrc -I. $(if $(THIRD_PARTY),-I$(THIRD_PARTY)/include) \
+            -DLOOM_VERSION='"$(VERSION)"' -MMD -MP
 CFLAGS_  := -std=c11 -D_GNU_SOURCE $(COMMON) -Wstrict-prototypes -Wmissing-prototypes $(DNNL_CFLAGS) $(CFLAGS)
-# Only tests are C++: they are compiled more often than they wait for themselves.
+# Tests, which are compiled more often than they wait for themselves, and the emulation.
 CXXFLAGS_ := -std=c++17 $(COMMON) -O1 -g1 $(CXXFLAGS)
-LIBS     := $(MATMUL_LIBS) -lcjson -linih -lxxhash -lm -lpthread
+LINK_FLAGS := -fopenmp $(SANITIZE_FLAGS) $(CXXFLAGS)
+LIBS     := $(MATMUL_LIBS) $(if $(THIRD_PARTY),-L$(THIRD_PARTY)/lib -Wl$(comma)-rpath$(comma)$(abspath $(THIRD_PARTY))/lib) \
+            -lcjson -linih -lxxhash -lm -lpthread -ldl
+# cuDNN is found beside its header where it comes in a Python package.
+CUDNN_RPATH := $(if $(CUDNN_INCLUDE),-Wl$(comma)-rpath$(comma)$(CUDA)/lib64:$(abspath $(CUDNN_INCLUDE)/../lib))
+CUDA_LIBS := $(if $(CUDA),-L$(CUDA)/lib64 -Wl$(comma)-rpath$(comma)$(CUDA)/lib64 -lcublasLt -lcudart_static -lrt $(CUDNN_RPATH))
+# csrc/cuda is compiled once, for the real CUDA and for the emulation: with NVIDIA's headers where they are.
+CUDA_INCLUDE := $(if $(CUDA),-isystem $(CUDA)/include,-Idev/emulation/include)
+NVCC_FLAGS := -std=c++17 -O3 -lineinfo -Iinclude -I. $(foreach a,$(CUDA_ARCH),-gencode=arch=compute_$(a)$(comma)code=sm_$(a)) \
+              -Werror all-warnings -Xptxas --warn-on-spills,--warning-as-error -Xcompiler -Wall,-Wextra,-fPIC -MMD -MP
+# The emulation reads memory as other types than it was written, as GPUs do; a kernel's arithmetic is not contracted
+# into fused multiply-adds, which -march=native would allow.
+EMULATED_FLAGS := -DLOOM_EMULATED -Idev/emulation/include -Idev/emulation -fno-strict-aliasing -O2 -Wno-unknown-pragmas
 
 # ------------------------------------------------------------------------------------------------------------- sources
 # csrc/cpu's ops are compiled twice, in float (the definition) and in double (the oracle); what makes a CPU device of
@@ -61,33 +84,72 @@ PRODUCT_openblas := csrc/cpu/matmul_library.c csrc/cpu/product_openblas.c
 PRODUCT_plain    := csrc/cpu/matmul_plain.c
 TUNED      := csrc/cpu/device.c csrc/cpu/peak.c $(PRODUCT_$(MATMUL))
 DEFINITION := $(filter-out csrc/cpu/device.c csrc/cpu/peak.c csrc/cpu/matmul_% csrc/cpu/product_%,$(wildcard csrc/cpu/*.c))
-HOST       := $(filter-out csrc/cpu/%,$(wildcard csrc/*/*.c))
+HOST       := $(filter-out csrc/cpu/% csrc/cuda/%,$(wildcard csrc/*/*.c))
+CUDNN      := csrc/cuda/attention_cudnn.c $(wildcard csrc/cuda/cudnn_*.c)
+NO_CUDNN   := csrc/cuda/attention_cudnn_absent.c
+CUDA_HOST  := $(filter-out csrc/cuda/absent.c $(if $(CUDNN_INCLUDE),$(NO_CUDNN),$(CUDNN)),$(wildcard csrc/cuda/*.c))
+KERNELS    := $(wildcard kernels/*.cu)
+EMULATION  := $(wildcard dev/emulation/*.cpp)
 # The step, the trainer and the run are part of the library; the rest of train/ is the program.
 TRAIN_LIB  := $(addprefix train/,step.c trainer.c run.c options.c)
 PROGRAM    := $(filter-out $(TRAIN_LIB),$(wildcard train/*.c train/*/*.c)) $(wildcard test/ops/*.c)
 
-LIB_OBJECTS := $(HOST:%.c=$(BUILD)/obj/%.o) $(TRAIN_LIB:%.c=$(BUILD)/obj/%.o) $(TUNED:%.c=$(BUILD)/obj/%.o) \
+COMMON_OBJECTS := $(HOST:%.c=$(BUILD)/obj/%.o) $(TRAIN_LIB:%.c=$(BUILD)/obj/%.o) $(TUNED:%.c=$(BUILD)/obj/%.o) \
                $(DEFINITION:csrc/cpu/%.c=$(BUILD)/obj/definition/%.o) $(DEFINITION:csrc/cpu/%.c=$(BUILD)/obj/oracle/%.o)
+CUDA_OBJECTS   := $(CUDA_HOST:%.c=$(BUILD)/obj/%.o)
+# The library has CUDA where it can be built; the emulated library has the same objects, with emulated kernels.
+LIB_OBJECTS := $(COMMON_OBJECTS) $(if $(CUDA),$(CUDA_OBJECTS) $(KERNELS:%.cu=$(BUILD)/obj/%.o),$(BUILD)/obj/csrc/cuda/absent.o)
+EMULATED_OBJECTS := $(COMMON_OBJECTS) $(CUDA_OBJECTS) $(KERNELS:%.cu=$(BUILD)/obj/emulated/%.o) \
+                    $(EMULATION:%.cpp=$(BUILD)/obj/emulated/%.o)
 PROGRAM_OBJECTS := $(PROGRAM:%.c=$(BUILD)/obj/%.o)
 # What tests link beside the library: the program without its main.
 TEST_OBJECTS    := $(filter-out $(BUILD)/obj/train/main.o,$(PROGRAM_OBJECTS))
-TESTS           := $(patsubst test/%.cpp,$(BUILD)/test/%,$(wildcard test/test_*.cpp))
+TESTS           := $(patsubst test/%.cpp,$(BUILD)/test/%,$(filter-out $(if $(CUDNN_INCLUDE),,test/test_cudnn.cpp),\
+                     $(wildcard test/test_*.cpp)))
+# Those of CUDA run on the emulation.
+EMULATED_TESTS  := $(patsubst %,$(BUILD)/test/test_%,emulation ptx runtime cublaslt matmul_plans adamw bias_gradient \
+                     cuda_ops cuda_device cuda_train)
 
 # One short line per file; V=1 shows the commands.
 V ?= 0
 quiet = $(if $(filter 0,$(V)),@echo "  $(1) $@" &&,)
 
 .SECONDARY:
-.PHONY: all tests setup run test test-full sanitize install format clean help
-all: $(BUILD)/gptloom $(BUILD)/libgptloom.a
+.PHONY: all tests setup run test test-full sanitize gpu-report install format clean help
+all: $(BUILD)/gptloom $(BUILD)/libgptloom.a $(BUILD)/emulated/gptloom
 tests: all $(TESTS)
 
 $(BUILD)/libgptloom.a: $(LIB_OBJECTS)
 	@rm -f $@
 	$(call quiet,AR) $(AR) rcs $@ $^
 
+$(BUILD)/emulated/libgptloom.a: $(EMULATED_OBJECTS)
+	@mkdir -p $(@D)
+	@rm -f $@
+	$(call quiet,AR) $(AR) rcs $@ $^
+
+# Linked by the C++ compiler: kernels are C++, and so is the emulation.
 $(BUILD)/gptloom: $(PROGRAM_OBJECTS) $(BUILD)/libgptloom.a
-	$(call quiet,LD) $(CC) $(CFLAGS_) -o $@ $^ $(LIBS)
+	$(call quiet,LD) $(CXX) $(LINK_FLAGS) -o $@ $^ $(CUDA_LIBS) $(LIBS)
+
+$(BUILD)/emulated/gptloom: $(PROGRAM_OBJECTS) $(BUILD)/emulated/libgptloom.a
+	$(call quiet,LD) $(CXX) $(LINK_FLAGS) -o $@ $^ $(LIBS)
+
+$(BUILD)/obj/kernels/%.o: kernels/%.cu
+	@mkdir -p $(@D)
+	$(call quiet,NVCC) $(NVCC) -ccbin $(CXX) $(NVCC_FLAGS) -c $< -o $@
+
+$(BUILD)/obj/emulated/kernels/%.o: kernels/%.cu
+	@mkdir -p $(@D)
+	$(call quiet,CXX) $(CXX) $(CXXFLAGS_) $(EMULATED_FLAGS) -x c++ -c $< -o $@
+
+$(BUILD)/obj/emulated/dev/emulation/%.o: dev/emulation/%.cpp
+	@mkdir -p $(@D)
+	$(call quiet,CXX) $(CXX) $(CXXFLAGS_) $(EMULATED_FLAGS) -c $< -o $@
+
+$(BUILD)/obj/csrc/cuda/%.o: csrc/cuda/%.c
+	@mkdir -p $(@D)
+	$(call quiet,CC) $(CC) $(CFLAGS_) $(CUDA_INCLUDE) $(if $(CUDNN_INCLUDE),-isystem $(CUDNN_INCLUDE)) -c $< -o $@
 
 $(BUILD)/obj/definition/%.o: csrc/cpu/%.c
 	@mkdir -p $(@D)
@@ -105,18 +167,45 @@ $(BUILD)/obj/%.o: %.cpp
 	@mkdir -p $(@D)
 	$(call quiet,CXX) $(CXX) $(CXXFLAGS_) -Itest -Itrain -c $< -o $@
 
+$(EMULATED_TESTS): $(BUILD)/test/%: $(BUILD)/obj/test/%.o $(TEST_OBJECTS) $(BUILD)/emulated/libgptloom.a
+	@mkdir -p $(@D)
+	$(call quiet,LD) $(CXX) $(LINK_FLAGS) -o $@ $^ -lgtest -lgtest_main $(LIBS)
+
 $(BUILD)/test/%: $(BUILD)/obj/test/%.o $(TEST_OBJECTS) $(BUILD)/libgptloom.a
 	@mkdir -p $(@D)
-	$(call quiet,LD) $(CXX) $(CXXFLAGS_) -o $@ $^ -lgtest -lgtest_main $(LIBS)
+	$(call quiet,LD) $(CXX) $(LINK_FLAGS) -o $@ $^ -lgtest -lgtest_main $(CUDA_LIBS) $(LIBS)
+
+# Test sources that are of the emulation see its headers.
+$(patsubst $(BUILD)/test/%,$(BUILD)/obj/test/%.o,$(EMULATED_TESTS)): CXXFLAGS_ += $(EMULATED_FLAGS)
+
+# test_cuda_headers compares the emulation's headers with NVIDIA's.
+$(BUILD)/obj/test/test_cuda_headers.o: CXXFLAGS_ += -Idev/emulation/include
+$(BUILD)/obj/test/cuda_headers_nvidia.o: CXXFLAGS_ += -isystem $(CUDA)/include
+ifneq ($(CUDA),)
+$(BUILD)/test/test_cuda_headers: $(BUILD)/obj/test/cuda_headers_nvidia.o
+endif
 
 # ------------------------------------------------------------------------------------------------------ what users run
 # Set-up may install what the lines above look for, so building is a make of its own.
 setup:
 	@dev/setup.sh
 
+# test_cudnn plans without a GPU: it brings its own driver, in the place of libcuda.so.1.
+$(BUILD)/obj/test/test_cudnn.o: CXXFLAGS_ += $(CUDA_INCLUDE) -isystem $(CUDNN_INCLUDE)
+$(BUILD)/test/test_cudnn: $(BUILD)/obj/test/test_cudnn.o $(TEST_OBJECTS) $(BUILD)/emulated/libgptloom.a \
+                          | $(BUILD)/test/libcuda.so.1
+	@mkdir -p $(@D)
+	$(call quiet,LD) $(CXX) $(LINK_FLAGS) -o $@ $^ -lgtest -lgtest_main $(CUDNN_RPATH) $(LIBS)
+$(BUILD)/test/libcuda.so.1: test/cuda_driver.c
+	@mkdir -p $(@D)
+	$(call quiet,LD) $(CC) -std=c11 -O1 $(WARNINGS) -fPIC -shared -Wl,-soname,libcuda.so.1 -o $@ $<
+
+# The compute capabilities of the GPUs that are here, or else those asked for.
+PRESENT_ARCH = $(or $(shell nvidia-smi --query-gpu=compute_cap --format=csv,noheader 2>/dev/null | tr -d . | sort -u),$(CUDA_ARCH))
+
 #  make run         set up, build, get a text, train a GPT, show its loss and a sample  (DATA=path DATA_URL=url)
 run: setup
-	@$(MAKE) --no-print-directory all
+	@$(MAKE) --no-print-directory CUDA_ARCH="$(PRESENT_ARCH)" $(BUILD)/gptloom
 	@BUILD=$(BUILD) dev/first-run.sh
 
 #  make test        set up, build, run the tests
@@ -124,19 +213,28 @@ test: setup
 	@$(MAKE) --no-print-directory tests
 	@test/run.py --logs $(BUILD)/test/logs $(TESTS)
 
-#  make test-full   all tests, and again in sanitizer builds and with the other libraries for matrix products
+#  make test-full   all tests, and again in sanitizer builds and with the other libraries for matrix products (these
+#                   builds take no toolkit, and so show that none is needed)
 FULL := $(TESTS) $(TESTS:$(BUILD)/%=$(BUILD)/sanitized/%) $(foreach m,openblas plain,$(BUILD)/$(m)/test/test_ops)
 test-full: setup
 	@MATMUL=openblas dev/setup.sh
 	@$(MAKE) --no-print-directory tests
-	@$(MAKE) --no-print-directory BUILD=$(BUILD)/sanitized SANITIZE=address,undefined tests
-	@$(MAKE) --no-print-directory BUILD=$(BUILD)/openblas MATMUL=openblas all $(BUILD)/openblas/test/test_ops
-	@$(MAKE) --no-print-directory BUILD=$(BUILD)/plain MATMUL=plain all $(BUILD)/plain/test/test_ops
+	@$(MAKE) --no-print-directory BUILD=$(BUILD)/sanitized CUDA= SANITIZE=address,undefined tests
+	@$(MAKE) --no-print-directory BUILD=$(BUILD)/openblas CUDA= MATMUL=openblas all $(BUILD)/openblas/test/test_ops
+	@$(MAKE) --no-print-directory BUILD=$(BUILD)/plain CUDA= MATMUL=plain all $(BUILD)/plain/test/test_ops
 	@LOOM_TEST_FULL=1 test/run.py --logs $(BUILD)/test/logs $(FULL)
 
 #  make sanitize    build/sanitized/gptloom, with AddressSanitizer and UndefinedBehaviorSanitizer
 sanitize:
 	@$(MAKE) --no-print-directory BUILD=$(BUILD)/sanitized SANITIZE=address,undefined all
+
+#  make gpu-report  on a machine with a GPU: build for it, check all kernels, time them, train beside PyTorch; writes a
+#                   report (REPORT=folder). Needs nothing but gcc, nvcc and python3; dev/third-party.sh on another machine
+#                   collects what cannot be installed here
+REPORT ?= dev/reports
+gpu-report:
+	@$(MAKE) --no-print-directory BUILD=$(BUILD)/gpu CUDA_ARCH="$(PRESENT_ARCH)" $(BUILD)/gpu/gptloom
+	@dev/gpu-report.py --program $(BUILD)/gpu/gptloom --out $(REPORT)
 
 #  make install     program, library, headers and pkg-config file under PREFIX=/usr/local
 install: all
@@ -145,11 +243,11 @@ install: all
 	install -m 644 $(BUILD)/libgptloom.a $(DESTDIR)$(PREFIX)/lib/
 	install -m 644 include/gptloom/*.h $(DESTDIR)$(PREFIX)/include/gptloom/
 	printf 'prefix=%s\n\nName: gptloom\nDescription: training GPT-style transformers in C\nVersion: %s\nCflags: -I$${prefix}/include\nLibs: -L$${prefix}/lib -lgptloom -fopenmp %s\n' \
-	    '$(PREFIX)' '$(VERSION)' '$(LIBS)' > $(DESTDIR)$(PREFIX)/lib/pkgconfig/gptloom.pc
+	    '$(PREFIX)' '$(VERSION)' '$(strip $(CUDA_LIBS) $(LIBS) $(if $(CUDA),-lstdc++))' > $(DESTDIR)$(PREFIX)/lib/pkgconfig/gptloom.pc
 
 #  make format      clang-format on all sources
 format:
-	clang-format -i $(shell git ls-files '*.c' '*.h' '*.cpp')
+	clang-format -i $(shell git ls-files '*.c' '*.h' '*.cpp' '*.cu' '*.cuh')
 
 #  make clean       remove the build folder
 clean:

@@ -5,6 +5,8 @@
 
 #include "gptloom/gptloom.h"
 
+#include "base/half.h"
+
 #include <gtest/gtest.h>
 
 #include <algorithm>
@@ -155,8 +157,10 @@ struct ModelOptions {
     std::string device = "cpu";
     int threads = 1;
     loom_gpt_purpose purpose = LOOM_GPT_TRAIN;
+    loom_dtype dtype = LOOM_F32;
+    bool master = true;
     int64_t sequences = 0; /* of a step, for the optimizer; 0: one micro-batch */
-    int fill = 0xFF;       /* what every byte of the memory holds at first: 0xFF makes NaNs of fp32, fp64 and bf16 */
+    int fill = 0xFF;       /* what every byte of the memory holds at first: 0xFF makes NaNs of every type */
     std::function<void(loom_gpt *)> before_lay_out;
 };
 
@@ -166,8 +170,10 @@ class Model {
   public:
     Model(const loom_gpt_config &shape, int64_t batch, int64_t length, const ModelOptions &options = {})
         : B(batch), T(length), device_(open_device(options.device, options.threads)) {
+        loom_precision precision;
         require([&](loom_error *error) {
-            return loom_gpt_create(&gpt_, &shape, options.purpose, device_.get(), B, T, error);
+            return loom_precision_of(device_.get(), options.dtype, options.master, &precision, error) &&
+                   loom_gpt_create(&gpt_, &shape, options.purpose, &precision, device_.get(), B, T, error);
         });
         if (options.before_lay_out) options.before_lay_out(gpt_);
         loom_arena plan = loom_arena_measure();
@@ -206,6 +212,9 @@ class Model {
     const loom_gpt_config &config() const {
         return *loom_gpt_get_config(gpt_);
     }
+    const loom_precision &precision() const {
+        return *loom_gpt_get_precision(gpt_);
+    }
     /* Half an epsilon of what the device computes in. */
     double unit() const {
         return device_->storage == LOOM_F64 ? 0x1p-53 : 0x1p-24;
@@ -227,7 +236,11 @@ class Model {
         const char *start = (const char *)from + (size_t)first * loom_dtype_size(dtype);
         if (dtype == LOOM_F64) return as_doubles<double>(bytes(start, (size_t)n * sizeof(double)));
         if (dtype == LOOM_F32) return as_doubles<float>(bytes(start, (size_t)n * sizeof(float)));
-        throw std::logic_error("values of this type are not read");
+        if (dtype == LOOM_I32) throw std::logic_error("values of this type are not read");
+        std::vector<double> values = as_doubles<uint16_t>(bytes(start, (size_t)n * sizeof(uint16_t)));
+        for (double &v : values)
+            v = (double)(dtype == LOOM_BF16 ? bf16_to_float((uint16_t)v) : fp16_to_float((uint16_t)v));
+        return values;
     }
     void write(void *to, loom_dtype dtype, int64_t first, const std::vector<double> &values) {
         char *start = (char *)to + (size_t)first * loom_dtype_size(dtype);
@@ -236,16 +249,24 @@ class Model {
         } else if (dtype == LOOM_F32) {
             const std::vector<float> narrow(values.begin(), values.end());
             copy(start, narrow.data(), narrow.size() * sizeof(float), LOOM_HOST_TO_DEVICE);
+        } else if (dtype != LOOM_I32) {
+            std::vector<uint16_t> narrow(values.size());
+            for (size_t i = 0; i < values.size(); i++)
+                narrow[i] = dtype == LOOM_BF16 ? float_to_bf16((float)values[i]) : float_to_fp16((float)values[i]);
+            copy(start, narrow.data(), narrow.size() * sizeof(uint16_t), LOOM_HOST_TO_DEVICE);
         } else {
             throw std::logic_error("values of this type are not written");
         }
     }
 
     std::vector<double> parameters() const {
-        return read(loom_gpt_get_parameters(gpt_), device_->storage, 0, layout().elements);
+        return read(loom_gpt_get_parameters(gpt_), precision().storage, 0, layout().elements);
+    }
+    std::vector<double> master() const {
+        return read(loom_gpt_get_master(gpt_), precision().master, 0, layout().elements);
     }
     std::vector<double> gradients() const {
-        return read(loom_gpt_get_gradients(gpt_), device_->storage, 0, layout().elements);
+        return read(loom_gpt_get_gradients(gpt_), precision().gradient, 0, layout().elements);
     }
     std::vector<double> moments(int which) const {
         return read(which == 1 ? optimizer.moment1 : optimizer.moment2, device_->statistics, 0, layout().elements);
@@ -254,10 +275,11 @@ class Model {
         return read(loom_gpt_get_losses(gpt_), device_->statistics, 0, B * T);
     }
     void set_parameters(const std::vector<double> &values) {
-        write(loom_gpt_get_parameters(gpt_), device_->storage, 0, values);
+        write(loom_gpt_get_master(gpt_), precision().master, 0, values);
+        loom_gpt_copy_master(gpt_);
     }
     void set_gradients(const std::vector<double> &values) {
-        write(loom_gpt_get_gradients(gpt_), device_->storage, 0, values);
+        write(loom_gpt_get_gradients(gpt_), precision().gradient, 0, values);
     }
     loom_scalars scalars() const {
         loom_scalars out;
@@ -266,6 +288,9 @@ class Model {
     }
     void set_inputs(const loom_scalars_in &in) {
         copy(&loom_gpt_get_scalars(gpt_)->in, &in, sizeof in, LOOM_HOST_TO_DEVICE);
+    }
+    void set_loss_scale(float scale) {
+        copy(&loom_gpt_get_scalars(gpt_)->state.loss_scale, &scale, sizeof scale, LOOM_HOST_TO_DEVICE);
     }
 
     /* ------------------------------------------------------------------------------------------------------ running */
@@ -292,7 +317,7 @@ class Model {
         loom_scalars_in in = scalars().in;
         in.loss_gradient = (float)weight;
         set_inputs(in);
-        loom_gpt_set_batch(gpt_, tokens.data(), targets.data());
+        loom_gpt_set_batch(gpt_, tokens.data(), targets.data(), LOOM_HOST_TO_DEVICE);
         loom_gpt_forward(gpt_);
         loom_gpt_loss(gpt_, true, accumulate);
         loom_gpt_backward(gpt_, accumulate);
@@ -301,8 +326,10 @@ class Model {
   private:
     void lay_out(const ModelOptions &options, loom_arena *into) {
         loom_gpt_lay_out(gpt_, into);
-        if (options.purpose == LOOM_GPT_TRAIN)
-            loom_optimizer_lay_out(&optimizer, gpt_, options.sequences ? options.sequences : B, into);
+        if (options.purpose != LOOM_GPT_TRAIN) return;
+        const int64_t sequences = options.sequences ? options.sequences : B;
+        loom_optimizer_lay_out(&optimizer, gpt_, sequences, into);
+        loom_feeder_lay_out(&feeder_, sequences, T, into);
     }
 
     template <typename Element> static std::vector<double> as_doubles(const std::string &raw) {
@@ -313,6 +340,7 @@ class Model {
 
     Device device_;
     loom_gpt *gpt_ = nullptr;
+    loom_feeder feeder_ = {}; /* of no use but that it takes memory, as in a run */
     void *memory_ = nullptr;
     size_t bytes_ = 0;
 };

@@ -1,4 +1,5 @@
 #include "base/file.h"
+#include "base/half.h"
 #include "checkpoint/directory.h"
 #include "checkpoint/documents.h"
 #include "checkpoint/tensors.h"
@@ -277,7 +278,8 @@ loom_training_state state_of(int64_t step) {
     state.batch = 12;
     state.seq_len = 64;
     state.training_tokens = 1003854;
-    state.scalars = {step, 0, step, 2.5, 6.5, 1.0 / 3, 0.1};
+    state.dtype = LOOM_F16;
+    state.scalars = {step, 0, step, 2.5, 6.5, 1.0 / 3, 0.1, 0x1p15f, 1234};
     return state;
 }
 
@@ -390,6 +392,61 @@ TEST_F(CheckpointTest, CopiesLargeTensorsPiecewise) {
     EXPECT_TRUE(loaded_from(loaded, saved, layout));
 }
 
+/* Weights of 16 bits are written as they are, and become any other type when they are loaded. */
+TEST_F(CheckpointTest, WeightsOfEveryTypeBecomeEveryOther) {
+    loom_parameter parameter{};
+    strcpy(parameter.name, "large");
+    parameter.rows = 1030, parameter.columns = 1024, parameter.padded_rows = 1100;
+    loom_layout layout{};
+    layout.parameter = &parameter, layout.n_parameters = 1;
+    const size_t n = 1030 * 1024, padded = 1100 * 1024;
+    /* Exact in all three types: 7 significant bits, small exponents. */
+    std::vector<float> values(n);
+    for (size_t i = 0; i < n; i++)
+        values[i] = std::ldexp(static_cast<float>(i % 255) - 127, static_cast<int>(i % 16) - 10);
+    const loom_dtype dtypes[] = {LOOM_F32, LOOM_BF16, LOOM_F16};
+    const auto stored = [&](loom_dtype dtype) {
+        std::vector<float> memory(padded, padding_mark);
+        for (size_t i = 0; i < padded; i++) {
+            const float value = i < n ? values[i] : 0;
+            const uint16_t narrow = dtype == LOOM_BF16 ? float_to_bf16(value) : float_to_fp16(value);
+            if (dtype == LOOM_F32)
+                memory[i] = value;
+            else
+                memcpy(reinterpret_cast<char *>(memory.data()) + 2 * i, &narrow, 2);
+        }
+        return memory;
+    };
+    FakeDevice remote(true);
+    const std::string path = directory / "large.safetensors";
+    for (const loom_dtype from : dtypes) {
+        std::vector<float> saved = stored(from);
+        loom_checkpoint_tensors tensors{nullptr, &layout, remote.get(), remote.address(saved), nullptr, nullptr, from};
+        loom_tensor_sets sets = loom_weight_sets(&tensors);
+        loom_manifest manifest{};
+        manifest.directory = directory.c_str();
+        ASSERT_TRUE(loom_tensors_write(&manifest, "large.safetensors", &tensors, &sets, &error)) << error.message;
+        loom_safetensors file;
+        ASSERT_TRUE(loom_safetensors_open(&file, path.c_str(), &error)) << error.message;
+        EXPECT_STREQ(file.tensor[0].dtype, from == LOOM_F32 ? "F32" : from == LOOM_BF16 ? "BF16" : "F16");
+        EXPECT_EQ(file.tensor[0].bytes, n * loom_dtype_size(from));
+        loom_safetensors_close(&file);
+        for (const loom_dtype to : dtypes) {
+            std::vector<float> loaded(padded, padding_mark);
+            tensors.parameters = remote.address(loaded);
+            tensors.dtype = to;
+            sets = loom_weight_sets(&tensors);
+            loom_tensor_source source;
+            ASSERT_TRUE(loom_tensor_source_open(&source, path.c_str(), &tensors, &sets, true, &error)) << error.message;
+            ASSERT_TRUE(loom_tensor_source_load(&source, &tensors, &sets, &error)) << error.message;
+            loom_tensor_source_close(&source);
+            EXPECT_EQ(memcmp(loaded.data(), stored(to).data(), padded * sizeof(float)), 0)
+                << loom_dtype_name(from) << " as " << loom_dtype_name(to);
+        }
+        fs::remove(path);
+    }
+}
+
 TEST_F(CheckpointTest, StateSurvivesAtItsLimits) {
     loom_training_state state{};
     state.step = 12345678901;
@@ -415,7 +472,8 @@ TEST_F(CheckpointTest, StateSurvivesAtItsLimits) {
         return read;
     };
     for (const double value : values) {
-        state.scalars = {INT64_MAX - 1, (int64_t{1} << 53) + 1, 7, value, -value, value / 3, value * 3};
+        state.scalars = {INT64_MAX - 1, (int64_t{1} << 53) + 1, 7, value, -value, value / 3, value * 3, 0x1p127f,
+                         INT32_MAX};
         const loom_training_state read = round_trip();
         EXPECT_EQ(memcmp(&read, &state, sizeof state), 0) << value;
     }
@@ -1185,6 +1243,43 @@ TEST_F(CheckpointTest, EveryFieldOfTheStateIsChecked) {
                 EXPECT_TRUE(says({path, field == "format_version" && value == "2" ? "newer" : field}));
             }
         }
+    }
+}
+
+/* What was written before there were dtypes and loss scaling has neither; what has a dtype has all of it. */
+TEST_F(CheckpointTest, OlderStatesAreOfFp32WithoutALossScale) {
+    ASSERT_TRUE(save(1));
+    const fs::path path = checkpoints / "step-00000001/training_state.json";
+    const std::string good = read_file(path);
+    loom_training_state state;
+    const auto read = [&] {
+        error.message[0] = 0;
+        return loom_state_read(path.c_str(), &state, &error);
+    };
+    ASSERT_TRUE(read()) << error.message;
+    EXPECT_EQ(state.dtype, LOOM_F16);
+    EXPECT_EQ(state.scalars.loss_scale, 0x1p15f);
+    EXPECT_EQ(state.scalars.loss_scale_age, 1234);
+    replace_in_file(path, "\"dtype\"", "\"other\"");
+    ASSERT_TRUE(read()) << error.message;
+    EXPECT_EQ(state.dtype, LOOM_F32);
+    EXPECT_EQ(state.scalars.loss_scale, 0);
+    EXPECT_EQ(state.scalars.loss_scale_age, 0);
+
+    const struct {
+        const char *old_text, *new_text, *says;
+    } cases[] = {{"\"fp16\"", "\"fp8\"", "fp8"},
+                 {"\"fp16\"", "\"fp64\"", "fp64"},
+                 {"\"fp16\"", "16", "dtype"},
+                 {"\"loss_scale\"", "\"other\"", "loss_scale"},
+                 {"\"loss_scale_age\"", "\"other\"", "loss_scale_age"},
+                 {"\"loss_scale\":\t\"0x", "\"loss_scale\":\t\"-0x", "loss_scale"},
+                 {"\"1234\"", "\"4294967296\"", "loss_scale"}};
+    for (const auto &c : cases) {
+        write_file(path, good);
+        replace_in_file(path, c.old_text, c.new_text);
+        EXPECT_FALSE(read()) << c.new_text;
+        EXPECT_TRUE(says({path, c.says}));
     }
 }
 

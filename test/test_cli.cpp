@@ -1,5 +1,7 @@
 /* The program from outside: it is built before the tests and run as a user runs it. Every mistake must give exit code
  * 2 and exactly one line on stderr that names the flag or file, and must leave nothing behind. */
+#include "gptloom/device.h"
+
 #include <gtest/gtest.h>
 
 #include <algorithm>
@@ -284,8 +286,18 @@ TEST_F(Program, VersionAndDevicesTellWhatThereIs) {
     EXPECT_NE(version.out.find("threads"), std::string::npos);
     const Outcome devices = run({"devices"});
     EXPECT_EQ(devices.code, 0);
-    for (const char *word : {"cpu", "GFLOP/s", "GiB", "no CUDA support in this build"})
+    for (const char *word : {"cpu", "GFLOP/s", "GiB", "definition", "oracle", "cuda"})
         EXPECT_NE(devices.out.find(word), std::string::npos) << devices.out;
+}
+
+/* One line that says what is missing: the toolkit when it was built, the driver, or a GPU. */
+TEST_F(Program, WithoutAGpuDeviceCudaSaysWhatIsMissing) {
+    loom_device *device = nullptr;
+    if (loom_device_open(&device, "cuda", nullptr, nullptr)) {
+        loom_device_close(device);
+        GTEST_SKIP() << "there is a GPU";
+    }
+    expect_training_mistake({"--device", "cuda"}, {"--device cuda: "});
 }
 
 TEST_F(Program, UnknownCommandsAndFlagsSuggestTheNearest) {
@@ -335,7 +347,11 @@ TEST_F(Program, NegativeHugeNanAndNonNumericValues) {
     }
     expect_training_mistake({"--memory", "lots"}, {"--memory: 'lots' is not a size"});
     expect_training_mistake({"--schedule", "cosin"}, {"--schedule: 'cosin'", "'cosine'"});
-    expect_training_mistake({"--device", "cuda"}, {"--device: 'cuda'"});
+    expect_training_mistake({"--device", "cud"}, {"--device: 'cud'", "did you mean cuda?"});
+    expect_training_mistake({"--dtype", "fp8"}, {"--dtype: 'fp8'", "fp32, bf16, fp16"});
+    expect_training_mistake({"--dtype", "fp16", "--master-weights", "off"}, {"--master-weights", "bf16"});
+    expect_training_mistake({"--cuda-grap", "off"}, {"--cuda-grap", "--cuda-graph"});
+    expect_training_mistake({"--fresh-choices"}, {"--fresh-choices", "--resume"});
     expect_training_mistake({"--model", "gtp2"}, {"--model", "gpt2"});
 }
 
@@ -507,6 +523,8 @@ TEST_F(Program, SampleAndInfoMistakes) {
     expect_mistake({"info", folder}, {folder});
     expect_mistake({"info", "gpt2", "--seq-len", "2048"}, {"--seq-len: 2048"});
     expect_mistake({"info", "gpt2", "--batch", "4", "--micro-batch", "3"}, {"--micro-batch: 3"});
+    expect_mistake({"info", "gpt2", "--dtype", "fp32", "--master-weights", "off"}, {"--master-weights", "fp32"});
+    expect_mistake({"sample", "--from", "run", "--dtype", "half"}, {"--dtype: 'half'"});
 }
 
 /* --------------------------------------------------------------------------------------------------------- what it does */
@@ -660,10 +678,32 @@ TEST_F(Program, InfoCountsParameters) {
     EXPECT_EQ(all.code, 0);
     for (const char *name : {"nano", "mini", "gpt1", "gpt2-xl", "gpt3-175b"})
         EXPECT_NE(all.out.find(name), std::string::npos) << name;
+    const Outcome narrow = run({"info", "gpt2", "--batch", "1", "--seq-len", "64", "--dtype", "bf16"});
+    for (const char *word : {"training in bf16", "master weights", "237."}) /* MiB of weights */
+        EXPECT_NE(narrow.out.find(word), std::string::npos) << narrow.out;
+    EXPECT_EQ(gpt2.out.find("master weights"), std::string::npos);
     expect_run(training({}));
     const Outcome directory = run({"info", "run"});
     EXPECT_EQ(directory.code, 0) << directory.err;
     EXPECT_NE(directory.out.find("after step 4"), std::string::npos) << directory.out;
+}
+
+TEST_F(Program, RunsInSixteenBits) {
+    for (const char *dtype : {"bf16", "fp16"}) {
+        fs::remove_all(folder / "run");
+        const Outcome outcome = run(training({"--dtype", dtype}));
+        ASSERT_EQ(outcome.code, 0) << outcome.err;
+        EXPECT_NE(outcome.out.find(std::string("precision   ") + dtype + "; master weights and moments in fp32"),
+                  std::string::npos)
+            << outcome.out;
+        EXPECT_NE(run({"info", "run"}).out.find(std::string("tokens seen in ") + dtype), std::string::npos);
+        for (const char *narrow : {"fp32", "bf16", "fp16"}) {
+            const Outcome sample = run(
+                {"sample", "--from", "run", "--dtype", narrow, "--tokens", "5", "--prompt", "a"});
+            EXPECT_EQ(sample.code, 0) << sample.err;
+            EXPECT_EQ(sample.out[0], 'a');
+        }
+    }
 }
 
 /* ---------------------------------------------------------------------------------------------------------- a terminal */

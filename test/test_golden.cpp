@@ -96,7 +96,7 @@ class Model {
         loom_error error;
         const loom_device_options options = {};
         ready_ = loom_device_open(&device_, device, &options, &error) &&
-                 loom_gpt_create(&gpt_, &golden.config, purpose, device_, B, T, &error) && allocate(&error) &&
+                 loom_gpt_create(&gpt_, &golden.config, purpose, NULL, device_, B, T, &error) && allocate(&error) &&
                  loom_gpt_prepare(gpt_, &error);
         if (ready_)
             load(golden);
@@ -264,7 +264,7 @@ TEST_P(GoldenGradients, AgreeWithPyTorch) {
     double loss = 0;
     for (int64_t first = 0; first < golden.B * golden.T; first += rows) {
         const bool accumulate = first > 0;
-        loom_gpt_set_batch(model.gpt(), golden.tokens.data() + first, golden.targets.data() + first);
+        loom_gpt_set_batch(model.gpt(), golden.tokens.data() + first, golden.targets.data() + first, LOOM_HOST_TO_DEVICE);
         loom_gpt_forward(model.gpt());
         loom_gpt_loss(model.gpt(), true, accumulate);
         loom_gpt_backward(model.gpt(), accumulate);

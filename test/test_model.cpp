@@ -151,7 +151,7 @@ TEST(Shapes, AModelRefusesWhatItsPositionsAndIndicesCannotHold) {
     const auto create = [&](int64_t B, int64_t T) {
         return [&config, &device, B, T](loom_error *error) {
             loom_gpt *gpt = nullptr;
-            const bool ok = loom_gpt_create(&gpt, &config, LOOM_GPT_TRAIN, device.get(), B, T, error);
+            const bool ok = loom_gpt_create(&gpt, &config, LOOM_GPT_TRAIN, NULL, device.get(), B, T, error);
             loom_gpt_destroy(gpt);
             return ok;
         };
@@ -197,7 +197,9 @@ TEST(Devices, AreOpenedByName) {
         EXPECT_EQ(device->statistics, is.second) << name;
         EXPECT_EQ(device->threads, 2);
         EXPECT_NE(std::string(device->description).find("2 threads"), std::string::npos) << device->description;
-        EXPECT_GT(loom_device_probe_peak(device.get(), 0.005), 0) << name;
+        double peak = 0;
+        require([&](loom_error *error) { return device->peak(device.get(), device->storage, 0.005, &peak, error); });
+        EXPECT_GT(peak, 0) << name;
     }
     loom_device *device = nullptr;
     refusal([&](loom_error *error) { return loom_device_open(&device, "orcale", NULL, error); },
@@ -339,7 +341,7 @@ TEST(Plan, IsTheArenasUseToTheByte) {
                         const Device device = open_device(name, threads);
                         loom_plan plan;
                         ASSERT_TRUE(works([&, b = B, t = T](loom_error *error) {
-                            return loom_plan_make(&plan, &shape, purpose, device.get(), 100 * b, b, t, error);
+                            return loom_plan_make(&plan, &shape, purpose, NULL, device.get(), 100 * b, b, t, error);
                         }));
                         ModelOptions options;
                         options.device = name;
@@ -369,7 +371,7 @@ TEST(Plan, NeedsNoMemoryForTheLargestModel) {
     const Device device = open_device("definition");
     loom_plan plan;
     ASSERT_TRUE(works([&](loom_error *error) {
-        return loom_plan_make(&plan, &c, LOOM_GPT_TRAIN, device.get(), 1, 1, c.block_size, error);
+        return loom_plan_make(&plan, &c, LOOM_GPT_TRAIN, NULL, device.get(), 1, 1, c.block_size, error);
     }));
     EXPECT_GT((double)plan.arena.used, 16.0 * (double)count_of(c));
     EXPECT_LT((double)plan.arena.used, 16.0 * (double)count_of(c) * 1.2);
@@ -804,7 +806,7 @@ TEST(Hooks, AreCalledBucketByBucket) {
     Events events;
     const loom_gpt_hooks hooks = listening(&events);
     loom_gpt_set_hooks(model.gpt(), &hooks);
-    loom_gpt_set_batch(model.gpt(), batch.tokens.data(), batch.targets.data());
+    loom_gpt_set_batch(model.gpt(), batch.tokens.data(), batch.targets.data(), LOOM_HOST_TO_DEVICE);
 
     using Said = std::vector<std::string>;
     const Said forward = {"acquire 0", "release 0", "acquire 1", "release 1", "acquire 2",
@@ -910,7 +912,7 @@ std::vector<std::vector<double>> log_probabilities_by_losses(Model &model, const
     std::vector<std::vector<double>> rows(tokens.size(), std::vector<double>((size_t)V));
     for (int64_t v = 0; v < V; v++) {
         const std::vector<int32_t> targets(tokens.size(), (int32_t)v);
-        loom_gpt_set_batch(model.gpt(), tokens.data(), targets.data());
+        loom_gpt_set_batch(model.gpt(), tokens.data(), targets.data(), LOOM_HOST_TO_DEVICE);
         loom_gpt_forward(model.gpt());
         loom_gpt_loss(model.gpt(), false, false);
         const std::vector<double> losses = model.losses();

@@ -91,6 +91,12 @@ TEST_F(Options, Defaults) {
     EXPECT_STREQ(options.device, "auto");
     EXPECT_TRUE(options.deterministic);
     EXPECT_FALSE(options.resume);
+    EXPECT_EQ(options.dtype, LOOM_F32);
+    EXPECT_EQ(options.master_weights, LOOM_ON);
+    EXPECT_FALSE(options.tf32);
+    EXPECT_EQ(options.attention, LOOM_ATTENTION_OWN);
+    EXPECT_EQ(options.cuda_graph, LOOM_ON);
+    EXPECT_FALSE(options.fresh_choices);
 }
 
 TEST_F(Options, SetsEveryKindOfValue) {
@@ -182,6 +188,10 @@ TEST_F(Options, ChoicesAndWordsSuggest) {
     refused("schedule", "cosin",
             {"--schedule: 'cosin' is none of cosine, linear, wsd, constant", "did you mean 'cosine'?"});
     refused("device", "cpuu", {"--device: 'cpuu'", "did you mean 'cpu'?"});
+    refused("dtype", "bf61", {"--dtype: 'bf61' is none of fp32, bf16, fp16", "did you mean 'bf16'?"});
+    refused("master-weights", "maybe", {"--master-weights: 'maybe' is none of off, on"});
+    refused("attention", "cudn", {"--attention: 'cudn'", "did you mean 'cudnn'?"});
+    refused("dtyp", "bf16", {"did you mean 'dtype'?"});
     refused("deterministic", "maybe", {"--deterministic: 'maybe' is neither true nor false"});
     refused("out", "", {"--out: is empty"});
     refused("n-layers", "3", {"--n-layers: there is no such option", "did you mean 'n-layer'?"});
@@ -269,6 +279,11 @@ TEST_F(Options, WhatIsWrittenReadsBackTheSame) {
              {"epochs", "0.1"},
              {"memory", "3GiB"},
              {"deterministic", "false"},
+             {"dtype", "bf16"},
+             {"master-weights", "off"},
+             {"tf32", "true"},
+             {"attention", "cudnn"},
+             {"cuda-graph", "off"},
              {"warmup", "0"},
              {"stop-after", "7"}});
     ASSERT_TRUE(resolve()) << error.message;
@@ -295,6 +310,11 @@ TEST_F(Options, WhatIsWrittenReadsBackTheSame) {
     EXPECT_EQ(back.epochs, 0.1);
     EXPECT_EQ(back.memory, options.memory);
     EXPECT_FALSE(back.deterministic);
+    EXPECT_EQ(back.dtype, LOOM_BF16);
+    EXPECT_EQ(back.master_weights, LOOM_OFF);
+    EXPECT_TRUE(back.tf32);
+    EXPECT_EQ(back.attention, LOOM_ATTENTION_CUDNN);
+    EXPECT_EQ(back.cuda_graph, LOOM_OFF);
     EXPECT_EQ(back.warmup, 0);
     EXPECT_EQ(back.val_fraction, 0); /* --val-data was given */
 
@@ -423,6 +443,9 @@ TEST_F(Options, WhatDoesNotGoTogetherIsRefused) {
         {{{"data", "a"}, {"batch", "8"}, {"micro-batch", "3"}}, {"--micro-batch: 3 does not divide --batch, 8"}},
         {{{"data", "a"}, {"batch", "4"}, {"micro-batch", "8"}}, {"--micro-batch: 8 does not divide --batch, 4"}},
         {{{"data", "a"}, {"lr", "1e-3"}, {"min-lr", "2e-3"}}, {"--min-lr: 0.002 is above --lr, 0.001"}},
+        {{{"data", "a"}, {"dtype", "fp16"}, {"master-weights", "off"}}, {"--master-weights: off", "bf16", "fp16"}},
+        {{{"data", "a"}, {"master-weights", "off"}}, {"--master-weights: off", "bf16", "fp32"}},
+        {{{"data", "a"}, {"fresh-choices", "true"}}, {"--fresh-choices", "--resume"}},
     };
     for (const auto &row : rows) {
         loom_train_options_free(&options);

@@ -1,9 +1,5 @@
 /* Training: schedules and AdamW, single steps, whole runs in their directories, and resuming them. */
-#include "support.h"
-
-extern "C" {
-#include "../train/trainer.h"
-}
+#include "support_train.h"
 
 #include <cfloat>
 #include <map>
@@ -352,60 +348,6 @@ TEST(Training, OneBatchIsLearntByHeart) {
     EXPECT_LT(last, 0.01f);
 }
 
-/* ---------------------------------------------------------------------------------------------------------- options */
-
-/* Options as flags set them, freed at the end. */
-class Options {
-  public:
-    using Pairs = std::map<std::string, std::string>;
-
-    explicit Options(const Pairs &pairs) : options_(loom_train_options_defaults()) {
-        for (const auto &[key, value] : pairs)
-            require([&, k = key, v = value](loom_error *error) {
-                return loom_train_options_set(&options_, k.c_str(), v.c_str(), error);
-            });
-    }
-    ~Options() {
-        loom_train_options_free(&options_);
-    }
-    Options(const Options &) = delete;
-    Options &operator=(const Options &) = delete;
-    const loom_train_options *get() const {
-        return &options_;
-    }
-
-  private:
-    loom_train_options options_;
-};
-
-Options::Pairs operator+(Options::Pairs pairs, const Options::Pairs &changes) {
-    for (const auto &[key, value] : changes) pairs[key] = value;
-    return pairs;
-}
-
-/* Text with something to learn: words of a few, in random order. */
-std::string some_text(size_t bytes, uint64_t seed) {
-    static const char *const words[] = {"the ", "loom ", "weaves ", "a ", "thread ", "of ", "blue ", "wool.\n"};
-    std::string text;
-    for (uint64_t i = 0; text.size() < bytes; i++) text += words[loom_random(seed, LOOM_RANDOM_TEST, 0, i).word[0] % 8];
-    text.resize(bytes);
-    return text;
-}
-
-using Trainer = std::unique_ptr<loom_trainer, void (*)(loom_trainer *)>;
-
-Trainer open_trainer(const Options &options) {
-    loom_trainer *trainer = nullptr;
-    require([&](loom_error *error) { return loom_trainer_open(&trainer, options.get(), error); });
-    return Trainer(trainer, loom_trainer_close);
-}
-
-loom_step_report step(const Trainer &trainer) {
-    loom_step_report report = {};
-    require([&](loom_error *error) { return loom_trainer_step(trainer.get(), &report, error); });
-    return report;
-}
-
 /* A place with a text, and the options of a small run over it. */
 class Train : public testing::Test {
   protected:
@@ -441,26 +383,6 @@ class Train : public testing::Test {
 };
 
 /* ------------------------------------------------------------------------------------------------------ the trainer */
-
-/* All that steps leave behind, as bits, with the losses on the way. */
-std::string bits_of_steps(const Trainer &trainer, int steps) {
-    std::string bits;
-    for (int i = 0; i < steps; i++) {
-        const loom_step_report report = step(trainer);
-        bits.append((const char *)&report.loss, sizeof report.loss);
-        bits.append((const char *)&report.grad_norm, sizeof report.grad_norm);
-    }
-    const loom_layout *layout = loom_gpt_get_layout(trainer->gpt);
-    const void *const tensors[] = {loom_gpt_get_parameters(trainer->gpt), trainer->optimizer.moment1,
-                                   trainer->optimizer.moment2};
-    for (const void *values : tensors) {
-        std::string raw((size_t)layout->elements * loom_dtype_size(trainer->device->storage), 0);
-        trainer->device->copy(trainer->device, NULL, raw.data(), values, raw.size(), LOOM_DEVICE_TO_HOST);
-        require([&](loom_error *error) { return trainer->device->synchronize(trainer->device, NULL, error); });
-        bits += raw;
-    }
-    return bits;
-}
 
 TEST_F(Train, TheSameSeedGivesTheSameBitsWithAnyNumberOfThreads) {
     const auto bits = [&](const Options::Pairs &changes) {
@@ -613,7 +535,7 @@ TEST_F(Train, ValidationCoversTheWholeSplit) {
                 targets[(size_t)t] = ids[(size_t)(w * T + t + 1)];
                 pairs++;
             }
-            loom_gpt_set_batch(model.gpt(), inputs.data(), targets.data());
+            loom_gpt_set_batch(model.gpt(), inputs.data(), targets.data(), LOOM_HOST_TO_DEVICE);
             loom_gpt_forward(model.gpt());
             loom_gpt_loss(model.gpt(), false, false);
             for (const double row : model.losses()) sum += row;
@@ -703,7 +625,7 @@ TEST_F(Train, TheMicroBatchIsWhatFits) {
     const auto need = [&](int64_t B) {
         loom_plan plan;
         require([&](loom_error *error) {
-            return loom_plan_make(&plan, &shape, LOOM_GPT_TRAIN, device.get(), 60, B, 16, error);
+            return loom_plan_make(&plan, &shape, LOOM_GPT_TRAIN, NULL, device.get(), 60, B, 16, error);
         });
         return plan.arena.used;
     };

@@ -1,5 +1,6 @@
 /* gptloom bench: how fast every op is, as a share of what this machine can do. */
 #include "command.h"
+#include "command_cases.h"
 #include "command_line.h"
 
 #include "base/file.h"
@@ -7,49 +8,34 @@
 
 #include <cjson/cJSON.h>
 #include <errno.h>
+#include <stdarg.h>
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
 
 typedef struct settings {
-    char *op, *device, *dtype, *json, *against;
-    double seconds;
-    int64_t threads;
+    loom_case_choice choice;
+    char *dtype, *size, *json, *against;
+    double seconds, flush;
 } settings;
 
-static const char *const dtype_choices[] = {"fp32", "bf16", "bf16-gradients", NULL};
+static const char *const sizes[] = {"small", "large", NULL};
 
 static const loom_flag flags[] = {
-    {.name = "op",
-     .type = LOOM_FLAG_STRING,
-     .offset = offsetof(settings, op),
-     .standard = "all",
-     .metavar = "NAME",
-     .group = "What",
-     .help = "an op (matmul_forward), a file of cases (matmul: forward and backward), or all"},
-    {.name = "device",
-     .type = LOOM_FLAG_STRING,
-     .offset = offsetof(settings, device),
-     .standard = "cpu",
-     .metavar = "NAME",
-     .group = "What",
-     .help = "where it runs"},
     {.name = "dtype",
      .type = LOOM_FLAG_STRING,
      .offset = offsetof(settings, dtype),
-     .choices = dtype_choices,
+     .choices = loom_case_dtype_names + 1,
      .standard = "fp32",
      .group = "What",
      .help = "storage of activations and weights"},
-    {.name = "threads",
-     .type = LOOM_FLAG_INT,
-     .offset = offsetof(settings, threads),
-     .min = 1,
-     .max = 1024,
-     .derived = "all processors",
-     .metavar = "N",
-     .group = "How",
-     .help = "CPU threads"},
+    {.name = "size",
+     .type = LOOM_FLAG_STRING,
+     .offset = offsetof(settings, size),
+     .choices = sizes,
+     .derived = "large on a GPU",
+     .group = "What",
+     .help = "shapes of a few hundred tokens, or of 16 sequences of 1024"},
     {.name = "seconds",
      .type = LOOM_FLAG_DOUBLE,
      .offset = offsetof(settings, seconds),
@@ -59,33 +45,52 @@ static const loom_flag flags[] = {
      .metavar = "S",
      .group = "How",
      .help = "for each line, flushing of caches included"},
+    {.name = "flush",
+     .type = LOOM_FLAG_SIZE,
+     .offset = offsetof(settings, flush),
+     .min = 1,
+     .max = 0x1p40,
+     .derived = "what surely exceeds the cache",
+     .metavar = "SIZE",
+     .group = "How",
+     .help = "memory that is written before each timed run, so that it begins with cold caches"},
     {.name = "json",
      .type = LOOM_FLAG_STRING,
      .offset = offsetof(settings, json),
      .metavar = "FILE",
      .group = "Files",
-     .help = "save the figures"},
+     .help = "save the figures; - for stdout, and the table goes to stderr"},
     {.name = "against",
      .type = LOOM_FLAG_STRING,
      .offset = offsetof(settings, against),
      .metavar = "FILE",
      .group = "Files",
-     .help = "show saved figures beside the new ones, and what got slower"},
+     .help = "show saved figures beside the new ones, and what got slower or faster"},
 };
 
 enum { LARGEST_FILE = 16 << 20 };
 /* Medians of short runs differ by a few percent from one call of the program to the next. */
-static const double slower_from = 1.10;
+static const double noticeable = 1.10;
+
+/* Lines that differ from the saved ones. */
+typedef struct change_list {
+    int n;
+    char text[4096];
+} change_list;
 
 typedef struct bench {
     const settings *mine;
-    loom_device *device;
+    FILE *out;           /* of the table */
+    loom_device *device; /* NULL until it is open */
+    loom_device *rival;  /* the same, with cuDNN's attention; or NULL */
+    const loom_case_dtypes *dtypes;
+    unsigned use; /* of the shapes: LOOM_CASE_BENCH or LOOM_CASE_BENCH_LARGE */
     loom_case_flush flush;
     double bandwidth, peak; /* bytes and floating-point operations per second */
     cJSON *results;         /* an array, being filled */
     cJSON *saved;           /* of --against: the whole document, or NULL */
-    int slower, compared;
-    char slower_list[4096]; /* lines */
+    int compared;
+    change_list slower, faster;
 } bench;
 
 /* ------------------------------------------------------------------------------------------------------------ files */
@@ -93,6 +98,10 @@ typedef struct bench {
 static bool bad_file(const char *path, loom_error *error) {
     return loom_fail(error, "--against: %s: is no file that 'gptloom bench --json' wrote", path);
 }
+
+/* What tells lines apart. */
+static const char *const row_keys[] = {"op", "shape", "dtype", "by"};
+enum { ROW_KEYS = 4 };
 
 /* Reads a saved document and checks all that will be used of it. */
 static bool read_saved(const char *path, cJSON **saved, loom_error *error) {
@@ -104,27 +113,27 @@ static bool read_saved(const char *path, cJSON **saved, loom_error *error) {
     if (!cJSON_IsArray(results)) return bad_file(path, error);
     cJSON_ArrayForEach(row, results) {
         const cJSON *ms = cJSON_GetObjectItemCaseSensitive(row, "ms");
-        if (!cJSON_IsNumber(ms) || !(ms->valuedouble > 0) ||
-            !cJSON_IsString(cJSON_GetObjectItemCaseSensitive(row, "op")) ||
-            !cJSON_IsString(cJSON_GetObjectItemCaseSensitive(row, "shape")) ||
-            !cJSON_IsString(cJSON_GetObjectItemCaseSensitive(row, "dtype")))
-            return bad_file(path, error);
+        if (!cJSON_IsNumber(ms) || !(ms->valuedouble > 0)) return bad_file(path, error);
+        for (int i = 0; i < ROW_KEYS; i++)
+            if (!cJSON_IsString(cJSON_GetObjectItemCaseSensitive(row, row_keys[i]))) return bad_file(path, error);
     }
     return true;
 }
 
-static bool has_text(const cJSON *row, const char *key, const char *text) {
-    return !strcmp(cJSON_GetObjectItemCaseSensitive(row, key)->valuestring, text);
-}
-
-/* The saved time of a line in ms, or 0. */
-static double saved_ms(const cJSON *saved, const char *op, const char *shape, const char *dtype) {
+/* The saved time, in ms, of a line with these values of row_keys; or 0. */
+static double saved_ms(const cJSON *saved, const char *const values[ROW_KEYS]) {
     const cJSON *row;
     cJSON_ArrayForEach(row, cJSON_GetObjectItemCaseSensitive(saved, "results")) {
-        if (has_text(row, "op", op) && has_text(row, "shape", shape) && has_text(row, "dtype", dtype))
-            return cJSON_GetObjectItemCaseSensitive(row, "ms")->valuedouble;
+        bool same = true;
+        for (int i = 0; i < ROW_KEYS; i++)
+            same = same && !strcmp(cJSON_GetObjectItemCaseSensitive(row, row_keys[i])->valuestring, values[i]);
+        if (same) return cJSON_GetObjectItemCaseSensitive(row, "ms")->valuedouble;
     }
     return 0;
+}
+
+static bool to_stdout(const settings *mine) {
+    return mine->json && !strcmp(mine->json, "-");
 }
 
 /* Refuses a place that cannot be written to before minutes are spent on measuring. */
@@ -146,12 +155,16 @@ static bool write_results(const bench *b, loom_error *error) {
     cJSON_AddStringToObject(document, "device", b->device->name);
     cJSON_AddStringToObject(document, "description", b->device->description);
     cJSON_AddNumberToObject(document, "copy_gb_per_s", b->bandwidth / 1e9);
-    cJSON_AddNumberToObject(document, "peak_gflop_per_s", b->peak / 1e9);
+    cJSON_AddNumberToObject(document, "peak_tflop_per_s", b->peak / 1e12);
     cJSON_AddItemReferenceToObject(document, "results", b->results);
     char *text = cJSON_Print(document);
     cJSON_Delete(document);
     if (!text) return loom_fail(error, "out of memory for the figures");
-    const bool written = loom_file_replace(b->mine->json, text, strlen(text), error);
+    bool written = true;
+    if (to_stdout(b->mine))
+        puts(text); /* main tells when stdout cannot take it */
+    else
+        written = loom_file_replace(b->mine->json, text, strlen(text), error);
     cJSON_free(text);
     return written;
 }
@@ -159,144 +172,196 @@ static bool write_results(const bench *b, loom_error *error) {
 /* ------------------------------------------------------------------------------------------------------------ lines */
 
 static void show_header(const bench *b) {
-    printf("%s (%s)\n", b->device->name, b->device->description);
-    printf("copy bandwidth %.1f GB/s, arithmetic peak %.0f GFLOP/s in %s, both measured just now\n", b->bandwidth / 1e9,
-           b->peak / 1e9, loom_dtype_name(b->device->storage));
-    printf("median times with cold caches: %.0f MiB are written before each run\n\n", (double)b->flush.bytes / 0x1p20);
-    printf("%-22s %-52s %-6s %10s %7s %7s %9s %7s", "op", "shape", "dtype", "ms", "GB/s", "of copy", "GFLOP/s",
-           "of peak");
-    printf(b->saved ? " %10s %6s\n" : "\n", "before", "ratio");
+    fprintf(b->out, "%s (%s)\n", b->device->name, b->device->description);
+    fprintf(b->out, "copy bandwidth %.1f GB/s, matrix rate %.3f TFLOP/s in %s, both measured just now\n",
+            b->bandwidth / 1e9, b->peak / 1e12, loom_dtype_name(b->dtypes->storage));
+    fprintf(b->out, "median times with cold caches: %.0f MiB are written before each run\n",
+            (double)b->flush.bytes / 0x1p20);
+    if (!b->device->host_memory) fprintf(b->out, "matrix products are cuBLASLt's, all else is our own kernels\n");
+    fprintf(b->out, "\n%-22s %-50s %-6s %-8s %10s %8s %7s %9s %7s", "op", "shape", "dtype", "by", "ms", "GB/s",
+            "of copy", "TFLOP/s", "of peak");
+    fprintf(b->out, b->saved ? " %10s %6s\n" : "\n", "before", "ratio");
 }
 
-static void compare(bench *b, const char *op, const char *label, double ms) {
-    const double before = saved_ms(b->saved, op, label, b->mine->dtype);
+static void add_change(change_list *list, const char *format, ...) __attribute__((format(printf, 2, 3)));
+
+static void add_change(change_list *list, const char *format, ...) {
+    const size_t used = strlen(list->text);
+    list->n++;
+    va_list arguments;
+    va_start(arguments, format);
+    vsnprintf(list->text + used, sizeof list->text - used, format, arguments);
+    va_end(arguments);
+}
+
+static void compare(bench *b, const char *const row[ROW_KEYS], double ms) {
+    const double before = saved_ms(b->saved, row);
     if (before <= 0) {
-        printf(" %10s", "-");
+        fprintf(b->out, " %10s", "-");
         return;
     }
     const double ratio = ms / before;
-    printf(" %10.4f %6.2f", before, ratio);
+    fprintf(b->out, " %10.4f %6.2f", before, ratio);
     b->compared++;
-    if (ratio < slower_from) return;
-    b->slower++;
-    const size_t used = strlen(b->slower_list);
-    snprintf(b->slower_list + used, sizeof b->slower_list - used, "  %.2f times  %s %s: %.4f ms, was %.4f\n", ratio, op,
-             label, ms, before);
+    if (ratio < noticeable && ratio > 1 / noticeable) return;
+    add_change(ratio > 1 ? &b->slower : &b->faster, "  %.2f times the time  %s %s %s: %.4f ms, was %.4f\n", ratio,
+               row[0], row[1], row[3], ms, before);
 }
 
-static void show(bench *b, const char *op, const char *label, const loom_case_timing *t) {
-    const double gigabytes = t->bytes / t->ms / 1e6, gigaflops = t->flops / t->ms / 1e6;
-    printf("%-22s %-52s %-6s %10.4f %7.2f %6.0f%%", op, label, b->mine->dtype, t->ms, gigabytes,
-           100 * gigabytes * 1e9 / b->bandwidth);
+static void keep(bench *b, const char *const row[ROW_KEYS], const loom_case_timing *t) {
+    cJSON *line = cJSON_CreateObject();
+    for (int i = 0; i < ROW_KEYS; i++) cJSON_AddStringToObject(line, row_keys[i], row[i]);
+    cJSON_AddNumberToObject(line, "ms", t->ms);
+    cJSON_AddNumberToObject(line, "runs", t->runs);
+    cJSON_AddNumberToObject(line, "gb_per_s", t->bytes / t->ms / 1e6);
+    cJSON_AddNumberToObject(line, "of_copy", t->bytes / t->ms * 1e3 / b->bandwidth);
+    if (t->flops > 0) {
+        cJSON_AddNumberToObject(line, "tflop_per_s", t->flops / t->ms / 1e9);
+        cJSON_AddNumberToObject(line, "of_peak", t->flops / t->ms * 1e3 / b->peak);
+    }
+    cJSON_AddItemToArray(b->results, line);
+}
+
+static void show(bench *b, const char *const row[ROW_KEYS], const loom_case_timing *t) {
+    fprintf(b->out, "%-22s %-50s %-6s %-8s %10.4f %8.2f %6.0f%%", row[0], row[1], row[2], row[3], t->ms,
+            t->bytes / t->ms / 1e6, 100 * t->bytes / t->ms * 1e3 / b->bandwidth);
     if (t->flops > 0)
-        printf(" %9.1f %6.0f%%", gigaflops, 100 * gigaflops * 1e9 / b->peak);
+        fprintf(b->out, " %9.3f %6.0f%%", t->flops / t->ms / 1e9, 100 * t->flops / t->ms * 1e3 / b->peak);
     else
-        printf(" %9s %7s", "", "");
-    if (b->saved) compare(b, op, label, t->ms);
-    printf("\n");
-    fflush(stdout);
-    cJSON *row = cJSON_CreateObject();
-    cJSON_AddStringToObject(row, "op", op);
-    cJSON_AddStringToObject(row, "shape", label);
-    cJSON_AddStringToObject(row, "dtype", b->mine->dtype);
-    cJSON_AddNumberToObject(row, "ms", t->ms);
-    cJSON_AddNumberToObject(row, "runs", t->runs);
-    cJSON_AddNumberToObject(row, "gb_per_s", gigabytes);
-    cJSON_AddNumberToObject(row, "gflop_per_s", gigaflops);
-    cJSON_AddItemToArray(b->results, row);
+        fprintf(b->out, " %9s %7s", "", "");
+    if (b->saved) compare(b, row, t->ms);
+    fprintf(b->out, "\n");
+    fflush(b->out);
+    keep(b, row, t);
 }
 
-static bool time_shape(bench *b, const loom_op_cases *cases, const loom_case_shape *shape, loom_case_dtypes dtypes,
-                       loom_error *error) {
+/* Whose code runs an op on our device. */
+static const char *maker(const bench *b, loom_op op) {
+    const bool product = !strncmp(loom_op_name(op), "matmul", 6);
+    return product && !b->device->host_memory ? "cublaslt" : "ours";
+}
+
+static bool is_attention(loom_op op) {
+    return op == LOOM_OP_attention_forward || op == LOOM_OP_attention_backward;
+}
+
+static bool time_line(bench *b, loom_case *c, const loom_op_cases *cases, int op, const char *label,
+                      loom_device *device, const char *by, loom_error *error) {
+    const char *const row[ROW_KEYS] = {loom_op_name(cases->op[op].op), label, b->dtypes->name, by};
+    loom_case_timing timing;
+    loom_case_result support;
+    if (!loom_case_time(c, op, device, &b->flush, b->mine->seconds, &timing, &support, error)) return false;
+    if (support.verdict == LOOM_CASE_UNSUPPORTED)
+        fprintf(b->out, "%-22s %-50s %-6s %-8s %s\n", row[0], row[1], row[2], row[3], support.message);
+    else
+        show(b, row, &timing);
+    return true;
+}
+
+static bool time_shape(bench *b, const loom_op_cases *cases, const loom_case_shape *shape, loom_error *error) {
     char label[LOOM_CASE_LABEL];
     loom_case_label(cases, shape, label);
     loom_case *c;
-    bool ran = loom_case_open(&c, cases, shape, dtypes, 1, error);
-    for (int op = 0; ran && cases->op[op].arguments; op++) {
-        if (!loom_case_selected(cases, op, b->mine->op)) continue;
-        const char *name = loom_op_name(cases->op[op].op);
-        loom_case_timing timing;
-        loom_case_result support;
-        ran = loom_case_time(c, op, b->device, &b->flush, b->mine->seconds, &timing, &support, error);
-        if (!ran) break;
-        if (support.verdict == LOOM_CASE_UNSUPPORTED)
-            printf("%-22s %-52s %-6s %s\n", name, label, b->mine->dtype, support.message);
-        else
-            show(b, name, label, &timing);
+    bool ran = loom_case_open(&c, cases, shape, *b->dtypes, 1, error);
+    for (int i = 0; ran && cases->op[i].arguments; i++) {
+        const loom_op op = cases->op[i].op;
+        if (!loom_case_selected(cases, i, b->mine->choice.op)) continue;
+        ran = time_line(b, c, cases, i, label, b->device, maker(b, op), error) &&
+              (!b->rival || !is_attention(op) || time_line(b, c, cases, i, label, b->rival, "cudnn", error));
     }
     loom_case_close(c);
     return ran;
 }
 
 static bool time_all(bench *b, loom_error *error) {
-    const loom_case_dtypes *dtypes = loom_case_dtypes_tested;
-    while (strcmp(dtypes->name, b->mine->dtype)) dtypes++;
     for (const loom_op_cases *const *cases = loom_op_catalogue; *cases; cases++)
         for (int s = 0; s < (*cases)->n_shapes; s++)
-            if (((*cases)->shapes[s].use & LOOM_CASE_BENCH) &&
-                !time_shape(b, *cases, &(*cases)->shapes[s], *dtypes, error))
+            if (loom_case_is_for(&(*cases)->shapes[s], b->use, true) &&
+                !time_shape(b, *cases, &(*cases)->shapes[s], error))
                 return false;
     return true;
 }
 
 static void report(const bench *b) {
     if (!b->saved) return;
-    if (b->slower)
-        printf("\n%d of %d lines are slower than in %s by a tenth or more:\n%s", b->slower, b->compared,
-               b->mine->against, b->slower_list);
-    else
-        printf("\nnone of %d lines is slower than in %s by a tenth\n", b->compared, b->mine->against);
+    fprintf(b->out, "\nof %d lines also in %s, %d take longer by a tenth or more%s\n%s", b->compared, b->mine->against,
+            b->slower.n, b->slower.n ? ":" : "", b->slower.text);
+    fprintf(b->out, "and %d got faster likewise%s\n%s", b->faster.n, b->faster.n ? ":" : "", b->faster.text);
 }
 
 /* ------------------------------------------------------------------------------------------------------------ whole */
 
-static bool measure(bench *b, loom_error *error) {
-    const loom_device_options options = {.threads = (int)b->mine->threads};
-    if (!loom_case_check_name("--op", b->mine->op, error)) return false;
-    if (b->mine->json && !check_writable(b->mine->json, error)) return false;
-    if (b->mine->against && !read_saved(b->mine->against, &b->saved, error)) return false;
-    if (!loom_device_open(&b->device, b->mine->device, &options, error)) return false;
+static bool open_devices(bench *b, loom_error *error) {
+    const loom_case_choice *choice = &b->mine->choice;
+    if (!loom_case_choice_open(choice, false, &b->device, error)) return false;
     if (b->device->storage == LOOM_F64)
-        return loom_fail(error, "--device: the oracle is not for timing; take cpu or definition");
-    if (!loom_case_flush_open(&b->flush, b->device, error) ||
-        !loom_case_copy_bandwidth(b->device, &b->flush, &b->bandwidth, error))
+        return loom_fail(error, "--device: the oracle is not for timing; take cpu, cuda or definition");
+    loom_error why;
+    if (!b->device->host_memory && !loom_case_choice_open(choice, true, &b->rival, &why))
+        fprintf(b->out, "cuDNN's attention is left out: %s\n", why.message);
+    return true;
+}
+
+static void choose_shapes(bench *b) {
+    const char *size = b->mine->size;
+    const bool large = size ? !strcmp(size, "large") : !b->device->host_memory;
+    b->use = large ? LOOM_CASE_BENCH_LARGE : LOOM_CASE_BENCH;
+    b->dtypes = loom_case_dtypes_tested;
+    while (strcmp(b->dtypes->name, b->mine->dtype)) b->dtypes++;
+}
+
+static bool measure(bench *b, loom_error *error) {
+    const settings *mine = b->mine;
+    if (mine->json && !to_stdout(mine) && !check_writable(mine->json, error)) return false;
+    if (mine->against && !read_saved(mine->against, &b->saved, error)) return false;
+    if (!open_devices(b, error)) return false;
+    choose_shapes(b);
+    if (!loom_case_flush_open(&b->flush, b->device, (size_t)mine->flush, error) ||
+        !loom_case_copy_bandwidth(b->device, &b->flush, &b->bandwidth, error) ||
+        !b->device->peak(b->device, b->dtypes->storage, 0.2, &b->peak, error))
         return false;
-    b->peak = loom_device_probe_peak(b->device, 0.2);
     b->results = cJSON_CreateArray();
     show_header(b);
     if (!time_all(b, error)) return false;
     report(b);
-    return !b->mine->json || write_results(b, error);
+    return !mine->json || write_results(b, error);
 }
 
 static int run(const settings *mine) {
-    bench b = {.mine = mine};
+    bench b = {.mine = mine, .out = to_stdout(mine) ? stderr : stdout};
     loom_error error;
     const int code = measure(&b, &error) ? 0 : loom_command_failed(&error);
     cJSON_Delete(b.results);
     cJSON_Delete(b.saved);
     if (b.device) loom_case_flush_close(&b.flush, b.device);
+    loom_device_close(b.rival);
     loom_device_close(b.device);
     return code;
 }
 
 int loom_command_bench(int argc, char **argv) {
     settings mine;
-    loom_flag_table table = {flags, sizeof flags / sizeof *flags, &mine, {false}};
+    loom_flag_table tables[] = {
+        {loom_case_choice_flags, LOOM_CASE_CHOICE_FLAGS, &mine.choice, {false}},
+        {flags, sizeof flags / sizeof *flags, &mine, {false}},
+    };
+    const int n_tables = sizeof tables / sizeof *tables;
     loom_command_line line = {
         .command = "bench",
         .about =
             "Times every op at the shapes of GPT-2 124M and of a small byte-level model. Bytes are those an op must "
             "read and write at least; they and its arithmetic are told as shares of the copy bandwidth and of the "
-            "arithmetic peak that are measured in the same run. Caches are flushed before every timed run.",
-        .examples = "  gptloom bench --json before.json\n  gptloom bench --op matmul --against before.json\n",
-        .tables = &table,
-        .n_tables = 1,
+            "rate of large matrix products that are measured in the same run. Caches are flushed before every timed "
+            "run. On a GPU, cuDNN's attention is timed beside ours where cuDNN is installed.",
+        .examples = "  gptloom bench --json before.json\n  gptloom bench --op matmul --against before.json\n"
+                    "  gptloom bench --device cuda --dtype bf16\n",
+        .tables = tables,
+        .n_tables = n_tables,
     };
     memset(&mine, 0, sizeof mine);
-    loom_flags_defaults(flags, table.n, &mine);
+    for (int i = 0; i < n_tables; i++) loom_flags_defaults(tables[i].flags, tables[i].n, tables[i].target);
     int code = loom_command_line_read(&line, argc, argv);
     if (code < 0) code = run(&mine);
-    loom_flags_free(flags, table.n, &mine);
+    for (int i = 0; i < n_tables; i++) loom_flags_free(tables[i].flags, tables[i].n, tables[i].target);
     return code;
 }

@@ -4,18 +4,24 @@
 
 #include "gptloom/device.h"
 
-static bool show_device(const char *name, const char *use, bool measured, loom_error *error) {
-    loom_device *device;
-    const loom_device_options options = {0};
-    if (!loom_device_open(&device, name, &options, error)) return false;
+static void show_device(loom_device *device, const char *use, bool measured) {
     printf("%s\n  %s\n", device->name, use);
-    if (measured) {
-        printf("  built with  %s\n", device->description);
-        printf("  threads     %d\n", device->threads);
-        printf("  memory      %.1f GiB free\n", (double)device->available(device) / 0x1p30);
-        printf("  peak        %.0f GFLOP/s in %s, measured just now\n", loom_device_probe_peak(device, 0.2) / 1e9,
-               loom_dtype_name(device->storage));
+    if (!measured) return;
+    printf("  is          %s\n", device->description);
+    if (device->host_memory) printf("  threads     %d\n", device->threads);
+    printf("  memory      %.1f GiB free\n", (double)device->available(device) / 0x1p30);
+    const loom_dtype dtypes[] = {LOOM_F32, LOOM_BF16, LOOM_F16};
+    for (int i = 0; i < (device->host_memory ? 1 : 3); i++) {
+        double peak;
+        if (device->peak(device, dtypes[i], 0.2, &peak, NULL))
+            printf("  peak        %.0f GFLOP/s in %s, measured just now\n", peak / 1e9, loom_dtype_name(dtypes[i]));
     }
+}
+
+static bool open_and_show(const char *name, const char *use, bool measured, loom_error *error) {
+    loom_device *device;
+    if (!loom_device_open(&device, name, NULL, error)) return false;
+    show_device(device, use, measured);
     loom_device_close(device);
     return true;
 }
@@ -26,11 +32,13 @@ int loom_command_devices(int argc, char **argv) {
     loom_error error;
     const int code = loom_command_line_read(&line, argc, argv);
     if (code >= 0) return code;
-    if (!show_device("cpu", "the tuned CPU implementation; --device auto takes it", true, &error) ||
-        !show_device("definition", "for tests: every op as it is defined, in readable C, without libraries", false,
-                     &error) ||
-        !show_device("oracle", "for tests: the definition in double precision", false, &error))
+    if (!open_and_show("cpu", "the tuned CPU implementation; --device auto takes it where no GPU works", true,
+                       &error) ||
+        !open_and_show("definition", "for tests: every op as it is defined, in readable C, without libraries", false,
+                       &error) ||
+        !open_and_show("oracle", "for tests: the definition in double precision", false, &error))
         return loom_command_failed(&error);
-    printf("cuda\n  no CUDA support in this build\n");
+    if (!open_and_show("cuda", "an NVIDIA GPU; --device auto takes it", true, &error))
+        printf("cuda\n  none: %s\n", error.message);
     return 0;
 }

@@ -10,7 +10,12 @@
 
 typedef struct settings {
     int64_t batch, micro_batch, seq_len;
+    loom_dtype dtype;
+    loom_switch master_weights;
 } settings;
+
+static const char *const dtypes[] = {"fp32", "bf16", "fp16", NULL}; /* in loom_dtype's order */
+static const char *const switches[] = {"off", "on", NULL};
 
 static const loom_flag flags[] = {
     {.name = "batch",
@@ -40,6 +45,22 @@ static const loom_flag flags[] = {
      .metavar = "T",
      .group = "Training with",
      .help = "tokens per sequence"},
+    {.name = "dtype",
+     .type = LOOM_FLAG_CHOICE,
+     .offset = offsetof(settings, dtype),
+     .choices = dtypes,
+     .standard = "fp32",
+     .metavar = "NAME",
+     .group = "Training with",
+     .help = "what weights and activations are stored in: fp32, bf16 or fp16"},
+    {.name = "master-weights",
+     .type = LOOM_FLAG_CHOICE,
+     .offset = offsetof(settings, master_weights),
+     .choices = switches,
+     .standard = "on",
+     .metavar = "on|off",
+     .group = "Training with",
+     .help = "fp32 weights beside those of 16 bits; bf16 can do without"},
 };
 
 /* 124439808 as "124,439,808". */
@@ -73,7 +94,6 @@ typedef struct facts {
     loom_gpt_config config;
     loom_layout layout;
     loom_plan plan;
-    loom_dtype storage;
 } facts;
 
 /* Plans training on this machine. */
@@ -90,9 +110,11 @@ static bool make_plan(facts *all, const settings *mine, loom_error *error) {
         return loom_fail(error, "--micro-batch: %lld does not divide --batch, %lld", (long long)B,
                          (long long)mine->batch);
     if (!loom_device_open(&device, "cpu", &options, error)) return false;
-    const bool ok = loom_plan_make(&all->plan, &all->config, LOOM_GPT_TRAIN, device, mine->batch, B, T, error);
+    loom_precision precision;
+    const bool ok = loom_precision_of(device, mine->dtype, mine->master_weights == LOOM_ON, &precision, error) &&
+                    loom_plan_make(&all->plan, &all->config, LOOM_GPT_TRAIN, &precision, device, mine->batch, B, T,
+                                   error);
     all->plan.available = device->available(device);
-    all->storage = device->storage;
     loom_device_close(device);
     return ok;
 }
@@ -115,8 +137,8 @@ static void show_training(const facts *all) {
     const loom_plan *plan = &all->plan;
     char flops[16];
     loom_format_count(flops, sizeof flops, loom_gpt_flops_per_token(&all->config, plan->T));
-    printf("\ntraining in %s, %lld x %lld tokens at a time\n", loom_dtype_name(all->storage), (long long)plan->B,
-           (long long)plan->T);
+    printf("\ntraining in %s, %lld x %lld tokens at a time\n", loom_dtype_name(plan->precision.storage),
+           (long long)plan->B, (long long)plan->T);
     for (int i = 0; i < plan->arena.n_rows; i++)
         printf("  %-20s %18.1f MiB\n", plan->arena.row[i].name, (double)plan->arena.row[i].bytes / 0x1p20);
     printf("  %-20s %18.1f MiB of %.1f MiB free here\n", "all", (double)plan->arena.used / 0x1p20,
@@ -143,8 +165,8 @@ static bool show_checkpoint(const char *path, const settings *mine, loom_error *
     printf("%s\n", info.directory);
     if (info.has_optimizer) {
         format_whole(tokens, sizeof tokens, info.state.tokens);
-        printf("  after step %lld: %s tokens seen, seed %llu\n", (long long)info.state.step, tokens,
-               (unsigned long long)info.state.seed);
+        printf("  after step %lld: %s tokens seen in %s, seed %llu\n", (long long)info.state.step, tokens,
+               loom_dtype_name(info.state.dtype), (unsigned long long)info.state.seed);
     }
     printf("  %s; %s\n", info.bytes ? "a model of bytes" : "a model of token ids",
            info.has_optimizer ? "training can go on from it" : "weights only");

@@ -1,57 +1,47 @@
 /* gptloom parity: every op's cases on a device, compared with the oracle. */
 #include "command.h"
+#include "command_cases.h"
 #include "command_line.h"
 
 #include "ops/case.h"
 
-#include <stdlib.h>
 #include <string.h>
 
 typedef struct settings {
-    char *op, *device, *dtype;
-    bool grad;
-    int64_t threads;
+    loom_case_choice choice;
+    char *dtype;
+    bool grad, full, first_failure;
+    int attention; /* in `attentions` */
     uint64_t seed;
 } settings;
 
-static const char *const dtype_choices[] = {"all", "fp32", "bf16", "bf16-gradients", NULL};
+static const char *const attentions[] = {"own", "cudnn", NULL};
 
 static const loom_flag flags[] = {
-    {.name = "op",
-     .type = LOOM_FLAG_STRING,
-     .offset = offsetof(settings, op),
-     .standard = "all",
-     .metavar = "NAME",
-     .group = "What",
-     .help = "an op (layernorm_backward), a file of cases (layernorm: forward and backward), or all"},
-    {.name = "device",
-     .type = LOOM_FLAG_STRING,
-     .offset = offsetof(settings, device),
-     .standard = "cpu",
-     .metavar = "NAME",
-     .group = "What",
-     .help = "what is compared with the oracle; the oracle itself is compared with the formulas of the ops"},
     {.name = "dtype",
      .type = LOOM_FLAG_STRING,
      .offset = offsetof(settings, dtype),
-     .choices = dtype_choices,
+     .choices = loom_case_dtype_names,
      .standard = "all",
      .group = "What",
      .help = "storage of activations and weights; bf16 keeps parameter gradients in fp32, bf16-gradients does not"},
+    {.name = "full",
+     .type = LOOM_FLAG_BOOL,
+     .offset = offsetof(settings, full),
+     .group = "What",
+     .help = "the slow shapes too"},
     {.name = "grad",
      .type = LOOM_FLAG_BOOL,
      .offset = offsetof(settings, grad),
      .group = "What",
      .help = "instead: the oracle's backward ops against finite differences of its forward ops"},
-    {.name = "threads",
-     .type = LOOM_FLAG_INT,
-     .offset = offsetof(settings, threads),
-     .min = 1,
-     .max = 1024,
-     .derived = "all processors",
-     .metavar = "N",
-     .group = "How",
-     .help = "CPU threads"},
+    {.name = "attention",
+     .type = LOOM_FLAG_CHOICE,
+     .offset = offsetof(settings, attention),
+     .choices = attentions,
+     .standard = "own",
+     .group = "What",
+     .help = "by our own kernels, or by cuDNN; device cuda only"},
     {.name = "seed",
      .type = LOOM_FLAG_INT,
      .offset = offsetof(settings, seed),
@@ -61,6 +51,11 @@ static const loom_flag flags[] = {
      .metavar = "N",
      .group = "How",
      .help = "of the random inputs"},
+    {.name = "first-failure",
+     .type = LOOM_FLAG_BOOL,
+     .offset = offsetof(settings, first_failure),
+     .group = "How",
+     .help = "stop at the first case that fails"},
 };
 
 /* What has been found so far. */
@@ -71,6 +66,18 @@ typedef struct tally {
 } tally;
 
 enum { GRADIENT_SAMPLES = 64 };
+
+/* What a run of the program works with. */
+typedef struct parity {
+    const settings *mine;
+    loom_device *device, *oracle; /* the same when the oracle is compared with formulas */
+    tally total;
+} parity;
+
+/* Whether enough has been seen. */
+static bool is_over(const parity *p) {
+    return p->mine->first_failure && p->total.failed;
+}
 
 static void show(tally *total, const char *op, const char *label, const char *dtypes, const loom_case_result *result) {
     static const char *const verdicts[] = {"ok", "FAILED", "not supported"};
@@ -92,64 +99,70 @@ static void show(tally *total, const char *op, const char *label, const char *dt
 }
 
 /* One shape, all its selected ops. */
-static bool check_shape(const settings *mine, const loom_op_cases *cases, const loom_case_shape *shape,
-                        loom_case_dtypes dtypes, loom_device *device, loom_device *oracle, tally *total,
+static bool check_shape(parity *p, const loom_op_cases *cases, const loom_case_shape *shape, loom_case_dtypes dtypes,
                         loom_error *error) {
     char label[LOOM_CASE_LABEL];
     loom_case_label(cases, shape, label);
     loom_case *c;
-    bool ran = loom_case_open(&c, cases, shape, dtypes, mine->seed, error);
-    for (int op = 0; ran && cases->op[op].arguments; op++) {
-        const bool has_reference = device != oracle || cases->op[op].formula;
-        if (!loom_case_selected(cases, op, mine->op) || !loom_case_dtypes_matter(c, op) || !has_reference) continue;
+    bool ran = loom_case_open(&c, cases, shape, dtypes, p->mine->seed, error);
+    for (int op = 0; ran && cases->op[op].arguments && !is_over(p); op++) {
+        const bool has_reference = p->device != p->oracle || cases->op[op].formula;
+        const bool selected = loom_case_selected(cases, op, p->mine->choice.op);
+        if (!selected || !loom_case_dtypes_matter(c, op) || !has_reference) continue;
         loom_case_result result;
-        ran = loom_case_check(c, op, device, oracle, &result, error);
-        if (ran) show(total, loom_op_name(cases->op[op].op), label, dtypes.name, &result);
+        ran = loom_case_check(c, op, p->device, p->oracle, &result, error);
+        if (ran) show(&p->total, loom_op_name(cases->op[op].op), label, dtypes.name, &result);
     }
     loom_case_close(c);
     return ran;
 }
 
 /* All gradients of one shape. */
-static bool check_gradients(const settings *mine, const loom_op_cases *cases, const loom_case_shape *shape,
-                            loom_device *oracle, tally *total, loom_error *error) {
+static bool check_gradients(parity *p, const loom_op_cases *cases, const loom_case_shape *shape, loom_error *error) {
     char label[LOOM_CASE_LABEL];
     loom_case_label(cases, shape, label);
     loom_case *c;
     loom_case_result result;
-    const bool ran = loom_case_open(&c, cases, shape, loom_case_dtypes_oracle, mine->seed, error) &&
-                     loom_case_check_gradients(c, oracle, GRADIENT_SAMPLES, &result, error);
-    if (ran) show(total, cases->name, label, loom_case_dtypes_oracle.name, &result);
+    const bool ran = loom_case_open(&c, cases, shape, loom_case_dtypes_oracle, p->mine->seed, error) &&
+                     loom_case_check_gradients(c, p->oracle, GRADIENT_SAMPLES, &result, error);
+    if (ran) show(&p->total, cases->name, label, loom_case_dtypes_oracle.name, &result);
     loom_case_close(c);
     return ran;
 }
 
 static bool is_selected(const settings *mine, const loom_op_cases *cases) {
     for (int op = 0; cases->op[op].arguments; op++)
-        if (loom_case_selected(cases, op, mine->op)) return true;
+        if (loom_case_selected(cases, op, mine->choice.op)) return true;
     return false;
 }
 
-static bool check_file(const settings *mine, const loom_op_cases *cases, loom_device *device, loom_device *oracle,
-                       tally *total, loom_error *error) {
-    for (int s = 0; s < cases->n_shapes; s++) {
-        const loom_case_shape *shape = &cases->shapes[s];
-        if (mine->grad) {
-            if ((shape->use & LOOM_CASE_GRADIENT) && !check_gradients(mine, cases, shape, oracle, total, error))
-                return false;
-            continue;
-        }
-        if (!(shape->use & LOOM_CASE_PARITY)) continue;
-        if (device == oracle) {
-            if (!check_shape(mine, cases, shape, loom_case_dtypes_oracle, device, oracle, total, error)) return false;
-            continue;
-        }
-        for (const loom_case_dtypes *dtypes = loom_case_dtypes_tested; dtypes->name; dtypes++)
-            if ((!strcmp(mine->dtype, "all") || !strcmp(mine->dtype, dtypes->name)) &&
-                !check_shape(mine, cases, shape, *dtypes, device, oracle, total, error))
-                return false;
+/* One shape in all selected dtypes. */
+static bool check_dtypes(parity *p, const loom_op_cases *cases, const loom_case_shape *shape, loom_error *error) {
+    if (p->device == p->oracle) return check_shape(p, cases, shape, loom_case_dtypes_oracle, error);
+    for (const loom_case_dtypes *dtypes = loom_case_dtypes_tested; dtypes->name && !is_over(p); dtypes++) {
+        const bool selected = !strcmp(p->mine->dtype, "all") || !strcmp(p->mine->dtype, dtypes->name);
+        if (selected && !check_shape(p, cases, shape, *dtypes, error)) return false;
     }
     return true;
+}
+
+static bool check_file(parity *p, const loom_op_cases *cases, loom_error *error) {
+    const bool grad = p->mine->grad;
+    for (int s = 0; s < cases->n_shapes && !is_over(p); s++) {
+        const loom_case_shape *shape = &cases->shapes[s];
+        if (!loom_case_is_for(shape, grad ? LOOM_CASE_GRADIENT : LOOM_CASE_PARITY, p->mine->full)) continue;
+        if (!(grad ? check_gradients : check_dtypes)(p, cases, shape, error)) return false;
+    }
+    return true;
+}
+
+static void show_header(const parity *p) {
+    if (p->mine->grad)
+        printf("the oracle's gradients against finite differences\n");
+    else
+        printf("%s (%s) against %s\n", p->device->name, p->device->description,
+               p->device == p->oracle ? "the formulas" : "the oracle");
+    printf("\n%-22s %-52s %-14s %8s %-18s\n", "op", "shape", "dtypes", "of bound", "worst output");
 }
 
 static int report(const tally *total) {
@@ -159,50 +172,47 @@ static int report(const tally *total) {
     return total->failed ? 1 : 0;
 }
 
-static int parity(const settings *mine) {
+static int run(const settings *mine) {
     loom_error error;
-    loom_device *oracle = NULL, *device = NULL;
-    const loom_device_options options = {.threads = (int)mine->threads};
-    tally total = {0};
-    bool ran = loom_case_check_name("--op", mine->op, &error) &&
-               loom_device_open(&device, mine->device, &options, &error);
-    if (ran && device->storage == LOOM_F64)
-        oracle = device;
+    parity p = {.mine = mine};
+    const loom_device_options options = {.threads = (int)mine->choice.threads};
+    bool ran = loom_case_choice_open(&mine->choice, mine->attention == 1, &p.device, &error);
+    if (ran && p.device->storage == LOOM_F64)
+        p.oracle = p.device;
     else
-        ran = ran && loom_device_open(&oracle, "oracle", &options, &error);
-    if (ran) {
-        if (mine->grad)
-            printf("the oracle's gradients against finite differences\n");
-        else
-            printf("%s (%s) against %s\n", device->name, device->description,
-                   device == oracle ? "the formulas" : "the oracle");
-        printf("\n%-22s %-52s %-14s %8s %-18s\n", "op", "shape", "dtypes", "of bound", "worst output");
-    }
+        ran = ran && loom_device_open(&p.oracle, "oracle", &options, &error);
+    if (ran) show_header(&p);
     for (const loom_op_cases *const *cases = loom_op_catalogue; ran && *cases; cases++)
-        if (is_selected(mine, *cases)) ran = check_file(mine, *cases, device, oracle, &total, &error);
-    const int code = ran ? report(&total) : loom_command_failed(&error);
-    if (oracle != device) loom_device_close(oracle);
-    loom_device_close(device);
+        if (is_selected(mine, *cases)) ran = check_file(&p, *cases, &error);
+    int code = ran || p.total.failed ? report(&p.total) : 0;
+    if (!ran) code = loom_command_failed(&error);
+    if (p.oracle != p.device) loom_device_close(p.oracle);
+    loom_device_close(p.device);
     return code;
 }
 
 int loom_command_parity(int argc, char **argv) {
     settings mine;
-    loom_flag_table table = {flags, sizeof flags / sizeof *flags, &mine, {false}};
+    loom_flag_table tables[] = {
+        {loom_case_choice_flags, LOOM_CASE_CHOICE_FLAGS, &mine.choice, {false}},
+        {flags, sizeof flags / sizeof *flags, &mine, {false}},
+    };
+    const int n_tables = sizeof tables / sizeof *tables;
     loom_command_line line = {
         .command = "parity",
         .about = "Runs every op's cases on a device and compares the outputs with the oracle, the same ops in double "
-                 "precision. A line tells how much of its error bound the worst output takes (1 is all of it). Inputs, "
-                 "memory around outputs and the workspace are checked too, and that a second run gives the same bits. "
-                 "The exit code is 1 if any case fails.",
-        .examples = "  gptloom parity\n  gptloom parity --op layernorm --dtype bf16\n  gptloom parity --grad\n",
-        .tables = &table,
-        .n_tables = 1,
+                 "precision; the oracle itself with the formulas of the ops. A line tells how much of its error bound "
+                 "the worst output takes (1 is all of it). Inputs, memory around outputs and the workspace are checked "
+                 "too, and that a second run gives the same bits. The exit code is 1 if any case fails.",
+        .examples = "  gptloom parity\n  gptloom parity --op layernorm --dtype bf16 --device cuda\n"
+                    "  gptloom parity --grad\n",
+        .tables = tables,
+        .n_tables = n_tables,
     };
     memset(&mine, 0, sizeof mine);
-    loom_flags_defaults(flags, table.n, &mine);
+    for (int i = 0; i < n_tables; i++) loom_flags_defaults(tables[i].flags, tables[i].n, tables[i].target);
     int code = loom_command_line_read(&line, argc, argv);
-    if (code < 0) code = parity(&mine);
-    loom_flags_free(flags, table.n, &mine);
+    if (code < 0) code = run(&mine);
+    for (int i = 0; i < n_tables; i++) loom_flags_free(tables[i].flags, tables[i].n, tables[i].target);
     return code;
 }

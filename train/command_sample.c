@@ -16,9 +16,11 @@ typedef struct settings {
     char *from, *prompt, *device;
     int64_t tokens, top_k, seed, threads;
     double temperature, top_p;
+    loom_dtype dtype;
 } settings;
 
-static const char *const devices[] = {"auto", "cpu", "definition", "oracle", NULL};
+static const char *const devices[] = {"auto", "cpu", "cuda", "definition", "oracle", NULL};
+static const char *const dtypes[] = {"fp32", "bf16", "fp16", NULL}; /* in loom_dtype's order */
 
 #define AT(field) .offset = offsetof(settings, field)
 
@@ -43,7 +45,10 @@ static const loom_flag flags[] = {
     {.name = "seed", .type = LOOM_FLAG_INT, AT(seed), .min = 0, .max = 0x1p63, .standard = "1337", .metavar = "S",
      .group = "Choice of each token", .help = "the same seed gives the same text"},
     {.name = "device", .type = LOOM_FLAG_STRING, AT(device), .choices = devices, .standard = "auto", .metavar = "NAME",
-     .group = "Machine", .help = "auto or cpu; for tests also definition and oracle"},
+     .group = "Machine",
+     .help = "auto (a GPU that works, else the CPU), cpu or cuda; for tests also definition and oracle"},
+    {.name = "dtype", .type = LOOM_FLAG_CHOICE, AT(dtype), .choices = dtypes, .standard = "fp32", .metavar = "NAME",
+     .group = "Machine", .help = "what weights and activations are stored in: fp32, bf16 or fp16"},
     {.name = "threads", .type = LOOM_FLAG_INT, AT(threads), .min = 0, .max = 1024, .standard = "0", .metavar = "N",
      .group = "Machine", .help = "CPU threads; 0: all that the process may run on"},
 };
@@ -135,8 +140,11 @@ typedef struct loaded {
 static bool load(loaded *model, const loom_checkpoint_info *info, const settings *mine, loom_error *error) {
     const loom_device_options options = {.threads = (int)mine->threads};
     const int64_t T = info->config.block_size;
-    if (!loom_device_open(&model->device, mine->device, &options, error)) return false;
-    if (!loom_gpt_create(&model->gpt, &info->config, LOOM_GPT_INFER, model->device, 1, T, error)) return false;
+    loom_precision precision;
+    if (!loom_device_open(&model->device, mine->device, &options, error) ||
+        !loom_precision_of(model->device, mine->dtype, true, &precision, error) ||
+        !loom_gpt_create(&model->gpt, &info->config, LOOM_GPT_INFER, &precision, model->device, 1, T, error))
+        return false;
     loom_plan plan = {.arena = loom_arena_measure(),
                       .B = 1,
                       .T = T,
@@ -152,7 +160,8 @@ static bool load(loaded *model, const loom_checkpoint_info *info, const settings
     const loom_checkpoint_tensors tensors = {.config = &info->config,
                                              .layout = loom_gpt_get_layout(model->gpt),
                                              .device = model->device,
-                                             .parameters = loom_gpt_get_parameters(model->gpt)};
+                                             .parameters = loom_gpt_get_master(model->gpt),
+                                             .dtype = loom_gpt_get_precision(model->gpt)->master};
     return loom_checkpoint_load(info, &tensors, error);
 }
 

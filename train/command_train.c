@@ -147,6 +147,18 @@ static void show_steps(const loom_train_options *options, int64_t done, int64_t 
     if (done > 0) printf("  resumed     after step %lld\n", (long long)done);
 }
 
+static void show_precision(const loom_precision *precision) {
+    const char *storage = loom_dtype_name(precision->storage), *master = loom_dtype_name(precision->master);
+    if (precision->storage == precision->gradient)
+        printf("  precision   %s\n", storage);
+    else if (precision->storage == precision->master)
+        printf("  precision   %s, weights rounded at random; moments in %s\n", storage,
+               loom_dtype_name(precision->gradient));
+    else
+        printf("  precision   %s; master weights and moments in %s%s\n", storage, master,
+               precision->storage == LOOM_F16 ? "; loss scaling" : "");
+}
+
 static void show_memory(const loom_plan *plan) {
     printf("  memory      %.1f MiB", mebibytes(plan->arena.used));
     if (plan->available > 0) printf(" of %.0f MiB", mebibytes(plan->available));
@@ -171,12 +183,15 @@ static void on_started(void *user, loom_trainer *trainer) {
     const int64_t done = loom_trainer_steps_done(trainer), planned = loom_trainer_steps_planned(trainer);
     const bool ends_early = options->stop_after > 0 && options->stop_after < planned - done;
     if (now->quiet) return;
-    const double peak = loom_device_probe_peak(device, 0.2);
+    double peak = 0;
     char rate[16];
+    device->peak(device, loom_gpt_get_precision(gpt)->storage, 0.2, &peak, NULL);
     loom_format_count(rate, sizeof rate, peak);
     printf("gptloom " LOOM_VERSION " trains in %s\n", options->out);
     printf("  device      %s: %s; peak %s FLOP/s\n", device->name, device->description, rate);
+    if (device->passed_over[0]) printf("  passed over %s\n", device->passed_over);
     show_model(options, gpt);
+    show_precision(loom_gpt_get_precision(gpt));
     show_data(options, loom_trainer_data(trainer));
     show_steps(options, done, planned);
     show_memory(loom_trainer_plan(trainer));

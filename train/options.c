@@ -15,10 +15,13 @@ enum { LONGEST_STRING = 180, LARGEST_FILE = 1 << 20 };
 
 /* -------------------------------------------------------------------------------------------------------- the table */
 
-/* In loom_schedule_kind's order. */
+/* In the order of loom_schedule_kind, loom_gpt_activation, ...: a choice is its place. */
 static const char *const schedules[] = {"cosine", "linear", "wsd", "constant", NULL};
 static const char *const activations[] = {"gelu", "relu", NULL};
-static const char *const devices[] = {"auto", "cpu", "definition", "oracle", NULL};
+static const char *const devices[] = {"auto", "cpu", "cuda", "definition", "oracle", NULL};
+static const char *const dtypes[] = {"fp32", "bf16", "fp16", NULL};
+static const char *const switches[] = {"off", "on", NULL};
+static const char *const attentions[] = {"own", "cudnn", NULL};
 
 #define AT(field) .offset = offsetof(loom_train_options, field)
 
@@ -57,6 +60,17 @@ static const loom_flag table[] = {
      .help = "begin with the weights of this run or checkpoint, which must have the same shape"},
     {.name = "seed", .type = LOOM_FLAG_INT, AT(seed), .min = 0, .max = 0x1p63, .standard = "1337", .metavar = "S",
      .group = "Model", .help = "of the initialisation, the data's order and the samples"},
+
+    {.name = "dtype", .type = LOOM_FLAG_CHOICE, AT(dtype), .choices = dtypes, .standard = "fp32",
+     .metavar = "NAME", .group = "Precision",
+     .help = "what weights and activations are stored in: fp32, bf16 or fp16 (with loss scaling). Moments and the "
+             "gradients of weights stay fp32"},
+    {.name = "master-weights", .type = LOOM_FLAG_CHOICE, AT(master_weights), .choices = switches, .standard = "on",
+     .metavar = "on|off", .group = "Precision",
+     .help = "bf16 and fp16: update weights in fp32 and train with their rounded copy. off, with bf16 only: update "
+             "the bf16 weights themselves, rounded up or down at random"},
+    {.name = "tf32", .type = LOOM_FLAG_BOOL, AT(tf32), .group = "Precision",
+     .help = "products of fp32 matrices round their inputs to TF32; --device cuda only"},
 
     {.name = "batch", .type = LOOM_FLAG_INT, AT(batch), .min = 1, .max = 1 << 20, .standard = "8", .metavar = "B",
      .group = "Batches and steps", .help = "sequences per optimizer step, over everything"},
@@ -109,6 +123,13 @@ static const loom_flag table[] = {
      .help = "the run's directory: config.ini, metrics.jsonl, samples.txt, checkpoints/. It must not hold another run"},
     {.name = "resume", .type = LOOM_FLAG_BOOL, AT(resume), .session = true, .displaces = {"init"}, .group = "Run",
      .help = "go on with the run in --out from its last checkpoint, with its options; those given here change them"},
+    {.name = "fresh-choices", .type = LOOM_FLAG_BOOL, AT(fresh_choices), .session = true, .group = "Run",
+     .help = "with --resume on other hardware or libraries: choose again what the checkpoint's machine chose by "
+             "measuring; the bits may then differ"},
+    {.name = "choices", .type = LOOM_FLAG_STRING, AT(choices), .session = true, .derived = "measured at the start",
+     .metavar = "FILE", .group = "Run",
+     .help = "another run's choices.txt: take the algorithms that were measured to be the fastest then, for the same bits "
+             "as that run's"},
     {.name = "val-every", .type = LOOM_FLAG_INT, AT(val_every), .min = 0, .max = 1e9, .standard = "250",
      .metavar = "N", .group = "Run", .help = "validate after every N steps, and at the end; 0: never"},
     {.name = "val-batches", .type = LOOM_FLAG_INT, AT(val_batches), .min = 0, .max = 1e9, .standard = "0",
@@ -125,12 +146,17 @@ static const loom_flag table[] = {
 
     {.name = "device", .type = LOOM_FLAG_STRING, AT(device), .choices = devices, .standard = "auto",
      .metavar = "NAME", .group = "Machine",
-     .help = "auto (the fastest that works) or cpu; for tests also definition (the plain reading of every operation) "
-             "and oracle (the same in double)"},
+     .help = "auto (a GPU that works, else the CPU), cpu or cuda; for tests also definition (the plain reading of "
+             "every operation) and oracle (the same in double)"},
     {.name = "threads", .type = LOOM_FLAG_INT, AT(threads), .min = 0, .max = 1024, .standard = "0", .metavar = "N",
      .group = "Machine", .help = "CPU threads; 0: all that the process may run on"},
     {.name = "deterministic", .type = LOOM_FLAG_BOOL, AT(deterministic), .standard = "true", .group = "Machine",
      .help = "the same bits with any number of threads; off, the matrix library threads its products as it likes"},
+    {.name = "attention", .type = LOOM_FLAG_CHOICE, AT(attention), .choices = attentions, .standard = "own",
+     .metavar = "NAME", .group = "Machine", .help = "attention by our own kernels, or by cudnn; --device cuda only"},
+    {.name = "cuda-graph", .type = LOOM_FLAG_CHOICE, AT(cuda_graph), .choices = switches, .standard = "on",
+     .metavar = "on|off", .group = "Machine",
+     .help = "record the step once and replay it, to the same bits, which saves the time of launching it"},
     {.name = "memory", .type = LOOM_FLAG_SIZE, AT(memory), .min = 1 << 20, .max = 0x1p60, .derived = "what is free",
      .metavar = "SIZE", .group = "Machine",
      .help = "what the run may take, as 800MiB or 1.5GiB; a run that needs more is refused before it starts"},
@@ -331,7 +357,11 @@ static bool check_conflicts(const loom_train_options *options, loom_error *error
     if (options->resume && options->init)
         return loom_fail(error, "--init: does not go with --resume, which begins with the run's own checkpoint");
     if (options->resume && !options->out) return loom_fail(error, "--resume: needs --out, the run to go on with");
-    return true;
+    if (options->choices && options->resume)
+        return loom_fail(error, "--choices: does not go with --resume, which takes the run's own");
+    if (options->fresh_choices && !options->resume)
+        return loom_fail(error, "--fresh-choices: goes with --resume; a new run makes its own choices");
+    return loom_precision_check(options->dtype, options->master_weights == LOOM_ON, error);
 }
 
 static void take_if_unset(int64_t *value, int64_t standard) {

@@ -19,7 +19,7 @@ typedef struct run {
     const loom_train_options *options; /* the trainer's, resolved */
     const loom_train_observer *observer;
     FILE *metrics;
-    char metrics_path[PATH_MAX], samples_path[PATH_MAX], config_path[PATH_MAX];
+    char metrics_path[PATH_MAX], samples_path[PATH_MAX], config_path[PATH_MAX], choices_path[PATH_MAX];
     int64_t saved_step, validated_step;
     double validation_loss;
     int not_finite; /* steps in a row whose loss or gradient was no number */
@@ -69,13 +69,27 @@ static bool drop_metrics_after(const char *path, int64_t step, loom_error *error
     return ok;
 }
 
+/* What the device chose by measuring, as the run's checkpoints have it too; a run that went on elsewhere has no file of
+ * the machine before. */
+static bool write_choices(const run *r, loom_error *error) {
+    const loom_device *device = loom_gpt_get_device(loom_trainer_gpt(r->trainer));
+    char *text = NULL;
+    if (device->choices_get && !device->choices_get(device, &text, error)) return false;
+    if (!text && unlink(r->choices_path) != 0 && errno != ENOENT)
+        return loom_fail(error, "%s: cannot be removed: %s", r->choices_path, strerror(errno));
+    const bool ok = !text || loom_file_replace(r->choices_path, text, strlen(text), error);
+    free(text);
+    return ok;
+}
+
 static bool open_directory(run *r, loom_error *error) {
     const char *out = r->options->out;
     if (!loom_make_directories(out, error) ||
         !loom_join_path(r->metrics_path, sizeof r->metrics_path, out, "metrics.jsonl", error) ||
         !loom_join_path(r->samples_path, sizeof r->samples_path, out, "samples.txt", error) ||
         !loom_join_path(r->config_path, sizeof r->config_path, out, "config.ini", error) ||
-        !loom_train_options_write(r->options, r->config_path, error) ||
+        !loom_join_path(r->choices_path, sizeof r->choices_path, out, "choices.txt", error) ||
+        !loom_train_options_write(r->options, r->config_path, error) || !write_choices(r, error) ||
         !drop_metrics_after(r->metrics_path, loom_trainer_steps_done(r->trainer), error))
         return false;
     r->metrics = fopen(r->metrics_path, "ae");
@@ -101,6 +115,8 @@ static bool write_metrics(run *r, const loom_step_report *report, loom_error *er
     print_number(r->metrics, "ms", report->ms);
     print_number(r->metrics, "tokens_per_s", report->tokens_per_s);
     if (report->skipped) fputs(", \"skipped\": true", r->metrics);
+    if (r->options->dtype == LOOM_F16)
+        print_number(r->metrics, "loss_scale", (double)loom_trainer_loss_scale(r->trainer));
     if (r->validated_step == report->step) print_number(r->metrics, "val_loss", r->validation_loss);
     fputs("}\n", r->metrics);
     if (fflush(r->metrics) != 0 || ferror(r->metrics))
@@ -171,10 +187,12 @@ static bool save(run *r, int64_t step, loom_error *error) {
 }
 
 /* One bad step is skipped by AdamW; many in a row mean that the parameters are lost, and nothing is saved over the last
- * good checkpoint. */
+ * good checkpoint. Gradients that overflow because of the loss scale do not count: it halves until they do not. */
 static bool check_finite(run *r, const loom_step_report *report, loom_error *error) {
     enum { PATIENCE = 10 };
-    r->not_finite = isfinite(report->loss) && isfinite(report->grad_norm) ? 0 : r->not_finite + 1;
+    const bool overflow = isfinite(report->loss) && loom_trainer_loss_scale(r->trainer) > 1;
+    const bool good = isfinite(report->loss) && isfinite(report->grad_norm);
+    r->not_finite = good ? 0 : r->not_finite + (overflow ? 0 : 1);
     if (r->not_finite < PATIENCE) return true;
     return loom_fail(error,
                      "--lr: the loss or its gradient has been no finite number for %d steps, up to step %" PRId64

@@ -12,53 +12,76 @@ static double milliseconds_now(void) {
 }
 
 /* What changes from step to step, as ops on the device will read it. */
-static loom_scalars_in step_inputs(const loom_trainer *t, const loom_batch *batch) {
+static loom_scalars_in step_inputs(const loom_trainer *t, int64_t step, int64_t targets) {
     const loom_train_options *o = &t->options;
-    return (loom_scalars_in){.learning_rate = loom_schedule_at(&t->schedule, batch->step),
+    return (loom_scalars_in){.learning_rate = loom_schedule_at(&t->schedule, step),
                              .beta1 = (float)o->beta1,
                              .beta2 = (float)o->beta2,
                              .epsilon = (float)o->eps,
                              .weight_decay = (float)o->weight_decay,
                              .clip_norm = (float)o->clip,
-                             .loss_gradient = 1.0f / (float)batch->targets_in_step,
-                             .spike_z = (float)o->skip_spikes};
+                             .loss_gradient = 1.0f / (float)targets,
+                             .spike_z = (float)o->skip_spikes,
+                             .loss_scale_interval = loom_loss_scale_interval(loom_gpt_get_precision(t->gpt))};
 }
 
-bool loom_trainer_step(loom_trainer *t, loom_step_report *report, loom_error *error) {
-    const double start = milliseconds_now();
+/* All that the device does in a step: the same for every step, but for what it reads from memory. */
+static void compute(loom_trainer *t) {
     const int64_t B = t->options.micro_batch, T = t->options.seq_len;
-    loom_scalars *scalars = loom_gpt_get_scalars(t->gpt); /* device memory */
-
-    const loom_batch *batch;
-    if (!loom_loader_next(t->loader, &batch, error)) return false;
-    const loom_scalars_in in = step_inputs(t, batch);
-    t->device->copy(t->device, NULL, &scalars->in, &in, sizeof in, LOOM_HOST_TO_DEVICE);
-
     for (int64_t first = 0; first < t->options.batch; first += B) {
         const bool accumulate = first > 0;
-        loom_gpt_set_batch(t->gpt, batch->inputs + first * T, batch->targets + first * T);
+        loom_gpt_set_batch(t->gpt, t->feeder.inputs + first * T, t->feeder.targets + first * T, LOOM_DEVICE_TO_DEVICE);
         loom_gpt_forward(t->gpt);
         loom_gpt_loss(t->gpt, true, accumulate);
         loom_gpt_backward(t->gpt, accumulate);
         loom_optimizer_sum_losses(&t->optimizer, first, B, T);
     }
     loom_optimizer_update(&t->optimizer);
+}
 
-    loom_scalars after;
-    t->device->copy(t->device, NULL, &after, scalars, sizeof after, LOOM_DEVICE_TO_HOST);
+/* Where the device can record, the first step runs as it is, which loads what is loaded late; the second is recorded, and
+ * replayed from then on. */
+static bool run(loom_trainer *t, loom_error *error) {
+    const bool records = t->device->record_begin && t->options.cuda_graph;
+    if (!records || t->steps_run++ == 0) {
+        compute(t);
+        return true;
+    }
+    if (!t->recording) {
+        if (!t->device->record_begin(t->device, error)) return false;
+        compute(t);
+        if (!t->device->record_end(t->device, &t->recording, error)) return false;
+    }
+    t->device->replay(t->device, t->recording);
+    return true;
+}
+
+bool loom_trainer_step(loom_trainer *t, loom_step_report *report, loom_error *error) {
+    const double start = milliseconds_now();
+    loom_scalars *scalars = loom_gpt_get_scalars(t->gpt); /* device memory */
+    loom_scalars *host = t->host_scalars;                 /* pinned */
+
+    int64_t step, targets;
+    if (!loom_feeder_take(&t->feeder, &step, &targets, error)) return false;
+    host->in = step_inputs(t, step, targets);
+    t->device->copy(t->device, NULL, &scalars->in, &host->in, sizeof host->in, LOOM_HOST_TO_DEVICE);
+    if (!run(t, error)) return false;
+    loom_feeder_send_ahead(&t->feeder);
+    t->device->copy(t->device, NULL, &host->out, &scalars->out, sizeof host->out, LOOM_DEVICE_TO_HOST);
+    t->device->copy(t->device, NULL, &host->state, &scalars->state, sizeof host->state, LOOM_DEVICE_TO_HOST);
     if (!t->device->synchronize(t->device, NULL, error)) return false;
-    t->state.step = batch->step + 1;
-    t->state.tokens += batch->targets_in_step;
-    t->state.scalars = after.state;
+    t->state.step = step + 1;
+    t->state.tokens += targets;
+    t->state.scalars = host->state;
 
     const double ms = milliseconds_now() - start;
     *report = (loom_step_report){.step = t->state.step,
                                  .tokens = t->state.tokens,
-                                 .loss = after.out.loss,
-                                 .lr = in.learning_rate,
-                                 .grad_norm = after.out.gradient_norm,
-                                 .skipped = after.out.skip != 0,
+                                 .loss = host->out.loss,
+                                 .lr = host->in.learning_rate,
+                                 .grad_norm = host->out.gradient_norm,
+                                 .skipped = host->out.skip != 0,
                                  .ms = ms,
-                                 .tokens_per_s = (double)batch->targets_in_step / (1e-3 * ms)};
+                                 .tokens_per_s = (double)targets / (1e-3 * ms)};
     return true;
 }

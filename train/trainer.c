@@ -128,7 +128,8 @@ static bool plan_memory(loom_trainer *t, loom_error *error) {
     int64_t B = o->micro_batch ? o->micro_batch : o->batch < most ? o->batch : most;
     for (;; B--) {
         if (o->batch % B != 0) continue;
-        if (!loom_plan_make(&t->plan, &shape, LOOM_GPT_TRAIN, t->device, o->batch, B, o->seq_len, error)) return false;
+        if (!loom_plan_make(&t->plan, &shape, LOOM_GPT_TRAIN, &t->precision, t->device, o->batch, B, o->seq_len, error))
+            return false;
         t->plan.available = allowed;
         if (t->plan.arena.used <= allowed || B == 1 || o->micro_batch) break;
     }
@@ -141,11 +142,17 @@ static bool allocate(loom_trainer *t, loom_error *error) {
     const loom_gpt_config shape = shape_of(o);
     t->memory_bytes = t->plan.arena.used;
     if (!t->device->allocate(t->device, &t->memory, t->memory_bytes, error)) return false;
-    if (!loom_gpt_create(&t->gpt, &shape, LOOM_GPT_TRAIN, t->device, o->micro_batch, o->seq_len, error)) return false;
+    if (!loom_gpt_create(&t->gpt, &shape, LOOM_GPT_TRAIN, &t->precision, t->device, o->micro_batch, o->seq_len, error))
+        return false;
     loom_arena arena = loom_arena_over(t->memory, t->memory_bytes, t->device->host_memory);
     loom_gpt_lay_out(t->gpt, &arena);
     loom_optimizer_lay_out(&t->optimizer, t->gpt, o->batch, &arena);
+    t->optimizer.seed = o->seed;
+    loom_feeder_lay_out(&t->feeder, o->batch, o->seq_len, &arena);
     LOOM_CHECK(arena.used == t->plan.arena.used);
+    void *scalars;
+    if (!t->device->allocate_host(t->device, &scalars, sizeof *t->host_scalars, error)) return false;
+    t->host_scalars = scalars;
     return loom_gpt_prepare(t->gpt, error) && loom_optimizer_prepare(&t->optimizer, error);
 }
 
@@ -155,7 +162,8 @@ static loom_checkpoint_tensors tensors_of(loom_trainer *t) {
     return (loom_checkpoint_tensors){.config = loom_gpt_get_config(t->gpt),
                                      .layout = loom_gpt_get_layout(t->gpt),
                                      .device = t->device,
-                                     .parameters = loom_gpt_get_parameters(t->gpt),
+                                     .parameters = loom_gpt_get_master(t->gpt),
+                                     .dtype = t->precision.master,
                                      .moment1 = t->optimizer.moment1,
                                      .moment2 = t->optimizer.moment2};
 }
@@ -189,29 +197,61 @@ static loom_training_state fresh_state(const loom_trainer *t) {
                                  .data_identity = loom_dataset_identity(t->data),
                                  .batch = t->options.batch,
                                  .seq_len = t->options.seq_len,
-                                 .training_tokens = t->training.tokens};
+                                 .training_tokens = t->training.tokens,
+                                 .dtype = t->precision.storage,
+                                 .scalars.loss_scale = loom_loss_scale_at_first(&t->precision)};
+}
+
+/* A resumed run's state. It may go on in another dtype, with a loss scale of its own. */
+static loom_training_state resumed_state(const loom_trainer *t, const loom_checkpoint_info *from) {
+    loom_training_state state = from->state;
+    if (state.dtype != t->precision.storage || state.scalars.loss_scale == 0) {
+        state.scalars.loss_scale = loom_loss_scale_at_first(&t->precision);
+        state.scalars.loss_scale_age = 0;
+    }
+    state.dtype = t->precision.storage;
+    return state;
 }
 
 static bool start(loom_trainer *t, const loom_checkpoint_info *from, loom_error *error) {
-    if (!from) {
-        t->state = fresh_state(t);
-        return loom_gpt_initialise(t->gpt, t->options.seed, error);
-    }
+    const bool resumed = from && t->options.resume;
+    t->state = resumed ? resumed_state(t, from) : fresh_state(t);
+    t->device->copy(t->device, NULL, &loom_gpt_get_scalars(t->gpt)->state, &t->state.scalars, sizeof t->state.scalars,
+                    LOOM_HOST_TO_DEVICE);
+    if (!from) return loom_gpt_initialise(t->gpt, t->options.seed, error);
     loom_checkpoint_tensors tensors = tensors_of(t);
-    if (t->options.resume) {
-        t->state = from->state;
-        t->device->copy(t->device, NULL, &loom_gpt_get_scalars(t->gpt)->state, &t->state.scalars,
-                        sizeof t->state.scalars, LOOM_HOST_TO_DEVICE);
-    } else {
-        t->state = fresh_state(t);
-        tensors.moment1 = tensors.moment2 = NULL;
+    if (!resumed) tensors.moment1 = tensors.moment2 = NULL;
+    if (!loom_checkpoint_load(from, &tensors, error)) return false;
+    loom_gpt_copy_master(t->gpt);
+    return t->device->synchronize(t->device, NULL, error);
+}
+
+/* The same choices as before give the same bits: a run does not go on with others unless that is asked for. */
+static bool restore_choices(loom_trainer *t, const loom_checkpoint_info *from, loom_error *error) {
+    loom_error why;
+    if (t->options.choices) {
+        if (loom_device_read_choices(t->device, t->options.choices, &why)) return true;
+        return loom_fail(error, "--choices: %s: %s", t->options.choices, why.message);
     }
-    return loom_checkpoint_load(from, &tensors, error);
+    if (!t->options.resume || !from || t->options.fresh_choices) return true;
+    if (loom_checkpoint_restore_choices(from, t->device, &why)) return true;
+    return loom_fail(error,
+                     "--resume: this machine cannot go on with the same bits: %s; --fresh-choices goes on with what is "
+                     "best here",
+                     why.message);
 }
 
 static bool open_device(loom_trainer *t, loom_error *error) {
-    const loom_device_options options = {.threads = t->options.threads, .library_threads = !t->options.deterministic};
-    return loom_device_open(&t->device, t->options.device ? t->options.device : "auto", &options, error);
+    const loom_train_options *o = &t->options;
+    const loom_device_options options = {.threads = (int)o->threads,
+                                         .library_threads = !o->deterministic,
+                                         .tf32 = o->tf32,
+                                         .cudnn_attention = o->attention == LOOM_ATTENTION_CUDNN};
+    if (!loom_device_open(&t->device, o->device ? o->device : "auto", &options, error)) return false;
+    if (strncmp(t->device->name, "cuda", 4) != 0 && (options.tf32 || options.cudnn_attention))
+        return loom_fail(error, "--%s: is for --device cuda; this run is on %s", options.tf32 ? "tf32" : "attention",
+                         t->device->name);
+    return loom_precision_of(t->device, o->dtype, o->master_weights == LOOM_ON, &t->precision, error);
 }
 
 /* A run that ended before its first checkpoint is there, but begins anew. */
@@ -242,14 +282,17 @@ static bool open_everything(loom_trainer *t, loom_checkpoint_info *info, loom_er
     if (!loom_train_options_resolve(&t->options, error) || !open_data(t, error)) return false;
     if (!split_data(t, error) || !settle_steps(t, error)) return false;
     if (t->options.resume && from && !check_resumable(t, from, error)) return false;
-    if (!open_device(t, error) || !plan_memory(t, error) || !allocate(t, error) || !start(t, from, error)) return false;
+    if (!open_device(t, error) || !plan_memory(t, error)) return false;
+    if (!restore_choices(t, from, error) || !allocate(t, error) || !start(t, from, error)) return false;
     const loom_loader_options order = {.T = t->options.seq_len,
                                        .batch = t->options.batch,
                                        .micro_batch = t->options.micro_batch,
                                        .seed = t->options.seed,
                                        .first_step = t->state.step,
                                        .ranks = 1};
-    return loom_loader_open(&t->loader, &t->training, &order, error);
+    loom_loader *loader;
+    return loom_loader_open(&loader, &t->training, &order, error) &&
+           loom_feeder_open(&t->feeder, t->device, loader, error);
 }
 
 bool loom_trainer_open(loom_trainer **out, const loom_train_options *options, loom_error *error) {
@@ -272,7 +315,9 @@ bool loom_trainer_open(loom_trainer **out, const loom_train_options *options, lo
 
 void loom_trainer_close(loom_trainer *t) {
     if (!t) return;
-    loom_loader_close(t->loader);
+    loom_feeder_close(&t->feeder);
+    if (t->recording) t->device->recording_close(t->device, t->recording);
+    if (t->host_scalars) t->device->release_host(t->device, t->host_scalars, sizeof *t->host_scalars);
     loom_gpt_destroy(t->gpt);
     if (t->memory) t->device->release(t->device, t->memory, t->memory_bytes);
     loom_device_close(t->device);
@@ -327,7 +372,7 @@ bool loom_trainer_validate(loom_trainer *t, int64_t batches, double *loss, loom_
     for (int64_t i = 0; ok && i < count; i++) {
         ok = fill_validation_batch(t, i * B, windows, inputs, targets, error);
         if (!ok) break;
-        loom_gpt_set_batch(t->gpt, inputs, targets);
+        loom_gpt_set_batch(t->gpt, inputs, targets, LOOM_HOST_TO_DEVICE);
         loom_gpt_forward(t->gpt);
         loom_gpt_loss(t->gpt, false, false);
         ok = add_losses(t, targets, losses, &sum, &rows, error);
@@ -355,6 +400,10 @@ bool loom_trainer_save(loom_trainer *t, const char *run, int keep, loom_error *e
 
 int64_t loom_trainer_steps_done(const loom_trainer *t) {
     return t->state.step;
+}
+
+float loom_trainer_loss_scale(const loom_trainer *t) {
+    return t->state.scalars.loss_scale;
 }
 
 int64_t loom_trainer_steps_planned(const loom_trainer *t) {

@@ -10,7 +10,8 @@ struct loom_trainer {
     loom_dataset *data, *val_data; /* val_data NULL: validation is cut off the data */
     loom_split training, validation;
     bool has_validation;
-    loom_loader *loader;
+    loom_precision precision;
+    loom_feeder feeder; /* which has the loader */
     loom_plan plan;
     void *memory;
     size_t memory_bytes;
@@ -18,6 +19,9 @@ struct loom_trainer {
     loom_optimizer optimizer;
     loom_schedule schedule;
     loom_training_state state;
+    loom_scalars *host_scalars; /* pinned: what a step's scalars are copied from and to */
+    loom_recording *recording;  /* of the step; NULL until it is made */
+    int64_t steps_run;          /* since the trainer was opened, before recording began */
 };
 
 #endif

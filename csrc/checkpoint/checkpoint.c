@@ -9,6 +9,7 @@
 #include <inttypes.h>
 #include <limits.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 
 static bool exists(const char *directory, const char *name) {
@@ -18,17 +19,28 @@ static bool exists(const char *directory, const char *name) {
 
 /* ----------------------------------------------------------------------------------------------------------- saving */
 
+static bool write_choices(loom_manifest *manifest, loom_device *device, loom_error *error) {
+    char *text = NULL;
+    if (!device->choices_get) return true;
+    if (!device->choices_get(device, &text, error)) return false;
+    if (!text) return true;
+    loom_writer *writer = loom_manifest_begin(manifest, LOOM_CHOICES_FILE, error);
+    const bool ok = writer && loom_writer_write(writer, text, strlen(text), error);
+    free(text);
+    return loom_manifest_end(manifest, LOOM_CHOICES_FILE, writer, ok, error);
+}
+
 /* Writes every file of a checkpoint, the manifest last, and makes them last through a power cut. */
 static bool fill(const char *directory, const loom_checkpoint_tensors *tensors, const loom_training_state *state,
                  bool bytes, loom_error *error) {
     loom_manifest manifest = {.directory = directory};
     const loom_tensor_sets weights = loom_weight_sets(tensors), moments = loom_moment_sets(tensors);
-    return loom_config_write(&manifest, tensors->config, bytes, error) &&
+    return loom_config_write(&manifest, tensors->config, bytes, tensors->dtype, error) &&
            (!bytes || loom_tokenizer_write(&manifest, tensors->config->block_size, error)) &&
            loom_tensors_write(&manifest, LOOM_WEIGHTS_FILE, tensors, &weights, error) &&
            (!tensors->moment1 || loom_tensors_write(&manifest, LOOM_OPTIMIZER_FILE, tensors, &moments, error)) &&
-           loom_state_write(&manifest, state, error) && loom_manifest_write(&manifest, error) &&
-           loom_sync_directory(directory, error);
+           loom_state_write(&manifest, state, error) && write_choices(&manifest, tensors->device, error) &&
+           loom_manifest_write(&manifest, error) && loom_sync_directory(directory, error);
 }
 
 bool loom_checkpoint_save(const char *run, const loom_checkpoint_tensors *tensors, const loom_training_state *state,
@@ -148,4 +160,11 @@ bool loom_checkpoint_load(const loom_checkpoint_info *info, const loom_checkpoin
     loom_tensor_source_close(&moments_source);
     loom_tensor_source_close(&weights_source);
     return ok;
+}
+
+bool loom_checkpoint_restore_choices(const loom_checkpoint_info *info, loom_device *device, loom_error *error) {
+    char path[PATH_MAX];
+    if (!exists(info->directory, LOOM_CHOICES_FILE)) return true;
+    return loom_join_path(path, sizeof path, info->directory, LOOM_CHOICES_FILE, error) &&
+           loom_device_read_choices(device, path, error);
 }

@@ -36,17 +36,19 @@ static bool add_shape(cJSON *json, const loom_gpt_config *config) {
 }
 
 /* Raw text keeps "0.0", which cJSON would write as 0, a floating-point number for readers that care. */
-static bool add_arithmetic(cJSON *json, loom_gpt_activation activation) {
+static bool add_arithmetic(cJSON *json, loom_gpt_activation activation, loom_dtype dtype) {
+    const char *torch_dtype = dtype == LOOM_BF16 ? "bfloat16" : dtype == LOOM_F16 ? "float16" : "float32";
     return cJSON_AddStringToObject(json, "activation_function", activation_names[activation]) &&
            cJSON_AddNumberToObject(json, "layer_norm_epsilon", layernorm_epsilon) &&
            cJSON_AddRawToObject(json, "resid_pdrop", "0.0") && cJSON_AddRawToObject(json, "embd_pdrop", "0.0") &&
            cJSON_AddRawToObject(json, "attn_pdrop", "0.0") &&
            cJSON_AddNumberToObject(json, "initializer_range", 0.02) &&
            cJSON_AddBoolToObject(json, "tie_word_embeddings", true) &&
-           cJSON_AddStringToObject(json, "torch_dtype", "float32");
+           cJSON_AddStringToObject(json, "torch_dtype", torch_dtype);
 }
 
-bool loom_config_write(loom_manifest *manifest, const loom_gpt_config *config, bool bytes, loom_error *error) {
+bool loom_config_write(loom_manifest *manifest, const loom_gpt_config *config, bool bytes, loom_dtype dtype,
+                       loom_error *error) {
     int64_t end_of_text = -1;
     if (bytes)
         end_of_text = LOOM_BYTE_END_OF_TEXT;
@@ -54,7 +56,8 @@ bool loom_config_write(loom_manifest *manifest, const loom_gpt_config *config, b
         end_of_text = GPT2_VOCABULARY - 1;
     cJSON *json = cJSON_CreateObject();
     const bool complete = add_architecture(json) && add_shape(json, config) &&
-                          add_arithmetic(json, config->activation) && add_token_id(json, "bos_token_id", end_of_text) &&
+                          add_arithmetic(json, config->activation, dtype) &&
+                          add_token_id(json, "bos_token_id", end_of_text) &&
                           add_token_id(json, "eos_token_id", end_of_text);
     return loom_manifest_add_json(manifest, LOOM_CONFIG_FILE, json, complete, error);
 }

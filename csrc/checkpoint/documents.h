@@ -12,9 +12,12 @@ extern "C" {
 #define LOOM_CONFIG_FILE    "config.json"
 #define LOOM_TOKENIZER_FILE "tokenizer.json"
 #define LOOM_STATE_FILE     "training_state.json"
+#define LOOM_CHOICES_FILE   "choices.txt"
 
-/* config.json, as transformers' GPT2LMHeadModel writes it. `bytes` sets the end-of-text id of the byte vocabulary. */
-bool loom_config_write(loom_manifest *manifest, const loom_gpt_config *config, bool bytes, loom_error *error);
+/* config.json, as transformers' GPT2LMHeadModel writes it. `bytes` sets the end-of-text id of the byte vocabulary;
+ * `dtype` is that of the weights beside it. */
+bool loom_config_write(loom_manifest *manifest, const loom_gpt_config *config, bool bytes, loom_dtype dtype,
+                       loom_error *error);
 
 /* Reads any GPT-2's config.json, and refuses what would compute something else than this program does. */
 bool loom_config_read(const char *path, loom_gpt_config *config, loom_error *error);

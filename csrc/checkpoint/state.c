@@ -5,6 +5,7 @@
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
 
 enum { FORMAT_VERSION = 1 };
 
@@ -40,7 +41,8 @@ static bool add_state(cJSON *json, const loom_training_state *state) {
     if (!cJSON_AddNumberToObject(json, "format_version", FORMAT_VERSION) || !add_count(json, "step", state->step) ||
         !add_count(json, "tokens", state->tokens) || !add_bits(json, "seed", state->seed) ||
         !add_bits(json, "data_identity", state->data_identity) || !add_count(json, "batch", state->batch) ||
-        !add_count(json, "seq_len", state->seq_len) || !add_count(json, "training_tokens", state->training_tokens))
+        !add_count(json, "seq_len", state->seq_len) || !add_count(json, "training_tokens", state->training_tokens) ||
+        !cJSON_AddStringToObject(json, "dtype", loom_dtype_name(state->dtype)))
         return false;
     cJSON *scalars = cJSON_AddObjectToObject(json, "scalars");
     return scalars && add_count(scalars, "updates", state->scalars.updates) &&
@@ -49,7 +51,9 @@ static bool add_state(cJSON *json, const loom_training_state *state) {
            add_double(scalars, "loss_mean", state->scalars.loss_mean) &&
            add_double(scalars, "loss_square", state->scalars.loss_square) &&
            add_double(scalars, "norm_mean", state->scalars.norm_mean) &&
-           add_double(scalars, "norm_square", state->scalars.norm_square);
+           add_double(scalars, "norm_square", state->scalars.norm_square) &&
+           add_double(scalars, "loss_scale", (double)state->scalars.loss_scale) &&
+           add_count(scalars, "loss_scale_age", state->scalars.loss_scale_age);
 }
 
 bool loom_state_write(loom_manifest *manifest, const loom_training_state *state, loom_error *error) {
@@ -91,6 +95,36 @@ static bool get_double(const cJSON *json, const char *path, const char *key, dou
     return loom_fail(error, "%s: \"%s\" is '%s', which is no floating-point number", path, key, text);
 }
 
+static bool get_dtype(const cJSON *json, const char *path, loom_dtype *dtype, loom_error *error) {
+    const char *text = loom_json_get_string(json, path, "dtype", error);
+    if (!text) return false;
+    for (*dtype = LOOM_F32; *dtype <= LOOM_F16; ++*dtype)
+        if (!strcmp(text, loom_dtype_name(*dtype))) return true;
+    return loom_fail(error, "%s: \"dtype\" is '%s', which is none of fp32, bf16 and fp16", path, text);
+}
+
+static bool get_loss_scale(const cJSON *json, const char *path, loom_scalars_state *scalars, loom_error *error) {
+    double scale;
+    int64_t age;
+    if (!get_double(json, path, "loss_scale", &scale, error) || !get_count(json, path, "loss_scale_age", &age, error))
+        return false;
+    if (!(scale >= 0 && scale <= 0x1p127) || age > INT32_MAX)
+        return loom_fail(error, "%s: \"loss_scale\" or its age is no number that training leaves", path);
+    scalars->loss_scale = (float)scale;
+    scalars->loss_scale_age = (int32_t)age;
+    return true;
+}
+
+/* What was written before there were other dtypes than fp32 has neither a dtype nor a loss scale. */
+static bool read_precision(const cJSON *json, const char *path, loom_training_state *state, loom_error *error) {
+    const cJSON *scalars = cJSON_GetObjectItemCaseSensitive(json, "scalars");
+    state->dtype = LOOM_F32;
+    state->scalars.loss_scale = 0;
+    state->scalars.loss_scale_age = 0;
+    if (!cJSON_HasObjectItem(json, "dtype")) return true;
+    return get_dtype(json, path, &state->dtype, error) && get_loss_scale(scalars, path, &state->scalars, error);
+}
+
 static bool read_state(const cJSON *json, const char *path, loom_training_state *state, loom_error *error) {
     int64_t version;
     if (!loom_json_get_whole(json, path, "format_version", 1, INT32_MAX, &version, error)) return false;
@@ -112,7 +146,8 @@ static bool read_state(const cJSON *json, const char *path, loom_training_state 
            get_double(scalars, path, "loss_mean", &state->scalars.loss_mean, error) &&
            get_double(scalars, path, "loss_square", &state->scalars.loss_square, error) &&
            get_double(scalars, path, "norm_mean", &state->scalars.norm_mean, error) &&
-           get_double(scalars, path, "norm_square", &state->scalars.norm_square, error);
+           get_double(scalars, path, "norm_square", &state->scalars.norm_square, error) &&
+           read_precision(json, path, state, error);
 }
 
 bool loom_state_read(const char *path, loom_training_state *state, loom_error *error) {

@@ -1,9 +1,9 @@
 #include "checkpoint/tensors.h"
 
 #include "base/check.h"
+#include "base/half.h"
 
 #include <inttypes.h>
-#include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -13,31 +13,38 @@
 enum { STAGING_ELEMENTS = 1 << 20, NAME_SIZE = sizeof((loom_safetensor *)0)->name, SHAPE_TEXT_SIZE = 96 };
 
 loom_tensor_sets loom_weight_sets(const loom_checkpoint_tensors *tensors) {
-    return (loom_tensor_sets){1, {{"", tensors->parameters}}};
+    return (loom_tensor_sets){1, {{"", tensors->parameters, tensors->dtype}}};
 }
 
 loom_tensor_sets loom_moment_sets(const loom_checkpoint_tensors *tensors) {
-    return (loom_tensor_sets){2, {{".exp_avg", tensors->moment1}, {".exp_avg_sq", tensors->moment2}}};
+    return (loom_tensor_sets){2,
+                              {{".exp_avg", tensors->moment1, LOOM_F32}, {".exp_avg_sq", tensors->moment2, LOOM_F32}}};
+}
+
+/* The format's names of the types that weights can have. */
+static const char *format_name(loom_dtype dtype) {
+    return dtype == LOOM_BF16 ? "BF16" : dtype == LOOM_F16 ? "F16" : "F32";
 }
 
 /* How a parameter of a set looks in a file. */
-static loom_safetensor describe(const loom_parameter *parameter, const char *suffix) {
-    loom_safetensor tensor = {.dtype = "F32", .rank = parameter->vector ? 1 : 2};
-    const int length = snprintf(tensor.name, sizeof tensor.name, "%s%s", parameter->name, suffix);
+static loom_safetensor describe(const loom_parameter *parameter, const struct loom_tensor_set *set) {
+    loom_safetensor tensor = {.rank = parameter->vector ? 1 : 2};
+    const int length = snprintf(tensor.name, sizeof tensor.name, "%s%s", parameter->name, set->suffix);
     LOOM_CHECK(length > 0 && length < NAME_SIZE);
+    snprintf(tensor.dtype, sizeof tensor.dtype, "%s", format_name(set->dtype));
     tensor.shape[0] = parameter->vector ? parameter->columns : parameter->rows;
     tensor.shape[1] = parameter->vector ? 0 : parameter->columns;
-    tensor.bytes = (size_t)parameter->rows * (size_t)parameter->columns * sizeof(float);
+    tensor.bytes = (size_t)parameter->rows * (size_t)parameter->columns * loom_dtype_size(set->dtype);
     return tensor;
 }
 
-static float *place_of(const struct loom_tensor_set *set, const loom_parameter *parameter) {
-    return (float *)set->memory + parameter->offset;
+static char *place_of(const struct loom_tensor_set *set, const loom_parameter *parameter) {
+    return (char *)set->memory + (size_t)parameter->offset * loom_dtype_size(set->dtype);
 }
 
 static bool check_storage(const loom_device *device, loom_error *error) {
     if (device->storage == LOOM_F32) return true;
-    return loom_fail(error, "device %s stores parameters in %s; checkpoints hold fp32", device->name,
+    return loom_fail(error, "device %s stores parameters in %s; checkpoints hold fp32 or 16 bits", device->name,
                      loom_dtype_name(device->storage));
 }
 
@@ -55,13 +62,13 @@ static int64_t chunk_of(int64_t left) {
 
 /* ---------------------------------------------------------------------------------------------------------- writing */
 
-static bool write_from_device(loom_writer *writer, loom_device *device, const float *from, int64_t n, float *staging,
-                              loom_error *error) {
-    if (device->host_memory) return loom_writer_write(writer, from, (size_t)n * sizeof *from, error);
+static bool write_from_device(loom_writer *writer, loom_device *device, const char *from, int64_t n, size_t size,
+                              void *staging, loom_error *error) {
+    if (device->host_memory) return loom_writer_write(writer, from, (size_t)n * size, error);
     for (int64_t done = 0; done < n;) {
         const int64_t chunk = chunk_of(n - done);
-        const size_t bytes = (size_t)chunk * sizeof *staging;
-        device->copy(device, NULL, staging, from + done, bytes, LOOM_DEVICE_TO_HOST);
+        const size_t bytes = (size_t)chunk * size;
+        device->copy(device, NULL, staging, from + (size_t)done * size, bytes, LOOM_DEVICE_TO_HOST);
         if (!device->synchronize(device, NULL, error) || !loom_writer_write(writer, staging, bytes, error))
             return false;
         done += chunk;
@@ -75,7 +82,7 @@ static bool write_header(loom_writer *writer, const loom_layout *layout, const l
     loom_safetensor *header = malloc((size_t)n * sizeof *header);
     if (!header) return loom_fail(error, "no memory for a checkpoint's header");
     for (int i = 0; i < n; i++)
-        header[i] = describe(&layout->parameter[i % layout->n_parameters], sets->set[i / layout->n_parameters].suffix);
+        header[i] = describe(&layout->parameter[i % layout->n_parameters], &sets->set[i / layout->n_parameters]);
     const bool ok = loom_safetensors_write_header(writer, header, n, error);
     free(header);
     return ok;
@@ -92,7 +99,8 @@ static bool write_data(loom_writer *writer, const loom_checkpoint_tensors *tenso
         for (int i = 0; ok && i < layout->n_parameters; i++) {
             const loom_parameter *parameter = &layout->parameter[i];
             ok = write_from_device(writer, device, place_of(&sets->set[s], parameter),
-                                   parameter->rows * parameter->columns, staging, error);
+                                   parameter->rows * parameter->columns, loom_dtype_size(sets->set[s].dtype), staging,
+                                   error);
         }
     }
     free(staging);
@@ -165,7 +173,7 @@ static bool match(loom_tensor_source *source, const char *path, const loom_layou
     const loom_safetensors *file = &source->file;
     for (int i = 0; i < sets->n_sets * layout->n_parameters; i++) {
         const loom_safetensor expected = describe(&layout->parameter[i % layout->n_parameters],
-                                                  sets->set[i / layout->n_parameters].suffix);
+                                                  &sets->set[i / layout->n_parameters]);
         const loom_safetensor *found = foreign ? find_weight(file, expected.name)
                                                : loom_safetensors_find(file, expected.name);
         if (!found) return no_such_tensor(path, expected.name, error);
@@ -222,70 +230,68 @@ bool loom_weights_agree(const char *path, const loom_gpt_config *config, loom_er
 
 /* ---------------------------------------------------------------------------------------------------------- loading */
 
-static float float_of_bits(uint32_t bits) {
-    float value;
-    memcpy(&value, &bits, sizeof value);
-    return value;
-}
-
-static float float_of_bf16(uint16_t bits) {
-    return float_of_bits((uint32_t)bits << 16);
-}
-
-/* IEEE 754 binary16: 5 bits of exponent with a bias of 15, 10 of significand. */
-static float float_of_f16(uint16_t bits) {
-    const uint32_t sign = (uint32_t)(bits & 0x8000) << 16, exponent = bits >> 10 & 31, significand = bits & 0x3FF;
-    if (exponent == 31) return float_of_bits(sign | 0x7F800000 | significand << 13);
-    if (exponent > 0) return float_of_bits(sign | (exponent + 127 - 15) << 23 | significand << 13);
-    return copysignf((float)significand * 0x1p-24f, sign ? -1.0f : 1.0f);
-}
-
-/* `n` 16-bit numbers at any alignment. */
-static void widen(float *out, const char *from, int64_t n, bool bf16) {
-    for (int64_t i = 0; i < n; i++) {
+/* `n` numbers of a file, at any alignment, as fp32. */
+static void widen(float *out, const char *from, int64_t n, loom_dtype dtype) {
+    if (dtype == LOOM_F32) memcpy(out, from, (size_t)n * sizeof *out);
+    for (int64_t i = 0; dtype != LOOM_F32 && i < n; i++) {
         uint16_t bits;
         memcpy(&bits, from + i * (int64_t)sizeof bits, sizeof bits);
-        out[i] = bf16 ? float_of_bf16(bits) : float_of_f16(bits);
+        out[i] = dtype == LOOM_BF16 ? bf16_to_float(bits) : fp16_to_float(bits);
+    }
+}
+
+/* In place, rounded to nearest: number i is written where numbers i / 2 and before were. */
+static void narrow(float *values, int64_t n, loom_dtype dtype) {
+    for (int64_t i = 0; dtype != LOOM_F32 && i < n; i++) {
+        const uint16_t bits = dtype == LOOM_BF16 ? float_to_bf16(values[i]) : float_to_fp16(values[i]);
+        memcpy((char *)values + i * (int64_t)sizeof bits, &bits, sizeof bits);
     }
 }
 
 /* From staging memory to the device; when it returns the staging memory is free again. */
-static bool put(loom_device *device, float *to, const float *staging, int64_t n, loom_error *error) {
-    device->copy(device, NULL, to, staging, (size_t)n * sizeof *to, LOOM_HOST_TO_DEVICE);
+static bool put(loom_device *device, char *to, const void *staging, size_t bytes, loom_error *error) {
+    device->copy(device, NULL, to, staging, bytes, LOOM_HOST_TO_DEVICE);
     return device->synchronize(device, NULL, error);
 }
 
-static bool load_widened(loom_device *device, float *to, const loom_safetensor *tensor, int64_t n, float *staging,
-                         loom_error *error) {
-    const bool bf16 = strcmp(tensor->dtype, "BF16") == 0;
+static bool load_converted(loom_device *device, char *to, loom_dtype dtype, const loom_safetensor *tensor,
+                           loom_dtype found, int64_t n, float *staging, loom_error *error) {
+    const size_t size = loom_dtype_size(dtype), found_size = loom_dtype_size(found);
     for (int64_t done = 0; done < n;) {
         const int64_t chunk = chunk_of(n - done);
-        widen(staging, (const char *)tensor->data + done * (int64_t)sizeof(uint16_t), chunk, bf16);
-        if (!put(device, to + done, staging, chunk, error)) return false;
+        widen(staging, (const char *)tensor->data + (size_t)done * found_size, chunk, found);
+        narrow(staging, chunk, dtype);
+        if (!put(device, to + (size_t)done * size, staging, (size_t)chunk * size, error)) return false;
         done += chunk;
     }
     return true;
 }
 
-static bool load_zeros(loom_device *device, float *to, int64_t n, float *staging, loom_error *error) {
-    memset(staging, 0, (size_t)chunk_of(n) * sizeof *staging);
+static bool load_zeros(loom_device *device, char *to, loom_dtype dtype, int64_t n, float *staging, loom_error *error) {
+    const size_t size = loom_dtype_size(dtype);
+    memset(staging, 0, (size_t)chunk_of(n) * size);
     for (int64_t done = 0; done < n;) {
         const int64_t chunk = chunk_of(n - done);
-        if (!put(device, to + done, staging, chunk, error)) return false;
+        if (!put(device, to + (size_t)done * size, staging, (size_t)chunk * size, error)) return false;
         done += chunk;
     }
     return true;
 }
 
-static bool load_parameter(loom_device *device, float *to, const loom_parameter *parameter,
+static bool load_parameter(loom_device *device, const struct loom_tensor_set *set, const loom_parameter *parameter,
                            const loom_safetensor *tensor, float *staging, loom_error *error) {
+    char *to = place_of(set, parameter);
     const int64_t n = parameter->rows * parameter->columns;
     const int64_t padding = (parameter->padded_rows - parameter->rows) * parameter->columns;
-    if (strcmp(tensor->dtype, "F32") == 0)
+    const loom_dtype found = !strcmp(tensor->dtype, "F32")   ? LOOM_F32
+                             : !strcmp(tensor->dtype, "F16") ? LOOM_F16
+                                                             : LOOM_BF16;
+    if (found == set->dtype)
         device->copy(device, NULL, to, tensor->data, tensor->bytes, LOOM_HOST_TO_DEVICE);
-    else if (!load_widened(device, to, tensor, n, staging, error))
+    else if (!load_converted(device, to, set->dtype, tensor, found, n, staging, error))
         return false;
-    return padding <= 0 || load_zeros(device, to + n, padding, staging, error);
+    char *behind = to + (size_t)n * loom_dtype_size(set->dtype);
+    return padding <= 0 || load_zeros(device, behind, set->dtype, padding, staging, error);
 }
 
 bool loom_tensor_source_load(const loom_tensor_source *source, const loom_checkpoint_tensors *tensors,
@@ -297,8 +303,8 @@ bool loom_tensor_source_load(const loom_tensor_source *source, const loom_checkp
     for (int s = 0; ok && s < sets->n_sets; s++) {
         for (int i = 0; ok && i < layout->n_parameters; i++) {
             const loom_parameter *parameter = &layout->parameter[i];
-            ok = load_parameter(device, place_of(&sets->set[s], parameter), parameter,
-                                source->found[s * layout->n_parameters + i], staging, error);
+            ok = load_parameter(device, &sets->set[s], parameter, source->found[s * layout->n_parameters + i], staging,
+                                error);
         }
     }
     /* Copies out of the mapped file may still be under way, on every way out. */

@@ -21,7 +21,8 @@ typedef struct loom_tensor_sets {
     int n_sets;
     struct loom_tensor_set {
         const char *suffix;
-        void *memory; /* device memory in the layout, fp32 */
+        void *memory;     /* device memory in the layout */
+        loom_dtype dtype; /* of the memory, and of a file that is written: fp32, bf16 or fp16 */
     } set[LOOM_MAX_TENSOR_SETS];
 } loom_tensor_sets;
 
@@ -38,14 +39,14 @@ typedef struct loom_tensor_source {
     const loom_safetensor **found; /* by set, then by parameter */
 } loom_tensor_source;
 
-/* Opens a file and matches its tensors; nothing is copied yet. With `foreign`, weights may be of 16 bits, their names
+/* Opens a file and matches its tensors; nothing is copied yet. With `foreign`, weights may be of any type, their names
  * may lack "transformer.", and what a GPT-2 file may hold beyond its weights (the tied classifier, causal masks) is
  * passed over. */
 bool loom_tensor_source_open(loom_tensor_source *source, const char *path, const loom_checkpoint_tensors *tensors,
                              const loom_tensor_sets *sets, bool foreign, loom_error *error);
 void loom_tensor_source_close(loom_tensor_source *source);
 
-/* Fills the sets' memory from an open source, zeros where the layout has padding. */
+/* Fills the sets' memory from an open source, converted where its type is another, zeros where the layout has padding. */
 bool loom_tensor_source_load(const loom_tensor_source *source, const loom_checkpoint_tensors *tensors,
                              const loom_tensor_sets *sets, loom_error *error);
 

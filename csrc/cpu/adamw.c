@@ -1,21 +1,73 @@
 #include "cpu/definition.h"
+#include "gptloom/random.h"
+
+/* Elements are taken in chunks, a multiple of the eight that share a random counter, so that what is not stored as reals
+ * can be converted on the way. */
+enum { CHUNK = 1024 };
+
+typedef struct factors {
+    real beta1, beta2, epsilon, gradient;
+    real keep;            /* of the parameter, after weight decay */
+    real step;            /* the learning rate by the first moment's correction */
+    real root_correction; /* sqrt of the second's */
+} factors;
+
+static void update(const factors *f, real *restrict p, real *restrict m, real *restrict v,
+                   const real *restrict gradient, int64_t n) {
+#pragma omp simd
+    for (int64_t i = 0; i < n; i++) {
+        const real g = gradient[i] * f->gradient;
+        m[i] = f->beta1 * m[i] + (1 - f->beta1) * g;
+        v[i] = f->beta2 * v[i] + (1 - f->beta2) * g * g;
+        p[i] = f->keep * p[i] - f->step * m[i] / ((real)sqrt(v[i]) / f->root_correction + f->epsilon);
+    }
+}
+
+/* What is not finite is not rounded: random bits would make infinity a NaN. */
+static uint16_t round_stochastically(float value, uint32_t random) {
+    uint32_t wide;
+    memcpy(&wide, &value, sizeof wide);
+    return isfinite(value) ? (uint16_t)((wide + random) >> 16) : float_to_bf16(value);
+}
+
+static void store_stochastically(uint16_t *to, const real *from, int64_t n, const struct loom_adamw *a, int64_t first) {
+    loom_random4 random;
+    for (int64_t i = 0; i < n; i++) {
+        const uint64_t place = (uint64_t)(a->first + first + i), half = place % 8;
+        if (i == 0 || half == 0)
+            random = loom_random(a->seed, LOOM_RANDOM_ROUNDING, (uint32_t)a->scalars->state.updates, place / 8);
+        to[i] = round_stochastically((float)from[i], random.word[half / 2] >> 16 * (half % 2) & 0xFFFFu);
+    }
+}
+
+static void *element(const loom_view *view, int64_t i) {
+    return (char *)view->data + (size_t)i * loom_dtype_size(view->dtype);
+}
+
+static void update_chunk(const struct loom_adamw *a, const factors *f, int64_t first, int64_t n) {
+    real converted_gradient[CHUNK], converted_parameter[CHUNK];
+    const bool rounded = !stored_as_real(&a->parameter);
+    real *p = rounded ? converted_parameter : element(&a->parameter, first);
+    if (rounded) load_reals(p, element(&a->parameter, first), a->parameter.dtype, n);
+    update(f, p, element(&a->moment1, first), element(&a->moment2, first),
+           reals_at(element(&a->gradient, first), a->gradient.dtype, n, converted_gradient), n);
+    if (rounded) store_stochastically(element(&a->parameter, first), p, n, a, first);
+    if (loom_view_given(&a->copy)) store_reals(element(&a->copy, first), a->copy.dtype, p, n);
+}
 
 void LOOM_DEFINITION(adamw)(loom_exec *exec, const struct loom_adamw *a) {
     const loom_scalars_in *in = &a->scalars->in;
     const loom_scalars_out *out = &a->scalars->out;
     if (out->skip) return;
-    real *restrict p = a->parameter.data, *restrict m = a->moment1.data, *restrict v = a->moment2.data;
-    const real *restrict gradient = a->gradient.data;
-    const real beta1 = in->beta1, beta2 = in->beta2, epsilon = in->epsilon, factor = out->gradient_factor;
-    const real keep = 1 - (real)in->learning_rate * (a->decay ? (real)in->weight_decay : 0);
-    const real step = (real)in->learning_rate / (real)out->bias_correction1;
-    const real root_correction = (real)sqrt((real)out->bias_correction2);
+    const factors f = {.beta1 = in->beta1,
+                       .beta2 = in->beta2,
+                       .epsilon = in->epsilon,
+                       .gradient = out->gradient_factor,
+                       .keep = 1 - (real)in->learning_rate * (a->decay ? (real)in->weight_decay : 0),
+                       .step = (real)in->learning_rate / (real)out->bias_correction1,
+                       .root_correction = (real)sqrt((real)out->bias_correction2)};
     const int64_t count = a->parameter.shape[3];
-#pragma omp parallel for simd schedule(static) num_threads(exec->device->threads)
-    for (int64_t i = 0; i < count; i++) {
-        const real g = gradient[i] * factor;
-        m[i] = beta1 * m[i] + (1 - beta1) * g;
-        v[i] = beta2 * v[i] + (1 - beta2) * g * g;
-        p[i] = keep * p[i] - step * m[i] / ((real)sqrt(v[i]) / root_correction + epsilon);
-    }
+#pragma omp parallel for schedule(static) num_threads(exec->device->threads)
+    for (int64_t first = 0; first < count; first += CHUNK)
+        update_chunk(a, &f, first, count - first < CHUNK ? count - first : CHUNK);
 }

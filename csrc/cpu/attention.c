@@ -1,7 +1,10 @@
 #include "cpu/definition.h"
 #include "cpu/tile.h"
 
-/* Queries and keys are taken in tiles of TILE; a tile of scores is all that ever exists of the (Tq,Tk) matrix. Tiles are
+/* Probabilities and their gradients are reals here. Devices that multiply what is stored in 16 bits round both to storage
+ * before they meet v, dout, k or q: the bounds in test/ops/attention.c allow for that.
+ *
+ * Queries and keys are taken in tiles of TILE; a tile of scores is all that ever exists of the (Tq,Tk) matrix. Tiles are
  * copied as reals with D padded to whole vectors by zeros. */
 enum { TILE = 64 };
 

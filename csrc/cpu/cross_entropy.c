@@ -36,7 +36,8 @@ void LOOM_DEFINITION(cross_entropy)(loom_exec *exec, const struct loom_cross_ent
             for (int64_t c = 0; c < V; c++) sum += e[c] = real_exp(x[c] - largest);
             *loss = (real)log(sum) - at_target;
             if (!gradient) continue;
-            const real weight = (real)a->scalars->in.loss_gradient, scale = weight / sum;
+            const real weight = (real)a->scalars->in.loss_gradient * (real)a->scalars->state.loss_scale;
+            const real scale = weight / sum;
             for (int64_t c = 0; c < V; c++) e[c] *= scale;
             e[target] -= weight;
             memset(e + V, 0, (size_t)(padded - V) * sizeof *e);

@@ -11,6 +11,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <time.h>
 
 #if defined(__SANITIZE_ADDRESS__)
 #    include <sanitizer/asan_interface.h>
@@ -26,6 +27,7 @@ typedef struct cpu {
     loom_device device;
     loom_ops ops;
     bool pinned;
+    double timer; /* when it was started */
 } cpu;
 
 /* --------------------------------------------------------------------------------------------------------------- memory */
@@ -56,6 +58,18 @@ static void release(loom_device *device, void *memory, size_t bytes) {
     munmap(memory, bytes ? bytes : 1);
 }
 
+/* Any memory will do where there is nothing to copy to. */
+static bool allocate_host(loom_device *device, void **memory, size_t bytes, loom_error *error) {
+    (void)device;
+    *memory = malloc(bytes ? bytes : 1);
+    return *memory ? true : loom_fail(error, "no memory: %zu bytes", bytes);
+}
+
+static void release_host(loom_device *device, void *memory, size_t bytes) {
+    (void)device, (void)bytes;
+    free(memory);
+}
+
 static void copy(loom_device *device, loom_stream *stream, void *to, const void *from, size_t bytes,
                  loom_copy_kind kind) {
     (void)device, (void)stream, (void)kind;
@@ -66,6 +80,60 @@ static bool synchronize(loom_device *device, loom_stream *stream, loom_error *er
     (void)device, (void)stream, (void)error;
     return true;
 }
+
+/* ------------------------------------------------------------------------------------------------------------ the stream
+ * Work is done when it is put there: there is nothing to wait for and nothing to order. */
+
+static bool stream_open(loom_device *device, loom_stream **stream, loom_error *error) {
+    (void)device, (void)error;
+    *stream = NULL;
+    return true;
+}
+
+static void stream_close(loom_device *device, loom_stream *stream) {
+    (void)device, (void)stream;
+}
+
+static void order(loom_device *device, loom_stream *later, loom_stream *earlier) {
+    (void)device, (void)later, (void)earlier;
+}
+
+static double seconds_now(void) {
+    struct timespec now;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return (double)now.tv_sec + 1e-9 * (double)now.tv_nsec;
+}
+
+static void timer_start(loom_device *device) {
+    ((cpu *)device)->timer = seconds_now();
+}
+
+static bool timer_stop(loom_device *device, double *seconds, loom_error *error) {
+    (void)error;
+    *seconds = seconds_now() - ((cpu *)device)->timer;
+    return true;
+}
+
+/* Nothing is chosen by measuring. */
+static bool choices_get(const loom_device *device, char **text, loom_error *error) {
+    (void)device, (void)error;
+    *text = NULL;
+    return true;
+}
+
+static bool choices_set(loom_device *device, const char *text, loom_error *error) {
+    (void)device, (void)text, (void)error;
+    return true;
+}
+
+/* Products of 16-bit types are widened: they run at the rate of fp32. */
+static bool peak(loom_device *device, loom_dtype dtype, double seconds, double *rate, loom_error *error) {
+    (void)dtype, (void)error;
+    *rate = loom_cpu_peak(device->threads, device->storage == LOOM_F64, seconds);
+    return true;
+}
+
+/* -------------------------------------------------------------------------------------------------------- free memory */
 
 /* One "Name:  N kB" line of a /proc file, in bytes; 0 where there is none. */
 static size_t read_kilobytes(const char *path, const char *name) {
@@ -113,6 +181,12 @@ static void ask_allowed(void) {
     if (sched_getaffinity(0, sizeof allowed, &allowed) != 0 || CPU_COUNT(&allowed) == 0) CPU_SET(0, &allowed);
 }
 
+int loom_cpu_threads(int asked) {
+    static pthread_once_t once = PTHREAD_ONCE_INIT;
+    pthread_once(&once, ask_allowed);
+    return asked > 0 ? asked : CPU_COUNT(&allowed);
+}
+
 /* Each thread of the pool on a processor of its own, when the pool has them all: unpinned threads can share a core. The
  * calling thread, which is the pool's first, goes back to all of them when the device closes. */
 static void pin_threads(int threads) {
@@ -152,10 +226,7 @@ static void close_device(loom_device *device) {
 
 bool loom_cpu_open(loom_device **out, loom_cpu_table table, const loom_device_options *options, loom_error *error) {
     static const char *const names[] = {"cpu", "definition", "oracle"};
-    static pthread_once_t once = PTHREAD_ONCE_INIT;
-    pthread_once(&once, ask_allowed);
-    const int processors = CPU_COUNT(&allowed);
-    const int threads = options && options->threads > 0 ? options->threads : processors;
+    const int processors = loom_cpu_threads(0), threads = loom_cpu_threads(options ? options->threads : 0);
     cpu *c = calloc(1, sizeof *c);
     if (!c) return loom_fail(error, "no memory for a device");
     const bool oracle = table == LOOM_CPU_ORACLE;
@@ -168,8 +239,18 @@ bool loom_cpu_open(loom_device **out, loom_cpu_table table, const loom_device_op
                             .host_memory = true,
                             .allocate = allocate,
                             .release = release,
+                            .allocate_host = allocate_host,
+                            .release_host = release_host,
                             .copy = copy,
                             .synchronize = synchronize,
+                            .stream_open = stream_open,
+                            .stream_close = stream_close,
+                            .order = order,
+                            .timer_start = timer_start,
+                            .timer_stop = timer_stop,
+                            .choices_get = choices_get,
+                            .choices_set = choices_set,
+                            .peak = peak,
                             .available = available,
                             .close = close_device};
     c->ops = oracle ? *loom_oracle_ops() : *loom_definition_ops();
@@ -189,8 +270,4 @@ bool loom_cpu_open(loom_device **out, loom_cpu_table table, const loom_device_op
              table == LOOM_CPU_TUNED ? loom_tuned_matmul_name() : "the definition");
     *out = device;
     return true;
-}
-
-double loom_device_probe_peak(loom_device *device, double seconds) {
-    return loom_cpu_peak(device->threads, device->storage == LOOM_F64, seconds);
 }

@@ -8,6 +8,9 @@ typedef enum loom_cpu_table { LOOM_CPU_TUNED, LOOM_CPU_DEFINITION, LOOM_CPU_ORAC
 
 bool loom_cpu_open(loom_device **device, loom_cpu_table table, const loom_device_options *options, loom_error *error);
 
+/* `asked` threads, or as many as there are processors that this process may run on. */
+int loom_cpu_threads(int asked);
+
 /* Floating-point operations per second of fused multiply-adds in registers, on `threads` threads for `seconds`. */
 double loom_cpu_peak(int threads, bool in_double, double seconds);
 

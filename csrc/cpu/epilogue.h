@@ -19,17 +19,22 @@ static inline void activate_row(loom_activation activation, real *out, const rea
     }
 }
 
+/* Adds columns first .. first + width - 1 of the bias, a few at a time where they must be converted. */
+static inline void add_bias(const loom_view *bias, int64_t first, int64_t width, real *sums) {
+    enum { PIECE = 64 };
+    real converted[PIECE];
+    for (int64_t start = 0; start < width; start += PIECE) {
+        const int64_t n = width - start < PIECE ? width - start : PIECE;
+        const real *values = reals_at(element_address(bias, 0, first + start), bias->dtype, n, converted);
+        for (int64_t c = 0; c < n; c++) sums[start + c] += values[c];
+    }
+}
+
 /* Columns first .. first + width - 1 of output row `row`: adds the bias to `sums` in place, stores, activates. `sums`
  * may be the stored place itself. */
 static inline void finish_row(const struct loom_matmul_forward *a, int64_t row, int64_t first, int64_t width,
                               real *sums) {
-    if (loom_view_given(&a->bias)) {
-        const void *bias = element_address(&a->bias, 0, first);
-        if (stored_as_real(&a->bias))
-            for (int64_t c = 0; c < width; c++) sums[c] += ((const real *)bias)[c];
-        else
-            for (int64_t c = 0; c < width; c++) sums[c] += bf16_to_float(((const uint16_t *)bias)[c]);
-    }
+    if (loom_view_given(&a->bias)) add_bias(&a->bias, first, width, sums);
     if (a->activation != LOOM_ACTIVATION_NONE) {
         void *before = element_address(&a->preactivation, row, first);
         if (before != sums) store_reals(before, a->preactivation.dtype, sums, width);

@@ -4,6 +4,7 @@
 #define LOOM_CPU_REAL_H
 
 #include "base/check.h"
+#include "base/half.h"
 #include "gptloom/device.h"
 
 #include <math.h>
@@ -19,23 +20,6 @@ typedef float real;
 #    define LOOM_REAL_DTYPE       LOOM_F32
 #    define LOOM_DEFINITION(name) loom_definition_##name
 #endif
-
-/* ------------------------------------------------------------------------------------------------------------- bf16 */
-
-static inline float bf16_to_float(uint16_t bits) {
-    const uint32_t wide = (uint32_t)bits << 16;
-    float value;
-    memcpy(&value, &wide, sizeof value);
-    return value;
-}
-
-/* Round to nearest, ties to even; NaN stays NaN. */
-static inline uint16_t float_to_bf16(float value) {
-    uint32_t wide;
-    memcpy(&wide, &value, sizeof wide);
-    if ((wide & 0x7FFFFFFFu) > 0x7F800000u) return (uint16_t)(wide >> 16 | 0x40u);
-    return (uint16_t)((wide + 0x7FFFu + (wide >> 16 & 1u)) >> 16);
-}
 
 /* ------------------------------------------------------------------------------------------------------------- rows */
 
@@ -57,6 +41,8 @@ static inline void load_reals(real *to, const void *from, loom_dtype dtype, int6
         memcpy(to, from, (size_t)n * sizeof *to);
     else if (dtype == LOOM_BF16)
         for (int64_t i = 0; i < n; i++) to[i] = bf16_to_float(((const uint16_t *)from)[i]);
+    else if (dtype == LOOM_F16)
+        for (int64_t i = 0; i < n; i++) to[i] = fp16_to_float(((const uint16_t *)from)[i]);
     else
         for (int64_t i = 0; i < n; i++) to[i] = (real)((const float *)from)[i];
 }
@@ -66,6 +52,8 @@ static inline void store_reals(void *to, loom_dtype dtype, const real *from, int
         memcpy(to, from, (size_t)n * sizeof *from);
     else if (dtype == LOOM_BF16)
         for (int64_t i = 0; i < n; i++) ((uint16_t *)to)[i] = float_to_bf16((float)from[i]);
+    else if (dtype == LOOM_F16)
+        for (int64_t i = 0; i < n; i++) ((uint16_t *)to)[i] = float_to_fp16((float)from[i]);
     else
         for (int64_t i = 0; i < n; i++) ((float *)to)[i] = (float)from[i];
 }

@@ -33,16 +33,31 @@ static bool must_skip(loom_scalars_state *state, double loss, double norm, doubl
     return spike;
 }
 
+/* The loss scale of the next step. */
+enum { LARGEST_LOSS_SCALE = 1 << 24 };
+
+static void adapt_loss_scale(loom_scalars_state *state, double norm, int32_t interval) {
+    if (interval == 0) return;
+    if (!isfinite(norm)) {
+        state->loss_scale = state->loss_scale > 2 ? state->loss_scale / 2 : 1;
+        state->loss_scale_age = 0;
+    } else if (++state->loss_scale_age >= interval) {
+        state->loss_scale = state->loss_scale < LARGEST_LOSS_SCALE / 2 ? state->loss_scale * 2 : LARGEST_LOSS_SCALE;
+        state->loss_scale_age = 0;
+    }
+}
+
 void LOOM_DEFINITION(step_scalars)(loom_exec *exec, const struct loom_step_scalars *a) {
     (void)exec;
     const loom_scalars_in *in = &a->scalars->in;
     loom_scalars_out *out = &a->scalars->out;
     loom_scalars_state *state = &a->scalars->state;
-    const double loss = sum_in_order(&a->losses) * (double)in->loss_gradient, norm = sqrt(sum_in_order(&a->squares));
+    const double loss = sum_in_order(&a->losses) * (double)in->loss_gradient;
+    const double norm = sqrt(sum_in_order(&a->squares)) / (double)state->loss_scale;
+    const double clip = in->clip_norm > 0 && norm > (double)in->clip_norm ? (double)in->clip_norm / norm : 1;
     out->loss = (float)loss;
     out->gradient_norm = (float)norm;
-    out->gradient_factor = in->clip_norm > 0 && norm > (double)in->clip_norm ? (float)((double)in->clip_norm / norm)
-                                                                             : 1;
+    out->gradient_factor = (float)(clip / (double)state->loss_scale);
     out->skip = must_skip(state, loss, norm, (double)in->spike_z);
     if (out->skip)
         state->skipped++;
@@ -50,4 +65,5 @@ void LOOM_DEFINITION(step_scalars)(loom_exec *exec, const struct loom_step_scala
         state->updates++;
     out->bias_correction1 = (float)(1 - pow((double)in->beta1, (double)state->updates));
     out->bias_correction2 = (float)(1 - pow((double)in->beta2, (double)state->updates));
+    adapt_loss_scale(state, norm, in->loss_scale_interval);
 }

@@ -17,6 +17,7 @@ static void walk(loom_gpt *g) {
         }
     }
     for (int64_t n = 1; n <= g->T; n *= 2) loom_gpt_infer(g, n, g->T - n);
+    loom_gpt_copy_master(g);
 }
 
 /* Runs `walk` with another table of ops; false if an op failed. */
@@ -30,16 +31,19 @@ static bool walk_with(loom_gpt *g, const loom_ops *ops, loom_error *error) {
     return !g->exec.failed;
 }
 
-/* Rows of logits at a time, from shapes alone: about 64 MiB of fp32. */
+/* Rows of logits at a time, from shapes alone: about 64 MiB of fp32, or an eighth of all where that is more, in whole
+ * tiles of 128 rows (each chunk reads and writes the classifier's whole gradient once more). */
 static int64_t rows_of_logits(const loom_gpt *g) {
     const int64_t N = g->purpose == LOOM_GPT_TRAIN ? g->B * g->T : 1;
     const int64_t fit = (INT64_C(64) << 20) / (4 * g->padded_vocabulary);
-    const int64_t at_least_one = fit < 1 ? 1 : fit;
-    return N < at_least_one ? N : at_least_one;
+    const int64_t eighth = (N + 8 * 128 - 1) / (8 * 128) * 128;
+    int64_t rows = fit < 1 ? 1 : fit;
+    if (eighth > rows) rows = eighth;
+    return N < rows ? N : rows;
 }
 
-bool loom_gpt_create(loom_gpt **out, const loom_gpt_config *config, loom_gpt_purpose purpose, loom_device *device,
-                     int64_t B, int64_t T, loom_error *error) {
+bool loom_gpt_create(loom_gpt **out, const loom_gpt_config *config, loom_gpt_purpose purpose,
+                     const loom_precision *precision, loom_device *device, int64_t B, int64_t T, loom_error *error) {
     LOOM_CHECK(B >= 1 && T >= 1);
     if (T > config->block_size)
         return loom_fail(error, "--seq-len: %lld tokens are more than the model's --block-size of %lld", (long long)T,
@@ -52,6 +56,8 @@ bool loom_gpt_create(loom_gpt **out, const loom_gpt_config *config, loom_gpt_pur
     g->config = *config;
     g->purpose = purpose;
     g->device = device;
+    g->precision = precision ? *precision : (loom_precision){device->storage, device->storage, device->storage};
+    if (purpose == LOOM_GPT_INFER) g->precision.master = g->precision.storage;
     g->B = B;
     g->T = T;
     g->padded_vocabulary = loom_gpt_padded_vocabulary(config);
@@ -83,7 +89,7 @@ static void lay_out_activations(loom_gpt *g, loom_arena *arena) {
     const unsigned policy = g->purpose == LOOM_GPT_TRAIN ? LOOM_KEEP_TRAINING : LOOM_KEEP_INFERENCE;
     for (int name = 0; name < LOOM_ACT_COUNT; name++) {
         const loom_act_row *row = &loom_act_table[name];
-        const loom_dtype dtype = row->shape == LOOM_ACT_PER_CHANNEL ? g->device->storage : g->device->statistics;
+        const loom_dtype dtype = row->shape == LOOM_ACT_PER_CHANNEL ? g->precision.storage : g->device->statistics;
         const size_t size = loom_bytes(loom_act_elements(name, &g->config, g->B, g->T), dtype);
         const bool kept = row->kept & policy;
         void *shared = kept ? NULL : loom_arena_take(arena, "scratch", size);
@@ -94,10 +100,13 @@ static void lay_out_activations(loom_gpt *g, loom_arena *arena) {
 
 void loom_gpt_lay_out(loom_gpt *g, loom_arena *arena) {
     const int64_t N = g->B * g->T, C = g->config.n_embd;
-    const loom_dtype storage = g->device->storage, statistic = g->device->statistics;
+    const int64_t elements = g->layout.elements;
+    const loom_dtype storage = g->precision.storage, statistic = g->device->statistics;
     const bool training = g->purpose == LOOM_GPT_TRAIN;
-    g->parameters = loom_arena_take(arena, "parameters", loom_bytes(g->layout.elements, storage));
-    g->gradients = training ? loom_arena_take(arena, "gradients", loom_bytes(g->layout.elements, storage)) : NULL;
+    g->parameters = g->master = loom_arena_take(arena, "parameters", loom_bytes(elements, storage));
+    if (loom_has_master(&g->precision))
+        g->master = loom_arena_take(arena, "master weights", loom_bytes(elements, g->precision.master));
+    if (training) g->gradients = loom_arena_take(arena, "gradients", loom_bytes(elements, g->precision.gradient));
     lay_out_activations(g, arena);
     g->delta = loom_arena_take(arena, "activations", loom_bytes(N * C, storage));
     g->last = loom_arena_take(arena, "activations", loom_bytes(N * C, storage));
@@ -105,6 +114,8 @@ void loom_gpt_lay_out(loom_gpt *g, loom_arena *arena) {
     g->meanf = loom_arena_take(arena, "activations", loom_bytes(N, statistic));
     g->rstdf = loom_arena_take(arena, "activations", loom_bytes(N, statistic));
     g->logits = loom_arena_take(arena, "logits", loom_bytes(g->chunk_rows * g->padded_vocabulary, storage));
+    if (loom_logits_are_narrow(g))
+        g->last_logits = loom_arena_take(arena, "logits", loom_bytes(g->padded_vocabulary, LOOM_F32));
     if (training) {
         g->dresidual = loom_arena_take(arena, "activation gradients", loom_bytes(N * C, storage));
         g->dnarrow = loom_arena_take(arena, "activation gradients", loom_bytes(N * C, storage));
@@ -118,26 +129,37 @@ void loom_gpt_lay_out(loom_gpt *g, loom_arena *arena) {
     g->scalars = loom_arena_take(arena, "batch", sizeof *g->scalars);
 }
 
-static void clear(loom_gpt *g, void *data) {
-    g->exec.ops->fill(
-        &g->exec, &(struct loom_fill){.out = loom_view_2d(data, g->device->storage, g->layout.elements / 128, 128)});
+/* All of a layout's memory, gaps included, as one matrix. */
+static loom_view whole_layout(const loom_gpt *g, void *data, loom_dtype dtype) {
+    return loom_view_2d(data, dtype, g->layout.elements / 128, 128);
+}
+
+void loom_gpt_copy_master(loom_gpt *g) {
+    if (!loom_has_master(&g->precision)) return;
+    g->exec.ops->cast(&g->exec, &(struct loom_cast){.out = whole_layout(g, g->parameters, g->precision.storage),
+                                                    .x = whole_layout(g, g->master, g->precision.master)});
+}
+
+static void clear(loom_gpt *g, void *data, loom_dtype dtype) {
+    g->exec.ops->fill(&g->exec, &(struct loom_fill){.out = whole_layout(g, data, dtype)});
 }
 
 bool loom_gpt_prepare(loom_gpt *g, loom_error *error) {
-    const loom_scalars zero = {0};
+    const loom_scalars scalars = {.state.loss_scale = 1};
     if (!walk_with(g, loom_preparing_ops(), error)) return false;
-    g->device->copy(g->device, g->exec.stream, g->scalars, &zero, sizeof zero, LOOM_HOST_TO_DEVICE);
-    clear(g, g->parameters);
-    if (g->gradients) clear(g, g->gradients);
+    g->device->copy(g->device, g->exec.stream, g->scalars, &scalars, sizeof scalars, LOOM_HOST_TO_DEVICE);
+    clear(g, g->parameters, g->precision.storage);
+    if (loom_has_master(&g->precision)) clear(g, g->master, g->precision.master);
+    if (g->gradients) clear(g, g->gradients, g->precision.gradient);
     return g->device->synchronize(g->device, g->exec.stream, error);
 }
 
 /* ----------------------------------------------------------------------------------------------------------- accessors */
 
-void loom_gpt_set_batch(loom_gpt *g, const int32_t *tokens, const int32_t *targets) {
+void loom_gpt_set_batch(loom_gpt *g, const int32_t *tokens, const int32_t *targets, loom_copy_kind kind) {
     const size_t size = loom_bytes(g->B * g->T, LOOM_I32);
-    g->device->copy(g->device, g->exec.stream, g->tokens, tokens, size, LOOM_HOST_TO_DEVICE);
-    g->device->copy(g->device, g->exec.stream, g->targets, targets, size, LOOM_HOST_TO_DEVICE);
+    g->device->copy(g->device, g->exec.stream, g->tokens, tokens, size, kind);
+    g->device->copy(g->device, g->exec.stream, g->targets, targets, size, kind);
 }
 
 void loom_gpt_set_hooks(loom_gpt *g, const loom_gpt_hooks *hooks) {
@@ -162,6 +184,14 @@ loom_exec *loom_gpt_get_exec(loom_gpt *g) {
 
 void *loom_gpt_get_parameters(loom_gpt *g) {
     return g->parameters;
+}
+
+const loom_precision *loom_gpt_get_precision(const loom_gpt *g) {
+    return &g->precision;
+}
+
+void *loom_gpt_get_master(loom_gpt *g) {
+    return g->master;
 }
 
 void *loom_gpt_get_gradients(loom_gpt *g) {

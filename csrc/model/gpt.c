@@ -1,6 +1,7 @@
 #include "model/gpt.h"
 
 #include <math.h>
+#include <stdio.h>
 
 /* ---------------------------------------------------------------------------------------------------------------- views */
 
@@ -26,12 +27,19 @@ typedef struct span {
     int64_t B, T, past;
 } span;
 
-/* A parameter, or its gradient: the same place in another base. */
-static loom_view parameter(const loom_gpt *g, void *base, int index) {
+/* A parameter, or its gradient: the same place in another base, of another type. */
+static loom_view in_layout(const loom_gpt *g, void *base, loom_dtype dtype, int index) {
     const loom_parameter *p = &g->layout.parameter[index];
-    void *data = loom_advance(base, p->offset, g->device->storage);
-    return p->vector ? loom_view_1d(data, g->device->storage, p->columns)
-                     : loom_view_2d(data, g->device->storage, p->padded_rows, p->columns);
+    void *data = loom_advance(base, p->offset, dtype);
+    return p->vector ? loom_view_1d(data, dtype, p->columns) : loom_view_2d(data, dtype, p->padded_rows, p->columns);
+}
+
+static loom_view parameter(const loom_gpt *g, int index) {
+    return in_layout(g, g->parameters, g->precision.storage, index);
+}
+
+static loom_view gradient(const loom_gpt *g, int index) {
+    return in_layout(g, g->gradients, g->precision.gradient, index);
 }
 
 static int block_index(int64_t l, int index) {
@@ -39,11 +47,11 @@ static int block_index(int64_t l, int index) {
 }
 
 static loom_view block_weight(const loom_gpt *g, int64_t l, int index) {
-    return parameter(g, g->parameters, block_index(l, index));
+    return parameter(g, block_index(l, index));
 }
 
 static loom_view block_gradient(const loom_gpt *g, int64_t l, int index) {
-    return parameter(g, g->gradients, block_index(l, index));
+    return gradient(g, block_index(l, index));
 }
 
 static int final_index(const loom_gpt *g, int index) {
@@ -52,7 +60,7 @@ static int final_index(const loom_gpt *g, int index) {
 
 /* (N, width * C) in the storage type. */
 static loom_view rows(const loom_gpt *g, void *data, span s, int64_t width) {
-    return loom_view_2d(data, g->device->storage, s.B * s.T, width * g->config.n_embd);
+    return loom_view_2d(data, g->precision.storage, s.B * s.T, width * g->config.n_embd);
 }
 
 static loom_view statistics(const loom_gpt *g, void *data, span s) {
@@ -62,8 +70,8 @@ static loom_view statistics(const loom_gpt *g, void *data, span s) {
 /* One of the three parts of packed (B,T,3,H,D): 0 queries, 1 keys, 2 values; T rows from row `first` on. */
 static loom_view part_of_qkv(const loom_gpt *g, void *qkv, int part, int64_t B, int64_t first, int64_t T) {
     const int64_t C = g->config.n_embd, H = g->config.n_head, D = C / H;
-    loom_view view = loom_view_4d(loom_advance(qkv, first * 3 * C + part * C, g->device->storage), g->device->storage,
-                                  B, T, H, D);
+    loom_view view = loom_view_4d(loom_advance(qkv, first * 3 * C + part * C, g->precision.storage),
+                                  g->precision.storage, B, T, H, D);
     view.stride[0] = T * 3 * C;
     view.stride[1] = 3 * C;
     return view;
@@ -71,7 +79,7 @@ static loom_view part_of_qkv(const loom_gpt *g, void *qkv, int part, int64_t B, 
 
 static loom_view heads(const loom_gpt *g, void *data, span s) {
     const int64_t H = g->config.n_head;
-    return loom_view_4d(data, g->device->storage, s.B, s.T, H, g->config.n_embd / H);
+    return loom_view_4d(data, g->precision.storage, s.B, s.T, H, g->config.n_embd / H);
 }
 
 static loom_view per_head(const loom_gpt *g, void *data, span s) {
@@ -83,7 +91,7 @@ static loom_view per_row_ids(int32_t *ids, span s) {
 }
 
 static loom_view embedded(const loom_gpt *g, void *data, span s) {
-    return loom_view_3d(data, g->device->storage, s.B, s.T, g->config.n_embd);
+    return loom_view_3d(data, g->precision.storage, s.B, s.T, g->config.n_embd);
 }
 
 /* --------------------------------------------------------------------------------------------------------------- hooks */
@@ -98,6 +106,21 @@ static void release(loom_gpt *g, int64_t bucket) {
 
 static void ready(loom_gpt *g, int64_t bucket) {
     if (g->hooks.grads_ready) g->hooks.grads_ready(g->hooks.user, (int)bucket);
+}
+
+/* ---------------------------------------------------------------------------------------------------------- profiling */
+
+/* Names for profilers what runs until `end_range`: "forward 3" is block 3's. A recorded step shows them only while it is
+ * recorded. */
+static void begin_range(loom_gpt *g, const char *what, int64_t l) {
+    char name[32];
+    if (!g->device->range_push) return;
+    snprintf(name, sizeof name, "%s %lld", what, (long long)l);
+    g->device->range_push(g->device, name);
+}
+
+static void end_range(loom_gpt *g) {
+    if (g->device->range_pop) g->device->range_pop(g->device);
 }
 
 /* ------------------------------------------------------------------------------------------------------------- forward */
@@ -128,11 +151,12 @@ static loom_activation mlp_activation(const loom_gpt *g) {
 static void block_forward(loom_gpt *g, int64_t l, void *const *acts, loom_view residual, const loom_view *delta,
                           span s) {
     const loom_view out = rows(g, g->delta, s, 1);
+    begin_range(g, "forward", l);
     acquire(g, l + 1);
     layernorm(g, s, acts[LOOM_ACT_LN1], acts[LOOM_ACT_MEAN1], acts[LOOM_ACT_RSTD1], residual, delta, acts[LOOM_ACT_X],
               block_weight(g, l, LN1_WEIGHT), block_weight(g, l, LN1_BIAS));
 
-    void *qkv_rows = loom_advance(acts[LOOM_ACT_QKV], s.past * 3 * g->config.n_embd, g->device->storage);
+    void *qkv_rows = loom_advance(acts[LOOM_ACT_QKV], s.past * 3 * g->config.n_embd, g->precision.storage);
     g->exec.ops->matmul_forward(&g->exec, &(struct loom_matmul_forward){.out = rows(g, qkv_rows, s, 3),
                                                                         .x = rows(g, acts[LOOM_ACT_LN1], s, 1),
                                                                         .weight = block_weight(g, l, QKV_WEIGHT),
@@ -166,6 +190,7 @@ static void block_forward(loom_gpt *g, int64_t l, void *const *acts, loom_view r
                                                               .weight = block_weight(g, l, FC_PROJECTION_WEIGHT),
                                                               .bias = block_weight(g, l, FC_PROJECTION_BIAS)});
     release(g, l + 1);
+    end_range(g);
 }
 
 /* Embeddings, blocks, final layernorm. */
@@ -173,12 +198,11 @@ static void forward(loom_gpt *g, span s) {
     const int64_t L = g->config.n_layer;
     void *x = g->acts[0][LOOM_ACT_X];
     acquire(g, 0);
-    g->exec.ops->embedding_forward(&g->exec,
-                                   &(struct loom_embedding_forward){.out = embedded(g, x, s),
-                                                                    .tokens = per_row_ids(g->tokens, s),
-                                                                    .token_weight = parameter(g, g->parameters, 0),
-                                                                    .position_weight = parameter(g, g->parameters, 1),
-                                                                    .first_position = s.past});
+    g->exec.ops->embedding_forward(&g->exec, &(struct loom_embedding_forward){.out = embedded(g, x, s),
+                                                                              .tokens = per_row_ids(g->tokens, s),
+                                                                              .token_weight = parameter(g, 0),
+                                                                              .position_weight = parameter(g, 1),
+                                                                              .first_position = s.past});
     release(g, 0);
     loom_view residual = rows(g, x, s, 1), delta = rows(g, g->delta, s, 1);
     for (int64_t l = 0; l < L; l++) {
@@ -186,8 +210,8 @@ static void forward(loom_gpt *g, span s) {
         residual = rows(g, g->acts[l][LOOM_ACT_MID], s, 1);
     }
     acquire(g, L + 1);
-    layernorm(g, s, g->lnf, g->meanf, g->rstdf, residual, &delta, g->last,
-              parameter(g, g->parameters, final_index(g, 0)), parameter(g, g->parameters, final_index(g, 1)));
+    layernorm(g, s, g->lnf, g->meanf, g->rstdf, residual, &delta, g->last, parameter(g, final_index(g, 0)),
+              parameter(g, final_index(g, 1)));
     release(g, L + 1);
 }
 
@@ -198,9 +222,8 @@ void loom_gpt_forward(loom_gpt *g) {
 /* ---------------------------------------------------------------------------------------------- the classifier and loss */
 
 static void classify(loom_gpt *g, loom_view out, loom_view x) {
-    g->exec.ops->matmul_forward(&g->exec,
-                                &(struct loom_matmul_forward){
-                                    .out = out, .x = x, .weight = parameter(g, g->parameters, 0), .transposed = true});
+    g->exec.ops->matmul_forward(
+        &g->exec, &(struct loom_matmul_forward){.out = out, .x = x, .weight = parameter(g, 0), .transposed = true});
 }
 
 void loom_gpt_loss(loom_gpt *g, bool with_gradients, bool accumulate) {
@@ -210,7 +233,7 @@ void loom_gpt_loss(loom_gpt *g, bool with_gradients, bool accumulate) {
     acquire(g, 0);
     for (int64_t first = 0; first < N; first += g->chunk_rows) {
         const int64_t n = N - first < g->chunk_rows ? N - first : g->chunk_rows;
-        const loom_view logits = loom_view_2d(g->logits, g->device->storage, n, g->padded_vocabulary);
+        const loom_view logits = loom_view_2d(g->logits, g->precision.storage, n, g->padded_vocabulary);
         const loom_view x = loom_view_rows(lnf, first, n);
         classify(g, logits, x);
         struct loom_cross_entropy a = {
@@ -223,12 +246,11 @@ void loom_gpt_loss(loom_gpt *g, bool with_gradients, bool accumulate) {
         g->exec.ops->cross_entropy(&g->exec, &a);
         if (!with_gradients) continue;
         g->exec.ops->matmul_backward_input(
-            &g->exec, &(struct loom_matmul_backward_input){.dx = loom_view_rows(dlnf, first, n),
-                                                           .dout = logits,
-                                                           .weight = parameter(g, g->parameters, 0),
-                                                           .transposed = true});
+            &g->exec,
+            &(struct loom_matmul_backward_input){
+                .dx = loom_view_rows(dlnf, first, n), .dout = logits, .weight = parameter(g, 0), .transposed = true});
         g->exec.ops->matmul_backward_weight(
-            &g->exec, &(struct loom_matmul_backward_weight){.dweight = parameter(g, g->gradients, 0),
+            &g->exec, &(struct loom_matmul_backward_weight){.dweight = gradient(g, 0),
                                                             .dout = logits,
                                                             .x = x,
                                                             .transposed = true,
@@ -242,11 +264,11 @@ void loom_gpt_loss(loom_gpt *g, bool with_gradients, bool accumulate) {
 static void layernorm_backward(loom_gpt *g, span s, void *dx, loom_view dout, bool has_skip, void *x, void *mean,
                                void *rstd, int weight_index, bool accumulate) {
     struct loom_layernorm_backward a = {.dx = rows(g, dx, s, 1),
-                                        .dweight = parameter(g, g->gradients, weight_index),
-                                        .dbias = parameter(g, g->gradients, weight_index + 1),
+                                        .dweight = gradient(g, weight_index),
+                                        .dbias = gradient(g, weight_index + 1),
                                         .dout = dout,
                                         .x = rows(g, x, s, 1),
-                                        .weight = parameter(g, g->parameters, weight_index),
+                                        .weight = parameter(g, weight_index),
                                         .mean = statistics(g, mean, s),
                                         .rstd = statistics(g, rstd, s),
                                         .accumulate = accumulate};
@@ -280,6 +302,7 @@ static void activation_backward(loom_gpt *g, loom_view d, loom_view x) {
 static void block_backward(loom_gpt *g, int64_t l, void *const *acts, span s, bool accumulate) {
     const loom_view residual = rows(g, g->dresidual, s, 1), narrow = rows(g, g->dnarrow, s, 1);
     const loom_view wide = rows(g, g->dwide, s, 4), wide3 = rows(g, g->dwide, s, 3);
+    begin_range(g, "backward", l);
     acquire(g, l + 1);
     linear_backward(g, l, FC_PROJECTION_WEIGHT, wide, residual, rows(g, acts[LOOM_ACT_HIDDEN], s, 4), accumulate);
     activation_backward(g, wide, rows(g, acts[LOOM_ACT_FC], s, 4));
@@ -305,6 +328,7 @@ static void block_backward(loom_gpt *g, int64_t l, void *const *acts, span s, bo
                        block_index(l, LN1_WEIGHT), accumulate);
     release(g, l + 1);
     ready(g, l + 1);
+    end_range(g);
 }
 
 void loom_gpt_backward(loom_gpt *g, bool accumulate) {
@@ -317,8 +341,8 @@ void loom_gpt_backward(loom_gpt *g, bool accumulate) {
     ready(g, L + 1);
     for (int64_t l = L - 1; l >= 0; l--) block_backward(g, l, g->acts[l], s, accumulate);
     g->exec.ops->embedding_backward(
-        &g->exec, &(struct loom_embedding_backward){.token_gradient = parameter(g, g->gradients, 0),
-                                                    .position_gradient = parameter(g, g->gradients, 1),
+        &g->exec, &(struct loom_embedding_backward){.token_gradient = gradient(g, 0),
+                                                    .position_gradient = gradient(g, 1),
                                                     .dout = embedded(g, g->dresidual, s),
                                                     .tokens = per_row_ids(g->tokens, s),
                                                     .accumulate_tokens = true, /* to the classifier's */
@@ -332,7 +356,11 @@ void loom_gpt_infer(loom_gpt *g, int64_t n, int64_t past) {
     const span s = {1, n, past};
     forward(g, s);
     acquire(g, 0);
-    classify(g, loom_view_2d(g->logits, g->device->storage, 1, g->padded_vocabulary),
-             loom_view_rows(rows(g, g->lnf, s, 1), n - 1, 1));
+    const loom_view logits = loom_view_2d(g->logits, g->precision.storage, 1, g->padded_vocabulary);
+    classify(g, logits, loom_view_rows(rows(g, g->lnf, s, 1), n - 1, 1));
     release(g, 0);
+    if (loom_logits_are_narrow(g))
+        g->exec.ops->cast(
+            &g->exec,
+            &(struct loom_cast){.out = loom_view_2d(g->last_logits, LOOM_F32, 1, g->padded_vocabulary), .x = logits});
 }

@@ -7,6 +7,7 @@
 struct loom_gpt {
     loom_gpt_config config;
     loom_gpt_purpose purpose;
+    loom_precision precision;
     loom_layout layout;
     loom_device *device;
     loom_exec exec;
@@ -17,6 +18,7 @@ struct loom_gpt {
     size_t workspace_bytes;
 
     void *parameters, *gradients;      /* in the layout */
+    void *master;                      /* the same as parameters where there is no master beside them */
     loom_scalars *scalars;             /* device memory */
     int32_t *tokens, *targets;         /* (B,T) */
     void *losses;                      /* (B,T) statistics */
@@ -24,6 +26,7 @@ struct loom_gpt {
     void *delta;                       /* (B,T,C): what the last projection adds to the residual stream */
     void *last, *lnf, *meanf, *rstdf;  /* (B,T,C) twice, (B,T) twice: the final layernorm's input, output, statistics */
     void *logits;                      /* (chunk_rows, Vp); their gradients take their place */
+    void *last_logits;                 /* (Vp) fp32: inference's, where logits are stored in 16 bits; else NULL */
     void *dresidual, *dnarrow, *dwide; /* (B,T,C), (B,T,C), (B,T,4C): gradients on their way back */
 };
 
@@ -36,7 +39,18 @@ static inline size_t loom_bytes(int64_t elements, loom_dtype dtype) {
     return (size_t)elements * loom_dtype_size(dtype);
 }
 
-/* The last row's logits, Vp of them, in device memory, after running n tokens that lie in gpt->tokens. */
+/* Whether the model's weights are a copy of master weights that lie beside them. */
+static inline bool loom_has_master(const loom_precision *precision) {
+    return precision->master != precision->storage;
+}
+
+/* Whether the host needs logits widened before it reads them. */
+static inline bool loom_logits_are_narrow(const loom_gpt *gpt) {
+    return loom_dtype_size(gpt->precision.storage) < sizeof(float);
+}
+
+/* The last row's logits, Vp of them, in device memory (`last_logits`, or where there are none, `logits`), after running
+ * n tokens that lie in gpt->tokens. */
 void loom_gpt_infer(loom_gpt *gpt, int64_t n, int64_t past);
 
 #endif

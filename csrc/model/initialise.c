@@ -1,6 +1,8 @@
 #include "model/gpt.h"
 #include "gptloom/random.h"
 
+#include "base/half.h"
+
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
@@ -10,7 +12,7 @@ static bool ends_in(const char *name, const char *end) {
     return n >= m && !strcmp(name + n - m, end);
 }
 
-/* A tensor's values in host memory, as reals of the storage type. */
+/* A tensor's values in host memory. */
 static void initial_values(const loom_gpt *g, const loom_parameter *p, uint64_t seed, float *values) {
     const int64_t n = p->rows * p->columns;
     if (p->vector) {
@@ -30,31 +32,42 @@ static void initial_values(const loom_gpt *g, const loom_parameter *p, uint64_t 
     }
 }
 
-/* The same values in the storage type of the oracle; NULL without memory. */
-static double *widened(const float *values, int64_t n) {
-    double *wide = malloc((size_t)n * sizeof *wide);
-    for (int64_t i = 0; wide && i < n; i++) wide[i] = (double)values[i];
-    return wide;
+/* The same values in the master's type: `values` itself where that is fp32; NULL without memory. */
+static void *converted(float *values, int64_t n, loom_dtype dtype) {
+    if (dtype == LOOM_F32) return values;
+    void *out = malloc((size_t)n * loom_dtype_size(dtype));
+    for (int64_t i = 0; out && i < n; i++) {
+        if (dtype == LOOM_F64)
+            ((double *)out)[i] = (double)values[i];
+        else
+            ((uint16_t *)out)[i] = dtype == LOOM_BF16 ? float_to_bf16(values[i]) : float_to_fp16(values[i]);
+    }
+    return out;
+}
+
+/* Writes one tensor's values to the device and waits for them. */
+static bool initialise(loom_gpt *g, const loom_parameter *p, uint64_t seed, loom_error *error) {
+    const int64_t n = p->rows * p->columns;
+    const loom_dtype dtype = g->precision.master;
+    float *values = malloc((size_t)n * sizeof *values);
+    if (values) initial_values(g, p, seed, values);
+    void *stored = values ? converted(values, n, dtype) : NULL;
+    bool ok = stored;
+    if (stored) {
+        g->device->copy(g->device, g->exec.stream, loom_advance(g->master, p->offset, dtype), stored,
+                        loom_bytes(n, dtype), LOOM_HOST_TO_DEVICE);
+        ok = g->device->synchronize(g->device, g->exec.stream, error);
+    } else {
+        loom_fail(error, "not enough memory to initialise %s", p->name);
+    }
+    if (stored != values) free(stored);
+    free(values);
+    return ok;
 }
 
 bool loom_gpt_initialise(loom_gpt *g, uint64_t seed, loom_error *error) {
-    const loom_dtype storage = g->device->storage;
-    bool ok = true;
-    for (int i = 0; i < g->layout.n_parameters && ok; i++) {
-        const loom_parameter *p = &g->layout.parameter[i];
-        const int64_t n = p->rows * p->columns;
-        float *values = malloc((size_t)n * sizeof *values);
-        if (values) initial_values(g, p, seed, values);
-        double *wide = values && storage == LOOM_F64 ? widened(values, n) : NULL;
-        if (!values || (storage == LOOM_F64 && !wide)) {
-            ok = loom_fail(error, "not enough memory to initialise %s", p->name);
-        } else {
-            g->device->copy(g->device, g->exec.stream, loom_advance(g->parameters, p->offset, storage),
-                            wide ? (void *)wide : (void *)values, loom_bytes(n, storage), LOOM_HOST_TO_DEVICE);
-            ok = g->device->synchronize(g->device, g->exec.stream, error);
-        }
-        free(wide);
-        free(values);
-    }
-    return ok;
+    for (int i = 0; i < g->layout.n_parameters; i++)
+        if (!initialise(g, &g->layout.parameter[i], seed, error)) return false;
+    loom_gpt_copy_master(g);
+    return g->device->synchronize(g->device, g->exec.stream, error);
 }

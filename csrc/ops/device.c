@@ -1,18 +1,50 @@
 #include "gptloom/device.h"
 
+#include "base/file.h"
 #include "base/nearest.h"
 #include "cpu/device.h"
+#include "cuda/device.h"
 
+#include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 
+/* A GPU that works (its emulation is none), else the CPU, which then says why a GPU that is there was not taken. */
+static bool open_fastest(loom_device **device, const loom_device_options *options, loom_error *error) {
+    bool there;
+    loom_error why;
+    if (loom_cuda_open(device, options, &there, &why)) {
+        if (!strcmp((*device)->name, "cuda")) return true;
+        loom_device_close(*device);
+        there = false;
+    }
+    if (!loom_cpu_open(device, LOOM_CPU_TUNED, options, error)) return false;
+    if (there) snprintf((*device)->passed_over, sizeof(*device)->passed_over, "%.250s", why.message);
+    return true;
+}
+
 bool loom_device_open(loom_device **device, const char *name, const loom_device_options *options, loom_error *error) {
-    static const char *const names[] = {"auto", "cpu", "definition", "oracle", NULL};
-    if (!strcmp(name, "auto") || !strcmp(name, "cpu")) return loom_cpu_open(device, LOOM_CPU_TUNED, options, error);
+    static const char *const names[] = {"auto", "cpu", "cuda", "definition", "oracle", NULL};
+    bool there;
+    if (!strcmp(name, "auto")) return open_fastest(device, options, error);
+    if (!strcmp(name, "cpu")) return loom_cpu_open(device, LOOM_CPU_TUNED, options, error);
+    if (!strcmp(name, "cuda")) return loom_cuda_open(device, options, &there, error);
     if (!strcmp(name, "definition")) return loom_cpu_open(device, LOOM_CPU_DEFINITION, options, error);
     if (!strcmp(name, "oracle")) return loom_cpu_open(device, LOOM_CPU_ORACLE, options, error);
     const char *nearest = loom_nearest_name(name, names);
-    return loom_fail(error, "--device: '%s' is no device of this build; %s%s%sthere are auto, cpu, definition, oracle",
-                     name, nearest ? "did you mean " : "", nearest ? nearest : "", nearest ? "? " : "");
+    return loom_fail(error, "--device: '%s' is no device; %s%s%sthere are auto, cpu, cuda, definition, oracle", name,
+                     nearest ? "did you mean " : "", nearest ? nearest : "", nearest ? "? " : "");
+}
+
+bool loom_device_read_choices(loom_device *device, const char *path, loom_error *error) {
+    loom_mapping mapping;
+    if (!loom_file_map(path, &mapping, error)) return false;
+    char *text = strndup(mapping.data ? mapping.data : "", mapping.size);
+    loom_file_unmap(&mapping);
+    const bool ok = text ? device->choices_set(device, text, error)
+                         : loom_fail(error, "%s: no memory to read it", path);
+    free(text);
+    return ok;
 }
 
 void loom_device_close(loom_device *device) {

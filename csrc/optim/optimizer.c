@@ -1,5 +1,7 @@
 #include "gptloom/optim.h"
 
+#include "base/check.h"
+
 static void *advance(void *data, int64_t elements, loom_dtype dtype) {
     return data ? (char *)data + (size_t)elements * loom_dtype_size(dtype) : NULL;
 }
@@ -19,7 +21,30 @@ void loom_optimizer_lay_out(loom_optimizer *o, loom_gpt *gpt, int64_t sequences,
     o->losses = loom_arena_take(arena, "batch", (size_t)sequences * loom_dtype_size(device->statistics));
 }
 
+float loom_loss_scale_at_first(const loom_precision *precision) {
+    return precision->storage == LOOM_F16 ? 0x1p16f : 1;
+}
+
+int32_t loom_loss_scale_interval(const loom_precision *precision) {
+    return precision->storage == LOOM_F16 ? 2000 : 0;
+}
+
+/* Runs the update's ops with another table. They take no workspace beyond the model's. */
+static bool walk_with(loom_optimizer *o, const loom_ops *ops, loom_error *error) {
+    loom_exec *exec = loom_gpt_get_exec(o->gpt);
+    const loom_exec before = *exec;
+    exec->ops = ops;
+    exec->error = error;
+    exec->failed = false;
+    loom_optimizer_update(o);
+    LOOM_CHECK(exec->workspace_bytes == before.workspace_bytes);
+    const bool ok = !exec->failed;
+    *exec = before;
+    return ok;
+}
+
 bool loom_optimizer_prepare(loom_optimizer *o, loom_error *error) {
+    if (!walk_with(o, loom_planning_ops(), error) || !walk_with(o, loom_preparing_ops(), error)) return false;
     loom_exec *exec = loom_gpt_get_exec(o->gpt);
     const loom_device *device = exec->device;
     const int64_t elements = loom_gpt_get_layout(o->gpt)->elements;
@@ -43,38 +68,46 @@ void loom_optimizer_sum_losses(loom_optimizer *o, int64_t first, int64_t B, int6
 static void sum_squares(loom_optimizer *o) {
     loom_exec *exec = loom_gpt_get_exec(o->gpt);
     const loom_layout *layout = loom_gpt_get_layout(o->gpt);
-    const loom_dtype statistics = exec->device->statistics, storage = exec->device->storage;
+    const loom_dtype statistics = exec->device->statistics;
+    const loom_dtype gradient = loom_gpt_get_precision(o->gpt)->gradient;
     int64_t done = 0;
     for (int b = 0; b < layout->n_buckets; b++) {
         const loom_bucket *bucket = &layout->bucket[b];
         const int64_t blocks = (bucket->elements + LOOM_NORM_BLOCK - 1) / LOOM_NORM_BLOCK;
-        void *gradients = advance(loom_gpt_get_gradients(o->gpt), bucket->offset, storage);
+        void *gradients = advance(loom_gpt_get_gradients(o->gpt), bucket->offset, gradient);
         exec->ops->block_sum(exec,
                              &(struct loom_block_sum){
                                  .partials = loom_view_1d(advance(o->squares, done, statistics), statistics, blocks),
-                                 .x = loom_view_1d(gradients, storage, bucket->elements),
+                                 .x = loom_view_1d(gradients, gradient, bucket->elements),
                                  .block = LOOM_NORM_BLOCK,
                                  .square = true});
         done += blocks;
     }
 }
 
+/* The part of memory in the layout that one parameter takes, padding included. */
+static loom_view part(const loom_parameter *p, void *data, loom_dtype dtype) {
+    return loom_view_1d(advance(data, p->offset, dtype), dtype, p->padded_rows * p->columns);
+}
+
 static void update_parameters(loom_optimizer *o) {
     loom_exec *exec = loom_gpt_get_exec(o->gpt);
     const loom_layout *layout = loom_gpt_get_layout(o->gpt);
-    const loom_dtype statistics = exec->device->statistics, storage = exec->device->storage;
+    const loom_precision *precision = loom_gpt_get_precision(o->gpt);
+    const loom_dtype statistics = exec->device->statistics;
     for (int i = 0; i < layout->n_parameters; i++) {
         const loom_parameter *p = &layout->parameter[i];
-        const int64_t n = p->padded_rows * p->columns;
-        exec->ops->adamw(
-            exec,
-            &(struct loom_adamw){
-                .parameter = loom_view_1d(advance(loom_gpt_get_parameters(o->gpt), p->offset, storage), storage, n),
-                .gradient = loom_view_1d(advance(loom_gpt_get_gradients(o->gpt), p->offset, storage), storage, n),
-                .moment1 = loom_view_1d(advance(o->moment1, p->offset, statistics), statistics, n),
-                .moment2 = loom_view_1d(advance(o->moment2, p->offset, statistics), statistics, n),
-                .scalars = loom_gpt_get_scalars(o->gpt),
-                .decay = p->decay});
+        struct loom_adamw a = {.parameter = part(p, loom_gpt_get_master(o->gpt), precision->master),
+                               .gradient = part(p, loom_gpt_get_gradients(o->gpt), precision->gradient),
+                               .moment1 = part(p, o->moment1, statistics),
+                               .moment2 = part(p, o->moment2, statistics),
+                               .scalars = loom_gpt_get_scalars(o->gpt),
+                               .decay = p->decay,
+                               .seed = o->seed,
+                               .first = p->offset};
+        if (precision->master != precision->storage)
+            a.copy = part(p, loom_gpt_get_parameters(o->gpt), precision->storage);
+        exec->ops->adamw(exec, &a);
     }
 }
 

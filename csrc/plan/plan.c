@@ -1,20 +1,26 @@
 #include "gptloom/plan.h"
 
+#include "gptloom/data.h"
+
 #include <stdio.h>
 #include <string.h>
 
 /* The plan is the lay-out code itself, run on an arena that only measures. */
-bool loom_plan_make(loom_plan *plan, const loom_gpt_config *config, loom_gpt_purpose purpose, loom_device *device,
-                    int64_t sequences, int64_t B, int64_t T, loom_error *error) {
+bool loom_plan_make(loom_plan *plan, const loom_gpt_config *config, loom_gpt_purpose purpose,
+                    const loom_precision *precision, loom_device *device, int64_t sequences, int64_t B, int64_t T,
+                    loom_error *error) {
     loom_gpt *gpt;
     *plan = (loom_plan){.B = B, .T = T, .arena = loom_arena_measure()};
-    if (!loom_gpt_create(&gpt, config, purpose, device, B, T, error)) return false;
+    if (!loom_gpt_create(&gpt, config, purpose, precision, device, B, T, error)) return false;
     loom_gpt_lay_out(gpt, &plan->arena);
     if (purpose == LOOM_GPT_TRAIN) {
         loom_optimizer optimizer;
         loom_optimizer_lay_out(&optimizer, gpt, sequences, &plan->arena);
+        loom_feeder feeder;
+        loom_feeder_lay_out(&feeder, sequences, T, &plan->arena);
     }
     plan->parameters = loom_gpt_get_layout(gpt)->count;
+    plan->precision = *loom_gpt_get_precision(gpt);
     loom_gpt_destroy(gpt);
     return true;
 }

@@ -19,7 +19,6 @@ from pathlib import Path
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
-from safetensors.torch import load_file
 
 # What the MLP applies between its products, by transformers' names.
 ACTIVATIONS = {"gelu_new": partial(F.gelu, approximate="tanh"), "relu": F.relu}
@@ -157,6 +156,8 @@ def load_file_tensors(model: GPT, tensors: dict[str, torch.Tensor]) -> None:
 
 def load_checkpoint(directory: Path) -> GPT:
     """The model in a directory of config.json and model.safetensors."""
+    from safetensors.torch import load_file
+
     saved = json.loads((directory / "config.json").read_text())
     config = GPTConfig(
         n_layer=saved["n_layer"],

@@ -2,10 +2,12 @@
  *
  *   RUN/checkpoints/step-00000100/
  *     config.json              GPT2LMHeadModel's
- *     model.safetensors        weights, fp32, names and shapes as transformers writes them
+ *     model.safetensors        weights, names and shapes as transformers writes them: the fp32 master; bf16 in runs
+ *                              without one
  *     tokenizer.json, tokenizer_config.json, special_tokens_map.json   (byte-level models)
  *     optimizer.safetensors    NAME.exp_avg and NAME.exp_avg_sq for each weight
- *     training_state.json      step, tokens, seed, the data's identity, the scalars' state
+ *     training_state.json      step, tokens, seed, the data's identity, the run's dtype, the scalars' state
+ *     choices.txt              what the device chose by measuring, where it did (loom_device.choices_get)
  *     manifest.json            size and XXH3-128 checksum of each of the files above
  *   RUN/checkpoints/latest     a symbolic link to the newest one
  *
@@ -27,7 +29,8 @@ typedef struct loom_training_state {
     uint64_t data_identity;
     /* What the order of the data hangs on beside the seed: sequences per step, their length, the training split. */
     int64_t batch, seq_len, training_tokens;
-    loom_scalars_state scalars;
+    loom_dtype dtype;           /* what the run stores weights and activations in */
+    loom_scalars_state scalars; /* a loss scale of 0: not told, as in files older than loss scaling */
 } loom_training_state;
 
 /* What a checkpoint says about itself. */
@@ -39,12 +42,13 @@ typedef struct loom_checkpoint_info {
     loom_training_state state;
 } loom_checkpoint_info;
 
-/* What is saved and loaded: device memory in the layout's order. Moments may be NULL (weights only). */
+/* What is saved and loaded: device memory in the layout's order. Moments, fp32, may be NULL (weights only). */
 typedef struct loom_checkpoint_tensors {
     const loom_gpt_config *config;
     const loom_layout *layout;
     loom_device *device;
     void *parameters, *moment1, *moment2;
+    loom_dtype dtype; /* of the parameters: fp32, bf16 or fp16 */
 } loom_checkpoint_tensors;
 
 /* Saves RUN/checkpoints/step-N, moves `latest`, keeps the newest `keep` (0: all), this one among them whatever its step.
@@ -57,8 +61,13 @@ bool loom_checkpoint_save(const char *run, const loom_checkpoint_tensors *tensor
  * checkpoint, or a Hugging Face GPT-2 directory with model.safetensors. Checks the manifest where there is one. */
 bool loom_checkpoint_open(const char *path, loom_checkpoint_info *info, loom_error *error);
 
-/* Fills parameters (and moments where given) from it; the shapes must agree. */
+/* Fills parameters (and moments where given) from it; the shapes must agree. Weights of another type are converted,
+ * rounded to nearest. */
 bool loom_checkpoint_load(const loom_checkpoint_info *info, const loom_checkpoint_tensors *tensors, loom_error *error);
+
+/* Gives a device, before anything is prepared on it, what the checkpoint's device chose by measuring. True where there
+ * is nothing to give; false where this device cannot choose the same. */
+bool loom_checkpoint_restore_choices(const loom_checkpoint_info *info, loom_device *device, loom_error *error);
 
 #ifdef __cplusplus
 }

@@ -3,6 +3,8 @@
 #ifndef GPTLOOM_DATA_H
 #define GPTLOOM_DATA_H
 
+#include "gptloom/arena.h"
+#include "gptloom/device.h"
 #include "gptloom/error.h"
 
 #include <stdint.h>
@@ -92,6 +94,34 @@ bool loom_loader_open(loom_loader **loader, const loom_split *split, const loom_
  * stays at that step: every further call returns the same error. */
 bool loom_loader_next(loom_loader *loader, const loom_batch **batch, loom_error *error);
 void loom_loader_close(loom_loader *loader);
+
+/* ----------------------------------------------------------------------------------------------------------- feeder
+ * Brings a loader's batches to the device: while one step computes, the next one's batch is copied beside it, in a
+ * stream of its own, out of pinned memory. */
+typedef struct loom_feeder {
+    int32_t *inputs, *targets; /* device memory, (batch / ranks, T) each: the step's batch */
+    int32_t *staged;           /* device memory: the next one's, inputs then targets */
+    loom_device *device;
+    loom_loader *loader;
+    loom_stream *stream;
+    int32_t *pinned[2]; /* host memory, taking turns */
+    size_t ids;         /* in inputs and targets together */
+    int turn;
+    bool sent;       /* `staged` holds, or will hold, the next batch */
+    loom_batch next; /* its step and count */
+} loom_feeder;
+
+/* Memory for steps of `sequences` sequences of T tokens; once measuring, once for real. */
+void loom_feeder_lay_out(loom_feeder *feeder, int64_t sequences, int64_t T, loom_arena *arena);
+/* After the real lay-out. The feeder closes the loader. */
+bool loom_feeder_open(loom_feeder *feeder, loom_device *device, loom_loader *loader, loom_error *error);
+void loom_feeder_close(loom_feeder *feeder);
+/* Puts the next step's batch where the step reads it, in the order of the device's default stream, and says which step
+ * it is and how many targets it has. */
+bool loom_feeder_take(loom_feeder *feeder, int64_t *step, int64_t *targets, loom_error *error);
+/* Sends the following batch ahead. Best called when the device has been given its work; what fails here fails at the
+ * next take. */
+void loom_feeder_send_ahead(loom_feeder *feeder);
 
 #ifdef __cplusplus
 }

@@ -1,5 +1,9 @@
 /* A device: where memory lies and ops run. "cpu" is the tuned CPU, "definition" the same sources without the tuned
- * replacements and without libraries, "oracle" those sources in double precision, which tests compare with. */
+ * replacements and without libraries, "oracle" those sources in double precision, which tests compare with; "cuda" is an
+ * NVIDIA GPU, or its emulation.
+ *
+ * Work is put into streams. What is in one stream runs in order; streams run beside each other unless `order` says what
+ * waits for what. On a CPU everything has happened when the call returns, and there is one stream, NULL. */
 #ifndef GPTLOOM_DEVICE_H
 #define GPTLOOM_DEVICE_H
 
@@ -15,36 +19,67 @@ typedef struct loom_device_options {
     int threads;          /* CPU: 0 takes all that the process may run on */
     bool library_threads; /* CPU: products are threaded by the matrix library, which may let their bits depend on
                                   the number of threads */
+    bool tf32;            /* CUDA: products of fp32 matrices round their inputs to TF32 */
+    bool cudnn_attention; /* CUDA: attention by cuDNN instead of our kernels */
 } loom_device_options;
 
+/* A sequence of ops and copies that the device keeps, to run it again at once. */
+typedef struct loom_recording loom_recording;
+
 struct loom_device {
-    const char *name;      /* "cpu", "definition", "oracle" */
-    char description[160]; /* "2 threads, AVX-512, oneDNN 2.6.3" */
+    const char *name;      /* "cpu", "cuda", "cuda (emulated)", "definition", "oracle" */
+    char description[256]; /* "2 threads, AVX-512, oneDNN 2.6.3" */
+    char passed_over[256]; /* why "auto" did not take a GPU that is there; "" if none is */
     const loom_ops *ops;
-    loom_dtype storage;    /* what parameters and activations are stored in: fp32; fp64 on the oracle */
+    loom_dtype storage;    /* the widest that parameters and activations are stored in: fp32; fp64 on the oracle */
     loom_dtype statistics; /* of mean, rstd, lse, losses and partial sums: fp32; fp64 on the oracle */
-    int threads;
-    bool host_memory; /* the host may touch the device's memory */
+    int threads;           /* of the CPU, for what the host does beside the device too */
+    bool host_memory;      /* the host may touch the device's memory */
     /* Memory that ops can use, aligned to 256 bytes, or false with the size and what is free. */
     bool (*allocate)(loom_device *device, void **memory, size_t bytes, loom_error *error);
     void (*release)(loom_device *device, void *memory, size_t bytes);
+    /* Host memory that copies can use without waiting (pinned); like any other for everything else. */
+    bool (*allocate_host)(loom_device *device, void **memory, size_t bytes, loom_error *error);
+    void (*release_host)(loom_device *device, void *memory, size_t bytes);
     /* In the stream's order; host memory may be reused when the stream has been waited for. */
     void (*copy)(loom_device *device, loom_stream *stream, void *to, const void *from, size_t bytes, loom_copy_kind);
     /* Waits for all work in the stream; false if any of it failed. */
     bool (*synchronize)(loom_device *device, loom_stream *stream, loom_error *error);
+    /* Another stream beside the default one; NULL where there is only one. */
+    bool (*stream_open)(loom_device *device, loom_stream **stream, loom_error *error);
+    void (*stream_close)(loom_device *device, loom_stream *stream);
+    /* What is put into `later` from now on waits for what `earlier` holds now. */
+    void (*order)(loom_device *device, loom_stream *later, loom_stream *earlier);
+    /* Recording: what is put into the default stream between begin and end is kept instead of run. A replay runs it
+     * with the same addresses and arguments, reading memory as it is then. All NULL where nothing would be gained. */
+    bool (*record_begin)(loom_device *device, loom_error *error);
+    bool (*record_end)(loom_device *device, loom_recording **recording, loom_error *error);
+    void (*replay)(loom_device *device, loom_recording *recording);
+    void (*recording_close)(loom_device *device, loom_recording *recording);
+    /* The time that passes on the device between what is in the default stream at the two calls. `timer_stop` waits. */
+    void (*timer_start)(loom_device *device);
+    bool (*timer_stop)(loom_device *device, double *seconds, loom_error *error);
+    /* Names what follows, for profilers; NULL where there is none. */
+    void (*range_push)(loom_device *device, const char *name);
+    void (*range_pop)(loom_device *device);
+    /* What `prepare` chose by measuring, as lines of text to keep with a run; NULL text where nothing was. Given back
+     * before preparing, the same is chosen without measuring; lines for other hardware or libraries are refused. */
+    bool (*choices_get)(const loom_device *device, char **text, loom_error *error);
+    bool (*choices_set)(loom_device *device, const char *text, loom_error *error);
+    /* Floating-point operations per second of large matrix products of a storage type, measured for `seconds`. */
+    bool (*peak)(loom_device *device, loom_dtype dtype, double seconds, double *rate, loom_error *error);
     /* Bytes that can still be allocated without harm. */
     size_t (*available)(const loom_device *device);
     void (*close)(loom_device *device);
     void *implementation;
 };
 
-/* "auto" takes the fastest device that works. */
+/* "auto" takes the fastest device that works: a GPU, if it is none that is emulated. */
 bool loom_device_open(loom_device **device, const char *name, const loom_device_options *options, loom_error *error);
 void loom_device_close(loom_device *device);
 
-/* A value that ops will be asked for often; runs a short probe of arithmetic on all threads (about `seconds`). Returns
- * floating-point operations per second of the device's storage type. */
-double loom_device_probe_peak(loom_device *device, double seconds);
+/* Gives the device the choices that a file holds; before anything is prepared on it. */
+bool loom_device_read_choices(loom_device *device, const char *path, loom_error *error);
 
 #ifdef __cplusplus
 }

@@ -77,6 +77,23 @@ void loom_layout_destroy(loom_layout *layout);
 /* NULL where there is none of that name. */
 const loom_parameter *loom_layout_find(const loom_layout *layout, const char *name);
 
+/* ------------------------------------------------------------------------------------------------------- precision
+ * What a model's numbers are stored in. Statistics, losses and moments are always the device's statistics type. */
+typedef struct loom_precision {
+    loom_dtype storage; /* weights as the model reads them, activations, and the activations' gradients */
+    loom_dtype master; /* weights as the optimizer updates them and checkpoints hold them; if this is not `storage` they
+                            lie beside the model's, which are their copy, rounded to nearest */
+    loom_dtype gradient; /* of weights: fp32, in which micro-batches are added up */
+} loom_precision;
+
+/* Whether a run may be of that dtype (fp32, bf16, fp16) with master weights or without: bf16 alone can do without, by
+ * stochastic rounding. The error names the flags. */
+bool loom_precision_check(loom_dtype dtype, bool master, loom_error *error);
+
+/* The precision of a run of that dtype on a device. On the oracle all is fp64. */
+bool loom_precision_of(const loom_device *device, loom_dtype dtype, bool master, loom_precision *precision,
+                       loom_error *error);
+
 /* ------------------------------------------------------------------------------------------------------- the model */
 typedef enum loom_gpt_purpose { LOOM_GPT_TRAIN, LOOM_GPT_INFER } loom_gpt_purpose;
 
@@ -91,34 +108,43 @@ typedef struct loom_gpt_hooks {
 typedef struct loom_gpt loom_gpt;
 
 /* A model for micro-batches of B sequences of T tokens on a device. Nothing but small host structures is allocated:
- * workspace needs are found by walking the forward and backward once with the planning table. */
-bool loom_gpt_create(loom_gpt **gpt, const loom_gpt_config *config, loom_gpt_purpose purpose, loom_device *device,
-                     int64_t B, int64_t T, loom_error *error);
+ * workspace needs are found by walking the forward and backward once with the planning table. A precision of NULL is
+ * the device's own, fp32 (fp64 on the oracle). A model for inference has no master weights. */
+bool loom_gpt_create(loom_gpt **gpt, const loom_gpt_config *config, loom_gpt_purpose purpose,
+                     const loom_precision *precision, loom_device *device, int64_t B, int64_t T, loom_error *error);
 void loom_gpt_destroy(loom_gpt *gpt);
 
 /* Takes all of the model's memory from an arena: once measuring, once for real. */
 void loom_gpt_lay_out(loom_gpt *gpt, loom_arena *arena);
 
 /* After the real lay-out: makes the device's plans by walking the step once with the preparing table, clears what must
- * start as zero. */
+ * start as zero, and sets the loss scale to 1. */
 bool loom_gpt_prepare(loom_gpt *gpt, loom_error *error);
 
 /* GPT-2's initialisation: weights normal(0, 0.02), residual projections scaled by 1/sqrt(2 n_layer), positions
  * like weights; biases 0, layernorms 1. An element's value depends on its bucket and its place there. */
 bool loom_gpt_initialise(loom_gpt *gpt, uint64_t seed, loom_error *error);
 
+/* After the master weights were written by others than the optimizer: makes the weights that the model reads their
+ * rounded copy. Does nothing where there is no master beside them. */
+void loom_gpt_copy_master(loom_gpt *gpt);
+
 const loom_gpt_config *loom_gpt_get_config(const loom_gpt *gpt);
 const loom_layout *loom_gpt_get_layout(const loom_gpt *gpt);
 loom_device *loom_gpt_get_device(const loom_gpt *gpt);
 loom_exec *loom_gpt_get_exec(loom_gpt *gpt);
-void *loom_gpt_get_parameters(loom_gpt *gpt); /* device memory, in the layout */
+const loom_precision *loom_gpt_get_precision(const loom_gpt *gpt);
+/* Device memory, in the layout. */
+void *loom_gpt_get_parameters(loom_gpt *gpt); /* as the model reads them */
+void *loom_gpt_get_master(loom_gpt *gpt); /* as the optimizer updates them; the same place where there is no master */
 void *loom_gpt_get_gradients(loom_gpt *gpt);
 void *loom_gpt_get_losses(loom_gpt *gpt);          /* (B,T), device's statistics type */
 loom_scalars *loom_gpt_get_scalars(loom_gpt *gpt); /* device memory */
 void loom_gpt_set_hooks(loom_gpt *gpt, const loom_gpt_hooks *hooks);
 
-/* Copies a micro-batch of ids, (B,T) each, to the device. A target of -1 is none. */
-void loom_gpt_set_batch(loom_gpt *gpt, const int32_t *tokens, const int32_t *targets);
+/* Copies a micro-batch of ids, (B,T) each, to where the model reads it, from the host or from device memory. A target of
+ * -1 is none. */
+void loom_gpt_set_batch(loom_gpt *gpt, const int32_t *tokens, const int32_t *targets, loom_copy_kind kind);
 
 /* tokens -> the final layernorm's output; keeps what backward needs. */
 void loom_gpt_forward(loom_gpt *gpt);

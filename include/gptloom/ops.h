@@ -36,12 +36,14 @@ typedef struct loom_scalars_in {
     float clip_norm;     /* gradients are scaled down to this global norm; 0: never */
     float loss_gradient; /* d(step's mean loss) / d(one row's loss): 1 / (targets in the whole step) */
     float spike_z;       /* skip an update whose loss or gradient norm lies this many deviations high; 0: never */
+    int32_t loss_scale_interval; /* the loss scale halves when a gradient overflows and doubles after so many updates
+                                    without; 0: it stays */
 } loom_scalars_in;
 
 typedef struct loom_scalars_out {
     float loss;                               /* the step's mean loss, nats per token */
-    float gradient_norm;                      /* before clipping */
-    float gradient_factor;                    /* what AdamW multiplies gradients with: the clip factor */
+    float gradient_norm;                      /* of the unscaled gradient, before clipping */
+    float gradient_factor;                    /* what AdamW multiplies gradients with: clip factor / loss scale */
     float bias_correction1, bias_correction2; /* 1 - beta^t */
     int32_t skip;                             /* 1: AdamW leaves parameters and moments as they are */
 } loom_scalars_out;
@@ -52,6 +54,10 @@ typedef struct loom_scalars_state {
     int64_t observed;              /* steps in the running statistics below */
     double loss_mean, loss_square; /* exponential means of loss and loss^2 */
     double norm_mean, norm_square; /* of the gradient norm */
+    float loss_scale;              /* gradients are this much too large on their way back, so that fp16 holds the small
+                                      ones: a power of two; 1 where nothing needs it   (Micikevicius et al., "Mixed
+                                      Precision Training", 2018) */
+    int32_t loss_scale_age;        /* updates since it last changed */
 } loom_scalars_state;
 
 typedef struct loom_scalars {
@@ -151,7 +157,7 @@ struct loom_attention_forward {
     loom_view q;    /* (B,Tq,H,D) strided */
     loom_view k, v; /* (B,Tk,Hkv,D) strided, Tk >= first_query + Tq */
     int64_t first_query;
-    float scale;
+    float scale; /* above 0 */
 };
 
 /* The gradients of all three, recomputing the probabilities from lse. dq, dk, dv are written; they may be parts of one
@@ -196,7 +202,8 @@ struct loom_softmax_backward {
 };
 
 /* losses[i] = -log(softmax(logits[i,:V])[targets[i]]), and its gradient at once:
- * dlogits[i,j] = (softmax(logits[i,:V])[j] - (j == target)) * scalars->in.loss_gradient, zero for j >= V.
+ * dlogits[i,j] = (softmax(logits[i,:V])[j] - (j == target)) * scalars->in.loss_gradient * scalars->state.loss_scale,
+ * zero for j >= V.
  * A target of -1 is no target: loss and gradient are zero. */
 struct loom_cross_entropy {
     loom_view losses;  /* (N) fp32 */
@@ -216,10 +223,12 @@ struct loom_block_sum {
     bool square;
 };
 
-/* The end of a step's reductions: out.loss = sum(losses) * in.loss_gradient, out.gradient_norm = sqrt(sum(squares)),
- * both added in index order; the clip factor; whether to skip; AdamW's t and bias corrections. Skipped is what is not
- * finite, and with in.spike_z a loss or norm further above its mean over about the last 128 steps than that many
- * deviations, once 32 steps were seen. What is not finite does not count in these statistics; a spike does. */
+/* The end of a step's reductions: out.loss = sum(losses) * in.loss_gradient, out.gradient_norm = sqrt(sum(squares)) /
+ * state.loss_scale, both added in index order; the clip factor; whether to skip; AdamW's t and bias corrections. Skipped
+ * is what is not finite, and with in.spike_z a loss or norm further above its mean over about the last 128 steps than
+ * that many deviations, once 32 steps were seen. What is not finite does not count in these statistics; a spike does.
+ * Last, with in.loss_scale_interval, the loss scale of the next step: half (1 at least) after a norm that is not finite,
+ * with age 0; else the age grows by one, and at the interval the scale doubles (2^24 at most) and the age is 0. */
 struct loom_step_scalars {
     loom_scalars *scalars;
     loom_view losses;  /* (n) fp32: block sums of the losses */
@@ -228,11 +237,22 @@ struct loom_step_scalars {
 
 /* AdamW with decoupled weight decay   (Loshchilov and Hutter, 2019, algorithm 2), over an element range:
  * g = gradient * out.gradient_factor; m = beta1 m + (1 - beta1) g; v = beta2 v + (1 - beta2) g^2;
- * p -= lr * (m/bc1 / (sqrt(v/bc2) + eps) + decay * weight_decay * p). Nothing is touched when out.skip is set. */
+ * p -= lr * (m/bc1 / (sqrt(v/bc2) + eps) + decay * weight_decay * p). Nothing is touched when out.skip is set.
+ *
+ * In runs of bf16 or fp16, `parameter` holds the master weights in fp32 and `copy` the weights that the model reads, p
+ * rounded to nearest. Without a master, `parameter` is bf16 itself and p is rounded stochastically: up with a
+ * probability equal to the fraction that is lost   (Gupta et al., "Deep Learning with Limited Numerical Precision",
+ * 2015), by adding 16 random bits below bf16's last and cutting off. Element i takes half-word (first + i) % 8 (low
+ * halves of words first) of loom_random(seed, LOOM_RANDOM_ROUNDING, state.updates, (first + i) / 8). */
 struct loom_adamw {
-    loom_view parameter, gradient, moment1, moment2; /* (n) fp32 */
+    loom_view parameter;        /* (n) fp32, or bf16 without a master */
+    loom_view copy;             /* (n) optional, with fp32 parameters: bf16 or fp16 */
+    loom_view gradient;         /* (n) fp32, bf16 or fp16 */
+    loom_view moment1, moment2; /* (n) fp32 */
     const loom_scalars *scalars;
     bool decay;
+    uint64_t seed; /* of stochastic rounding */
+    int64_t first; /* the first element's place among all parameters */
 };
 
 /* out = x, converted. */

@@ -31,13 +31,20 @@ typedef struct loom_optimizer {
     int64_t n_squares;
     void *losses; /* sums of the losses of each sequence of a step */
     int64_t sequences;
+    uint64_t seed; /* of stochastic rounding, set by the owner; only bf16 without master weights asks for it */
 } loom_optimizer;
 
 enum { LOOM_NORM_BLOCK = 65536 };
 
+/* Loss scaling: fp16 alone needs it. The scale that a run begins with, 1 elsewhere; and after how many good updates it
+ * doubles, 0 elsewhere (loom_scalars_in.loss_scale_interval). */
+float loom_loss_scale_at_first(const loom_precision *precision);
+int32_t loom_loss_scale_interval(const loom_precision *precision);
+
 /* Memory for a step of `sequences` sequences; once measuring, once for real. */
 void loom_optimizer_lay_out(loom_optimizer *optimizer, loom_gpt *gpt, int64_t sequences, loom_arena *arena);
-bool loom_optimizer_prepare(loom_optimizer *optimizer, loom_error *error); /* clears the moments */
+/* Makes the device's plans for the update, or says what the device cannot run, and clears the moments. */
+bool loom_optimizer_prepare(loom_optimizer *optimizer, loom_error *error);
 
 /* Sums the losses of the micro-batch that the model has just run, whose first sequence is `first` of the step. */
 void loom_optimizer_sum_losses(loom_optimizer *optimizer, int64_t first, int64_t B, int64_t T);

@@ -18,6 +18,9 @@ extern "C" {
  * given, and whose default is derived, is 0 or NULL (min_lr and warmup: -1). Strings are owned by the options. */
 enum { LOOM_MAX_DATA = 64 };
 
+typedef enum loom_switch { LOOM_OFF, LOOM_ON } loom_switch;
+typedef enum loom_attention_kind { LOOM_ATTENTION_OWN, LOOM_ATTENTION_CUDNN } loom_attention_kind;
+
 typedef struct loom_train_options {
     char *data[LOOM_MAX_DATA], *val_data[LOOM_MAX_DATA];
     int n_data, n_val_data;
@@ -35,11 +38,17 @@ typedef struct loom_train_options {
     double val_fraction;
     int64_t val_every, val_batches, sample_every, sample_tokens, checkpoint_every, keep;
     uint64_t seed;
+    loom_dtype dtype; /* fp32, bf16 or fp16 */
+    loom_switch master_weights;
     char *device;
     int64_t threads;
     bool deterministic;
+    bool tf32;
+    loom_attention_kind attention;
+    loom_switch cuda_graph;
     char *init;
-    bool resume;
+    bool resume, fresh_choices;
+    char *choices;
     double memory; /* bytes the run may use; 0: what the device has */
 } loom_train_options;
 
@@ -94,6 +103,7 @@ bool loom_trainer_sample(loom_trainer *trainer, int64_t n, bool (*emit)(void *us
 bool loom_trainer_save(loom_trainer *trainer, const char *run, int keep, loom_error *error);
 
 int64_t loom_trainer_steps_done(const loom_trainer *trainer);
+float loom_trainer_loss_scale(const loom_trainer *trainer);      /* of the next step */
 int64_t loom_trainer_steps_planned(const loom_trainer *trainer); /* --steps, or what --epochs comes to */
 bool loom_trainer_has_validation(const loom_trainer *trainer);
 const loom_train_options *loom_trainer_options(const loom_trainer *trainer); /* fully resolved */
@@ -104,6 +114,7 @@ const loom_dataset *loom_trainer_data(const loom_trainer *trainer);
 /* -------------------------------------------------------------------------------------------------------- whole runs
  * loom_train runs options to the end in a run directory:
  *   OUT/config.ini  OUT/metrics.jsonl  OUT/checkpoints/  OUT/samples.txt
+ * and, where the device chose something by measuring, OUT/choices.txt;
  * and tells an observer, all of whose functions may be NULL. */
 typedef struct loom_train_observer {
     void *user;

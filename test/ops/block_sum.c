@@ -12,8 +12,10 @@ static const loom_case_shape shapes[] = {
     {{6151, 2050}, "square", LOOM_CASE_PARITY},
     {{65536, 65536}, "square", LOOM_CASE_PARITY},
     {{200001, 65536}, "", LOOM_CASE_PARITY},
+    {{90001, 40000}, "square apart", LOOM_CASE_PARITY},
     {{1000, 100}, "extreme", LOOM_CASE_PARITY},
     {{7087872, 65536}, "square", LOOM_CASE_BENCH},
+    {{124475904, 65536}, "square", LOOM_CASE_BENCH_LARGE},
 };
 
 static void tensors(loom_case *c) {
@@ -21,6 +23,7 @@ static void tensors(loom_case *c) {
     const bool square = loom_case_option(c, "square"), extreme = loom_case_option(c, "extreme");
     loom_case_input(c, "x", LOOM_CASE_PARAMETER, loom_case_1d(n),
                     extreme ? loom_case_extreme(1e4) : loom_case_normal(0, 1));
+    if (loom_case_option(c, "apart")) loom_case_place(c, "x", "gradients", 3, 0, 0, 0);
     /* Terms of both signs come to sqrt(block). */
     loom_case_output(c, "partials", LOOM_CASE_STATISTICS, loom_case_1d((n + block - 1) / block),
                      (loom_case_bound){.sum = (double)block,
@@ -50,7 +53,7 @@ static void formula(loom_case *c) {
 const loom_op_cases loom_op_cases_block_sum = {
     .name = "block_sum",
     .dims = "n block",
-    .options = "square extreme",
+    .options = "square extreme apart",
     .shapes = shapes,
     .n_shapes = sizeof shapes / sizeof *shapes,
     .tensors = tensors,

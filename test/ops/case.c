@@ -8,10 +8,8 @@
 #include <string.h>
 
 const loom_case_dtypes loom_case_dtypes_tested[] = {
-    {"fp32", LOOM_F32, LOOM_F32},
-    {"bf16", LOOM_BF16, LOOM_F32},
-    {"bf16-gradients", LOOM_BF16, LOOM_BF16},
-    {NULL, LOOM_F32, LOOM_F32},
+    {"fp32", LOOM_F32, LOOM_F32}, {"bf16", LOOM_BF16, LOOM_F32}, {"bf16-gradients", LOOM_BF16, LOOM_BF16},
+    {"fp16", LOOM_F16, LOOM_F32}, {NULL, LOOM_F32, LOOM_F32},
 };
 const loom_case_dtypes loom_case_dtypes_oracle = {"fp64", LOOM_F64, LOOM_F64};
 
@@ -27,6 +25,10 @@ static int word_index(const char *words, const char *word) {
         words += strspn(words, " ");
     }
     return -1;
+}
+
+bool loom_case_is_for(const loom_case_shape *shape, unsigned use, bool full) {
+    return (shape->use & use) && (full || !(shape->use & LOOM_CASE_FULL));
 }
 
 int64_t loom_case_dim(const loom_case *c, const char *name) {
@@ -227,6 +229,10 @@ void loom_case_place(loom_case *c, const char *name, const char *memory, int64_t
     t->stride[2] = stride2;
 }
 
+void loom_case_without(loom_case *c, loom_dtype storage) {
+    c->without |= 1u << storage;
+}
+
 void loom_case_cotangent(loom_case *c, const char *output, const char *cotangent) {
     LOOM_CHECK(c->n_cotangents < LOOM_CASE_TENSORS);
     LOOM_CHECK(loom_case_find(c, output)->elements == loom_case_find(c, cotangent)->elements);
@@ -274,6 +280,7 @@ static bool touches(const loom_case *c, int op, loom_case_kind kind) {
 }
 
 bool loom_case_dtypes_matter(const loom_case *c, int op) {
+    if (c->without >> c->dtypes.storage & 1) return false;
     if (c->dtypes.storage == LOOM_F32 || c->dtypes.storage == LOOM_F64) return true;
     return touches(c, op, c->dtypes.gradient == c->dtypes.storage ? LOOM_CASE_PARAMETER : LOOM_CASE_STORAGE);
 }
@@ -283,7 +290,7 @@ bool loom_case_dtypes_matter(const loom_case *c, int op) {
 static void *data_of(const loom_case *c, const loom_case_tensor *t) {
     if (c->side == LOOM_CASE_SHAPES) return NULL;
     if (c->side == LOOM_CASE_ORACLE) return t->oracle;
-    char *start = (char *)c->memory[t->memory].device + LOOM_CASE_FENCE;
+    char *start = (char *)c->block.device + c->memory[t->memory].place;
     return start + (size_t)t->offset * loom_case_tensor_item(c, t);
 }
 

@@ -46,7 +46,13 @@ typedef union loom_case_arguments {
 
 /* ------------------------------------------------------------------------------------------------------ declaration */
 
-enum { LOOM_CASE_PARITY = 1, LOOM_CASE_GRADIENT = 2, LOOM_CASE_BENCH = 4 };
+enum {
+    LOOM_CASE_PARITY = 1,
+    LOOM_CASE_GRADIENT = 2,
+    LOOM_CASE_BENCH = 4,       /* on a CPU: GPT-2 124M and a small byte-level model, few tokens */
+    LOOM_CASE_BENCH_LARGE = 8, /* on a GPU: GPT-2 124M, 16 sequences of 1024 tokens */
+    LOOM_CASE_FULL = 16,       /* only when all is asked for: `parity --full`, LOOM_TEST_FULL */
+};
 
 /* One shape: the dimensions in the order of the file's `dims`, options out of its `options`, and what it is for. */
 typedef struct loom_case_shape {
@@ -75,6 +81,9 @@ typedef struct loom_op_cases {
 
 /* All files of cases, ended by NULL: all.c. */
 extern const loom_op_cases *const loom_op_catalogue[];
+
+/* Whether a shape is for that use; those marked LOOM_CASE_FULL only when all is asked for. */
+bool loom_case_is_for(const loom_case_shape *shape, unsigned use, bool full);
 
 /* What a shape says. */
 int64_t loom_case_dim(const loom_case *c, const char *name);
@@ -168,6 +177,9 @@ void loom_case_widen(loom_case *c, const char *name, int64_t gap);
 void loom_case_place(loom_case *c, const char *name, const char *memory, int64_t offset, int64_t stride0,
                      int64_t stride1, int64_t stride2);
 
+/* Nothing is tested in this storage dtype, as the op's contract does not have it. */
+void loom_case_without(loom_case *c, loom_dtype storage);
+
 /* How gradients relate: with f = sum over outputs of output * cotangent, backward ops write df/dinput into
  * `gradient`. */
 void loom_case_cotangent(loom_case *c, const char *output, const char *cotangent);
@@ -200,7 +212,7 @@ typedef struct loom_case_dtypes {
     loom_dtype storage, gradient;
 } loom_case_dtypes;
 
-/* fp32, bf16 (gradients of parameters in fp32), bf16-gradients (these in bf16 too); ended by a NULL name. */
+/* fp32, bf16 and fp16 (gradients of parameters in fp32), bf16-gradients (these in bf16 too); ended by a NULL name. */
 extern const loom_case_dtypes loom_case_dtypes_tested[];
 /* Those of the oracle as a device under test: fp64. */
 extern const loom_case_dtypes loom_case_dtypes_oracle;
@@ -210,8 +222,8 @@ bool loom_case_open(loom_case **c, const loom_op_cases *cases, const loom_case_s
                     uint64_t seed, loom_error *error);
 void loom_case_close(loom_case *c);
 
-/* Whether a run with these dtypes differs from one in fp32: the op touches a tensor that is stored in what fp32 does
- * not have, and no other run does the same. */
+/* Whether there is a run with these dtypes and it differs from one in fp32: the op touches a tensor that is stored in what
+ * fp32 does not have, and no other run does the same. */
 bool loom_case_dtypes_matter(const loom_case *c, int op);
 
 /* Whether `name` is the op, its file of cases, or "all". */
@@ -226,17 +238,18 @@ typedef enum loom_case_verdict { LOOM_CASE_OK, LOOM_CASE_FAILED, LOOM_CASE_UNSUP
 
 typedef struct loom_case_result {
     loom_case_verdict verdict;
-    char message[320];  /* why it failed or what is not supported */
+    char message[1024]; /* why it failed or what is not supported */
     const char *tensor; /* the one nearest to its bound, or beyond */
     double norm_error, norm_bound;
     double element_error, element_bound; /* in epsilons; of a gradient check: relative, and norm_ is not used */
     double ratio;                        /* error / bound, the larger of the two */
+    uint64_t bits;                       /* a hash of all outputs of a check's first run: equal bits, equal hash */
 } loom_case_result;
 
 /* Runs the file's op-th op on a device and compares with the oracle; on the oracle itself (dtypes fp64), with the
  * formula. Also looks whether inputs are as they were, nothing beyond the outputs was written, all of them was, the
- * workspace was kept to, plans need shapes only, and a second run over other garbage gives the same bits. false: out of
- * memory. */
+ * workspace was kept to, plans need shapes only, and a second run over other garbage gives the same bits. What the device
+ * says went wrong while it ran is the case's failure. false: out of memory, or the device fails before the op runs. */
 bool loom_case_check(loom_case *c, int op, loom_device *device, loom_device *oracle, loom_case_result *result,
                      loom_error *error);
 
@@ -261,7 +274,8 @@ typedef struct loom_case_flush {
     size_t bytes;
 } loom_case_flush;
 
-bool loom_case_flush_open(loom_case_flush *flush, loom_device *device, loom_error *error);
+/* bytes: 0 takes what surely exceeds the cache. */
+bool loom_case_flush_open(loom_case_flush *flush, loom_device *device, size_t bytes, loom_error *error);
 void loom_case_flush_close(loom_case_flush *flush, loom_device *device);
 
 typedef struct loom_case_timing {
@@ -271,7 +285,7 @@ typedef struct loom_case_timing {
     double bytes; /* what must be read and written at least, whatever the implementation does */
 } loom_case_timing;
 
-/* Times one op for about `seconds` (5 runs at least) after a warm-up run. */
+/* Times one op by the device's clock, for about `seconds` (5 runs at least) after warm-up runs. */
 bool loom_case_time(loom_case *c, int op, loom_device *device, const loom_case_flush *flush, double seconds,
                     loom_case_timing *timing, loom_case_result *support, loom_error *error);
 

@@ -42,10 +42,17 @@ typedef struct loom_case_tensor {
 typedef struct loom_case_memory {
     const char *name;
     loom_case_kind kind;
-    size_t bytes;                            /* of the tensors, fences apart */
-    unsigned char *before, *after, *covered; /* images with fences; covered: 1 where an output element lies */
-    void *device;                            /* the start of the first fence */
+    size_t bytes; /* of the tensors */
+    size_t place; /* of the first tensor's first element, in the block */
+    void *device; /* the first fence's address; NULL while the memory has no place */
 } loom_case_memory;
+
+/* All that a run needs on the device, in one allocation: the memories and the workspace, each between fences. */
+typedef struct loom_case_block {
+    void *device;
+    size_t bytes;
+    size_t workspace, workspace_bytes; /* where the workspace begins, and its size */
+} loom_case_block;
 
 struct loom_case {
     const loom_op_cases *cases;
@@ -56,6 +63,7 @@ struct loom_case {
     int n_tensors;
     loom_case_memory memory[LOOM_CASE_TENSORS];
     int n_memories;
+    loom_case_block block;
     struct {
         const char *output, *cotangent;
     } cotangent[LOOM_CASE_TENSORS];
@@ -63,6 +71,7 @@ struct loom_case {
         const char *input, *gradient;
     } gradient[LOOM_CASE_TENSORS];
     int n_cotangents, n_gradients;
+    unsigned without;    /* bit i: nothing is tested in storage dtype i */
     loom_case_side side; /* what views show now */
     int op;              /* whose arguments are being filled in */
 };
@@ -89,6 +98,14 @@ bool loom_case_supported(loom_case *c, int op, loom_device *device, loom_case_re
 bool loom_case_plan(loom_case *c, int op, loom_case_side side, loom_device *device, size_t *workspace,
                     loom_error *error);
 
+/* ---------------------------------------------------------------------------------------------------- case_memory.c */
+/* Gives the memories that any of some ops (bit i: the file's i-th) uses, and the workspace, their places on a device. */
+bool loom_case_allocate(loom_case *c, unsigned ops, size_t workspace_bytes, loom_device *device, loom_error *error);
+void loom_case_release(loom_case *c, loom_device *device);
+
+/* Runs one op there; what fails is told when the device is waited for. */
+void loom_case_run(loom_case *c, int op, loom_device *device);
+
 /* ----------------------------------------------------------------------------------------------------- case_value.c */
 /* Allocates the host arrays (once) and fills `value` of the tensors that `op`, or one before it in the file, touches,
  * and of cotangents. */
@@ -106,7 +123,7 @@ double loom_case_epsilon(loom_dtype dtype);
 double loom_case_smallest(loom_dtype dtype); /* denormal */
 
 /* The fields of a loom_scalars as elements. */
-enum { LOOM_CASE_FIELDS = 21 };
+enum { LOOM_CASE_FIELDS = 24 };
 const char *loom_case_field_name(int64_t field);
 bool loom_case_field_exact(int64_t field); /* what must be equal: inputs and counts */
 void loom_case_scalars_load(const loom_scalars *scalars, double values[LOOM_CASE_FIELDS]);

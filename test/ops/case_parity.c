@@ -11,6 +11,9 @@
  * and -1 as an int32, so that reading it shows; the second run takes another, finite in every dtype. */
 enum { GARBAGE = 0xFF, OTHER_GARBAGE = 0x3A };
 
+/* What may be written where, by what a byte of `covered` says. */
+enum { NOTHING, OUTPUT, SCRATCH };
+
 static void fail(loom_case_result *result, const char *format, ...) __attribute__((format(printf, 2, 3)));
 
 /* The first reason is kept. */
@@ -29,16 +32,23 @@ static bool is_output(loom_case_role role) {
     return role == LOOM_CASE_WRITTEN || role == LOOM_CASE_UPDATED;
 }
 
-/* Where row `row` of a tensor (rows are counted over all but the innermost dimension) begins in its memory's image; its
- * elements follow one another. Scalars are one row. */
+/* Images of the block on the host. */
+typedef struct images {
+    unsigned char *before, *after;
+    unsigned char *covered; /* NOTHING, OUTPUT or SCRATCH for each byte */
+} images;
+
+/* Where row `row` of a tensor (rows are counted over all but the innermost dimension) begins in the block; its elements
+ * follow one another. Scalars are one row. */
 static size_t place_of_row(const loom_case *c, const loom_case_tensor *t, int64_t row) {
-    if (t->kind == LOOM_CASE_SCALARS) return LOOM_CASE_FENCE;
+    const size_t place = c->memory[t->memory].place;
+    if (t->kind == LOOM_CASE_SCALARS) return place;
     int64_t element = t->offset;
     for (int d = 2; d >= 0; d--) {
         element += row % t->size.n[d] * t->stride[d];
         row /= t->size.n[d];
     }
-    return LOOM_CASE_FENCE + (size_t)element * loom_case_tensor_item(c, t);
+    return place + (size_t)element * loom_case_tensor_item(c, t);
 }
 
 static int64_t row_count(const loom_case_tensor *t) {
@@ -52,7 +62,7 @@ static size_t row_bytes(const loom_case *c, const loom_case_tensor *t) {
 
 static void put(const loom_case *c, const loom_case_tensor *t, unsigned char *image) {
     if (t->kind == LOOM_CASE_SCALARS) {
-        memcpy(image + LOOM_CASE_FENCE, &t->value_scalars, sizeof t->value_scalars);
+        memcpy(image + place_of_row(c, t, 0), &t->value_scalars, sizeof t->value_scalars);
         return;
     }
     const loom_dtype dtype = loom_case_tensor_dtype(c, t);
@@ -67,7 +77,7 @@ static void put(const loom_case *c, const loom_case_tensor *t, unsigned char *im
 static void get(const loom_case *c, loom_case_tensor *t, const unsigned char *image) {
     if (t->kind == LOOM_CASE_SCALARS) {
         loom_scalars scalars;
-        memcpy(&scalars, image + LOOM_CASE_FENCE, sizeof scalars);
+        memcpy(&scalars, image + place_of_row(c, t, 0), sizeof scalars);
         loom_case_scalars_load(&scalars, t->found);
         return;
     }
@@ -80,145 +90,108 @@ static void get(const loom_case *c, loom_case_tensor *t, const unsigned char *im
     }
 }
 
-static bool memory_used(const loom_case *c, int op, int memory) {
-    for (int i = 0; i < c->n_tensors; i++)
-        if (c->tensor[i].memory == memory && c->tensor[i].role[op] != LOOM_CASE_UNUSED) return true;
-    return false;
+static void free_images(images *m) {
+    free(m->before);
+    free(m->after);
+    free(m->covered);
+    *m = (images){0};
 }
 
-static size_t fenced(const loom_case_memory *m) {
-    return m->bytes + 2 * LOOM_CASE_FENCE;
-}
-
-static void release_memories(loom_case *c, loom_device *device) {
-    for (int i = 0; i < c->n_memories; i++) {
-        loom_case_memory *m = &c->memory[i];
-        if (m->device) device->release(device, m->device, fenced(m));
-        free(m->before);
-        free(m->after);
-        free(m->covered);
-        m->before = m->after = m->covered = NULL;
-        m->device = NULL;
-    }
-}
-
-static bool allocate_memories(loom_case *c, int op, loom_device *device, loom_error *error) {
-    for (int i = 0; i < c->n_memories; i++) {
-        loom_case_memory *m = &c->memory[i];
-        if (!memory_used(c, op, i)) continue;
-        m->before = malloc(fenced(m));
-        m->after = malloc(fenced(m));
-        m->covered = calloc(1, fenced(m));
-        if (!m->before || !m->after || !m->covered)
-            return loom_fail(error, "out of memory for a test case of %s: %zu bytes", c->cases->name, fenced(m));
-        if (!device->allocate(device, &m->device, fenced(m), error)) return false;
-    }
+static bool make_images(const loom_case *c, int op, images *m, loom_error *error) {
+    const loom_case_block *block = &c->block;
+    *m = (images){malloc(block->bytes), malloc(block->bytes), calloc(1, block->bytes)};
+    if (!m->before || !m->after || !m->covered)
+        return loom_fail(error, "out of memory for a test case of %s: %zu bytes", c->cases->name, block->bytes);
     for (int i = 0; i < c->n_tensors; i++) {
         const loom_case_tensor *t = &c->tensor[i];
         if (!is_output(t->role[op])) continue;
-        unsigned char *covered = c->memory[t->memory].covered;
-        for (int64_t row = 0; row < row_count(t); row++) memset(covered + place_of_row(c, t, row), 1, row_bytes(c, t));
+        for (int64_t row = 0; row < row_count(t); row++)
+            memset(m->covered + place_of_row(c, t, row), OUTPUT, row_bytes(c, t));
     }
+    memset(m->covered + block->workspace, SCRATCH, block->workspace_bytes);
     return true;
 }
 
 /* ------------------------------------------------------------------------------------------------------------- runs */
 
-/* A fenced workspace on the device. */
-typedef struct workspace {
-    unsigned char *host;
-    void *device;
-    size_t bytes; /* fences apart */
-} workspace;
-
-static bool allocate_workspace(workspace *w, loom_device *device, size_t bytes, loom_error *error) {
-    *w = (workspace){.bytes = bytes};
-    w->host = malloc(bytes + 2 * LOOM_CASE_FENCE);
-    if (!w->host) return loom_fail(error, "out of memory for a workspace of %zu bytes", bytes);
-    return device->allocate(device, &w->device, bytes + 2 * LOOM_CASE_FENCE, error);
-}
-
-static void release_workspace(workspace *w, loom_device *device) {
-    free(w->host);
-    if (w->device) device->release(device, w->device, w->bytes + 2 * LOOM_CASE_FENCE);
-}
-
 /* Sends garbage and inputs, runs the op, fetches all memory back into `after`. */
-static bool run_once(loom_case *c, int op, loom_device *device, workspace *w, unsigned char garbage,
-                     loom_error *error) {
-    for (int i = 0; i < c->n_memories; i++)
-        if (c->memory[i].device) memset(c->memory[i].before, garbage, fenced(&c->memory[i]));
+static bool run_once(loom_case *c, int op, loom_device *device, images *m, unsigned char garbage, loom_error *error) {
+    const loom_case_block *block = &c->block;
+    memset(m->before, garbage, block->bytes);
     for (int i = 0; i < c->n_tensors; i++) {
         const loom_case_tensor *t = &c->tensor[i];
-        if (t->role[op] == LOOM_CASE_READ || t->role[op] == LOOM_CASE_UPDATED) put(c, t, c->memory[t->memory].before);
+        if (t->role[op] == LOOM_CASE_READ || t->role[op] == LOOM_CASE_UPDATED) put(c, t, m->before);
     }
-    memset(w->host, garbage, w->bytes + 2 * LOOM_CASE_FENCE);
-    device->copy(device, NULL, w->device, w->host, w->bytes + 2 * LOOM_CASE_FENCE, LOOM_HOST_TO_DEVICE);
-    for (int i = 0; i < c->n_memories; i++) {
-        const loom_case_memory *m = &c->memory[i];
-        if (m->device) device->copy(device, NULL, m->device, m->before, fenced(m), LOOM_HOST_TO_DEVICE);
-    }
-
-    loom_case_arguments arguments;
-    loom_case_bind(c, op, LOOM_CASE_DEVICE, &arguments);
-    loom_exec exec = {.ops = device->ops,
-                      .device = device,
-                      .workspace = (char *)w->device + LOOM_CASE_FENCE,
-                      .workspace_bytes = w->bytes};
-    loom_case_call(&exec, c->cases->op[op].op, &arguments);
-
-    for (int i = 0; i < c->n_memories; i++) {
-        const loom_case_memory *m = &c->memory[i];
-        if (m->device) device->copy(device, NULL, m->after, m->device, fenced(m), LOOM_DEVICE_TO_HOST);
-    }
-    device->copy(device, NULL, w->host, w->device, w->bytes + 2 * LOOM_CASE_FENCE, LOOM_DEVICE_TO_HOST);
+    device->copy(device, NULL, block->device, m->before, block->bytes, LOOM_HOST_TO_DEVICE);
+    loom_case_run(c, op, device);
+    device->copy(device, NULL, m->after, block->device, block->bytes, LOOM_DEVICE_TO_HOST);
     return device->synchronize(device, NULL, error);
+}
+
+/* As run_once; that the device failed is the case's failure, in the device's words. */
+static bool run_or_fail(loom_case *c, int op, loom_device *device, images *m, unsigned char garbage,
+                        loom_case_result *result) {
+    loom_error error;
+    if (run_once(c, op, device, m, garbage, &error)) return true;
+    fail(result, "%s", error.message);
+    return false;
 }
 
 /* ------------------------------------------------------------------------------------------------- what was touched */
 
-/* The tensor whose element the byte at `place` of a memory belongs to, or NULL. */
-static const loom_case_tensor *owner(const loom_case *c, int op, int memory, size_t place) {
+/* The memory nearest to a place in the block that is no tensor's and not the workspace. */
+static const loom_case_memory *nearest_memory(const loom_case *c, size_t place) {
+    const loom_case_memory *nearest = NULL;
+    for (int i = 0; i < c->n_memories; i++) {
+        const loom_case_memory *m = &c->memory[i];
+        if (m->device && place + LOOM_CASE_FENCE >= m->place && (!nearest || m->place > nearest->place)) nearest = m;
+    }
+    return nearest;
+}
+
+/* The tensor whose element the byte at `place` belongs to, or NULL. */
+static const loom_case_tensor *owner(const loom_case *c, int op, size_t place) {
     for (int i = 0; i < c->n_tensors; i++) {
         const loom_case_tensor *t = &c->tensor[i];
-        if (t->memory != memory || t->role[op] == LOOM_CASE_UNUSED) continue;
+        if (t->role[op] == LOOM_CASE_UNUSED) continue;
         for (int64_t row = 0; row < row_count(t); row++)
             if (place - place_of_row(c, t, row) < row_bytes(c, t)) return t;
     }
     return NULL;
 }
 
-static void check_untouched(const loom_case *c, int op, loom_case_result *result) {
-    for (int i = 0; i < c->n_memories; i++) {
-        const loom_case_memory *m = &c->memory[i];
-        if (!m->device) continue;
-        for (size_t byte = 0; byte < fenced(m); byte++) {
-            if (m->covered[byte] || m->before[byte] == m->after[byte]) continue;
-            const loom_case_tensor *t = owner(c, op, i, byte);
-            if (t)
-                fail(result, "changed its input %s, at byte %zu", t->name, byte - LOOM_CASE_FENCE);
-            else
-                fail(result, "wrote outside its outputs: byte %lld of the %zu of memory %s",
-                     (long long)byte - LOOM_CASE_FENCE, m->bytes, m->name);
-            return;
-        }
+/* Says whose the byte is that should have stayed as it was. */
+static void tell_touched(const loom_case *c, int op, size_t place, loom_case_result *result) {
+    const loom_case_block *block = &c->block;
+    const loom_case_tensor *t = owner(c, op, place);
+    if (t) {
+        fail(result, "changed its input %s, at byte %zu", t->name, place - c->memory[t->memory].place);
+    } else if (place + LOOM_CASE_FENCE >= block->workspace) {
+        fail(result, "wrote outside the %zu bytes of workspace it asked for, at byte %lld", block->workspace_bytes,
+             (long long)place - (long long)block->workspace);
+    } else {
+        const loom_case_memory *m = nearest_memory(c, place);
+        fail(result, "wrote outside its outputs: byte %lld of the %zu of memory %s",
+             (long long)place - (long long)m->place, m->bytes, m->name);
     }
 }
 
-static void check_workspace(const workspace *w, unsigned char garbage, loom_case_result *result) {
-    for (size_t i = 0; i < LOOM_CASE_FENCE; i++)
-        if (w->host[i] != garbage || w->host[LOOM_CASE_FENCE + w->bytes + i] != garbage)
-            fail(result, "wrote outside the %zu bytes of workspace it asked for", w->bytes);
+static void check_untouched(const loom_case *c, int op, const images *m, loom_case_result *result) {
+    for (size_t byte = 0; byte < c->block.bytes; byte++) {
+        if (m->covered[byte] || m->before[byte] == m->after[byte]) continue;
+        tell_touched(c, op, byte, result);
+        return;
+    }
 }
 
 /* Elements that still hold the garbage: no op means to write that very NaN. */
-static void check_written(const loom_case *c, int op, loom_case_result *result) {
+static void check_written(const loom_case *c, int op, const images *m, loom_case_result *result) {
     for (int i = 0; i < c->n_tensors; i++) {
         const loom_case_tensor *t = &c->tensor[i];
         if (t->role[op] != LOOM_CASE_WRITTEN) continue;
         const size_t item = loom_case_tensor_item(c, t);
         for (int64_t j = 0; j < t->elements; j++) {
-            const unsigned char *row = c->memory[t->memory].after + place_of_row(c, t, j / t->size.n[3]);
+            const unsigned char *row = m->after + place_of_row(c, t, j / t->size.n[3]);
             const unsigned char *at = row + (size_t)(j % t->size.n[3]) * item;
             size_t same = 0;
             while (same < item && at[same] == GARBAGE) same++;
@@ -316,11 +289,11 @@ static void check_tensor(const loom_case *c, const loom_case_tensor *t, loom_cas
         fail(result, "element %lld of %s is %.3g and must be zero", (long long)nonzero, t->name, t->found[nonzero]);
 }
 
-static void check_outputs(loom_case *c, int op, loom_case_result *result) {
+static void check_outputs(loom_case *c, int op, const images *m, loom_case_result *result) {
     for (int i = 0; i < c->n_tensors; i++) {
         loom_case_tensor *t = &c->tensor[i];
         if (!is_output(t->role[op])) continue;
-        get(c, t, c->memory[t->memory].after);
+        get(c, t, m->after);
         if (t->kind == LOOM_CASE_SCALARS)
             check_scalars(c, t, result);
         else if (t->bound.exact)
@@ -355,52 +328,59 @@ static bool make_reference(loom_case *c, int op, loom_device *oracle, loom_error
 }
 
 /* The outputs of the last run, byte for byte, against an earlier one's. */
-static void check_same_bits(const loom_case *c, unsigned char *const *earlier, const char *what,
+static void check_same_bits(const loom_case *c, int op, const images *m, const unsigned char *earlier, const char *what,
                             loom_case_result *result) {
-    for (int i = 0; i < c->n_memories; i++) {
-        const loom_case_memory *m = &c->memory[i];
-        if (!m->device) continue;
-        for (size_t byte = 0; byte < fenced(m); byte++)
-            if (m->covered[byte] && m->after[byte] != earlier[i][byte]) {
-                fail(result, "gives other bits %s: memory %s, byte %zu", what, m->name, byte - LOOM_CASE_FENCE);
-                return;
-            }
+    for (size_t byte = 0; byte < c->block.bytes; byte++) {
+        if (m->covered[byte] != OUTPUT || m->after[byte] == earlier[byte]) continue;
+        const loom_case_tensor *t = owner(c, op, byte);
+        fail(result, "gives other bits %s: %s, byte %zu", what, t->name, byte - c->memory[t->memory].place);
+        return;
     }
 }
 
-/* Hands the images of the last run to `kept` and makes room for the next one. The caller frees them all in any case. */
-static bool keep_images(loom_case *c, unsigned char **kept, loom_error *error) {
-    for (int i = 0; i < c->n_memories; i++) {
-        kept[i] = c->memory[i].after;
-        c->memory[i].after = NULL;
-    }
-    for (int i = 0; i < c->n_memories; i++)
-        if (c->memory[i].device && !(c->memory[i].after = malloc(fenced(&c->memory[i]))))
-            return loom_fail(error, "out of memory for a test case of %s", c->cases->name);
-    return true;
+/* FNV-1a over all bytes of the outputs. */
+static uint64_t hash_outputs(const loom_case *c, const images *m) {
+    uint64_t hash = 0xCBF29CE484222325;
+    for (size_t byte = 0; byte < c->block.bytes; byte++)
+        if (m->covered[byte] == OUTPUT) hash = (hash ^ m->after[byte]) * 0x100000001B3;
+    return hash;
 }
 
-static void free_images(const loom_case *c, unsigned char **kept) {
-    for (int i = 0; i < c->n_memories; i++) free(kept[i]);
+/* Hands the image of the last run to `kept`, for the caller to free, and makes room for the next one. */
+static bool keep_image(const loom_case *c, images *m, unsigned char **kept, loom_error *error) {
+    *kept = m->after;
+    m->after = malloc(c->block.bytes);
+    return m->after || loom_fail(error, "out of memory for a test case of %s", c->cases->name);
 }
 
-static bool check_runs(loom_case *c, int op, loom_device *device, workspace *w, loom_case_result *result,
+static bool check_runs(loom_case *c, int op, loom_device *device, images *m, loom_case_result *result,
                        loom_error *error) {
-    if (!run_once(c, op, device, w, GARBAGE, error)) return false;
-    check_workspace(w, GARBAGE, result);
-    check_untouched(c, op, result);
-    check_written(c, op, result);
-    check_outputs(c, op, result);
+    if (!run_or_fail(c, op, device, m, GARBAGE, result)) return true;
+    check_untouched(c, op, m, result);
+    check_written(c, op, m, result);
+    check_outputs(c, op, m, result);
+    result->bits = hash_outputs(c, m);
 
-    unsigned char *first[LOOM_CASE_TENSORS];
-    const bool ran = keep_images(c, first, error) && run_once(c, op, device, w, OTHER_GARBAGE, error);
-    if (ran) {
-        check_workspace(w, OTHER_GARBAGE, result);
-        check_untouched(c, op, result);
-        check_same_bits(c, first, "when run again over other garbage", result);
+    unsigned char *first;
+    const bool room = keep_image(c, m, &first, error);
+    if (room && run_or_fail(c, op, device, m, OTHER_GARBAGE, result)) {
+        check_untouched(c, op, m, result);
+        check_same_bits(c, op, m, first, "when run again over other garbage", result);
     }
-    free_images(c, first);
-    return ran;
+    free(first);
+    return room;
+}
+
+/* Plans the op and makes its memory and images. */
+static bool begin_runs(loom_case *c, int op, loom_device *device, images *m, loom_error *error) {
+    size_t workspace;
+    return loom_case_plan(c, op, LOOM_CASE_SHAPES, device, &workspace, error) &&
+           loom_case_allocate(c, 1u << op, workspace, device, error) && make_images(c, op, m, error);
+}
+
+static void end_runs(loom_case *c, loom_device *device, images *m) {
+    free_images(m);
+    loom_case_release(c, device);
 }
 
 bool loom_case_check(loom_case *c, int op, loom_device *device, loom_device *oracle, loom_case_result *result,
@@ -408,32 +388,27 @@ bool loom_case_check(loom_case *c, int op, loom_device *device, loom_device *ora
     *result = (loom_case_result){.verdict = LOOM_CASE_OK};
     LOOM_CHECK(c->dtypes.storage != LOOM_F64 || c->cases->op[op].formula);
     if (!loom_case_supported(c, op, device, result)) return true;
-    size_t workspace_bytes;
-    if (!make_reference(c, op, oracle, error) ||
-        !loom_case_plan(c, op, LOOM_CASE_SHAPES, device, &workspace_bytes, error))
-        return false;
-    workspace w;
-    const bool ran = allocate_workspace(&w, device, workspace_bytes, error) &&
-                     allocate_memories(c, op, device, error) && check_runs(c, op, device, &w, result, error);
-    release_workspace(&w, device);
-    release_memories(c, device);
+    images m = {0};
+    const bool ran = make_reference(c, op, oracle, error) && begin_runs(c, op, device, &m, error) &&
+                     check_runs(c, op, device, &m, result, error);
+    end_runs(c, device, &m);
     return ran;
 }
 
-/* Plans, allocates, runs once and fetches; with `earlier`, compares. The images of the run stay. */
-static bool run_for_bits(loom_case *c, int op, loom_device *device, unsigned char *const *earlier,
-                         loom_case_result *result, loom_error *error) {
-    size_t workspace_bytes;
-    if (!loom_case_plan(c, op, LOOM_CASE_SHAPES, device, &workspace_bytes, error)) return false;
-    workspace w;
-    const bool ran = allocate_workspace(&w, device, workspace_bytes, error) &&
-                     allocate_memories(c, op, device, error) && run_once(c, op, device, &w, GARBAGE, error);
-    release_workspace(&w, device);
-    if (ran && earlier) {
+/* Runs once on each device; `first` keeps the first one's outputs. */
+static bool compare_bits(loom_case *c, int op, loom_device *device, unsigned char **first, loom_case_result *result,
+                         loom_error *error) {
+    images m = {0};
+    bool ran = begin_runs(c, op, device, &m, error);
+    if (ran && run_or_fail(c, op, device, &m, GARBAGE, result)) {
         char what[96];
         snprintf(what, sizeof what, "on %s with %d threads", device->name, device->threads);
-        check_same_bits(c, earlier, what, result);
+        if (*first)
+            check_same_bits(c, op, &m, *first, what, result);
+        else
+            ran = keep_image(c, &m, first, error);
     }
+    end_runs(c, device, &m);
     return ran;
 }
 
@@ -443,13 +418,9 @@ bool loom_case_check_same_bits(loom_case *c, int op, loom_device *const *devices
     for (int i = 0; i < n; i++)
         if (!loom_case_supported(c, op, devices[i], result)) return true;
     if (!loom_case_make_values(c, op, error) || !loom_case_derive(c, op, oracle, error)) return false;
-    unsigned char *first[LOOM_CASE_TENSORS] = {NULL};
-    bool ran = run_for_bits(c, op, devices[0], NULL, result, error) && keep_images(c, first, error);
-    release_memories(c, devices[0]);
-    for (int i = 1; ran && i < n; i++) {
-        ran = run_for_bits(c, op, devices[i], first, result, error);
-        release_memories(c, devices[i]);
-    }
-    free_images(c, first);
+    unsigned char *first = NULL;
+    bool ran = true;
+    for (int i = 0; ran && i < n; i++) ran = compare_bits(c, op, devices[i], &first, result, error);
+    free(first);
     return ran;
 }

@@ -7,7 +7,7 @@
 #include <time.h>
 #include <unistd.h>
 
-enum { FEWEST_RUNS = 5, MOST_RUNS = 400, PATTERN = LOOM_CASE_PERIOD };
+enum { FEWEST_RUNS = 5, MOST_RUNS = 400, WARM_UPS = 2, PATTERN = LOOM_CASE_PERIOD, FLUSH_COLUMNS = 8192 };
 
 static double now(void) {
     struct timespec t;
@@ -28,15 +28,19 @@ static double median(double *times, int n) {
 
 /* --------------------------------------------------------------------------------------------------------- flushing */
 
-/* Twice the last cache, as far as the system tells its size, and 64 MiB at least. */
-static size_t flush_size(void) {
+/* Twice the last cache, as far as the system tells its size, and 64 MiB at least; where memory is not the host's, four
+ * times the largest cache of a GPU so far. */
+static size_t flush_size(const loom_device *device) {
+    if (!device->host_memory) return (size_t)256 << 20;
     const long cache = sysconf(_SC_LEVEL3_CACHE_SIZE);
     const size_t least = (size_t)64 << 20, twice = cache > 0 ? 2 * (size_t)cache : 0;
     return twice > least ? twice : least;
 }
 
-bool loom_case_flush_open(loom_case_flush *flush, loom_device *device, loom_error *error) {
-    flush->bytes = flush_size() / sizeof(double) * sizeof(double);
+bool loom_case_flush_open(loom_case_flush *flush, loom_device *device, size_t bytes, loom_error *error) {
+    const size_t row = FLUSH_COLUMNS * loom_dtype_size(device->storage);
+    flush->bytes = (bytes ? bytes : flush_size(device)) / row * row;
+    if (!flush->bytes) flush->bytes = row;
     flush->memory = NULL;
     return device->allocate(device, &flush->memory, flush->bytes, error);
 }
@@ -47,27 +51,36 @@ void loom_case_flush_close(loom_case_flush *flush, loom_device *device) {
 }
 
 /* The device writes all of the memory in its own way, so that this works for any device. */
-static bool cool(loom_device *device, const loom_case_flush *flush, loom_error *error) {
-    const int64_t columns = 8192, rows = (int64_t)(flush->bytes / loom_dtype_size(device->storage)) / columns;
-    const struct loom_fill fill = {.out = loom_view_2d(flush->memory, device->storage, rows, columns), .value = 1};
+static void cool(loom_device *device, const loom_case_flush *flush) {
+    const int64_t rows = (int64_t)(flush->bytes / loom_dtype_size(device->storage)) / FLUSH_COLUMNS;
+    const struct loom_fill fill = {.out = loom_view_2d(flush->memory, device->storage, rows, FLUSH_COLUMNS),
+                                   .value = 1};
     loom_exec exec = {.ops = device->ops, .device = device};
     device->ops->fill(&exec, &fill);
-    return device->synchronize(device, NULL, error);
 }
 
 /* ----------------------------------------------------------------------------------------------------------- inputs */
 
+/* Sends the pattern, then doubles what is there until the memory is full. */
+static bool fill_with(loom_case_memory *m, loom_device *device, const void *pattern, size_t bytes, loom_error *error) {
+    char *start = (char *)m->device + LOOM_CASE_FENCE;
+    size_t filled = bytes < m->bytes ? bytes : m->bytes;
+    device->copy(device, NULL, start, pattern, filled, LOOM_HOST_TO_DEVICE);
+    while (filled < m->bytes) {
+        const size_t more = filled < m->bytes - filled ? filled : m->bytes - filled;
+        device->copy(device, NULL, start + filled, start, more, LOOM_DEVICE_TO_DEVICE);
+        filled += more;
+    }
+    return device->synchronize(device, NULL, error);
+}
+
 /* Fills a memory with the pattern of its first tensor, repeated: what numbers there are does not change an op's time,
  * as long as they are ordinary ones. */
 static bool fill_memory(loom_case *c, int memory, loom_device *device, loom_error *error) {
-    const loom_case_memory *m = &c->memory[memory];
+    loom_case_memory *m = &c->memory[memory];
     const loom_case_tensor *t = c->tensor;
     while (t->memory != memory) t++;
-    char *start = (char *)m->device + LOOM_CASE_FENCE;
-    if (t->kind == LOOM_CASE_SCALARS) {
-        device->copy(device, NULL, start, &t->scalars, sizeof t->scalars, LOOM_HOST_TO_DEVICE);
-        return device->synchronize(device, NULL, error);
-    }
+    if (t->kind == LOOM_CASE_SCALARS) return fill_with(m, device, &t->scalars, sizeof t->scalars, error);
     const loom_dtype dtype = loom_case_tensor_dtype(c, t);
     const size_t item = loom_case_tensor_item(c, t), bytes = PATTERN * item;
     double *values = malloc(PATTERN * sizeof *values);
@@ -76,10 +89,7 @@ static bool fill_memory(loom_case *c, int memory, loom_device *device, loom_erro
     if (filled) {
         loom_case_generate(c, t, PATTERN, values);
         for (size_t i = 0; i < PATTERN; i++) loom_case_store(stored + i * item, dtype, values[i]);
-        for (size_t at = 0; at < m->bytes; at += bytes)
-            device->copy(device, NULL, start + at, stored, m->bytes - at < bytes ? m->bytes - at : bytes,
-                         LOOM_HOST_TO_DEVICE);
-        filled = device->synchronize(device, NULL, error);
+        filled = fill_with(m, device, stored, bytes, error);
     } else {
         loom_fail(error, "out of memory for the inputs of a benchmark of %s", c->cases->name);
     }
@@ -103,14 +113,6 @@ static unsigned needed_ops(const loom_case *c, int op) {
     return needed;
 }
 
-static bool needs_memory(const loom_case *c, unsigned ops, int memory) {
-    for (int i = 0; i < c->n_tensors; i++)
-        for (int op = 0; op < LOOM_CASE_OPS; op++)
-            if (c->tensor[i].memory == memory && ops >> op & 1 && c->tensor[i].role[op] != LOOM_CASE_UNUSED)
-                return true;
-    return false;
-}
-
 /* Bytes read and written, each element once, or as the case counts them. */
 static double moved_bytes(loom_case *c, int op) {
     double bytes = 0;
@@ -127,30 +129,37 @@ static double moved_bytes(loom_case *c, int op) {
 
 /* ----------------------------------------------------------------------------------------------------------- timing */
 
-static void run(loom_case *c, int op, loom_device *device, void *workspace, size_t workspace_bytes) {
-    loom_case_arguments arguments;
-    loom_case_bind(c, op, LOOM_CASE_DEVICE, &arguments);
-    loom_exec exec = {.ops = device->ops, .device = device, .workspace = workspace, .workspace_bytes = workspace_bytes};
-    loom_case_call(&exec, c->cases->op[op].op, &arguments);
+/* One timed run: the device's own clock runs from when the caches have been flushed to when the op is done. */
+static bool time_run(loom_case *c, int op, loom_device *device, const loom_case_flush *flush, double *seconds,
+                     loom_error *error) {
+    cool(device, flush);
+    device->timer_start(device);
+    loom_case_run(c, op, device);
+    return device->timer_stop(device, seconds, error);
 }
 
-static bool time_runs(loom_case *c, int op, loom_device *device, const loom_case_flush *flush, void *workspace,
-                      size_t workspace_bytes, double seconds, loom_case_timing *timing, loom_error *error) {
+static bool time_runs(loom_case *c, int op, loom_device *device, const loom_case_flush *flush, double seconds,
+                      loom_case_timing *timing, loom_error *error) {
     double times[MOST_RUNS];
     const double begin = now();
     int n = 0;
     while (n < MOST_RUNS && (n < FEWEST_RUNS || now() - begin < seconds)) {
-        if (!cool(device, flush, error)) return false;
-        const double start = now();
-        run(c, op, device, workspace, workspace_bytes);
-        if (!device->synchronize(device, NULL, error)) return false;
-        times[n++] = now() - start;
+        if (!time_run(c, op, device, flush, &times[n], error)) return false;
+        n++;
     }
     timing->ms = 1e3 * median(times, n);
     timing->runs = n;
     timing->bytes = moved_bytes(c, op);
     timing->flops = c->cases->op[op].flops ? c->cases->op[op].flops(c) : 0;
     return true;
+}
+
+/* Runs the ops that give this one its inputs, and itself: the first run of anything is a slow one. */
+static bool warm_up(loom_case *c, int op, unsigned needed, loom_device *device, loom_error *error) {
+    for (int i = 0; i < op; i++)
+        if (needed >> i & 1) loom_case_run(c, i, device);
+    for (int i = 0; i < WARM_UPS; i++) loom_case_run(c, op, device);
+    return device->synchronize(device, NULL, error);
 }
 
 bool loom_case_time(loom_case *c, int op, loom_device *device, const loom_case_flush *flush, double seconds,
@@ -165,33 +174,20 @@ bool loom_case_time(loom_case *c, int op, loom_device *device, const loom_case_f
         if (!loom_case_plan(c, i, LOOM_CASE_SHAPES, device, &bytes, error)) return false;
         if (bytes > workspace_bytes) workspace_bytes = bytes;
     }
-    void *workspace = NULL;
-    bool ran = device->allocate(device, &workspace, workspace_bytes, error);
-    for (int i = 0; ran && i < c->n_memories; i++) {
-        loom_case_memory *m = &c->memory[i];
-        ran = !needs_memory(c, needed, i) || (device->allocate(device, &m->device, m->bytes + LOOM_CASE_FENCE, error) &&
-                                              fill_memory(c, i, device, error));
-    }
-    for (int i = 0; ran && i < op; i++)
-        if (needed >> i & 1) run(c, i, device, workspace, workspace_bytes);
-    if (ran) {
-        run(c, op, device, workspace, workspace_bytes); /* warm-up */
-        ran = device->synchronize(device, NULL, error) &&
-              time_runs(c, op, device, flush, workspace, workspace_bytes, seconds, timing, error);
-    }
-    for (int i = 0; i < c->n_memories; i++) {
-        loom_case_memory *m = &c->memory[i];
-        if (m->device) device->release(device, m->device, m->bytes + LOOM_CASE_FENCE);
-        m->device = NULL;
-    }
-    if (workspace) device->release(device, workspace, workspace_bytes);
+    bool ran = loom_case_allocate(c, needed, workspace_bytes, device, error);
+    for (int i = 0; ran && i < c->n_memories; i++)
+        if (c->memory[i].device) ran = fill_memory(c, i, device, error);
+    ran = ran && warm_up(c, op, needed, device, error) && time_runs(c, op, device, flush, seconds, timing, error);
+    loom_case_release(c, device);
     return ran;
 }
 
 /* -------------------------------------------------------------------------------------------------------- bandwidth */
 
-/* One copy of `bytes`, by all threads where the host may touch the memory. */
-static bool copy_once(loom_device *device, char *to, const char *from, size_t bytes, loom_error *error) {
+/* The time of one copy of `bytes`, by all threads where the host may touch the memory. */
+static bool time_copy(loom_device *device, char *to, const char *from, size_t bytes, double *seconds,
+                      loom_error *error) {
+    device->timer_start(device);
     if (device->host_memory) {
         const int64_t pieces = device->threads;
         const size_t piece = bytes / (size_t)pieces;
@@ -202,18 +198,17 @@ static bool copy_once(loom_device *device, char *to, const char *from, size_t by
     } else {
         device->copy(device, NULL, to, from, bytes, LOOM_DEVICE_TO_DEVICE);
     }
-    return device->synchronize(device, NULL, error);
+    return device->timer_stop(device, seconds, error);
 }
 
 bool loom_case_copy_bandwidth(loom_device *device, const loom_case_flush *flush, double *bandwidth, loom_error *error) {
     void *to;
     if (!device->allocate(device, &to, flush->bytes, error)) return false;
-    double best = INFINITY;
-    bool ran = copy_once(device, to, flush->memory, flush->bytes, error);
+    double best = INFINITY, seconds;
+    bool ran = time_copy(device, to, flush->memory, flush->bytes, &seconds, error);
     for (int i = 0; ran && i < 2 * FEWEST_RUNS; i++) {
-        const double start = now();
-        ran = copy_once(device, to, flush->memory, flush->bytes, error);
-        best = fmin(best, now() - start);
+        ran = time_copy(device, to, flush->memory, flush->bytes, &seconds, error);
+        if (ran) best = fmin(best, seconds);
     }
     if (ran) *bandwidth = 2 * (double)flush->bytes / best;
     device->release(device, to, flush->bytes);

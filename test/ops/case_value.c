@@ -108,20 +108,21 @@ static const struct {
     enum { FLOAT, INT32, INT64, DOUBLE } type;
     bool exact;
 } fields[LOOM_CASE_FIELDS] = {
-#define IN(member)                                                                                                     \
-    { "in." #member, offsetof(loom_scalars, in.member), FLOAT, true }
+#define IN(member, type)                                                                                               \
+    { "in." #member, offsetof(loom_scalars, in.member), type, true }
 #define OUT(member, type, exact)                                                                                       \
     { "out." #member, offsetof(loom_scalars, out.member), type, exact }
 #define STATE(member, type, exact)                                                                                     \
     { "state." #member, offsetof(loom_scalars, state.member), type, exact }
-    IN(learning_rate),
-    IN(beta1),
-    IN(beta2),
-    IN(epsilon),
-    IN(weight_decay),
-    IN(clip_norm),
-    IN(loss_gradient),
-    IN(spike_z),
+    IN(learning_rate, FLOAT),
+    IN(beta1, FLOAT),
+    IN(beta2, FLOAT),
+    IN(epsilon, FLOAT),
+    IN(weight_decay, FLOAT),
+    IN(clip_norm, FLOAT),
+    IN(loss_gradient, FLOAT),
+    IN(spike_z, FLOAT),
+    IN(loss_scale_interval, INT32),
     OUT(loss, FLOAT, false),
     OUT(gradient_norm, FLOAT, false),
     OUT(gradient_factor, FLOAT, false),
@@ -135,6 +136,8 @@ static const struct {
     STATE(loss_square, DOUBLE, false),
     STATE(norm_mean, DOUBLE, false),
     STATE(norm_square, DOUBLE, false),
+    STATE(loss_scale, FLOAT, true),
+    STATE(loss_scale_age, INT32, true),
 #undef IN
 #undef OUT
 #undef STATE

@@ -15,15 +15,32 @@ static const loom_case_shape shapes[] = {
     {{3, 50257, 50304}, "in-place", LOOM_CASE_PARITY},
     {{9, 385, 512}, "extreme", LOOM_CASE_PARITY},
     {{9, 300, 384}, "equal in-place", LOOM_CASE_PARITY},
+    {{4, 5, 7}, "scaled some", LOOM_CASE_PARITY | LOOM_CASE_GRADIENT},
+    {{7, 257, 384}, "scaled", LOOM_CASE_PARITY},
+    /* Rows of each size that a kernel may be made for, starting at multiples of 16 bytes or anywhere. */
+    {{5, 8, 8}, "some", LOOM_CASE_PARITY},
+    {{6, 1000, 2048}, "some padded", LOOM_CASE_PARITY},
+    {{3, 2047, 2047}, "", LOOM_CASE_PARITY},
+    {{5, 2049, 2056}, "some in-place", LOOM_CASE_PARITY},
+    {{4, 4099, 4101}, "some in-place", LOOM_CASE_PARITY},
+    {{2, 13000, 13312}, "padded scaled", LOOM_CASE_PARITY},
+    {{4, 20000, 20480}, "losses-only some", LOOM_CASE_PARITY},
+    {{2, 50257, 50257}, "in-place", LOOM_CASE_PARITY},
+    {{2, 131072, 131072}, "in-place", LOOM_CASE_PARITY | LOOM_CASE_FULL},
+    /* The largest values stand in the padding. */
+    {{9, 3, 512}, "extreme", LOOM_CASE_PARITY},
+    {{4, 5, 4096}, "extreme in-place", LOOM_CASE_PARITY},
     {{768, 257, 384}, "in-place", LOOM_CASE_BENCH},
     {{64, 50257, 50304}, "in-place", LOOM_CASE_BENCH},
+    {{4096, 50257, 50304}, "in-place", LOOM_CASE_BENCH_LARGE},
 };
 
 static void tensors(loom_case *c) {
     const int64_t N = loom_case_dim(c, "N"), V = loom_case_dim(c, "V"), Vp = loom_case_dim(c, "Vp");
     const bool extreme = loom_case_option(c, "extreme"), equal = loom_case_option(c, "equal");
-    const loom_scalars scalars = {.in = {.loss_gradient = 1.0f / (float)N}};
-    const double g = (double)scalars.in.loss_gradient;
+    const loom_scalars scalars = {.in = {.loss_gradient = 1.0f / (float)N},
+                                  .state = {.loss_scale = loom_case_option(c, "scaled") ? 1024 : 1}};
+    const double g = (double)scalars.in.loss_gradient * (double)scalars.state.loss_scale;
     loom_case_scalars(c, "scalars", &scalars, (loom_case_bound){0});
     loom_case_input(c, "logits", LOOM_CASE_STORAGE, loom_case_2d(N, Vp),
                     extreme ? loom_case_extreme(1e4)
@@ -51,6 +68,10 @@ static void tensors(loom_case *c) {
         loom_case_widen(c, "logits", 3);
         loom_case_widen(c, "dlogits", 5);
     }
+    if (loom_case_option(c, "padded")) {
+        loom_case_widen(c, "logits", 8);
+        loom_case_widen(c, "dlogits", 16);
+    }
     if (loom_case_option(c, "in-place")) loom_case_alias(c, "dlogits", "logits");
 }
 
@@ -68,7 +89,8 @@ static void arguments(loom_case *c, loom_case_arguments *a) {
 static void formula(loom_case *c) {
     const int64_t N = loom_case_dim(c, "N"), V = loom_case_dim(c, "V"), Vp = loom_case_dim(c, "Vp");
     const double *target = loom_case_value(c, "targets"), *logits = loom_case_value(c, "logits");
-    const double g = (double)loom_case_scalars_value(c, "scalars")->in.loss_gradient;
+    const loom_scalars *scalars = loom_case_scalars_value(c, "scalars");
+    const double g = (double)scalars->in.loss_gradient * (double)scalars->state.loss_scale;
     double *losses = loom_case_expected(c, "losses");
     double *dlogits = loom_case_option(c, "losses-only") ? NULL : loom_case_expected(c, "dlogits");
     for (int64_t n = 0; n < N; n++) {
@@ -87,7 +109,7 @@ static void formula(loom_case *c) {
 const loom_op_cases loom_op_cases_cross_entropy = {
     .name = "cross_entropy",
     .dims = "N V Vp",
-    .options = "some none in-place losses-only strided extreme equal",
+    .options = "some none in-place losses-only strided padded extreme equal scaled",
     .shapes = shapes,
     .n_shapes = sizeof shapes / sizeof *shapes,
     .tensors = tensors,

@@ -3,8 +3,9 @@
 
 static const loom_case_shape shapes[] = {
     {{1, 1}, "", LOOM_CASE_PARITY},          {{3, 5}, "zero", LOOM_CASE_PARITY},
-    {{7, 129}, "strided", LOOM_CASE_PARITY}, {{300, 385}, "", LOOM_CASE_PARITY},
-    {{1, 100003}, "zero", LOOM_CASE_PARITY}, {{1, 7087872}, "zero", LOOM_CASE_BENCH},
+    {{7, 129}, "strided", LOOM_CASE_PARITY}, {{65600, 3}, "strided", LOOM_CASE_PARITY},
+    {{300, 385}, "", LOOM_CASE_PARITY},      {{1, 100003}, "zero", LOOM_CASE_PARITY},
+    {{1, 7087872}, "zero", LOOM_CASE_BENCH}, {{1, 124475904}, "zero", LOOM_CASE_BENCH_LARGE},
 };
 
 static void tensors(loom_case *c) {

@@ -8,10 +8,12 @@ static const loom_case_shape shapes[] = {
     {{3, 5}, "", LOOM_CASE_PARITY | LOOM_CASE_GRADIENT},
     {{1, 33}, "in-place", LOOM_CASE_PARITY},
     {{7, 129}, "strided", LOOM_CASE_PARITY},
+    {{5, 136}, "spaced", LOOM_CASE_PARITY},
     {{300, 385}, "in-place", LOOM_CASE_PARITY},
     {{9, 770}, "extreme", LOOM_CASE_PARITY},
     {{768, 512}, "", LOOM_CASE_BENCH},
     {{256, 3072}, "", LOOM_CASE_BENCH},
+    {{16384, 3072}, "", LOOM_CASE_BENCH_LARGE},
 };
 
 static void tensors(loom_case *c) {
@@ -30,6 +32,12 @@ static void tensors(loom_case *c) {
         loom_case_widen(c, "out", 5);
         loom_case_widen(c, "dout", 1);
         loom_case_widen(c, "dx", 7);
+    }
+    if (loom_case_option(c, "spaced")) { /* rows that begin at multiples of 16 bytes */
+        loom_case_widen(c, "x", 8);
+        loom_case_widen(c, "out", 16);
+        loom_case_widen(c, "dout", 24);
+        loom_case_widen(c, "dx", 8);
     }
     if (loom_case_option(c, "in-place")) {
         loom_case_alias(c, "out", "x");
@@ -57,7 +65,7 @@ static void backward(loom_case *c, loom_case_arguments *a) {
 const loom_op_cases loom_op_cases_gelu = {
     .name = "gelu",
     .dims = "N C",
-    .options = "in-place strided extreme",
+    .options = "in-place strided spaced extreme",
     .shapes = shapes,
     .n_shapes = sizeof shapes / sizeof *shapes,
     .tensors = tensors,

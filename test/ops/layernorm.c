@@ -18,8 +18,27 @@ static const loom_case_shape shapes[] = {
     {{9, 257}, "offset", LOOM_CASE_PARITY},
     {{9, 257}, "flat", LOOM_CASE_PARITY},
     {{4, 130}, "zero", LOOM_CASE_PARITY},
+    /* Rows that start at multiples of 16 bytes: of each size that a kernel may be made for, whole and in part. */
+    {{1, 8}, "delta skip accumulate", LOOM_CASE_PARITY},
+    {{19, 248}, "delta skip padded", LOOM_CASE_PARITY},
+    {{9, 512}, "offset", LOOM_CASE_PARITY},
+    {{21, 520}, "accumulate", LOOM_CASE_PARITY},
+    {{5, 1024}, "delta skip sum-in-delta dx-in-skip", LOOM_CASE_PARITY},
+    {{11, 1032}, "delta skip padded accumulate", LOOM_CASE_PARITY},
+    {{3, 4096}, "offset", LOOM_CASE_PARITY},
+    {{10, 8192}, "delta skip sum-in-x dx-in-skip", LOOM_CASE_PARITY | LOOM_CASE_FULL},
+    {{3, 8184}, "delta skip", LOOM_CASE_PARITY},
+    /* Longer ones, and those that start anywhere. */
+    {{3, 8200}, "delta skip", LOOM_CASE_PARITY},
+    {{5, 1031}, "offset", LOOM_CASE_PARITY},
+    {{4, 2051}, "delta skip strided sum-in-x", LOOM_CASE_PARITY},
+    /* Many rows: sums over them in several stages. */
+    {{6200, 8}, "delta skip accumulate", LOOM_CASE_PARITY},
+    {{6200, 3}, "", LOOM_CASE_PARITY},
+    {{6200, 768}, "delta skip accumulate", LOOM_CASE_PARITY | LOOM_CASE_FULL},
     {{768, 128}, "delta skip sum-in-x dx-in-skip", LOOM_CASE_BENCH},
     {{256, 768}, "delta skip sum-in-x dx-in-skip", LOOM_CASE_BENCH},
+    {{16384, 768}, "delta skip sum-in-x dx-in-skip", LOOM_CASE_BENCH_LARGE},
 };
 
 static void tensors(loom_case *c) {
@@ -78,6 +97,15 @@ static void tensors(loom_case *c) {
         loom_case_widen(c, "skip", 4);
         loom_case_widen(c, "dx", 7);
     }
+    if (loom_case_option(c, "padded")) {
+        loom_case_widen(c, "x", 8);
+        loom_case_widen(c, "delta", 16);
+        loom_case_widen(c, "sum", 24);
+        loom_case_widen(c, "out", 32);
+        loom_case_widen(c, "dout", 40);
+        loom_case_widen(c, "skip", 8);
+        loom_case_widen(c, "dx", 16);
+    }
     if (loom_case_option(c, "sum-in-x")) loom_case_alias(c, "sum", "x");
     if (loom_case_option(c, "sum-in-delta")) loom_case_alias(c, "sum", "delta");
     if (loom_case_option(c, "dx-in-skip")) loom_case_alias(c, "dx", "skip");
@@ -110,7 +138,8 @@ static void forward_formula(loom_case *c) {
     }
     for (int64_t n = 0; n < N; n++, x += C, out += C) {
         double mean = 0, variance = 0;
-        for (int64_t i = 0; i < C; i++) mean += x[i] / (double)C;
+        for (int64_t i = 0; i < C; i++) mean += x[i];
+        mean /= (double)C;
         for (int64_t i = 0; i < C; i++) variance += (x[i] - mean) * (x[i] - mean) / (double)C;
         const double rstd = 1 / sqrt(variance + (double)epsilon);
         for (int64_t i = 0; i < C; i++) out[i] = (x[i] - mean) * rstd * weight[i] + bias[i];
@@ -138,7 +167,7 @@ static void backward(loom_case *c, loom_case_arguments *a) {
 const loom_op_cases loom_op_cases_layernorm = {
     .name = "layernorm",
     .dims = "N C",
-    .options = "delta skip accumulate sum-in-x sum-in-delta dx-in-skip strided offset flat zero",
+    .options = "delta skip accumulate sum-in-x sum-in-delta dx-in-skip strided padded offset flat zero",
     .shapes = shapes,
     .n_shapes = sizeof shapes / sizeof *shapes,
     .tensors = tensors,

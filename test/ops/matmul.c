@@ -21,6 +21,13 @@ static const loom_case_shape shapes[] = {
     {{66, 130, 770}, "transposed bias", LOOM_CASE_PARITY},
     {{3, 24, 50304}, "transposed", LOOM_CASE_PARITY},
     {{33, 65, 130}, "extreme bias", LOOM_CASE_PARITY},
+    {{5, 1, 7}, "bias accumulate", LOOM_CASE_PARITY},
+    {{7, 5, 1}, "transposed bias", LOOM_CASE_PARITY},
+    {{1, 40, 515}, "transposed", LOOM_CASE_PARITY},
+    {{64, 128, 192}, "bias relu accumulate", LOOM_CASE_PARITY},
+    {{128, 64, 72}, "transposed bias accumulate", LOOM_CASE_PARITY},
+    {{33, 40, 24}, "bias gelu accumulate shifted", LOOM_CASE_PARITY},
+    {{24, 33, 40}, "transposed bias shifted", LOOM_CASE_PARITY},
     {{768, 128, 384}, "bias", LOOM_CASE_BENCH},
     {{768, 128, 512}, "bias gelu", LOOM_CASE_BENCH},
     {{768, 512, 128}, "bias", LOOM_CASE_BENCH},
@@ -30,12 +37,22 @@ static const loom_case_shape shapes[] = {
     {{256, 768, 3072}, "bias gelu", LOOM_CASE_BENCH},
     {{256, 3072, 768}, "bias", LOOM_CASE_BENCH},
     {{256, 768, 50304}, "transposed", LOOM_CASE_BENCH},
+    {{16384, 768, 2304}, "bias", LOOM_CASE_BENCH_LARGE},
+    {{16384, 768, 768}, "bias", LOOM_CASE_BENCH_LARGE},
+    {{16384, 768, 3072}, "bias gelu", LOOM_CASE_BENCH_LARGE},
+    {{16384, 3072, 768}, "bias", LOOM_CASE_BENCH_LARGE},
+    {{4096, 768, 50304}, "transposed", LOOM_CASE_BENCH_LARGE},
 };
 
 static loom_activation activation_of(loom_case *c) {
     return loom_case_option(c, "gelu")   ? LOOM_ACTIVATION_GELU
            : loom_case_option(c, "relu") ? LOOM_ACTIVATION_RELU
                                          : LOOM_ACTIVATION_NONE;
+}
+
+/* A contiguous tensor that begins one element behind where its memory does. */
+static void shift(loom_case *c, const char *name, int64_t rows, int64_t columns) {
+    loom_case_place(c, name, name, 1, rows * columns, rows * columns, columns);
 }
 
 static void tensors(loom_case *c) {
@@ -80,6 +97,17 @@ static void tensors(loom_case *c) {
         loom_case_widen(c, "dout", 6);
         loom_case_widen(c, "dx", 7);
         loom_case_widen(c, "dweight", 4);
+    }
+    if (loom_case_option(c, "shifted")) {
+        shift(c, "x", N, I);
+        shift(c, "weight", weight.n[2], weight.n[3]);
+        if (bias) shift(c, "bias", 1, O);
+        shift(c, "out", N, O);
+        if (activation) shift(c, "preactivation", N, O);
+        shift(c, "dout", N, O);
+        shift(c, "dx", N, I);
+        shift(c, "dweight", weight.n[2], weight.n[3]);
+        if (bias) shift(c, "dbias", 1, O);
     }
 }
 
@@ -145,7 +173,7 @@ static void backward_weight(loom_case *c, loom_case_arguments *a) {
 const loom_op_cases loom_op_cases_matmul = {
     .name = "matmul",
     .dims = "N I O",
-    .options = "transposed bias gelu relu accumulate strided extreme",
+    .options = "transposed bias gelu relu accumulate strided shifted extreme",
     .shapes = shapes,
     .n_shapes = sizeof shapes / sizeof *shapes,
     .tensors = tensors,

@@ -12,8 +12,21 @@ static const loom_case_shape shapes[] = {
     {{6, 770}, "extreme", LOOM_CASE_PARITY},
     {{6, 257}, "equal", LOOM_CASE_PARITY},
     {{2, 50257}, "", LOOM_CASE_PARITY},
+    {{1, 1031}, "", LOOM_CASE_PARITY},
+    /* Rows that start at multiples of 16 bytes: short, long, and so long that no cache on a GPU holds them. */
+    {{3, 8}, "", LOOM_CASE_PARITY},
+    {{9, 136}, "padded", LOOM_CASE_PARITY},
+    {{6, 768}, "extreme in-place", LOOM_CASE_PARITY},
+    {{5, 2048}, "", LOOM_CASE_PARITY},
+    {{3, 4104}, "in-place", LOOM_CASE_PARITY},
+    {{2, 13328}, "padded", LOOM_CASE_PARITY},
+    {{3, 2056}, "equal", LOOM_CASE_PARITY},
+    {{2, 50304}, "in-place", LOOM_CASE_PARITY},
+    {{2, 50304}, "extreme", LOOM_CASE_PARITY | LOOM_CASE_FULL},
+    {{2, 131072}, "", LOOM_CASE_PARITY | LOOM_CASE_FULL},
     {{768, 257}, "", LOOM_CASE_BENCH},
     {{64, 50257}, "", LOOM_CASE_BENCH},
+    {{4096, 50257}, "", LOOM_CASE_BENCH_LARGE},
 };
 
 static void tensors(loom_case *c) {
@@ -39,6 +52,12 @@ static void tensors(loom_case *c) {
         loom_case_widen(c, "out", 5);
         loom_case_widen(c, "dout", 1);
         loom_case_widen(c, "dx", 7);
+    }
+    if (loom_case_option(c, "padded")) {
+        loom_case_widen(c, "x", 8);
+        loom_case_widen(c, "out", 16);
+        loom_case_widen(c, "dout", 24);
+        loom_case_widen(c, "dx", 32);
     }
     if (loom_case_option(c, "in-place")) {
         loom_case_alias(c, "out", "x");
@@ -70,7 +89,7 @@ static void backward(loom_case *c, loom_case_arguments *a) {
 const loom_op_cases loom_op_cases_softmax = {
     .name = "softmax",
     .dims = "N C",
-    .options = "in-place strided extreme equal",
+    .options = "in-place strided padded extreme equal",
     .shapes = shapes,
     .n_shapes = sizeof shapes / sizeof *shapes,
     .tensors = tensors,

@@ -1,0 +1,11 @@
+#include "cuda/device.h"
+
+/* Linked in place of the CUDA device where there was no CUDA Toolkit to build it with. */
+bool loom_cuda_open(loom_device **device, const loom_device_options *options, bool *there, loom_error *error) {
+    (void)options;
+    *device = NULL;
+    *there = false;
+    return loom_fail(error,
+                     "--device cuda: this program was built without CUDA, as nvcc was not found; install the CUDA "
+                     "Toolkit and build again, or take --device cpu");
+}

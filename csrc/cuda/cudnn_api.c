@@ -1,0 +1,46 @@
+#include "cuda/cudnn_api.h"
+
+#include <dlfcn.h>
+#include <stdlib.h>
+#include <string.h>
+
+enum { OLDEST = 90800 }; /* the first that plans for a described device */
+
+/* dlsym returns an object's address, which C does not convert to a function's. */
+static bool find(void *library, const char *name, void *function) {
+    void *const address = dlsym(library, name);
+    memcpy(function, &address, sizeof address);
+    return address != NULL;
+}
+
+const loom_cudnn_api *loom_cudnn_load(loom_error *error) {
+    static loom_cudnn_api api;
+    static bool loaded;
+    if (loaded) return &api;
+    const char *file = getenv("LOOM_CUDNN");
+    if (!file || !*file) file = "libcudnn.so.9";
+    void *library = dlopen(file, RTLD_NOW | RTLD_LOCAL);
+    if (!library) {
+        loom_fail(error,
+                  "--attention cudnn: %s cannot be loaded: %s; install cuDNN 9, or say where it is with "
+                  "LOOM_CUDNN=/path/to/libcudnn.so.9",
+                  file, dlerror());
+        return NULL;
+    }
+#define FIND(name)                                                                                                     \
+    if (!find(library, "cudnn" #name, &api.name)) {                                                                    \
+        loom_fail(error, "--attention cudnn: %s has no function cudnn" #name ": it is not cuDNN 9", file);             \
+        dlclose(library);                                                                                              \
+        return NULL;                                                                                                   \
+    }
+    LOOM_CUDNN_FUNCTIONS(FIND)
+#undef FIND
+    const size_t version = api.GetVersion();
+    if (version < OLDEST || version >= 100000) {
+        loom_fail(error, "--attention cudnn: %s is version %zu; cuDNN 9.8 or a later 9 is needed", file, version);
+        dlclose(library);
+        return NULL;
+    }
+    loaded = true;
+    return &api;
+}

@@ -1,0 +1,347 @@
+#include "cuda/device.h"
+
+#include "cpu/device.h"
+#include "cuda/attention_cudnn.h"
+#include "cuda/cuda.h"
+#include "cuda/matmul.h"
+#include "cuda/peak.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#if __has_include(<nvtx3/nvToolsExt.h>)
+#    include <nvtx3/nvToolsExt.h>
+#else
+#    define nvtxRangePushA(name) ((void)(name))
+#    define nvtxRangePop()       ((void)0)
+#endif
+
+enum { LEAST_CAPABILITY = 80 };
+
+/* --------------------------------------------------------------------------------------------------------------- errors */
+
+bool loom_cuda_ok(cudaError_t result, const char *call, loom_error *error) {
+    if (result == cudaSuccess) return true;
+    return loom_fail(error, "%s: %s (%s)", call, cudaGetErrorString(result), cudaGetErrorName(result));
+}
+
+void loom_cuda_failed_because(const loom_exec *exec, const char *what, const char *why) {
+    loom_cuda *cuda = loom_cuda_of(exec->device);
+    if (!cuda->failure[0]) snprintf(cuda->failure, sizeof cuda->failure, "%s: %s", what, why);
+}
+
+void loom_cuda_failed(const loom_exec *exec, const char *kernel, int result) {
+    char what[96];
+    snprintf(what, sizeof what, "launch of kernel %s", kernel);
+    loom_cuda_failed_because(exec, what, cudaGetErrorString((cudaError_t)result));
+}
+
+/* A call that cannot report: its failure waits for `synchronize`. */
+static void check_later(loom_cuda *cuda, cudaError_t result, const char *call) {
+    if (result != cudaSuccess && !cuda->failure[0])
+        snprintf(cuda->failure, sizeof cuda->failure, "%s: %s (%s)", call, cudaGetErrorString(result),
+                 cudaGetErrorName(result));
+}
+
+/* The failure kept so far is told once. */
+static bool tell_failure(loom_cuda *cuda, loom_error *error) {
+    if (!cuda->failure[0]) return true;
+    loom_fail(error, "device %s: %s", cuda->device.name, cuda->failure);
+    cuda->failure[0] = 0;
+    return false;
+}
+
+/* --------------------------------------------------------------------------------------------------------------- memory */
+
+static bool allocate(loom_device *device, void **memory, size_t bytes, loom_error *error) {
+    *memory = NULL;
+    const cudaError_t result = cudaMalloc(memory, bytes ? bytes : 1);
+    if (result == cudaSuccess) return true;
+    cudaGetLastError();
+    if (result != cudaErrorMemoryAllocation) return loom_cuda_ok(result, "cudaMalloc", error);
+    return loom_fail(error, "not enough memory on the GPU: %.1f MiB are needed and %.1f MiB are free",
+                     (double)bytes / 0x1p20, (double)device->available(device) / 0x1p20);
+}
+
+static void release(loom_device *device, void *memory, size_t bytes) {
+    (void)bytes;
+    if (memory) check_later(loom_cuda_of(device), cudaFree(memory), "cudaFree");
+}
+
+static bool allocate_host(loom_device *device, void **memory, size_t bytes, loom_error *error) {
+    (void)device;
+    return loom_cuda_ok(cudaHostAlloc(memory, bytes ? bytes : 1, cudaHostAllocDefault), "cudaHostAlloc", error);
+}
+
+static void release_host(loom_device *device, void *memory, size_t bytes) {
+    (void)bytes;
+    if (memory) check_later(loom_cuda_of(device), cudaFreeHost(memory), "cudaFreeHost");
+}
+
+static void copy(loom_device *device, loom_stream *stream, void *to, const void *from, size_t bytes,
+                 loom_copy_kind kind) {
+    static const enum cudaMemcpyKind kinds[] = {[LOOM_HOST_TO_DEVICE] = cudaMemcpyHostToDevice,
+                                                [LOOM_DEVICE_TO_HOST] = cudaMemcpyDeviceToHost,
+                                                [LOOM_DEVICE_TO_DEVICE] = cudaMemcpyDeviceToDevice};
+    loom_cuda *cuda = loom_cuda_of(device);
+    if (bytes == 0) return;
+    check_later(cuda, cudaMemcpyAsync(to, from, bytes, kinds[kind], loom_cuda_stream_of(cuda, stream)),
+                "cudaMemcpyAsync");
+}
+
+static bool synchronize(loom_device *device, loom_stream *stream, loom_error *error) {
+    loom_cuda *cuda = loom_cuda_of(device);
+    check_later(cuda, cudaStreamSynchronize(loom_cuda_stream_of(cuda, stream)), "cudaStreamSynchronize");
+    return tell_failure(cuda, error);
+}
+
+/* What the driver has free, less what libraries will still take for themselves. */
+static size_t available(const loom_device *device) {
+    const size_t reserve = (size_t)256 << 20;
+    size_t free_bytes = 0, total;
+    (void)device;
+    if (cudaMemGetInfo(&free_bytes, &total) != cudaSuccess) return 0;
+    return free_bytes > reserve ? free_bytes - reserve : 0;
+}
+
+/* -------------------------------------------------------------------------------------------------------------- streams */
+
+struct CUstream_st *loom_cuda_stream(const loom_exec *exec) {
+    return loom_cuda_stream_of(loom_cuda_of(exec->device), exec->stream);
+}
+
+static bool stream_open(loom_device *device, loom_stream **stream, loom_error *error) {
+    (void)device;
+    cudaStream_t opened;
+    if (!loom_cuda_ok(cudaStreamCreateWithFlags(&opened, cudaStreamNonBlocking), "cudaStreamCreateWithFlags", error))
+        return false;
+    *stream = (loom_stream *)opened;
+    return true;
+}
+
+static void stream_close(loom_device *device, loom_stream *stream) {
+    if (stream) check_later(loom_cuda_of(device), cudaStreamDestroy((cudaStream_t)stream), "cudaStreamDestroy");
+}
+
+/* A wait refers to the event as it was recorded last before it, so that one event serves all. */
+static void order(loom_device *device, loom_stream *later, loom_stream *earlier) {
+    loom_cuda *cuda = loom_cuda_of(device);
+    check_later(cuda, cudaEventRecord(cuda->ordered, loom_cuda_stream_of(cuda, earlier)), "cudaEventRecord");
+    check_later(cuda, cudaStreamWaitEvent(loom_cuda_stream_of(cuda, later), cuda->ordered, 0), "cudaStreamWaitEvent");
+}
+
+static void timer_start(loom_device *device) {
+    loom_cuda *cuda = loom_cuda_of(device);
+    check_later(cuda, cudaEventRecord(cuda->started, cuda->stream), "cudaEventRecord");
+}
+
+static bool timer_stop(loom_device *device, double *seconds, loom_error *error) {
+    loom_cuda *cuda = loom_cuda_of(device);
+    float ms = 0;
+    check_later(cuda, cudaEventRecord(cuda->stopped, cuda->stream), "cudaEventRecord");
+    check_later(cuda, cudaEventSynchronize(cuda->stopped), "cudaEventSynchronize");
+    check_later(cuda, cudaEventElapsedTime(&ms, cuda->started, cuda->stopped), "cudaEventElapsedTime");
+    *seconds = 1e-3 * (double)ms;
+    return tell_failure(cuda, error);
+}
+
+/* --------------------------------------------------------------------------------------------------------------- graphs */
+
+struct loom_recording {
+    cudaGraphExec_t graph;
+};
+
+static bool record_begin(loom_device *device, loom_error *error) {
+    loom_cuda *cuda = loom_cuda_of(device);
+    return tell_failure(cuda, error) &&
+           loom_cuda_ok(cudaStreamBeginCapture(cuda->stream, cudaStreamCaptureModeThreadLocal),
+                        "cudaStreamBeginCapture", error);
+}
+
+static bool record_end(loom_device *device, loom_recording **recording, loom_error *error) {
+    loom_cuda *cuda = loom_cuda_of(device);
+    cudaGraph_t graph = NULL;
+    loom_recording *r = calloc(1, sizeof *r);
+    bool ok = loom_cuda_ok(cudaStreamEndCapture(cuda->stream, &graph), "cudaStreamEndCapture", error);
+    ok = tell_failure(cuda, ok ? error : NULL) && ok;
+    if (ok && !r) ok = loom_fail(error, "no memory for a recording");
+    if (ok) ok = loom_cuda_ok(cudaGraphInstantiate(&r->graph, graph, 0), "cudaGraphInstantiate", error);
+    if (graph) cudaGraphDestroy(graph);
+    if (!ok) {
+        free(r);
+        return false;
+    }
+    *recording = r;
+    return true;
+}
+
+static void replay(loom_device *device, loom_recording *recording) {
+    loom_cuda *cuda = loom_cuda_of(device);
+    check_later(cuda, cudaGraphLaunch(recording->graph, cuda->stream), "cudaGraphLaunch");
+}
+
+static void recording_close(loom_device *device, loom_recording *recording) {
+    if (!recording) return;
+    check_later(loom_cuda_of(device), cudaGraphExecDestroy(recording->graph), "cudaGraphExecDestroy");
+    free(recording);
+}
+
+/* ------------------------------------------------------------------------------------------------------------ profiling */
+
+static void range_push(loom_device *device, const char *name) {
+    (void)device;
+    nvtxRangePushA(name);
+}
+
+static void range_pop(loom_device *device) {
+    (void)device;
+    nvtxRangePop();
+}
+
+/* ---------------------------------------------------------------------------------------------------- choices by measuring */
+
+static bool choices_get(const loom_device *device, char **text, loom_error *error) {
+    return loom_cuda_matmul_choices_get(loom_cuda_of(device), text, error);
+}
+
+static bool choices_set(loom_device *device, const char *text, loom_error *error) {
+    return loom_cuda_matmul_choices_set(loom_cuda_of(device), text, error);
+}
+
+/* ---------------------------------------------------------------------------------------------------------- open, close */
+
+static void close_device(loom_device *device) {
+    loom_cuda *cuda = loom_cuda_of(device);
+    if (cuda->stream) cudaStreamSynchronize(cuda->stream);
+    loom_cuda_cudnn_destroy(cuda->cudnn);
+    loom_cuda_matmul_destroy(cuda->matmul);
+    if (cuda->ordered) cudaEventDestroy(cuda->ordered);
+    if (cuda->started) cudaEventDestroy(cuda->started);
+    if (cuda->stopped) cudaEventDestroy(cuda->stopped);
+    if (cuda->stream) cudaStreamDestroy(cuda->stream);
+    free(cuda);
+}
+
+/* Finds the GPU, or says in one line why there is none: the driver's own words do not tell a user what to do. */
+static bool find_gpu(bool *there, loom_error *error) {
+    int count = 0;
+    const cudaError_t result = cudaGetDeviceCount(&count);
+    *there = result == cudaSuccess && count > 0;
+    if (*there) return true;
+    cudaGetLastError();
+    if (result == cudaErrorInsufficientDriver) {
+        int driver = 0, runtime = 0;
+        cudaDriverGetVersion(&driver);
+        cudaRuntimeGetVersion(&runtime);
+        if (driver == 0)
+            return loom_fail(error, "--device cuda: there is no NVIDIA driver on this machine; take --device cpu, or "
+                                    "build/emulated/gptloom, which emulates a GPU");
+        *there = true;
+        return loom_fail(error,
+                         "--device cuda: the NVIDIA driver is for CUDA %d.%d and this program for %d.%d; update the "
+                         "driver",
+                         driver / 1000, driver % 1000 / 10, runtime / 1000, runtime % 1000 / 10);
+    }
+    if (result == cudaSuccess || result == cudaErrorNoDevice)
+        return loom_fail(error, "--device cuda: there is no GPU on this machine; take --device cpu, or "
+                                "build/emulated/gptloom, which emulates one");
+    *there = true;
+    return loom_fail(error, "--device cuda: cudaGetDeviceCount: %s (%s)", cudaGetErrorString(result),
+                     cudaGetErrorName(result));
+}
+
+static bool describe(loom_cuda *cuda, loom_error *error) {
+    struct cudaDeviceProp properties;
+    if (!loom_cuda_ok(cudaGetDeviceProperties(&properties, cuda->ordinal), "cudaGetDeviceProperties", error))
+        return false;
+    snprintf(cuda->gpu, sizeof cuda->gpu, "%.120s", properties.name);
+    cuda->capability = 10 * properties.major + properties.minor;
+    if (cuda->capability < LEAST_CAPABILITY)
+        return loom_fail(error, "--device cuda: %s has compute capability %d.%d; %d.%d is the least", cuda->gpu,
+                         properties.major, properties.minor, LEAST_CAPABILITY / 10, LEAST_CAPABILITY % 10);
+    cuda->device.name = strncmp(cuda->gpu, "emulated", 8) == 0 ? "cuda (emulated)" : "cuda";
+    snprintf(cuda->device.description, sizeof cuda->device.description, "%s, compute capability %d.%d, %.1f GiB, %.40s",
+             cuda->gpu, properties.major, properties.minor, (double)properties.totalGlobalMem / 0x1p30,
+             loom_cuda_matmul_library(cuda->matmul));
+    return true;
+}
+
+/* One kernel is run and its result looked at: a build for other GPUs, or a GPU that does not work, shows here. */
+static bool try_kernel(loom_cuda *cuda, loom_error *error) {
+    loom_device *device = &cuda->device;
+    loom_exec exec = {.ops = &cuda->ops, .device = device};
+    float found = 0;
+    void *memory;
+    if (!allocate(device, &memory, sizeof found, error)) return false;
+    cuda->ops.fill(&exec, &(struct loom_fill){.out = loom_view_2d(memory, LOOM_F32, 1, 1), .value = 42});
+    copy(device, NULL, &found, memory, sizeof found, LOOM_DEVICE_TO_HOST);
+    loom_error why;
+    bool ok = synchronize(device, NULL, &why);
+    if (!ok)
+        loom_fail(error, "--device cuda: %s does not run this program's kernels; build with CUDA_ARCH=%d (%s)",
+                  cuda->gpu, cuda->capability, why.message);
+    if (ok && found != 42) ok = loom_fail(error, "--device cuda: %s computes wrong results", cuda->gpu);
+    release(device, memory, sizeof found);
+    return ok;
+}
+
+static bool open_parts(loom_cuda *cuda, const loom_device_options *options, loom_error *error) {
+    return loom_cuda_ok(cudaSetDevice(cuda->ordinal), "cudaSetDevice", error) &&
+           loom_cuda_ok(cudaStreamCreateWithFlags(&cuda->stream, cudaStreamNonBlocking), "cudaStreamCreateWithFlags",
+                        error) &&
+           loom_cuda_ok(cudaEventCreateWithFlags(&cuda->ordered, cudaEventDisableTiming), "cudaEventCreateWithFlags",
+                        error) &&
+           loom_cuda_ok(cudaEventCreateWithFlags(&cuda->started, cudaEventDefault), "cudaEventCreateWithFlags",
+                        error) &&
+           loom_cuda_ok(cudaEventCreateWithFlags(&cuda->stopped, cudaEventDefault), "cudaEventCreateWithFlags",
+                        error) &&
+           loom_cuda_matmul_create(&cuda->matmul, error) && describe(cuda, error) && try_kernel(cuda, error) &&
+           (!options->cudnn_attention || loom_cuda_cudnn_create(&cuda->cudnn, cuda, error));
+}
+
+bool loom_cuda_open(loom_device **out, const loom_device_options *options, bool *there, loom_error *error) {
+    static const loom_device_options defaults;
+    if (!options) options = &defaults;
+    *out = NULL;
+    if (!find_gpu(there, error)) return false;
+    loom_cuda *cuda = calloc(1, sizeof *cuda);
+    if (!cuda) return loom_fail(error, "no memory for a device");
+    cuda->tf32 = options->tf32;
+    cuda->ops = *loom_cuda_ops();
+    cuda->device = (loom_device){.name = "cuda",
+                                 .ops = &cuda->ops,
+                                 .storage = LOOM_F32,
+                                 .statistics = LOOM_F32,
+                                 .threads = loom_cpu_threads(options->threads),
+                                 .host_memory = false,
+                                 .allocate = allocate,
+                                 .release = release,
+                                 .allocate_host = allocate_host,
+                                 .release_host = release_host,
+                                 .copy = copy,
+                                 .synchronize = synchronize,
+                                 .stream_open = stream_open,
+                                 .stream_close = stream_close,
+                                 .order = order,
+                                 .record_begin = record_begin,
+                                 .record_end = record_end,
+                                 .replay = replay,
+                                 .recording_close = recording_close,
+                                 .timer_start = timer_start,
+                                 .timer_stop = timer_stop,
+                                 .range_push = range_push,
+                                 .range_pop = range_pop,
+                                 .choices_get = choices_get,
+                                 .choices_set = choices_set,
+                                 .peak = loom_cuda_peak,
+                                 .available = available,
+                                 .close = close_device};
+    if (!open_parts(cuda, options, error)) {
+        close_device(&cuda->device);
+        return false;
+    }
+    if (cuda->cudnn) loom_cuda_cudnn_install(&cuda->ops);
+    *out = &cuda->device;
+    return true;
+}

@@ -1,0 +1,10 @@
+/* An NVIDIA GPU as a device, from the host's side. */
+#ifndef LOOM_CUDA_DEVICE_H
+#define LOOM_CUDA_DEVICE_H
+
+#include "gptloom/device.h"
+
+/* Opens the first GPU. *there says whether one was found, working or not. */
+bool loom_cuda_open(loom_device **device, const loom_device_options *options, bool *there, loom_error *error);
+
+#endif

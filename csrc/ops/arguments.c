@@ -1,0 +1,187 @@
+#include "ops/arguments.h"
+
+#include <stddef.h>
+
+/* What each view of each op may be stored as: in the model's storage type (one for all views of a call), as reals, as
+ * reals or in bf16 that is rounded stochastically, as token ids, or each for itself. */
+typedef enum storage { MODEL, REALS, MASTER, IDS, ANY } storage;
+
+typedef struct argument {
+    loom_op op;
+    size_t offset;
+    storage storage;
+    bool optional;
+} argument;
+
+#define VIEW(op, member, storage)                                                                                      \
+    { LOOM_OP_##op, offsetof(struct loom_##op, member), storage, false }
+#define OPTIONAL_VIEW(op, member, storage)                                                                             \
+    { LOOM_OP_##op, offsetof(struct loom_##op, member), storage, true }
+
+static const argument arguments_of_ops[] = {
+    VIEW(embedding_forward, out, MODEL),
+    VIEW(embedding_forward, tokens, IDS),
+    VIEW(embedding_forward, token_weight, MODEL),
+    VIEW(embedding_forward, position_weight, MODEL),
+    VIEW(embedding_backward, token_gradient, REALS),
+    VIEW(embedding_backward, position_gradient, REALS),
+    VIEW(embedding_backward, dout, MODEL),
+    VIEW(embedding_backward, tokens, IDS),
+    VIEW(layernorm_forward, out, MODEL),
+    OPTIONAL_VIEW(layernorm_forward, sum, MODEL),
+    VIEW(layernorm_forward, mean, REALS),
+    VIEW(layernorm_forward, rstd, REALS),
+    VIEW(layernorm_forward, x, MODEL),
+    OPTIONAL_VIEW(layernorm_forward, delta, MODEL),
+    VIEW(layernorm_forward, weight, MODEL),
+    VIEW(layernorm_forward, bias, MODEL),
+    VIEW(layernorm_backward, dx, MODEL),
+    VIEW(layernorm_backward, dweight, ANY),
+    VIEW(layernorm_backward, dbias, ANY),
+    VIEW(layernorm_backward, dout, MODEL),
+    OPTIONAL_VIEW(layernorm_backward, skip, MODEL),
+    VIEW(layernorm_backward, x, MODEL),
+    VIEW(layernorm_backward, weight, MODEL),
+    VIEW(layernorm_backward, mean, REALS),
+    VIEW(layernorm_backward, rstd, REALS),
+    VIEW(matmul_forward, out, MODEL),
+    OPTIONAL_VIEW(matmul_forward, preactivation, MODEL),
+    VIEW(matmul_forward, x, MODEL),
+    VIEW(matmul_forward, weight, MODEL),
+    OPTIONAL_VIEW(matmul_forward, bias, MODEL),
+    VIEW(matmul_backward_input, dx, MODEL),
+    VIEW(matmul_backward_input, dout, MODEL),
+    VIEW(matmul_backward_input, weight, MODEL),
+    VIEW(matmul_backward_weight, dweight, ANY),
+    OPTIONAL_VIEW(matmul_backward_weight, dbias, ANY),
+    VIEW(matmul_backward_weight, dout, MODEL),
+    VIEW(matmul_backward_weight, x, MODEL),
+    VIEW(attention_forward, out, MODEL),
+    VIEW(attention_forward, lse, REALS),
+    VIEW(attention_forward, q, MODEL),
+    VIEW(attention_forward, k, MODEL),
+    VIEW(attention_forward, v, MODEL),
+    VIEW(attention_backward, dq, MODEL),
+    VIEW(attention_backward, dk, MODEL),
+    VIEW(attention_backward, dv, MODEL),
+    VIEW(attention_backward, dout, MODEL),
+    VIEW(attention_backward, out, MODEL),
+    VIEW(attention_backward, lse, REALS),
+    VIEW(attention_backward, q, MODEL),
+    VIEW(attention_backward, k, MODEL),
+    VIEW(attention_backward, v, MODEL),
+    VIEW(gelu_forward, out, MODEL),
+    VIEW(gelu_forward, x, MODEL),
+    VIEW(gelu_backward, dx, MODEL),
+    VIEW(gelu_backward, dout, MODEL),
+    VIEW(gelu_backward, x, MODEL),
+    VIEW(relu_forward, out, MODEL),
+    VIEW(relu_forward, x, MODEL),
+    VIEW(relu_backward, dx, MODEL),
+    VIEW(relu_backward, dout, MODEL),
+    VIEW(relu_backward, x, MODEL),
+    VIEW(softmax_forward, out, MODEL),
+    VIEW(softmax_forward, x, MODEL),
+    VIEW(softmax_backward, dx, MODEL),
+    VIEW(softmax_backward, dout, MODEL),
+    VIEW(softmax_backward, out, MODEL),
+    VIEW(cross_entropy, losses, REALS),
+    OPTIONAL_VIEW(cross_entropy, dlogits, MODEL),
+    VIEW(cross_entropy, logits, MODEL),
+    VIEW(cross_entropy, targets, IDS),
+    VIEW(block_sum, partials, REALS),
+    VIEW(block_sum, x, ANY),
+    VIEW(step_scalars, losses, REALS),
+    VIEW(step_scalars, squares, REALS),
+    VIEW(adamw, parameter, MASTER),
+    OPTIONAL_VIEW(adamw, copy, ANY),
+    VIEW(adamw, gradient, ANY),
+    VIEW(adamw, moment1, REALS),
+    VIEW(adamw, moment2, REALS),
+    VIEW(cast, out, ANY),
+    VIEW(cast, x, ANY),
+    VIEW(fill, out, ANY),
+};
+#undef VIEW
+#undef OPTIONAL_VIEW
+
+/* What is wrong with the shapes of an attention, or NULL. */
+static const char *check_attention(const loom_view *q, const loom_view *k, int64_t first_query) {
+    if (q->shape[2] % k->shape[2] != 0) return "query heads that key heads do not divide";
+    if (first_query < 0 || first_query + q->shape[1] > k->shape[1]) return "queries that stand behind the last key";
+    return NULL;
+}
+
+/* What is wrong between the arguments of an op whose views are each in order, or NULL. */
+static const char *check_together(loom_op op, const void *arguments) {
+    const struct loom_attention_forward *attention = arguments;
+    const struct loom_attention_backward *attention_backward = arguments;
+    const struct loom_matmul_forward *matmul = arguments;
+    const struct loom_layernorm_forward *layernorm = arguments;
+    const struct loom_adamw *adamw = arguments;
+    switch (op) {
+    case LOOM_OP_attention_forward: return check_attention(&attention->q, &attention->k, attention->first_query);
+    case LOOM_OP_attention_backward:
+        return check_attention(&attention_backward->q, &attention_backward->k, attention_backward->first_query);
+    case LOOM_OP_matmul_forward:
+        return matmul->activation != LOOM_ACTIVATION_NONE && !loom_view_given(&matmul->preactivation)
+                   ? "an activation without a place for what it is applied to"
+                   : NULL;
+    case LOOM_OP_layernorm_forward:
+        return loom_view_given(&layernorm->delta) && !loom_view_given(&layernorm->sum) ? "a delta without a sum" : NULL;
+    case LOOM_OP_adamw:
+        return loom_view_given(&adamw->copy) && adamw->parameter.dtype == LOOM_BF16
+                   ? "a rounded copy of parameters that are rounded themselves"
+                   : NULL;
+    default: return NULL;
+    }
+}
+
+/* The i-th row's view in an op's arguments, or NULL where the row is another op's or an optional view is not given. */
+static const loom_view *view_of(const argument *row, loom_op op, const void *arguments) {
+    if (row->op != op) return NULL;
+    const loom_view *view = (const void *)((const char *)arguments + row->offset);
+    return row->optional && !loom_view_given(view) ? NULL : view;
+}
+
+static bool dtype_fits(storage allowed, loom_dtype dtype, loom_dtype real, unsigned stored) {
+    switch (allowed) {
+    case IDS: return dtype == LOOM_I32;
+    case REALS: return dtype == real;
+    case MASTER: return dtype == real || (dtype == LOOM_BF16 && stored & 1u << LOOM_BF16);
+    case MODEL:
+    case ANY: return (stored & 1u << dtype) != 0;
+    }
+    return false;
+}
+
+const char *loom_check_arguments(loom_op op, const void *arguments, loom_dtype real, unsigned stored) {
+    const loom_view *model = NULL;
+    for (size_t i = 0; i < sizeof arguments_of_ops / sizeof *arguments_of_ops; i++) {
+        const argument *row = &arguments_of_ops[i];
+        const loom_view *view = view_of(row, op, arguments);
+        if (!view) continue;
+        if (!loom_view_given(view)) return "a missing argument";
+        if (!dtype_fits(row->storage, view->dtype, real, stored))
+            return "a dtype that this device does not compute with";
+        if (row->storage == MODEL && model && model->dtype != view->dtype)
+            return "activations and weights of different dtypes";
+        if (row->storage == MODEL) model = view;
+        if (view->stride[3] != 1) return "an innermost dimension that is not contiguous";
+    }
+    return check_together(op, arguments);
+}
+
+bool loom_rows_regular(const loom_view *view) {
+    const int64_t *shape = view->shape, *stride = view->stride;
+    return (shape[1] == 1 || stride[1] == shape[2] * stride[2]) &&
+           (shape[0] == 1 || stride[0] == shape[1] * shape[2] * stride[2]);
+}
+
+const char *loom_check_rows(loom_op op, const void *arguments) {
+    for (size_t i = 0; i < sizeof arguments_of_ops / sizeof *arguments_of_ops; i++) {
+        const loom_view *view = view_of(&arguments_of_ops[i], op, arguments);
+        if (view && !loom_rows_regular(view)) return "rows that are not one stride apart";
+    }
+    return NULL;
+}

@@ -1,0 +1,33 @@
+/* What tests ask of the emulation beyond CUDA's own API. The environment says the rest:
+ *   LOOM_EMULATION_SCHEDULE    order, reverse or random:SEED, see below
+ *   LOOM_EMULATION_THREADS     the CPU threads that blocks are spread over
+ *   LOOM_EMULATION_CAPABILITY  the compute capability that the device says it has; 9.0
+ *   LOOM_EMULATION_MEMORY      the device's memory in MiB; what the host has free */
+#ifndef LOOM_EMULATION_H
+#define LOOM_EMULATION_H
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+/* The order in which the threads of a block and the blocks of a grid run: "order", "reverse" or "random:SEED". Streams
+ * follow it too: of what could run, what was put in first, last, or any. The environment's LOOM_EMULATION_SCHEDULE
+ * says it at the start; without it "order". Returns 0 if there is no such
+ * schedule. Takes effect at the next kernel that starts. In grid.cpp. */
+int emulation_set_schedule(const char *schedule);
+
+/* The CPU threads that blocks are spread over; 0: LOOM_EMULATION_THREADS, or the number of processors. In grid.cpp. */
+void emulation_set_threads(int threads);
+
+/* Why the sticky error cudaErrorLaunchFailure was set: kernel, what it did wrong, file and line; "" if nothing failed.
+ * In device.cpp. */
+const char *emulation_last_failure(void);
+
+/* Forgets the sticky error, and drops what streams still hold and all captures, as a new process would: memory,
+ * streams and events stay. In device.cpp. */
+void emulation_reset(void);
+
+#ifdef __cplusplus
+}
+#endif
+#endif

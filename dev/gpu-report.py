@@ -1,0 +1,740 @@
+#!/usr/bin/env python3
+"""Measures gptloom on this machine's GPU and writes a report, in less than nine minutes.
+
+    dev/gpu-report.py BUILD [--out PATH] [--quick] ...        what `make gpu-report` runs
+
+Phases: parity of all ops with the oracle; the benchmark of all ops; 100 steps of GPT-2 124M in bf16 with gptloom and
+with PyTorch (dev/torch/train_gpu.py), in turns on the same tokens. Each has a time limit; one that fails or takes too
+long is a line of the report with its reason. PATH.json and PATH.md are written (in a folder, if PATH is one, and by
+default in dev/reports, they are called DATE-gpu-NAME), and the table is printed last. Needs nothing but Python; PyTorch is compared with where this python3 has it.
+
+Ends with 2 where there is no GPU, with 1 if a phase failed, else with 0.
+"""
+
+import argparse
+import array
+import datetime
+import json
+import os
+import random
+import re
+import shutil
+import signal
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+
+# Dense bf16 matrix rates of GPUs in TFLOP/s, from NVIDIA's data sheets; the first whose words are all in the name.
+KNOWN_PEAKS = [
+    (("B200",), 2250.0),
+    (("GH200",), 989.4),
+    (("H200",), 989.4),
+    (("H100", "PCIe"), 756.0),
+    (("H100", "NVL"), 835.0),
+    (("H100",), 989.4),
+    (("A100",), 312.0),
+    (("L40S",), 362.0),
+    (("L40",), 181.0),
+    (("L4",), 121.0),
+    (("A10G",), 70.0),
+    (("A40",), 149.7),
+    (("RTX 4090",), 165.2),
+    (("RTX 5090",), 209.5),
+]
+
+# Seconds that a phase may take at most; together with the build they stay below nine minutes.
+LIMITS = {"parity": 120, "bench": 90, "train": 90, "pytorch": 150}
+ANOTHER_ROUND = 1.3  # times what the first one took must be left for a second one
+
+SHARD_MAGIC, SHARD_VERSION, SHARD_HEADER_INTS = 20240520, 1, 256
+
+
+# ---------------------------------------------------------------------------------------------------------- commands
+class Failed(Exception):
+    """A phase that did not come to its end, in one line."""
+
+
+class LeftOut(Exception):
+    """A comparison that this machine does not allow; no failure of ours."""
+
+
+def last_line(text: str) -> str:
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    return lines[-1] if lines else "it printed nothing"
+
+
+def run(command: list, limit: float, accepted: tuple = (0,)) -> subprocess.CompletedProcess:
+    """Runs a command in a group of its own, which is ended when the limit is over; raises Failed if it ends badly."""
+    if limit < 1:
+        raise Failed("no time was left")
+    process = subprocess.Popen(
+        [str(word) for word in command],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        errors="replace",
+        start_new_session=True,
+    )
+    try:
+        out, err = process.communicate(timeout=limit)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
+        raise Failed(f"ended after its limit of {limit:.0f} s") from None
+    if process.returncode not in accepted:
+        raise Failed(f"exit code {process.returncode}: {last_line(err or out)}")
+    return subprocess.CompletedProcess(command, process.returncode, out, err)
+
+
+def output_of(command: list) -> str:
+    """What a small tool prints, or "" where there is no such tool."""
+    try:
+        return run(command, 20).stdout.strip()
+    except (OSError, Failed):
+        return ""
+
+
+class Clock:
+    """What is left of the report's time."""
+
+    def __init__(self, settings):
+        self.settings = settings
+        self.end = settings.started + 60 * settings.minutes
+
+    def left(self) -> float:
+        return self.end - time.time()
+
+    def limit(self, phase: str) -> float:
+        return min(getattr(self.settings, phase + "_limit"), self.left())
+
+
+# ----------------------------------------------------------------------------------------------------------- machine
+def smi(fields: str) -> list:
+    """Values that nvidia-smi tells, a list per GPU; none where it is missing."""
+    text = output_of(["nvidia-smi", f"--query-gpu={fields}", "--format=csv,noheader,nounits"])
+    return [[value.strip() for value in line.split(",")] for line in text.splitlines()]
+
+
+class MemoryWatch:
+    """The largest use of the first GPU's memory while something runs, in MiB above what was in use before; None where
+    nvidia-smi does not tell."""
+
+    def __init__(self):
+        self.before = self.used()
+        self.largest = self.before
+        self.over = threading.Event()
+        self.thread = threading.Thread(target=self.watch, daemon=True)
+
+    @staticmethod
+    def used():
+        rows = smi("memory.used")
+        return float(rows[0][0]) if rows and rows[0][0].isdigit() else None
+
+    def watch(self):
+        while not self.over.wait(0.3):
+            self.largest = max(self.largest, self.used() or 0)
+
+    def __enter__(self):
+        if self.before is not None:
+            self.thread.start()
+        return self
+
+    def __exit__(self, *_):
+        self.over.set()
+        if self.before is not None:
+            self.thread.join()
+
+    def peak_mib(self):
+        return None if self.before is None else self.largest - self.before
+
+
+def find_device(program: Path, device: str) -> str:
+    """The device's name and description as gptloom prints them; Failed with gptloom's own line if it has none."""
+    command = [program, "parity", "--device", device, "--op", "fill", "--dtype", "fp32"]
+    try:
+        first = run(command, 60, (0, 1)).stdout.splitlines()[0]
+    except Failed as failed:
+        raise Failed(re.sub(r"^exit code \d+: ", "", str(failed))) from None
+    return first.rsplit(" against ", 1)[0]
+
+
+def describe_machine(description: str) -> dict:
+    gpus = smi("name,driver_version,memory.total,power.limit,clocks.max.sm")
+    release = re.search(r"release ([\d.]+)", output_of(["nvcc", "--version"]))
+    processor = re.search(r"model name\s*:\s*(.*)", output_of(["cat", "/proc/cpuinfo"]))
+    machine = {
+        "device": description,
+        "gpus": len(gpus),
+        "nvcc": release.group(1) if release else None,
+        "gcc": output_of(["gcc", "-dumpfullversion"]) or None,
+        "python": sys.version.split()[0],
+        "processor": processor.group(1) if processor else None,
+        "processors": os.cpu_count(),
+    }
+    if gpus:
+        machine |= dict(zip(["gpu", "driver", "memory_mib", "power_limit_w", "clock_mhz"], gpus[0]))
+    return machine
+
+
+def known_peak(name: str):
+    for words, rate in KNOWN_PEAKS:
+        if all(word in name for word in words):
+            return rate
+    return None
+
+
+# ------------------------------------------------------------------------------------------------------------ phases
+def parity_of(program: Path, device: str, op: str, limit: float) -> dict:
+    """Runs the cases of one file in a process of its own: a kernel that breaks the GPU's context ends no others."""
+    out = run([program, "parity", "--device", device, "--op", op], limit, (0, 1)).stdout
+    counts = re.search(
+        r"^(\d+) ok, (\d+) failed, (\d+) not supported(?:; nearest to its bound: (\S+) of it)?",
+        out,
+        re.M,
+    )
+    if not counts:
+        raise Failed(last_line(out))
+    lines = out.splitlines()
+    failures = [
+        f"{line.split('  ')[0]}: {lines[i + 1].strip()}"
+        for i, line in enumerate(lines)
+        if "FAILED" in line
+    ]
+    ok, failed, unsupported = (int(counts.group(i)) for i in (1, 2, 3))
+    worst = float(counts.group(4)) if counts.group(4) else None
+    return {
+        "ok": ok,
+        "failed": failed,
+        "unsupported": unsupported,
+        "worst": worst,
+        "failures": failures[:5],
+    }
+
+
+def parity(settings, clock: Clock) -> dict:
+    ops = settings.ops or sorted(
+        path.stem
+        for path in (ROOT / "test/ops").glob("*.c")
+        if path.stem != "all" and not path.stem.startswith("case")
+    )
+    end = time.time() + clock.limit("parity")
+    results = {}
+    for op in ops:
+        try:
+            results[op] = parity_of(
+                settings.program, settings.device, op, min(end - time.time(), clock.left())
+            )
+        except Failed as failed:
+            results[op] = {"reason": str(failed)}
+    bad = [op for op, result in results.items() if result.get("failed", 1)]
+    phase = {"ops": results, "ok": sum(result.get("ok", 0) for result in results.values())}
+    if bad:
+        phase["reason"] = "failed: " + ", ".join(bad)
+    return phase
+
+
+def bench(settings, clock: Clock, scratch: Path) -> dict:
+    path = scratch / "bench.json"
+    command = [
+        settings.program,
+        "bench",
+        "--device",
+        settings.device,
+        "--dtype",
+        "bf16",
+        "--json",
+        path,
+    ]
+    run(command + settings.bench_flags, clock.limit("bench"))
+    return json.loads(path.read_text())
+
+
+def write_tokens(path: Path, settings) -> None:
+    """A shard in llm.c's format of more random tokens than a run reads. Small ids are likelier, so that there is
+    something to learn."""
+    generator = random.Random(1)
+    count = (settings.steps + 2) * settings.batch * settings.seq_len + 1
+    header = array.array("i", [SHARD_MAGIC, SHARD_VERSION, count])
+    header.extend([0] * (SHARD_HEADER_INTS - len(header)))
+    vocabulary = settings.vocab_size
+    ids = array.array("H", (int(vocabulary * generator.random() ** 3) for _ in range(count)))
+    path.write_bytes(header.tobytes() + ids.tobytes())
+
+
+def read_metrics(path: Path, warmup: int, tokens_per_step: int) -> dict:
+    steps = [json.loads(line) for line in path.read_text().splitlines()]
+    timed = steps[warmup:]
+    if not timed:
+        raise Failed(f"it made {len(steps)} steps only")
+    return {
+        "tokens_per_s": len(timed) * tokens_per_step / sum(step["ms"] for step in timed) * 1e3,
+        "median_ms": statistics.median(step["ms"] for step in timed),
+        "loss": steps[-1]["loss"],
+        "first_loss": steps[0]["loss"],
+    }
+
+
+def train_once(
+    settings, micro_batch: int, data: Path, scratch: Path, attention: str, limit: float
+) -> dict:
+    out = scratch / "run"
+    shutil.rmtree(out, ignore_errors=True)
+    flags = {
+        "data": data,
+        "out": out,
+        "device": settings.device,
+        "dtype": "bf16",
+        "n-layer": settings.n_layer,
+        "n-head": settings.n_head,
+        "n-embd": settings.n_embd,
+        "block-size": settings.seq_len,
+        "vocab-size": settings.vocab_size,
+        "batch": settings.batch,
+        "micro-batch": micro_batch,
+        "seq-len": settings.seq_len,
+        "steps": settings.steps,
+        "lr": 3e-4,
+        "schedule": "constant",
+        "warmup": 0,
+        "val-fraction": 0,
+        "val-every": 0,
+        "sample-every": 0,
+        "checkpoint-every": 0,
+    }
+    if attention != "own":
+        flags["attention"] = attention
+    command = [settings.program, "train"]
+    for name, value in flags.items():
+        command += [f"--{name}", value]
+    with MemoryWatch() as memory:
+        run(command, limit)
+    result = read_metrics(out / "metrics.jsonl", settings.warmup, settings.batch * settings.seq_len)
+    shutil.rmtree(out, ignore_errors=True)
+    return result | {"micro_batch": micro_batch, "peak_mib": memory.peak_mib()}
+
+
+def train(settings, clock: Clock, data: Path, scratch: Path, attention: str = "own") -> dict:
+    """Trains with gptloom at the largest micro-batch that fits."""
+    end = time.time() + clock.limit("train")
+    micro_batch = settings.micro_batch
+    while True:
+        try:
+            limit = min(end - time.time(), clock.left())
+            return train_once(settings, micro_batch, data, scratch, attention, limit)
+        except Failed as failed:
+            if "memory" not in str(failed) or micro_batch == 1:
+                raise
+        micro_batch //= 2
+
+
+def train_with_pytorch(settings, clock: Clock, data: Path) -> dict:
+    if not shutil.which(settings.python):
+        raise LeftOut(f"there is no {settings.python}")
+    command = [settings.python, ROOT / "dev/torch/train_gpu.py", "--data", data]
+    for name in (
+        "n_layer",
+        "n_head",
+        "n_embd",
+        "vocab_size",
+        "seq_len",
+        "batch",
+        "micro_batch",
+        "steps",
+        "warmup",
+    ):
+        command += ["--" + name.replace("_", "-"), getattr(settings, name)]
+    with MemoryWatch() as memory:
+        done = run(command, clock.limit("pytorch"), (0, 3))
+    result = json.loads(last_line(done.stdout))
+    if "left_out" in result:
+        raise LeftOut(result["left_out"])
+    return result | {
+        "allocated_mib": result["peak_mib"],
+        "peak_mib": memory.peak_mib() or result["peak_mib"],
+    }
+
+
+# Contenders in the order of their turns.
+OWN, CUDNN, PYTORCH = "gptloom", "gptloom, attention by cuDNN", "PyTorch, compiled"
+
+
+def contend(settings, clock: Clock, data: Path, scratch: Path, contender: str) -> dict:
+    if contender == PYTORCH:
+        return train_with_pytorch(settings, clock, data)
+    return train(settings, clock, data, scratch, "own" if contender == OWN else "cudnn")
+
+
+def contest(settings, clock: Clock, scratch: Path) -> dict:
+    """All contenders once, then those that worked again while there is time. Each has a list of runs, or a reason."""
+    data = settings.data or scratch / "tokens.bin"
+    if not settings.data:
+        write_tokens(data, settings)
+    results = {name: {"runs": []} for name in (OWN, PYTORCH, CUDNN)}
+    seconds = {}
+    for turn in range(settings.rounds):
+        for name, result in results.items():
+            if "reason" in result or (turn and clock.left() < ANOTHER_ROUND * seconds[name]):
+                continue
+            begin = time.time()
+            try:
+                result["runs"].append(contend(settings, clock, data, scratch, name))
+                say(f"{name}: {result['runs'][-1]['tokens_per_s']:,.0f} tokens/s")
+            except (Failed, LeftOut, OSError, ValueError, KeyError) as failed:
+                if not result["runs"]:
+                    result["reason"] = str(failed)
+                    result["left_out"] = isinstance(failed, LeftOut) or name == CUDNN
+                say(f"{name}: {failed}")
+            seconds[name] = time.time() - begin
+    return results
+
+
+# ------------------------------------------------------------------------------------------------------------ report
+def flops_per_token(settings) -> float:
+    """6 for each parameter, and 6 L C T for causal attention's products: forward and twice that backward."""
+    C, L, T, V = settings.n_embd, settings.n_layer, settings.seq_len, settings.vocab_size
+    parameters = (V + T) * C + L * (12 * C * C + 13 * C) + 2 * C
+    return 6.0 * parameters + 6.0 * L * C * T
+
+
+def summarise(report: dict, settings) -> None:
+    """Adds each contender's median and MFU, and ratios, to the report."""
+    name = report["machine"].get("gpu", "")
+    rates = {"known": known_peak(name), "measured": report["bench"].get("peak_tflop_per_s")}
+    report["peaks_tflop_per_s"] = rates
+    report["flops_per_token"] = flops_per_token(settings)
+    for result in report["training"].values():
+        if not result["runs"]:
+            continue
+        speed = statistics.median(run["tokens_per_s"] for run in result["runs"])
+        result["tokens_per_s"] = speed
+        for kind, rate in rates.items():
+            result[f"mfu_of_{kind}"] = (
+                speed * report["flops_per_token"] / rate / 1e12 if rate else None
+            )
+    ours, theirs = (report["training"][name].get("tokens_per_s") for name in (OWN, PYTORCH))
+    report["ratio_to_pytorch"] = ours / theirs if ours and theirs else None
+
+
+def percent(value) -> str:
+    return "" if value is None else f"{100 * value:.1f}%"
+
+
+def table(header: list, rows: list) -> list:
+    return ["| " + " | ".join(header) + " |", "|" + "---|" * len(header)] + [
+        "| " + " | ".join(str(cell) for cell in row) + " |" for row in rows
+    ]
+
+
+def training_table(report: dict) -> list:
+    rows = []
+    for name, result in report["training"].items():
+        if not result["runs"]:
+            rows.append(
+                [
+                    name,
+                    "left out" if result["left_out"] else "FAILED",
+                    result["reason"],
+                    "",
+                    "",
+                    "",
+                    "",
+                    "",
+                ]
+            )
+            continue
+        runs = result["runs"]
+        peak = runs[0]["peak_mib"]
+        rows.append(
+            [
+                name,
+                f"{result['tokens_per_s']:,.0f}",
+                ", ".join(f"{run['tokens_per_s']:,.0f}" for run in runs),
+                f"{statistics.median(run['median_ms'] for run in runs):.2f}",
+                percent(result["mfu_of_known"]),
+                percent(result["mfu_of_measured"]),
+                "" if peak is None else f"{peak:,.0f}",
+                f"{runs[0]['micro_batch']}, {runs[0]['loss']:.3f}",
+            ]
+        )
+    header = [
+        "bf16",
+        "tokens/s",
+        "each run",
+        "ms a step",
+        "MFU of data sheet",
+        "of measured rate",
+        "MiB",
+        "micro-batch, last loss",
+    ]
+    return table(header, rows)
+
+
+def parity_table(report: dict) -> list:
+    rows = []
+    for op, result in report["parity"]["ops"].items():
+        if "reason" in result:
+            rows.append([op, "", "", "", result["reason"]])
+        else:
+            failures = "; ".join(result["failures"])
+            rows.append(
+                [
+                    op,
+                    result["ok"],
+                    result["failed"],
+                    result["unsupported"],
+                    failures or f"{result['worst']:.2g}",
+                ]
+            )
+    return table(
+        ["op", "ok", "failed", "not supported", "nearest to its bound (1 is all of it)"], rows
+    )
+
+
+def bench_table(report: dict) -> list:
+    rows, ours = [], {}
+    for row in report["bench"].get("results", []):
+        key = row["op"], row["shape"]
+        ratio = f"{ours[key] / row['ms']:.2f} times as fast" if key in ours else ""
+        ours.setdefault(key, row["ms"])
+        rate = f"{row['tflop_per_s']:.1f}" if "tflop_per_s" in row else ""
+        of_peak = percent(row.get("of_peak"))
+        rows.append(
+            [
+                row["op"],
+                row["shape"],
+                row["by"],
+                f"{row['ms']:.4f}",
+                f"{row['gb_per_s']:.0f}",
+                percent(row["of_copy"]),
+                rate,
+                of_peak,
+                ratio,
+            ]
+        )
+    return table(
+        ["op", "shape", "by", "ms", "GB/s", "of copy", "TFLOP/s", "of rate", "beside ours"], rows
+    )
+
+
+def phases_table(report: dict) -> list:
+    parity_phase, bench_phase = report["parity"], report["bench"]
+    rows = [
+        [
+            "parity with the oracle",
+            parity_phase.get("reason") or f"all {parity_phase['ok']} cases hold",
+        ]
+    ]
+    copy, rate = bench_phase.get("copy_gb_per_s"), bench_phase.get("peak_tflop_per_s")
+    rows.append(
+        [
+            "benchmark",
+            bench_phase.get("reason") or f"copy {copy:,.0f} GB/s, matrix rate {rate:,.1f} TFLOP/s",
+        ]
+    )
+    ratio = report["ratio_to_pytorch"]
+    rows.append(
+        ["gptloom / PyTorch", f"{ratio:.3f} in tokens/s" if ratio else "not compared: see below"]
+    )
+    if report["machine"]["gpus"] > 1:
+        rows.append(
+            [
+                "NCCL ranks",
+                f"left out: {report['machine']['gpus']} GPUs need ranks, which are a later stage's",
+            ]
+        )
+    rows.append(["time", f"{report['seconds']:.0f} s"])
+    return table(["phase", "result"], rows)
+
+
+def markdown(report: dict, settings) -> str:
+    machine = report["machine"]
+    about = [
+        f"{key.replace('_', ' ')} {value}"
+        for key, value in machine.items()
+        if value not in (None, "")
+    ]
+    shape = (
+        f"{settings.n_layer} layers, {settings.n_head} heads, {settings.n_embd} channels, vocabulary {settings.vocab_size}, "
+        f"T = {settings.seq_len}, batch {settings.batch}, {settings.steps} steps of which the first {settings.warmup} are "
+        f"not counted"
+    )
+    lines = [
+        f"# GPU: {machine.get('gpu', machine['device'])}, {report['date']}",
+        "",
+        *about_lines(about),
+        "",
+    ]
+    lines += [
+        "## Parity",
+        "",
+        *parity_table(report),
+        "",
+        "## Ops in bf16, median times with cold caches",
+        "",
+    ]
+    lines += [*bench_table(report), "", "## Training and phases", "", shape + ".", ""]
+    lines += [
+        f"Arithmetic: {report['flops_per_token'] / 1e6:.1f} MFLOP a token (6 N + 6 L C T). PyTorch pads its vocabulary too, "
+        "runs under torch.compile with bf16 autocast, fused attention and fused AdamW, and does not wait between steps.",
+        "",
+        *phases_table(report),
+        "",
+        *training_table(report),
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def about_lines(words: list, width: int = 120) -> list:
+    lines = [""]
+    for word in words:
+        if len(lines[-1]) + len(word) + 2 > width:
+            lines.append("")
+        lines[-1] += ("" if not lines[-1] else " ") + word + ("." if word is words[-1] else ",")
+    return lines
+
+
+def report_path(out: Path, report: dict) -> Path:
+    if not out.is_dir():
+        return out
+    machine = report["machine"]
+    name = re.sub(r"[^a-z0-9]+", "-", machine.get("gpu", machine["device"]).lower())
+    return out / f"{report['date']}-gpu-{name[:40].strip('-')}"
+
+
+def say(text: str) -> None:
+    print(text, flush=True)
+
+
+# -------------------------------------------------------------------------------------------------------------- whole
+GPT2 = {
+    "n_layer": 12,
+    "n_head": 12,
+    "n_embd": 768,
+    "vocab_size": 50257,
+    "seq_len": 1024,
+    "batch": 32,
+}
+GPT2 |= {"micro_batch": 16, "steps": 100, "warmup": 20, "rounds": 2}
+
+QUICK = {
+    "n_layer": 1,
+    "n_head": 2,
+    "n_embd": 32,
+    "vocab_size": 100,
+    "seq_len": 16,
+    "batch": 2,
+    "micro_batch": 1,
+}
+QUICK |= {"steps": 3, "warmup": 1, "rounds": 1}
+QUICK_BENCH = ["--op", "fill", "--size", "small", "--flush", "1MiB", "--seconds", "0.001"]
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument(
+        "build", type=Path, nargs="?", default=ROOT / "build", help="build folder (default: build)"
+    )
+    parser.add_argument("--program", type=Path, help="(default: BUILD/gptloom)")
+    parser.add_argument(
+        "--out",
+        type=Path,
+        default=ROOT / "dev/reports",
+        metavar="PATH",
+        help="PATH.json and PATH.md",
+    )
+    parser.add_argument("--device", default="cuda")
+    parser.add_argument("--python", default=sys.executable, help="the python3 that has PyTorch")
+    parser.add_argument(
+        "--data", type=Path, help="a token shard of GPT-2's vocabulary (default: random tokens)"
+    )
+    parser.add_argument(
+        "--minutes", type=float, default=8.5, help="for everything (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--started",
+        type=float,
+        default=time.time(),
+        help="when the minutes began, in seconds since 1970",
+    )
+    parser.add_argument(
+        "--quick", action="store_true", help="tiny settings, to try the script itself"
+    )
+    for name, value in GPT2.items():
+        parser.add_argument(
+            "--" + name.replace("_", "-"), type=int, metavar="N", help=f"(default: {value})"
+        )
+    for name, value in LIMITS.items():
+        parser.add_argument(
+            f"--{name}-limit",
+            type=float,
+            default=value,
+            metavar="SECONDS",
+            help="(default: %(default)s)",
+        )
+    settings = parser.parse_args()
+    for name, value in (GPT2 | QUICK if settings.quick else GPT2).items():
+        if getattr(settings, name) is None:
+            setattr(settings, name, value)
+    settings.ops = ["fill"] if settings.quick else None
+    settings.bench_flags = QUICK_BENCH if settings.quick else ["--seconds", "0.15"]
+    settings.program = settings.program or settings.build / "gptloom"
+    return settings
+
+
+def attempt(name: str, phase, *arguments) -> dict:
+    """A phase's result, or the reason why there is none."""
+    say(f"{name} ...")
+    try:
+        return phase(*arguments)
+    except (Failed, OSError, ValueError, KeyError) as failed:
+        say(f"{name}: {failed}")
+        return {"reason": str(failed)}
+
+
+def measure(settings, description: str) -> dict:
+    begin, clock = time.time(), Clock(settings)
+    report = {"date": datetime.date.today().isoformat(), "machine": describe_machine(description)}
+    with tempfile.TemporaryDirectory(prefix="gptloom-report-") as directory:
+        scratch = Path(directory)
+        report["parity"] = attempt("parity", parity, settings, clock)
+        report["bench"] = attempt("benchmark", bench, settings, clock, scratch)
+        say("training ...")
+        report["training"] = contest(settings, clock, scratch)
+    report["seconds"] = time.time() - begin
+    summarise(report, settings)
+    return report
+
+
+def main() -> int:
+    settings = parse_arguments()
+    if not settings.program.exists():
+        say(f"gpu-report: {settings.program} is not there: run make first")
+        return 2
+    try:
+        description = find_device(settings.program, settings.device)
+    except Failed as failed:
+        say(f"gpu-report: no GPU to report on: {failed}")
+        return 2
+    say(description)
+    report = measure(settings, description)
+    out = report_path(settings.out, report)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    text = markdown(report, settings)
+    out.with_name(out.name + ".json").write_text(json.dumps(report, indent=2) + "\n")
+    out.with_name(out.name + ".md").write_text(text)
+    say(f"\n{text}\n{out}.md and .json are written")
+    say("\n" + "\n".join(phases_table(report)) + "\n\n" + "\n".join(training_table(report)))
+    bad = ["reason" in report["parity"], "reason" in report["bench"]]
+    bad += ["reason" in result and not result["left_out"] for result in report["training"].values()]
+    return 1 if any(bad) else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

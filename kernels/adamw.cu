@@ -1,0 +1,109 @@
+#include "kernels/elementwise.h"
+#include "kernels/philox.h"
+
+/* A thread's elements: as many as share a random counter. */
+constexpr int N = 8;
+
+/* What a step multiplies with, the same for all elements. */
+struct factors {
+    float beta1, beta2, epsilon, gradient;
+    float keep;            /* of the parameter, after weight decay */
+    float step;            /* the learning rate by the first moment's correction */
+    float root_correction; /* sqrt of the second's */
+};
+
+__device__ __forceinline__ factors factors_of(const loom_scalars *scalars, bool decay) {
+    const loom_scalars_in *in = &scalars->in;
+    const loom_scalars_out *out = &scalars->out;
+    return {in->beta1,
+            in->beta2,
+            in->epsilon,
+            out->gradient_factor,
+            decay ? fmaf(-in->learning_rate, in->weight_decay, 1.0f) : 1.0f,
+            in->learning_rate / out->bias_correction1,
+            sqrtf(out->bias_correction2)};
+}
+
+/* Every fused multiply-add is written out, so that all variants of the kernel round alike. */
+__device__ __forceinline__ void update(float &p, float &m, float &v, float gradient, const factors &f) {
+    const float g = __fmul_rn(gradient, f.gradient);
+    m = fmaf(f.beta1, m, __fmul_rn(1 - f.beta1, g));
+    v = fmaf(f.beta2, v, __fmul_rn(__fmul_rn(1 - f.beta2, g), g));
+    p = fmaf(-f.step, m / (sqrtf(v) / f.root_correction + f.epsilon), __fmul_rn(f.keep, p));
+}
+
+/* The half-words of eight elements in a row, from any place on: those of one random counter, or where the first is not
+ * the first of its counter's, the end of one and the beginning of the next. */
+__device__ __forceinline__ void random_halves(uint32_t (&half)[N], uint64_t seed, uint32_t updates, uint64_t place) {
+    uint32_t word[8];
+    const loom_random4 random = philox_random(seed, LOOM_RANDOM_ROUNDING, updates, place / 8);
+#pragma unroll
+    for (int i = 0; i < 8; i++) word[i] = i < 4 ? random.word[i] : 0;
+    const int shift = (int)(place % 8); /* in half-words */
+    if (shift) {
+        const loom_random4 next = philox_random(seed, LOOM_RANDOM_ROUNDING, updates, place / 8 + 1);
+#pragma unroll
+        for (int i = 0; i < 4; i++) word[4 + i] = next.word[i];
+#pragma unroll
+        for (int i = 0; i < 6; i++) word[i] = shift & 4 ? word[i + 2] : word[i];
+#pragma unroll
+        for (int i = 0; i < 5; i++) word[i] = shift & 2 ? word[i + 1] : word[i];
+#pragma unroll
+        for (int i = 0; i < 4; i++) word[i] = shift & 1 ? __funnelshift_r(word[i], word[i + 1], 16) : word[i];
+    }
+#pragma unroll
+    for (int i = 0; i < N; i++) half[i] = i % 2 ? word[i / 2] >> 16 : word[i / 2] & 0xFFFF;
+}
+
+/* What is not finite is not rounded: random bits would make infinity a NaN. Otherwise the result has no bits below
+ * bf16's, and so is stored as it is. */
+__device__ __forceinline__ float round_stochastically(float x, uint32_t half) {
+    return isfinite(x) ? __uint_as_float((__float_as_uint(x) + half) & 0xFFFF0000u) : x;
+}
+
+/* P is what parameters are stored in: float, with a copy where one is given, or bf16, rounded stochastically. A step
+ * reads parameter, gradient and both moments, and writes all but the gradient, and the copy: 28 bytes an element in
+ * fp32, and 2 more or 2 less with a copy or a gradient of 16 bits. A step to skip costs a read of the scalars. */
+template <typename P, typename C, typename G>
+__global__ void __launch_bounds__(ELEMENTWISE_THREADS)
+    adamw_kernel(P *parameter, C *copy, const G *gradient, float *moment1, float *moment2, const loom_scalars *scalars,
+                 bool decay, uint64_t seed, int64_t first, elements e) {
+    const int64_t i = first_column<N>();
+    if (i >= e.columns || scalars->out.skip) return;
+    const int n = column_count<N>(e, i);
+    float p[N], g[N], m[N], v[N];
+    load_floats(g, gradient + i, n, e.packed);
+    load_floats(m, moment1 + i, n, e.packed);
+    load_floats(v, moment2 + i, n, e.packed);
+    load_floats(p, parameter + i, n, e.packed);
+    const factors f = factors_of(scalars, decay);
+#pragma unroll
+    for (int j = 0; j < N; j++) update(p[j], m[j], v[j], g[j], f);
+    store_floats(moment1 + i, m, n, e.packed);
+    store_floats(moment2 + i, v, n, e.packed);
+    if constexpr (sizeof(P) < sizeof(float)) {
+        uint32_t half[N];
+        random_halves(half, seed, (uint32_t)scalars->state.updates, (uint64_t)(first + i));
+#pragma unroll
+        for (int j = 0; j < N; j++) p[j] = round_stochastically(p[j], half[j]);
+    }
+    store_floats(parameter + i, p, n, e.packed);
+    if (copy) store_floats(copy + i, p, n, e.packed);
+}
+
+template <typename P, typename C> static void adamw(loom_exec *exec, const struct loom_adamw *a) {
+    const elements e = loom_view_given(&a->copy)
+                           ? elements_of(&a->parameter, &a->gradient, &a->moment1, &a->moment2, &a->copy)
+                           : elements_of(&a->parameter, &a->gradient, &a->moment1, &a->moment2);
+    with_dtype(a->gradient.dtype, [&](auto tag) {
+        typedef typename decltype(tag)::type G;
+        launch(exec, "adamw", adamw_kernel<P, C, G>, elementwise_grid<N>(e), elementwise_block<N>(e), 0,
+               a->parameter.data, a->copy.data, a->gradient.data, a->moment1.data, a->moment2.data, a->scalars,
+               a->decay, a->seed, a->first, e);
+    });
+}
+
+void loom_cuda_adamw(loom_exec *exec, const struct loom_adamw *a) {
+    if (a->parameter.dtype == LOOM_BF16) return adamw<bf16, bf16>(exec, a);
+    with_dtype(a->copy.dtype, [&](auto tag) { adamw<float, typename decltype(tag)::type>(exec, a); });
+}

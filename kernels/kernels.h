@@ -1,0 +1,43 @@
+/* What kernels/ offers to the host code in csrc/cuda: every op of the table, and the workspace of those that need some.
+ * All is asynchronous in the exec's stream; a launch that fails is told to loom_cuda_failed(). */
+#ifndef LOOM_KERNELS_H
+#define LOOM_KERNELS_H
+
+#include "gptloom/device.h"
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+/* The ops. Those of matrix products are in csrc/cuda/matmul.c, as cuBLASLt computes them. */
+#define LOOM_CUDA_DECLARE(name) void loom_cuda_##name(loom_exec *exec, const struct loom_##name *arguments);
+LOOM_OP_LIST(LOOM_CUDA_DECLARE)
+#undef LOOM_CUDA_DECLARE
+
+/* Bytes of workspace, from shapes alone. */
+size_t loom_cuda_embedding_backward_workspace(const struct loom_embedding_backward *a);
+size_t loom_cuda_layernorm_backward_workspace(const struct loom_layernorm_backward *a);
+size_t loom_cuda_attention_forward_workspace(const struct loom_attention_forward *a);
+size_t loom_cuda_attention_backward_workspace(const struct loom_attention_backward *a);
+
+/* Why the attention kernels do not take a head size, or NULL. */
+const char *loom_cuda_attention_refusal(int64_t head_size);
+
+/* dbias (O) = or += the sum over rows of dout (N,O): what matmul_backward_weight does beside its product. `workspace`
+ * holds loom_cuda_bias_gradient_workspace(N, O) bytes. */
+void loom_cuda_bias_gradient(loom_exec *exec, const loom_view *dbias, const loom_view *dout, bool accumulate,
+                             void *workspace);
+size_t loom_cuda_bias_gradient_workspace(int64_t N, int64_t O);
+
+/* ----------------------------------------------------------------------------------------- csrc/cuda, for the kernels */
+
+/* The CUDA stream of an exec, a cudaStream_t. */
+struct CUstream_st *loom_cuda_stream(const loom_exec *exec);
+
+/* Keeps the first failure of a launch (a cudaError_t) until the device is waited for, which then fails with both. */
+void loom_cuda_failed(const loom_exec *exec, const char *kernel, int error);
+
+#ifdef __cplusplus
+}
+#endif
+#endif

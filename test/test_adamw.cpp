@@ -1,0 +1,357 @@
+/* What the cases of adamw cannot compare with the oracle by bits: how weights are rounded. On the definition, and on
+ * "cuda" where there is one. */
+#include "gptloom/device.h"
+#include "gptloom/random.h"
+
+#include "ops/case_internal.h"
+
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <cstring>
+#include <memory>
+#include <string>
+#include <vector>
+
+namespace {
+
+struct DeviceCloser {
+    void operator()(loom_device *d) const {
+        loom_device_close(d);
+    }
+};
+
+class AdamW : public testing::TestWithParam<const char *> {
+  protected:
+    std::unique_ptr<loom_device, DeviceCloser> device;
+
+    void SetUp() override {
+        loom_device *opened = nullptr;
+        loom_error error;
+        if (!loom_device_open(&opened, GetParam(), nullptr, &error)) GTEST_SKIP() << error.message;
+        device.reset(opened);
+    }
+};
+
+/* A vector of any dtype in a device's memory, from element `shift` of it on. */
+class Vector {
+  public:
+    Vector(loom_device *device, loom_dtype dtype, const std::vector<double> &values, int64_t shift = 0)
+        : device_(device), dtype_(dtype), n_(static_cast<int64_t>(values.size())), shift_(shift) {
+        loom_error error;
+        if (!device->allocate(device, &memory_, bytes(), &error)) throw std::runtime_error(error.message);
+        std::vector<unsigned char> stored(bytes());
+        for (size_t i = 0; i < values.size(); i++)
+            loom_case_store(&stored[(i + static_cast<size_t>(shift)) * loom_dtype_size(dtype)], dtype, values[i]);
+        device->copy(device, nullptr, memory_, stored.data(), bytes(), LOOM_HOST_TO_DEVICE);
+        device->synchronize(device, nullptr, nullptr);
+    }
+    Vector(const Vector &) = delete;
+    ~Vector() {
+        device_->release(device_, memory_, bytes());
+    }
+
+    /* Elements first .. first + n - 1, to the end if n is -1. */
+    loom_view view(int64_t first = 0, int64_t n = -1) const {
+        char *data = static_cast<char *>(memory_) + static_cast<size_t>(shift_ + first) * loom_dtype_size(dtype_);
+        return loom_view_1d(data, dtype_, n < 0 ? n_ - first : n);
+    }
+
+    std::vector<double> values() const {
+        std::vector<unsigned char> stored(bytes());
+        loom_error error;
+        device_->copy(device_, nullptr, stored.data(), memory_, bytes(), LOOM_DEVICE_TO_HOST);
+        if (!device_->synchronize(device_, nullptr, &error)) throw std::runtime_error(error.message);
+        std::vector<double> values(static_cast<size_t>(n_));
+        for (size_t i = 0; i < values.size(); i++)
+            values[i] = loom_case_load(&stored[(i + static_cast<size_t>(shift_)) * loom_dtype_size(dtype_)], dtype_);
+        return values;
+    }
+
+  private:
+    size_t bytes() const {
+        return static_cast<size_t>(n_ + shift_) * loom_dtype_size(dtype_);
+    }
+
+    loom_device *device_;
+    loom_dtype dtype_;
+    int64_t n_, shift_;
+    void *memory_ = nullptr;
+};
+
+/* The scalars of a step, in a device's memory. */
+class Scalars {
+  public:
+    Scalars(loom_device *device, const loom_scalars &scalars) : device_(device) {
+        loom_error error;
+        if (!device->allocate(device, &memory_, sizeof scalars, &error)) throw std::runtime_error(error.message);
+        device->copy(device, nullptr, memory_, &scalars, sizeof scalars, LOOM_HOST_TO_DEVICE);
+        device->synchronize(device, nullptr, nullptr);
+    }
+    Scalars(const Scalars &) = delete;
+    ~Scalars() {
+        device_->release(device_, memory_, sizeof(loom_scalars));
+    }
+    const loom_scalars *get() const {
+        return static_cast<const loom_scalars *>(memory_);
+    }
+
+  private:
+    loom_device *device_;
+    void *memory_ = nullptr;
+};
+
+void run(loom_device *device, const struct loom_adamw &arguments) {
+    loom_exec exec = {};
+    exec.ops = device->ops;
+    exec.device = device;
+    const char *why = "";
+    ASSERT_TRUE(device->ops->supports(device, LOOM_OP_adamw, &arguments, &why)) << why;
+    device->ops->adamw(&exec, &arguments);
+}
+
+loom_scalars some_scalars(int64_t updates) {
+    loom_scalars s = {};
+    s.in.learning_rate = 0.3f;
+    s.in.beta1 = 0.9f;
+    s.in.beta2 = 0.99f;
+    s.in.epsilon = 1e-8f;
+    s.in.weight_decay = 0.1f;
+    s.out.gradient_factor = 0.7f;
+    s.out.bias_correction1 = 0.271f;
+    s.out.bias_correction2 = 0.0297f;
+    s.state.updates = updates;
+    s.state.loss_scale = 1;
+    return s;
+}
+
+std::vector<double> normals(loom_dtype dtype, size_t n, uint32_t stream) {
+    std::vector<float> values(n);
+    loom_random_normal(values.data(), static_cast<int64_t>(n), 7, LOOM_RANDOM_TEST, stream, 0);
+    std::vector<double> rounded(n);
+    for (size_t i = 0; i < n; i++) rounded[i] = loom_case_round(dtype, static_cast<double>(values[i]));
+    return rounded;
+}
+
+double absolute(double x) {
+    return std::fabs(x);
+}
+
+/* Rounds as ops.h says, from its words: cut off after adding 16 bits of the counter's half-word. */
+double rounded_stochastically(double value, uint64_t seed, uint32_t updates, uint64_t place) {
+    const loom_random4 random = loom_random(seed, LOOM_RANDOM_ROUNDING, updates, place / 8);
+    const uint32_t half = place % 8, word = random.word[half / 2];
+    const float single = static_cast<float>(value);
+    uint32_t bits;
+    std::memcpy(&bits, &single, sizeof bits);
+    bits += half % 2 ? word >> 16 : word & 0xFFFF;
+    const uint16_t kept = static_cast<uint16_t>(bits >> 16);
+    return loom_case_load(&kept, LOOM_BF16);
+}
+
+/* One step from the same weights with a master gives the sums before rounding: the master's own; its copies are these,
+ * rounded to nearest; without a master they are rounded with the random bits of each element's place. Starts and sizes
+ * such that no vector is aligned as another. */
+TEST_P(AdamW, RoundsWeightsToTheBit) {
+    const size_t n = 3001;
+    const int64_t first = (int64_t{1} << 35) + 5;
+    const uint64_t seed = 0x123456789ABCDEFull;
+    const Scalars scalars(device.get(), some_scalars((int64_t{1} << 32) + 41));
+    const std::vector<double> start = normals(LOOM_BF16, n, 1), slope = normals(LOOM_BF16, n, 2);
+    std::vector<double> square = normals(LOOM_F32, n, 3);
+    for (double &x : square) x = absolute(x);
+    for (loom_dtype gradient_dtype : {LOOM_F32, LOOM_BF16}) {
+        for (int64_t shift : {0, 3}) {
+            Vector gradient(device.get(), gradient_dtype, slope, shift);
+            std::vector<double> master;
+            for (loom_dtype dtype : {LOOM_BF16, LOOM_F16}) {
+                Vector parameter(device.get(), LOOM_F32, start, shift), copy(device.get(), dtype, start, 2 * shift);
+                Vector m(device.get(), LOOM_F32, slope), v(device.get(), LOOM_F32, square);
+                struct loom_adamw a = {};
+                a.parameter = parameter.view();
+                a.copy = copy.view();
+                a.gradient = gradient.view();
+                a.moment1 = m.view();
+                a.moment2 = v.view();
+                a.scalars = scalars.get();
+                a.decay = true;
+                run(device.get(), a);
+                master = parameter.values();
+                const std::vector<double> copied = copy.values();
+                for (size_t i = 0; i < n; i++) ASSERT_EQ(copied[i], loom_case_round(dtype, master[i])) << i;
+            }
+            Vector alone(device.get(), LOOM_BF16, start, shift);
+            Vector m(device.get(), LOOM_F32, slope), v(device.get(), LOOM_F32, square);
+            struct loom_adamw a = {};
+            a.parameter = alone.view();
+            a.gradient = gradient.view();
+            a.moment1 = m.view();
+            a.moment2 = v.view();
+            a.scalars = scalars.get();
+            a.decay = true;
+            a.seed = seed;
+            a.first = first;
+            run(device.get(), a);
+            const std::vector<double> found = alone.values();
+            size_t away = 0;
+            for (size_t i = 0; i < n; i++) {
+                const uint64_t place = static_cast<uint64_t>(first) + i;
+                ASSERT_EQ(found[i], rounded_stochastically(master[i], seed, 41, place)) << i;
+                away += found[i] != loom_case_round(LOOM_BF16, master[i]);
+            }
+            EXPECT_GT(away, n / 8) << "as if rounded to nearest";
+        }
+    }
+}
+
+/* The bits of an element depend on its place, not on the range it is updated in. */
+TEST_P(AdamW, RoundsTheSameInAnyRanges) {
+    const size_t n = 2500;
+    const Scalars scalars(device.get(), some_scalars(3));
+    const std::vector<double> start = normals(LOOM_BF16, n, 1), zeros(n, 0), ones(n, 1);
+    std::vector<double> whole;
+    for (const std::vector<int64_t> &cuts : std::vector<std::vector<int64_t>>{{0, 2500}, {0, 1, 12, 1029, 2500}}) {
+        Vector parameter(device.get(), LOOM_BF16, start), gradient(device.get(), LOOM_F32, start);
+        Vector m(device.get(), LOOM_F32, zeros), v(device.get(), LOOM_F32, ones);
+        for (size_t i = 0; i + 1 < cuts.size(); i++) {
+            const int64_t from = cuts[i], count = cuts[i + 1] - cuts[i];
+            struct loom_adamw a = {};
+            a.parameter = parameter.view(from, count);
+            a.gradient = gradient.view(from, count);
+            a.moment1 = m.view(from, count);
+            a.moment2 = v.view(from, count);
+            a.scalars = scalars.get();
+            a.seed = 9;
+            a.first = 1000 + from;
+            run(device.get(), a);
+        }
+        const std::vector<double> found = parameter.values();
+        if (whole.empty()) whole = found;
+        EXPECT_EQ(found, whole);
+    }
+}
+
+/* Weights of one, moved up by a part of the distance to the next by weight decay alone, arrive there in that part of all
+ * elements: within five deviations of the binomial distribution, and otherwise at another step. */
+TEST_P(AdamW, RoundsUpAsOftenAsIsLost) {
+    const size_t n = 20000;
+    const std::vector<double> ones(n, 1), zeros(n, 0);
+    for (double fraction : {0.0, 0.125, 0.3, 0.5, 0.9375}) {
+        std::vector<double> earlier;
+        for (int64_t updates : {1, 2}) {
+            loom_scalars s = some_scalars(updates);
+            s.in.learning_rate = 1;
+            s.in.weight_decay = static_cast<float>(-fraction * 0x1p-7);
+            const Scalars scalars(device.get(), s);
+            Vector parameter(device.get(), LOOM_BF16, ones), gradient(device.get(), LOOM_F32, zeros);
+            Vector m(device.get(), LOOM_F32, zeros), v(device.get(), LOOM_F32, zeros);
+            struct loom_adamw a = {};
+            a.parameter = parameter.view();
+            a.gradient = gradient.view();
+            a.moment1 = m.view();
+            a.moment2 = v.view();
+            a.scalars = scalars.get();
+            a.decay = true;
+            a.seed = 11;
+            run(device.get(), a);
+            const std::vector<double> found = parameter.values();
+            double up = 0;
+            for (double x : found) {
+                ASSERT_TRUE(x == 1 || x == 1 + 0x1p-7) << x;
+                up += x > 1;
+            }
+            const double expected = fraction * static_cast<double>(n);
+            EXPECT_NEAR(up, expected, 5 * std::sqrt(expected * (1 - fraction))) << fraction;
+            if (fraction > 0) {
+                EXPECT_NE(found, earlier);
+            }
+            earlier = found;
+        }
+    }
+}
+
+/* Random bits must not make a NaN of infinity, nor a number of either. */
+TEST_P(AdamW, KeepsWhatIsNotFinite) {
+    const size_t n = 64;
+    std::vector<double> start(n, INFINITY);
+    for (size_t i = 0; i < n; i++) start[i] = i % 3 == 0 ? INFINITY : i % 3 == 1 ? -INFINITY : NAN;
+    const std::vector<double> zeros(n, 0);
+    const Scalars scalars(device.get(), some_scalars(1));
+    Vector parameter(device.get(), LOOM_BF16, start), gradient(device.get(), LOOM_F32, zeros);
+    Vector m(device.get(), LOOM_F32, zeros), v(device.get(), LOOM_F32, zeros);
+    struct loom_adamw a = {};
+    a.parameter = parameter.view();
+    a.gradient = gradient.view();
+    a.moment1 = m.view();
+    a.moment2 = v.view();
+    a.scalars = scalars.get();
+    run(device.get(), a);
+    const std::vector<double> found = parameter.values();
+    for (size_t i = 0; i < n; i++) {
+        if (i % 3 == 2)
+            EXPECT_TRUE(std::isnan(found[i])) << i;
+        else
+            EXPECT_EQ(found[i], start[i]) << i;
+    }
+}
+
+TEST_P(AdamW, RefusesACopyOfParametersWithoutAMaster) {
+    struct loom_adamw a = {};
+    a.parameter = a.copy = a.gradient = loom_view_1d(nullptr, LOOM_BF16, 4);
+    a.moment1 = a.moment2 = loom_view_1d(nullptr, LOOM_F32, 4);
+    const char *why = "";
+    EXPECT_FALSE(device->ops->supports(device.get(), LOOM_OP_adamw, &a, &why));
+    EXPECT_NE(std::string(why).find("copy"), std::string::npos) << why;
+}
+
+/* Every fp16 value, and what lies half-way to the next and beside that: narrowed as arithmetic on the values says. */
+TEST_P(AdamW, CastsAllOfFp16) {
+    std::vector<double> values;
+    for (unsigned bits = 0; bits < 0x10000; bits++) {
+        const uint16_t lower = static_cast<uint16_t>(bits), upper = static_cast<uint16_t>(bits + 1);
+        const double x = loom_case_load(&lower, LOOM_F16);
+        double next = loom_case_load(&upper, LOOM_F16);
+        if (std::isnan(x)) continue;
+        values.push_back(x);
+        if (std::isinf(x)) continue;
+        if (std::isinf(next)) next = std::copysign(65536, x);
+        const float half = static_cast<float>((x + next) / 2);
+        for (float at : {half, std::nextafterf(half, INFINITY), std::nextafterf(half, -INFINITY)})
+            values.push_back(static_cast<double>(at));
+    }
+    const int64_t n = static_cast<int64_t>(values.size());
+    Vector x(device.get(), LOOM_F32, values), narrow(device.get(), LOOM_F16, values);
+    Vector wide(device.get(), LOOM_F32, values);
+    const auto cast = [&](const Vector &out, const Vector &in) {
+        struct loom_cast a = {};
+        a.out = out.view();
+        a.x = in.view();
+        const size_t bytes = device->ops->workspace(device.get(), LOOM_OP_cast, &a);
+        loom_exec exec = {};
+        exec.ops = device->ops;
+        exec.device = device.get();
+        exec.workspace_bytes = bytes;
+        ASSERT_TRUE(device->allocate(device.get(), &exec.workspace, bytes, nullptr));
+        device->ops->cast(&exec, &a);
+        ASSERT_TRUE(device->synchronize(device.get(), nullptr, nullptr));
+        device->release(device.get(), exec.workspace, bytes);
+    };
+    cast(narrow, x);
+    cast(wide, narrow);
+    const std::vector<double> found = narrow.values(), widened = wide.values();
+    for (int64_t i = 0; i < n; i++) {
+        const size_t at = static_cast<size_t>(i);
+        const double expected = loom_case_round(LOOM_F16, values[at]);
+        ASSERT_EQ(found[at], expected) << values[at];
+        ASSERT_EQ(std::signbit(found[at]), std::signbit(expected)) << values[at];
+        ASSERT_EQ(widened[at], expected) << values[at];
+    }
+}
+
+std::string device_name(const testing::TestParamInfo<const char *> &of) {
+    return of.param;
+}
+
+INSTANTIATE_TEST_SUITE_P(On, AdamW, testing::Values("definition", "cuda"), device_name);
+
+} // namespace

@@ -1,0 +1,131 @@
+/* The CUDA device itself, emulated: memory, streams, recordings, failures, and what opens when. */
+#include "support.h"
+
+#include "emulation.h"
+
+namespace {
+
+using namespace support;
+
+class CudaDevice : public testing::Test {
+  protected:
+    Device device = open_device("cuda");
+
+    void fill(void *memory, float value) {
+        loom_exec exec = {};
+        exec.ops = device->ops;
+        exec.device = device.get();
+        loom_fill a = {loom_view_2d(memory, LOOM_F32, 1, 64), value};
+        device->ops->fill(&exec, &a);
+    }
+    void *allocate(size_t bytes) {
+        void *memory = nullptr;
+        require([&](loom_error *error) { return device->allocate(device.get(), &memory, bytes, error); });
+        return memory;
+    }
+    float first(const void *memory) {
+        float value = 0;
+        device->copy(device.get(), NULL, &value, memory, sizeof value, LOOM_DEVICE_TO_HOST);
+        require([&](loom_error *error) { return device->synchronize(device.get(), NULL, error); });
+        return value;
+    }
+};
+
+TEST_F(CudaDevice, SaysWhatItIs) {
+    EXPECT_STREQ(device->name, "cuda (emulated)");
+    EXPECT_NE(std::string(device->description).find("compute capability"), std::string::npos);
+    EXPECT_FALSE(device->host_memory);
+}
+
+TEST_F(CudaDevice, RunsAnOpAndCopiesItBack) {
+    void *memory = allocate(256);
+    fill(memory, 3);
+    EXPECT_EQ(first(memory), 3);
+    device->release(device.get(), memory, 256);
+}
+
+TEST_F(CudaDevice, ARecordingRunsAgainAndReadsMemoryAsItIs) {
+    void *from = allocate(256), *to = allocate(256);
+    fill(from, 1);
+    require([&](loom_error *error) { return device->synchronize(device.get(), NULL, error); });
+    require([&](loom_error *error) { return device->record_begin(device.get(), error); });
+    device->copy(device.get(), NULL, to, from, 256, LOOM_DEVICE_TO_DEVICE);
+    loom_recording *recording = nullptr;
+    require([&](loom_error *error) { return device->record_end(device.get(), &recording, error); });
+    for (const float value : {5.0f, 6.0f}) {
+        fill(from, value);
+        device->replay(device.get(), recording);
+        EXPECT_EQ(first(to), value);
+    }
+    device->recording_close(device.get(), recording);
+    device->release(device.get(), from, 256);
+    device->release(device.get(), to, 256);
+}
+
+/* Under some order of the streams, a copy that is not made to wait comes before what it should copy. */
+TEST_F(CudaDevice, OrderMakesAStreamWait) {
+    loom_stream *other = nullptr;
+    require([&](loom_error *error) { return device->stream_open(device.get(), &other, error); });
+    void *from = allocate(256), *to = allocate(256);
+    int wrong_without = 0;
+    for (int seed = 0; seed < 16; seed++) {
+        emulation_set_schedule(("random:" + std::to_string(seed)).c_str());
+        for (const bool ordered : {true, false}) {
+            fill(from, 0);
+            fill(to, -1);
+            require([&](loom_error *error) { return device->synchronize(device.get(), NULL, error); });
+            fill(from, 7);
+            if (ordered) device->order(device.get(), other, NULL);
+            device->copy(device.get(), other, to, from, 256, LOOM_DEVICE_TO_DEVICE);
+            require([&](loom_error *error) {
+                return device->synchronize(device.get(), other, error) &&
+                       device->synchronize(device.get(), NULL, error);
+            });
+            if (ordered) {
+                EXPECT_EQ(first(to), 7) << seed;
+            } else {
+                wrong_without += first(to) != 7;
+            }
+        }
+    }
+    EXPECT_GT(wrong_without, 0) << "the emulation does not show what is missing";
+    emulation_set_schedule("order");
+    device->stream_close(device.get(), other);
+    device->release(device.get(), from, 256);
+    device->release(device.get(), to, 256);
+}
+
+TEST_F(CudaDevice, TimesWhatRuns) {
+    void *memory = allocate(256);
+    double seconds = -1;
+    device->timer_start(device.get());
+    fill(memory, 1);
+    require([&](loom_error *error) { return device->timer_stop(device.get(), &seconds, error); });
+    EXPECT_GE(seconds, 0);
+    device->release(device.get(), memory, 256);
+}
+
+TEST_F(CudaDevice, TooMuchMemoryIsRefusedInOneLine) {
+    void *memory = nullptr;
+    refusal([&](loom_error *error) { return device->allocate(device.get(), &memory, (size_t)1 << 60, error); },
+            {"memory", "MiB"});
+    EXPECT_EQ(memory, nullptr);
+}
+
+TEST_F(CudaDevice, WhatAnOpDoesNotTakeIsRefused) {
+    const char *why = nullptr;
+    loom_attention_forward a = {};
+    a.q = a.out = loom_view_4d(NULL, LOOM_F32, 1, 4, 1, 12);
+    a.k = a.v = loom_view_4d(NULL, LOOM_F32, 1, 4, 1, 12);
+    a.lse = loom_view_3d(NULL, LOOM_F32, 1, 1, 4);
+    EXPECT_FALSE(device->ops->supports(device.get(), LOOM_OP_attention_forward, &a, &why));
+    ASSERT_NE(why, nullptr);
+    EXPECT_NE(std::string(why).find("8"), std::string::npos) << why;
+}
+
+/* An emulated GPU is not what a user means by "auto". */
+TEST_F(CudaDevice, AutoDoesNotTakeTheEmulation) {
+    EXPECT_STREQ(open_device("auto")->name, "cpu");
+}
+
+} // namespace

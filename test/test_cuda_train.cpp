@@ -1,0 +1,234 @@
+/* Training on the CUDA device, emulated: the same loop, model and flags as on the CPU, and nearly the same losses. */
+#include "support_train.h"
+
+#include "emulation.h"
+
+#include <cmath>
+
+namespace {
+
+using namespace support;
+
+/* ------------------------------------------------------------------------------------------------------------- runs */
+
+class CudaTrain : public testing::Test {
+  protected:
+    void SetUp() override {
+        write_file(directory.at("text"), some_text(8000, 1));
+        emulation_set_schedule("order");
+    }
+    void TearDown() override {
+        emulation_set_schedule("order");
+    }
+
+    /* 2 layers, C = 64, T = 64, 4 sequences. */
+    Options::Pairs shape(const std::string &device, const Options::Pairs &changes = {}) const {
+        return Options::Pairs{{"data", directory.at("text")},
+                              {"n-layer", "2"},
+                              {"n-head", "4"},
+                              {"n-embd", "64"},
+                              {"block-size", "64"},
+                              {"batch", "4"},
+                              {"micro-batch", "4"},
+                              {"steps", "40"},
+                              {"lr", "1e-3"},
+                              {"threads", "2"},
+                              {"warmup", "4"},
+                              {"seed", "7"},
+                              {"weight-decay", "0.1"},
+                              {"device", device}} +
+               changes;
+    }
+    /* Small enough to run many times. */
+    Options::Pairs small(const Options::Pairs &changes = {}) const {
+        return shape("cuda", {{"n-layer", "1"},
+                              {"n-head", "2"},
+                              {"n-embd", "32"},
+                              {"block-size", "32"},
+                              {"micro-batch", "2"},
+                              {"val-every", "0"}}) +
+               changes;
+    }
+
+    static std::vector<double> losses(const Options::Pairs &pairs, int steps) {
+        const Options options(pairs);
+        const Trainer trainer = open_trainer(options);
+        std::vector<double> all;
+        for (int i = 0; i < steps; i++) all.push_back((double)step(trainer).loss);
+        return all;
+    }
+    /* Which algorithms are the fastest is measured, and may come out otherwise the next time: runs whose bits are
+     * compared choose as the first one did, for each dtype. */
+    std::string bits(const Options::Pairs &pairs, int steps) {
+        const auto dtype = pairs.find("dtype");
+        const std::string file = directory.at("choices-" + (dtype == pairs.end() ? "fp32" : dtype->second));
+        const bool chosen = fs::exists(file);
+        const Options options(chosen ? pairs + Options::Pairs{{"choices", file}} : pairs);
+        const Trainer trainer = open_trainer(options);
+        if (!chosen) {
+            char *text = nullptr;
+            require([&](loom_error *error) { return trainer->device->choices_get(trainer->device, &text, error); });
+            write_file(file, text);
+            free(text);
+        }
+        return bits_of_steps(trainer, steps);
+    }
+
+    TemporaryDirectory directory;
+};
+
+/* How far two runs' losses may be apart after `step` steps, when each step's gradient is off by `relative`. Before the
+ * first update only the forward's rounding counts. An update of AdamW moves an element by at most about the learning
+ * rate, and by another lr * relative where the gradient is off; where elements' gradients are no larger than their error
+ * the sign itself is open, which holds for a share `relative` of them: so after k steps the parameters are at most
+ * 2 k lr sqrt(relative^2 + relative) apart, root mean square, in directions that have nothing to do with the gradient;
+ * the loss feels a move of root mean square d by |gradient| sqrt(n) d / sqrt(n), for random directions, which is d times
+ * the gradient's norm. */
+double loss_tolerance(int step, double forward, double relative, double gradient_norm, double lr) {
+    const double drift = 2 * step * lr * std::sqrt(relative * relative + relative);
+    return forward + drift * gradient_norm;
+}
+
+void expect_following(const std::vector<double> &losses, const std::vector<double> &expected, double forward,
+                      double relative) {
+    double largest_norm = 3;
+    for (size_t i = 0; i < losses.size(); i++) {
+        const double tolerance = loss_tolerance((int)i, forward * expected[i], relative, largest_norm, 1e-3);
+        EXPECT_NEAR(losses[i], expected[i], tolerance) << "step " << i + 1;
+    }
+    EXPECT_LT(losses.back(), losses.front() - 1) << "something is learnt";
+}
+
+TEST_F(CudaTrain, FollowsTheCpuInFp32) {
+    const loom_gpt_config c = gpt_shape(2, 4, 64, 64, 257);
+    const double u = 0x1p-24;
+    expect_following(losses(shape("cuda"), 20), losses(shape("cpu"), 20), 2 * u * std::sqrt(forward_path(c, 64)),
+                     2 * u * std::sqrt(whole_path(c, 4, 64)));
+}
+
+/* In bf16 every stored activation rounds by 2^-9 of its size: 13 a block on the way, and as many on the way back. */
+void expect_following_in_half(const std::vector<double> &losses, const std::vector<double> &expected, double unit) {
+    const double roundings = 2 * 13 + 3;
+    expect_following(losses, expected, unit * std::sqrt(roundings) / 4, unit * std::sqrt(2 * roundings));
+}
+
+TEST_F(CudaTrain, FollowsTheDefinitionInBf16) {
+    expect_following_in_half(losses(shape("cuda", {{"dtype", "bf16"}}), 20),
+                             losses(shape("definition", {{"dtype", "bf16"}}), 20), 0x1p-9);
+}
+
+TEST_F(CudaTrain, FollowsTheCpuInBf16) {
+    expect_following_in_half(losses(shape("cuda", {{"dtype", "bf16"}}), 20), losses(shape("cpu"), 20), 0x1p-9);
+}
+
+TEST_F(CudaTrain, FollowsTheCpuInFp16) {
+    expect_following_in_half(losses(shape("cuda", {{"dtype", "fp16"}}), 20), losses(shape("cpu"), 20), 0x1p-12);
+}
+
+/* -------------------------------------------------------------------------------------------------------- recording */
+
+/* The graph reads the step's scalars and batch from memory: a captured copy of either would train on the second step's
+ * rate or tokens for ever. */
+TEST_F(CudaTrain, TheRecordedStepGivesTheSameBits) {
+    for (const char *dtype : {"fp32", "bf16", "fp16"})
+        EXPECT_EQ(bits(small({{"dtype", dtype}, {"cuda-graph", "on"}}), 6),
+                  bits(small({{"dtype", dtype}, {"cuda-graph", "off"}}), 6))
+            << dtype;
+}
+
+TEST_F(CudaTrain, TheStepIsRecordedOnce) {
+    const Options recorded(small({{"cuda-graph", "on"}})), plain(small({{"cuda-graph", "off"}}));
+    const Trainer a = open_trainer(recorded), b = open_trainer(plain);
+    for (int i = 0; i < 3; i++) step(a), step(b);
+    EXPECT_NE(a->recording, nullptr);
+    EXPECT_EQ(b->recording, nullptr);
+}
+
+/* Streams run as their queues and waits allow, in any other order too; so do threads and blocks. */
+TEST_F(CudaTrain, TheOrderOfTheScheduleDoesNotMatter) {
+    const std::string in_order = bits(small({{"dtype", "bf16"}}), 4);
+    for (const char *schedule : {"reverse", "random:1", "random:2"}) {
+        ASSERT_TRUE(emulation_set_schedule(schedule));
+        EXPECT_EQ(bits(small({{"dtype", "bf16"}}), 4), in_order) << schedule;
+    }
+}
+
+/* ------------------------------------------------------------------------------------------------------ checkpoints */
+
+class CudaRun : public CudaTrain {
+  protected:
+    Options::Pairs run(const std::string &out, const Options::Pairs &changes) const {
+        return small({{"out", directory.at(out)}, {"steps", "8"}, {"sample-every", "0"}}) + changes;
+    }
+    static testing::AssertionResult trains(const Options::Pairs &pairs) {
+        const Options options(pairs);
+        return works([&](loom_error *error) { return loom_train(options.get(), NULL, error); });
+    }
+    std::string weights(const std::string &out) const {
+        return read_file(directory.path() / out / "checkpoints/latest/model.safetensors");
+    }
+};
+
+TEST_F(CudaRun, ResumesToTheSameBits) {
+    for (const char *dtype : {"fp32", "bf16", "fp16"}) {
+        const std::string whole = std::string("whole-") + dtype, parts = std::string("parts-") + dtype;
+        ASSERT_TRUE(trains(run(whole, {{"dtype", dtype}})));
+        const std::string choices = directory.at(whole + "/choices.txt");
+        ASSERT_TRUE(trains(run(parts, {{"dtype", dtype}, {"stop-after", "3"}, {"choices", choices}})));
+        ASSERT_TRUE(trains(run(parts, {{"dtype", dtype}, {"resume", "true"}})));
+        EXPECT_EQ(weights(whole), weights(parts)) << dtype;
+    }
+}
+
+/* Without a run's choices the algorithms are measured again; with them nothing is, and they are the run's own. */
+TEST_F(CudaRun, TakesTheChoicesOfAnotherRun) {
+    ASSERT_TRUE(trains(run("a", {{"stop-after", "1"}})));
+    ASSERT_TRUE(trains(run("b", {{"stop-after", "1"}, {"choices", directory.at("a/choices.txt")}})));
+    EXPECT_EQ(read_file(directory.at("a/choices.txt")), read_file(directory.at("b/choices.txt")));
+    std::string other = read_file(directory.at("a/choices.txt"));
+    other.replace(other.find("emulated"), 8, "imagined");
+    write_file(directory.at("other"), other);
+    const Options options(run("c", {{"choices", directory.at("other")}}));
+    refusal([&](loom_error *error) { return loom_train(options.get(), NULL, error); }, {"--choices", "imagined"});
+}
+
+TEST_F(CudaRun, ContinuesWhatTheCpuBegan) {
+    ASSERT_TRUE(trains(run("a", {{"device", "cpu"}, {"stop-after", "3"}})));
+    ASSERT_TRUE(trains(run("a", {{"resume", "true"}})));
+}
+
+TEST_F(CudaRun, ValidatesAndSamples) {
+    const std::string out = directory.at("v");
+    ASSERT_TRUE(trains(run(
+        "v",
+        {{"dtype", "bf16"}, {"val-every", "4"}, {"val-batches", "2"}, {"sample-every", "8"}, {"sample-tokens", "6"}})));
+    EXPECT_NE(read_file(out + "/metrics.jsonl").find("val_loss"), std::string::npos);
+    EXPECT_GT(read_file(out + "/samples.txt").size(), 10u);
+}
+
+/* --------------------------------------------------------------------------------------------------------- overflow */
+
+/* A scale far too large overflows fp16: updates are skipped and the scale halves until they are not. */
+TEST_F(CudaTrain, AnOverflowHalvesTheLossScale) {
+    const Options options(small({{"dtype", "fp16"}}));
+    const Trainer trainer = open_trainer(options);
+    loom_scalars_state state = trainer->state.scalars;
+    ASSERT_EQ(state.loss_scale, 65536);
+    state.loss_scale = 0x1p24f;
+    trainer->device->copy(trainer->device, NULL, &loom_gpt_get_scalars(trainer->gpt)->state, &state, sizeof state,
+                          LOOM_HOST_TO_DEVICE);
+    require([&](loom_error *error) { return trainer->device->synchronize(trainer->device, NULL, error); });
+    float scale = state.loss_scale;
+    int skipped = 0;
+    for (int i = 0; i < 16; i++) {
+        const bool skip = step(trainer).skipped;
+        EXPECT_EQ(trainer->state.scalars.loss_scale, skip ? scale / 2 : scale);
+        scale = trainer->state.scalars.loss_scale;
+        skipped += skip;
+    }
+    EXPECT_GT(skipped, 0);
+    EXPECT_LT(skipped, 16);
+    EXPECT_EQ(trainer->state.scalars.skipped, skipped);
+}
+
+} // namespace

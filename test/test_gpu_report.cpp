@@ -1,0 +1,182 @@
+/* dev/gpu-report.py on a machine made of small scripts, and on the emulated GPU: what it writes, and how it bears what is
+ * missing or fails. */
+#include "support.h"
+
+#include <gtest/gtest.h>
+
+#include <cstdio>
+#include <cstdlib>
+#include <string>
+
+#include <sys/wait.h>
+
+namespace {
+
+using namespace support;
+
+fs::path repository() {
+    return fs::absolute(fs::path(__FILE__)).parent_path().parent_path();
+}
+
+bool contains(const std::string &text, const std::string &part) {
+    return text.find(part) != std::string::npos;
+}
+
+/* What a program does that answers as gptloom does: cases hold, figures are saved, a run leaves its metrics. */
+const char *const answers = R"(#!/bin/sh
+here=$(dirname "$0")
+echo "$*" >>"$here/calls"
+command=$1; shift
+while [ $# -gt 0 ]; do
+    case $1 in
+    --json) json=$2 ;; --out) out=$2 ;; --micro-batch) micro=$2 ;; --attention) attention=$2 ;; --op) op=$2 ;;
+    esac
+    shift
+done
+. "$here/trouble"
+case $command in
+parity)
+    echo "cuda (Test GPU, 1 GiB) against the oracle"
+    echo "fill  N=1 C=1  bf16  0 out  ok"
+    echo "7 ok, 0 failed, 0 not supported; nearest to its bound: 0.5 of it, out of fill N=1" ;;
+bench)
+    cat >"$json" <<END
+{"device": "cuda", "copy_gb_per_s": 2000, "peak_tflop_per_s": 700, "results": [
+ {"op": "attention_forward", "shape": "B=1", "dtype": "bf16", "by": "ours", "ms": 0.5, "gb_per_s": 10, "of_copy": 0.25},
+ {"op": "attention_forward", "shape": "B=1", "dtype": "bf16", "by": "cudnn", "ms": 0.4, "gb_per_s": 12, "of_copy": 0.3,
+  "tflop_per_s": 300, "of_peak": 0.43}]}
+END
+    ;;
+train)
+    mkdir -p "$out"
+    for step in 1 2 3; do echo "{\"step\": $step, \"loss\": 4.$step, \"ms\": 2, \"tokens_per_s\": 1}"; done \
+        >"$out/metrics.jsonl" ;;
+esac
+)";
+
+class GpuReport : public testing::Test {
+  protected:
+    void SetUp() override {
+        write_file(at("gptloom"), answers);
+        fs::permissions(at("gptloom"), fs::perms::owner_all);
+        trouble("");
+    }
+    std::string at(const std::string &name) {
+        return directory_.at(name);
+    }
+    /* Shell commands that the program runs before it answers. */
+    void trouble(const std::string &commands) {
+        write_file(at("trouble"), commands + "\n");
+    }
+    /* A python3 that has PyTorch, or something in its place. */
+    void pytorch(const std::string &commands) {
+        write_file(at("python"), "#!/bin/sh\n" + commands + "\n");
+        fs::permissions(at("python"), fs::perms::owner_all);
+        python_ = " --python '" + at("python") + "'";
+    }
+    int run(const std::string &program, const std::string &flags = "") {
+        const std::string command = "python3 -B '" + (repository() / "dev/gpu-report.py").string() +
+                                    "' --quick --program '" + program + "' --out '" + at("report") + "'" + python_ +
+                                    " " + flags + " >'" + at("log") + "' 2>&1";
+        const int status = std::system(command.c_str());
+        output = read_file(at("log"));
+        return WIFEXITED(status) ? WEXITSTATUS(status) : -1;
+    }
+    int run() {
+        return run(at("gptloom"));
+    }
+
+    std::string output;
+
+  private:
+    TemporaryDirectory directory_;
+    std::string python_ = " --python /nowhere/python3";
+};
+
+TEST_F(GpuReport, TellsSpeedsAndRatios) {
+    pytorch("echo '{\"tokens_per_s\": 8000, \"median_ms\": 4, \"peak_mib\": 99, \"loss\": 4.2, \"micro_batch\": 1}'");
+    EXPECT_EQ(run(), 0) << output;
+    const std::string markdown = read_file(at("report.md")), json = read_file(at("report.json"));
+    /* 2 sequences of 16 tokens in 2 ms are 16,000 a second. */
+    for (const char *part : {"all 7 cases hold", "| gptloom | 16,000 | 16,000 | 2.00 |", "2.000 in tokens/s",
+                             "| PyTorch, compiled | 8,000 |", "| cudnn | 0.4000 |", "1.25 times as fast", "Test GPU"}) {
+        EXPECT_TRUE(contains(markdown, part)) << part << " is not in\n" << markdown;
+    }
+    EXPECT_TRUE(contains(json, "\"ratio_to_pytorch\": 2.0")) << json;
+    /* The table comes last. */
+    EXPECT_GT(output.rfind("| gptloom, attention by cuDNN |"), output.rfind("are written")) << output;
+}
+
+TEST_F(GpuReport, EndsWhereThereIsNoGpu) {
+    trouble("echo 'gptloom: --device cuda: there is no NVIDIA GPU' >&2; exit 2");
+    EXPECT_EQ(run(), 2);
+    EXPECT_EQ(output, "gpu-report: no GPU to report on: gptloom: --device cuda: there is no NVIDIA GPU\n");
+    EXPECT_FALSE(fs::exists(at("report.md")));
+    EXPECT_EQ(run(at("nothing")), 2);
+    EXPECT_TRUE(contains(output, "is not there: run make first")) << output;
+}
+
+TEST_F(GpuReport, LeavesPyTorchOutWithAReason) {
+    pytorch("echo '{\"left_out\": \"PyTorch sees no GPU\"}'; exit 3");
+    EXPECT_EQ(run(), 0) << output;
+    EXPECT_TRUE(contains(output, "| PyTorch, compiled | left out | PyTorch sees no GPU |")) << output;
+    EXPECT_TRUE(contains(output, "not compared: see below")) << output;
+}
+
+TEST_F(GpuReport, ReportsWhatFails) {
+    trouble("if [ $command = bench ]; then echo 'gptloom: the GPU fell off' >&2; exit 2; fi\n"
+            "if [ $command = train ]; then kill -9 $$; fi");
+    pytorch("echo no json");
+    EXPECT_EQ(run(), 1);
+    for (const char *part :
+         {"| benchmark | exit code 2: gptloom: the GPU fell off |", "| gptloom | FAILED | exit code -9",
+          "| PyTorch, compiled | FAILED |", "all 7 cases hold"}) {
+        EXPECT_TRUE(contains(output, part)) << part << " is not in\n" << output;
+    }
+    EXPECT_TRUE(fs::exists(at("report.json")));
+}
+
+TEST_F(GpuReport, ReportsCasesThatFail) {
+    trouble("if [ $command = parity ]; then\n"
+            "    echo 'cuda (Test GPU, 1 GiB) against the oracle'\n"
+            "    echo 'fill  N=1 C=1  bf16  9 out  FAILED'; echo '    out is off'\n"
+            "    echo '6 ok, 1 failed, 0 not supported; nearest to its bound: 9 of it, out of fill N=1'; exit 1\nfi");
+    EXPECT_EQ(run(), 1);
+    EXPECT_TRUE(contains(output, "| parity with the oracle | failed: fill |")) << output;
+    EXPECT_TRUE(contains(output, "fill: out is off")) << output;
+}
+
+/* A phase that takes too long is ended, and the others still run. */
+TEST_F(GpuReport, EndsWhatTakesTooLong) {
+    trouble("if [ $command = bench ]; then sleep 60; fi");
+    EXPECT_EQ(run(at("gptloom"), "--bench-limit 1"), 1);
+    EXPECT_TRUE(contains(output, "| benchmark | ended after its limit of 1 s |")) << output;
+    EXPECT_TRUE(contains(output, "| gptloom | 16,000 |")) << output;
+}
+
+/* The micro-batch halves until the run fits into the GPU's memory. */
+TEST_F(GpuReport, TakesASmallerMicroBatchWhereMemoryIsShort) {
+    trouble("if [ $command = train ] && [ $micro -gt 2 ]; then\n"
+            "    echo 'gptloom: not enough memory on the GPU' >&2; exit 2\nfi");
+    EXPECT_EQ(run(at("gptloom"), "--micro-batch 8 --batch 8"), 0) << output;
+    const std::string calls = read_file(at("calls"));
+    for (const char *part : {"--micro-batch 8", "--micro-batch 4", "--micro-batch 2"})
+        EXPECT_TRUE(contains(calls, part)) << calls;
+    EXPECT_FALSE(contains(calls, "--micro-batch 1 ")) << calls;
+}
+
+/* The real program, on the emulated GPU. */
+TEST_F(GpuReport, RunsOnTheEmulation) {
+#if defined(__SANITIZE_ADDRESS__)
+    GTEST_SKIP() << "a sanitizer build is too slow for it";
+#endif
+    const char *named = std::getenv("GPTLOOM");
+    const fs::path program = (named ? fs::path(named).parent_path() : repository() / "build") / "emulated/gptloom";
+    ASSERT_TRUE(fs::exists(program)) << program;
+    EXPECT_EQ(run(program.string()), 0) << output;
+    for (const char *part : {"emulated", "cases hold", "| fill | ", "| gptloom | "})
+        EXPECT_TRUE(contains(output, part)) << part << " is not in\n" << output;
+    EXPECT_FALSE(contains(output, "| gptloom | FAILED")) << output;
+}
+
+} // namespace

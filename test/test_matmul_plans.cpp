@@ -1,0 +1,434 @@
+/* Plans of matrix products on the CUDA device, emulated: how they are chosen, that the choice can be kept and given back,
+ * and that what is given back is what computes. The values of products are tested by the cases of test/ops/matmul.c. */
+#include "support.h"
+
+#include <cuda_runtime_api.h>
+extern "C" {
+#include "cuda/matmul.h"
+}
+#include "cuda/choices.h"
+
+#include <cmath>
+#include <cstdlib>
+#include <cstring>
+
+namespace {
+
+using namespace support;
+
+/* -------------------------------------------------------------------------------------------------- the text of choices */
+
+class Choices : public testing::Test {
+  protected:
+    loom_choices choices = {};
+    loom_error error = {};
+
+    ~Choices() override {
+        loom_choices_clear(&choices);
+    }
+    void add(const char *key, unsigned char first) {
+        unsigned char value[LOOM_CHOICE_BYTES];
+        for (int i = 0; i < LOOM_CHOICE_BYTES; i++) value[i] = (unsigned char)(first + 3 * i);
+        ASSERT_TRUE(loom_choices_add(&choices, key, value, &error)) << error.message;
+    }
+    static std::string text_of(const loom_choices &c, const char *measured_on = "here") {
+        char *text = nullptr;
+        require([&](loom_error *e) { return loom_choices_write(&c, measured_on, &text, e); });
+        const std::string s = text ? text : "";
+        free(text);
+        return s;
+    }
+    /* What reading the text says; "" if it is taken. */
+    std::string refusal(const std::string &text, const char *measured_on = "here") {
+        error.message[0] = 0;
+        const bool taken = loom_choices_read(&choices, measured_on, text.c_str(), &error);
+        EXPECT_EQ(taken, error.message[0] == 0);
+        return error.message;
+    }
+};
+
+TEST_F(Choices, AreWrittenAsALineEach) {
+    add("4x5x6", 0x00);
+    add("another", 0xF0);
+    const std::string text = text_of(choices);
+    EXPECT_EQ(text.find("measured on here\nmatmul 4x5x6 000306090c0f1215"), 0u) << text;
+    EXPECT_NE(text.find("\nmatmul another f0f3f6f9fcff0205"), std::string::npos) << text;
+    EXPECT_EQ(std::count(text.begin(), text.end(), '\n'), 3);
+}
+
+TEST_F(Choices, NoneAreNoText) {
+    EXPECT_EQ(text_of(choices), "");
+}
+
+TEST_F(Choices, AreReadBackToTheLastByte) {
+    for (int i = 0; i < 40; i++) add(("key" + std::to_string(i)).c_str(), (unsigned char)(7 * i));
+    const std::string text = text_of(choices);
+    loom_choices read = {};
+    ASSERT_TRUE(loom_choices_read(&read, "here", text.c_str(), &error)) << error.message;
+    ASSERT_EQ(read.count, 40u);
+    for (size_t i = 0; i < read.count; i++) {
+        const loom_choice *found = loom_choices_find(&read, choices.at[i].key);
+        ASSERT_NE(found, nullptr);
+        EXPECT_EQ(memcmp(found->value, choices.at[i].value, LOOM_CHOICE_BYTES), 0);
+    }
+    EXPECT_EQ(loom_choices_find(&read, "key40"), nullptr);
+    EXPECT_EQ(text_of(read), text);
+    loom_choices_clear(&read);
+}
+
+TEST_F(Choices, OfOtherHardwareAreRefusedInOneLineThatNamesBoth) {
+    add("key", 1);
+    const std::string line = refusal(text_of(choices, "GPU A, sm_90, cuBLASLt 1.2.3"), "GPU B, sm_80, cuBLASLt 1.2.3");
+    EXPECT_NE(line.find("GPU A, sm_90"), std::string::npos) << line;
+    EXPECT_NE(line.find("GPU B, sm_80"), std::string::npos) << line;
+    EXPECT_EQ(line.find('\n'), std::string::npos) << line;
+    EXPECT_NE(refusal(text_of(choices, "GPU A and more"), "GPU A"), "");
+    EXPECT_NE(refusal(text_of(choices, "GPU"), "GPU A"), "");
+}
+
+TEST_F(Choices, ThatAreDamagedAreRefusedAndThoseThereAreStay) {
+    add("first", 1);
+    add("second", 2);
+    const std::string good = text_of(choices);
+    const size_t second = good.find("matmul second");
+    std::vector<std::string> damaged = {
+        "",
+        "nonsense\n",
+        good.substr(0, good.size() - 2),
+        good + "matmul third\n",
+        good + "\n",
+        good + good.substr(second), /* chosen twice */
+    };
+    for (const size_t at : {second, second + 6, second + 13, good.size() - 2}) {
+        damaged.push_back(good);
+        damaged.back()[at] = 'X';
+    }
+    for (const std::string &text : damaged) {
+        EXPECT_NE(refusal(text), "") << text;
+        EXPECT_EQ(text_of(choices), good);
+    }
+    EXPECT_EQ(refusal(good.substr(0, good.size() - 1)), "") << "the last line may end the text";
+    EXPECT_EQ(text_of(choices), good);
+}
+
+/* ------------------------------------------------------------------------------------------------------------ products */
+
+const int64_t M = 24, N = 40, K = 1200; /* long sums, whose bits depend on how they are added up */
+
+/* out (M,N) = x (M,K) weight (K,N), in memory of the device. */
+class Product {
+  public:
+    /* All data begins `shift` elements behind a multiple of 256 bytes. */
+    explicit Product(loom_device *device, int64_t shift = 0, int64_t gap = 0, loom_dtype dtype = LOOM_F32)
+        : device_(device) {
+        const size_t item = loom_dtype_size(dtype), matrix = 512 * 1024;
+        bytes_ = 3 * matrix + (size_t)(32 << 20);
+        require([&](loom_error *e) { return device->allocate(device, &memory_, bytes_, e); });
+        char *start = static_cast<char *>(memory_) + (size_t)shift * item;
+        arguments.x = loom_view_2d(start, dtype, M, K);
+        arguments.weight = loom_view_2d(start + matrix, dtype, K, N);
+        arguments.out = loom_view_2d(start + 2 * matrix, dtype, M, N);
+        arguments.out.stride[2] += gap;
+    }
+    ~Product() {
+        device_->release(device_, memory_, bytes_);
+    }
+    Product(const Product &) = delete;
+    Product &operator=(const Product &) = delete;
+
+    bool prepare(loom_error *error) {
+        loom_matmul_forward shapes = arguments;
+        shapes.x.data = shapes.weight.data = shapes.out.data = nullptr;
+        return device_->ops->prepare(device_, LOOM_OP_matmul_forward, &shapes, error);
+    }
+    /* The values of out; fp32 alone, without a gap. */
+    std::vector<float> run() {
+        std::vector<float> x(M * K), weight(K * N), out(M * N);
+        for (size_t i = 0; i < x.size(); i++) x[i] = value(i);
+        for (size_t i = 0; i < weight.size(); i++) weight[i] = value(i + 7919);
+        copy(arguments.x.data, x.data(), x.size(), LOOM_HOST_TO_DEVICE);
+        copy(arguments.weight.data, weight.data(), weight.size(), LOOM_HOST_TO_DEVICE);
+        loom_exec exec = {};
+        exec.ops = device_->ops;
+        exec.device = device_;
+        exec.workspace = static_cast<char *>(memory_) + bytes_ - (32 << 20);
+        exec.workspace_bytes = 32 << 20;
+        device_->ops->matmul_forward(&exec, &arguments);
+        copy(out.data(), arguments.out.data, out.size(), LOOM_DEVICE_TO_HOST);
+        require([&](loom_error *e) { return device_->synchronize(device_, NULL, e); });
+        return out;
+    }
+    /* The largest difference of `out` from sums in double, in the size of what was added. */
+    static double error_of(const std::vector<float> &out) {
+        double largest = 0;
+        for (int64_t m = 0; m < M; m++)
+            for (int64_t n = 0; n < N; n++) {
+                double sum = 0;
+                for (int64_t k = 0; k < K; k++)
+                    sum += (double)value((size_t)(m * K + k)) * (double)value((size_t)(k * N + n) + 7919);
+                largest = std::max(largest, std::fabs(out[(size_t)(m * N + n)] - sum) / std::sqrt((double)K));
+            }
+        return largest;
+    }
+
+    loom_matmul_forward arguments = {};
+
+  private:
+    static float value(size_t i) {
+        return (float)((i * 2654435761u) % 65521) / 32760.0f - 1;
+    }
+    void copy(void *to, const void *from, size_t n, loom_copy_kind kind) {
+        device_->copy(device_, NULL, to, from, n * sizeof(float), kind);
+        require([&](loom_error *e) { return device_->synchronize(device_, NULL, e); });
+    }
+
+    loom_device *device_;
+    void *memory_ = nullptr;
+    size_t bytes_ = 0;
+};
+
+std::string choices_of(const Device &device) {
+    char *text = nullptr;
+    require([&](loom_error *e) { return device->choices_get(device.get(), &text, e); });
+    const std::string s = text ? text : "";
+    free(text);
+    return s;
+}
+
+void prepare(Product &product) {
+    require([&](loom_error *e) { return product.prepare(e); });
+}
+
+void give(const Device &device, const std::string &text) {
+    require([&](loom_error *e) { return device->choices_set(device.get(), text.c_str(), e); });
+}
+
+/* The emulation's algorithms: which one is the second number of the 64 bytes. */
+enum Algorithm { IN_ORDER, IN_PARTS, FAILS };
+
+std::string with_algorithm(std::string text, Algorithm algorithm) {
+    const size_t value = text.rfind(' ') + 1;
+    const std::string digits = "0" + std::to_string((int)algorithm) + "00000000000000";
+    return text.replace(value + 16, 16, digits);
+}
+
+class Plans : public testing::Test {
+  protected:
+    Device device = open_device("cuda");
+
+    int plans() const {
+        return loom_cuda_matmul_plans(loom_cuda_of(device.get())->matmul);
+    }
+};
+
+TEST_F(Plans, AShapeIsPlannedOnceForAlignedAndOnceForOtherData) {
+    EXPECT_EQ(choices_of(device), "");
+    Product product(device.get());
+    prepare(product);
+    const std::string chosen = choices_of(device);
+    EXPECT_EQ(plans(), 2);
+    prepare(product);
+    EXPECT_EQ(plans(), 2);
+    EXPECT_EQ(choices_of(device), chosen);
+    EXPECT_EQ(std::count(chosen.begin(), chosen.end(), '\n'), 2) << "only what is measured is a choice:\n" << chosen;
+    EXPECT_EQ(chosen.find("measured on "), 0u);
+    EXPECT_NE(chosen.find(", cuBLASLt "), std::string::npos);
+    EXPECT_NE(chosen.find("\nmatmul 24x40x1200,1200:40:40,nn,fp32>fp32 "), std::string::npos) << chosen;
+}
+
+TEST_F(Plans, DifferInShapeStrideTypeBiasTransposeAndAccumulation) {
+    Product product(device.get());
+    prepare(product);
+    loom_matmul_forward changed = product.arguments;
+    const auto prepares_new = [&](loom_op op, const void *arguments) {
+        const int before = plans();
+        require([&](loom_error *e) { return device->ops->prepare(device.get(), op, arguments, e); });
+        return plans() == before + 2;
+    };
+    changed.out.stride[2] += 8;
+    EXPECT_TRUE(prepares_new(LOOM_OP_matmul_forward, &changed));
+    changed = product.arguments;
+    changed.bias = loom_view_1d(nullptr, LOOM_F32, N);
+    EXPECT_TRUE(prepares_new(LOOM_OP_matmul_forward, &changed));
+    changed = product.arguments;
+    changed.weight = loom_view_2d(nullptr, LOOM_F32, N, K);
+    changed.transposed = true;
+    EXPECT_TRUE(prepares_new(LOOM_OP_matmul_forward, &changed));
+    Product half(device.get(), 0, 0, LOOM_BF16);
+    EXPECT_TRUE(prepares_new(LOOM_OP_matmul_forward, &half.arguments));
+    loom_matmul_backward_weight weight = {};
+    weight.x = product.arguments.x;
+    weight.dout = product.arguments.out;
+    weight.dweight = product.arguments.weight;
+    EXPECT_TRUE(prepares_new(LOOM_OP_matmul_backward_weight, &weight));
+    weight.accumulate = true;
+    EXPECT_TRUE(prepares_new(LOOM_OP_matmul_backward_weight, &weight));
+    EXPECT_FALSE(prepares_new(LOOM_OP_matmul_backward_weight, &weight));
+}
+
+TEST_F(Plans, AWeightGradientIsFp32OrOfTheActivationsType) {
+    Product product(device.get(), 0, 0, LOOM_BF16);
+    loom_matmul_backward_weight weight = {};
+    weight.x = product.arguments.x;
+    weight.dout = product.arguments.out;
+    weight.dweight = product.arguments.weight;
+    EXPECT_EQ(loom_cuda_matmul_refusal(LOOM_OP_matmul_backward_weight, &weight), nullptr);
+    weight.dweight.dtype = LOOM_F32;
+    EXPECT_EQ(loom_cuda_matmul_refusal(LOOM_OP_matmul_backward_weight, &weight), nullptr);
+    weight.dweight.dtype = LOOM_F16;
+    EXPECT_NE(loom_cuda_matmul_refusal(LOOM_OP_matmul_backward_weight, &weight), nullptr);
+    weight.dweight = product.arguments.weight;
+    weight.x.stride[2] = K - 1;
+    EXPECT_NE(loom_cuda_matmul_refusal(LOOM_OP_matmul_backward_weight, &weight), nullptr);
+}
+
+TEST_F(Plans, DataMayBeginAtAnyElement) {
+    for (const int64_t shift : {0, 1, 2, 4}) {
+        Product product(device.get(), shift);
+        prepare(product);
+        EXPECT_LT(Product::error_of(product.run()), 1e-5) << "shifted by " << shift << " elements";
+    }
+    EXPECT_EQ(plans(), 2);
+}
+
+TEST_F(Plans, AChoiceThatIsGivenBackIsTakenWithoutMeasuring) {
+    {
+        Product product(device.get());
+        prepare(product);
+    }
+    const std::string measured = choices_of(device);
+    std::vector<std::vector<float>> outs;
+    for (const Algorithm algorithm : {IN_ORDER, IN_PARTS}) {
+        const std::string given = with_algorithm(measured, algorithm);
+        Device other = open_device("cuda");
+        give(other, given);
+        EXPECT_EQ(choices_of(other), given);
+        Product product(other.get());
+        prepare(product);
+        EXPECT_EQ(choices_of(other), given);
+        outs.push_back(product.run());
+        EXPECT_LT(Product::error_of(outs.back()), 1e-5);
+    }
+    EXPECT_NE(outs[0], outs[1]) << "both algorithms gave the same bits: one of the choices was not taken";
+}
+
+TEST_F(Plans, WhatDidNotRunIsNotChosenAndWhatIsGivenIsNotTriedAgain) {
+    std::string measured;
+    {
+        Product product(device.get());
+        prepare(product);
+        measured = choices_of(device);
+        EXPECT_NE(measured, with_algorithm(measured, FAILS));
+    }
+    Device other = open_device("cuda");
+    give(other, with_algorithm(measured, FAILS));
+    Product product(other.get());
+    prepare(product);
+    try {
+        product.run();
+        FAIL() << "the choice that was given was not taken";
+    } catch (const std::exception &e) {
+        EXPECT_NE(std::string(e.what()).find("matmul_forward"), std::string::npos) << e.what();
+    }
+}
+
+TEST_F(Plans, AGivenChoiceThatTheLibraryDoesNotKnowIsRefused) {
+    Product product(device.get());
+    prepare(product);
+    std::string text = choices_of(device);
+    text.replace(text.rfind(' ') + 1, 16, "0123456789abcdef");
+    Device other = open_device("cuda");
+    give(other, text);
+    Product again(other.get());
+    loom_error error;
+    ASSERT_FALSE(again.prepare(&error));
+    EXPECT_NE(std::string(error.message).find("the run's choice is refused"), std::string::npos) << error.message;
+    EXPECT_EQ(std::string(error.message).find('\n'), std::string::npos);
+}
+
+TEST_F(Plans, AChoiceForAnotherDeviceIsRefused) {
+    Product product(device.get());
+    prepare(product);
+    std::string text = choices_of(device);
+    text.replace(text.find("sm_"), 3, "sn_");
+    Device other = open_device("cuda");
+    loom_error error;
+    ASSERT_FALSE(other->choices_set(other.get(), text.c_str(), &error));
+    EXPECT_NE(std::string(error.message).find("sn_"), std::string::npos) << error.message;
+    EXPECT_EQ(choices_of(other), "");
+}
+
+TEST_F(Plans, ChoicesThatComeAfterOtherPlansAreRefusedAndThoseOfNewShapesAdded) {
+    Product product(device.get());
+    prepare(product);
+    const std::string chosen = choices_of(device);
+    give(device, chosen);
+    EXPECT_EQ(choices_of(device), chosen);
+    const bool in_order = with_algorithm(chosen, IN_ORDER) == chosen;
+    const std::string contrary = with_algorithm(chosen, in_order ? IN_PARTS : IN_ORDER);
+    loom_error error;
+    EXPECT_FALSE(device->choices_set(device.get(), contrary.c_str(), &error));
+    EXPECT_EQ(choices_of(device), chosen);
+
+    Device other = open_device("cuda");
+    Product wider(other.get(), 0, 8);
+    prepare(wider);
+    give(other, contrary);
+    const std::string both = choices_of(other);
+    EXPECT_EQ(both.find(contrary), 0u);
+    EXPECT_EQ(std::count(both.begin(), both.end(), '\n'), 3);
+}
+
+TEST_F(Plans, WithoutMemoryToMeasureInTheFirstAlgorithmIsTaken) {
+    Product product(device.get());
+    setenv("LOOM_EMULATION_MEMORY", "1", 1);
+    loom_error error;
+    const bool prepared = product.prepare(&error);
+    unsetenv("LOOM_EMULATION_MEMORY");
+    ASSERT_TRUE(prepared) << error.message;
+    EXPECT_EQ(choices_of(device), with_algorithm(choices_of(device), IN_ORDER));
+    EXPECT_LT(Product::error_of(product.run()), 1e-5);
+}
+
+TEST_F(Plans, OnlyATf32DeviceRoundsItsInputs) {
+    loom_device_options options = {};
+    options.tf32 = true;
+    loom_device *opened = nullptr;
+    require([&](loom_error *e) { return loom_device_open(&opened, "cuda", &options, e); });
+    Device rounding(opened, loom_device_close);
+    Product product(rounding.get()), half(rounding.get(), 0, 0, LOOM_BF16);
+    prepare(product);
+    EXPECT_NE(choices_of(rounding).find("fp32>fp32,tf32 "), std::string::npos) << choices_of(rounding);
+    const double error = Product::error_of(product.run());
+    EXPECT_GT(error, 1e-5);
+    EXPECT_LT(error, 1e-2);
+    prepare(half);
+    EXPECT_EQ(choices_of(rounding).find("bf16,tf32"), std::string::npos);
+}
+
+TEST_F(Plans, BothPartsOfAProductsWorkspaceAreToldFromShapesAlone) {
+    loom_matmul_backward_weight weight = {};
+    weight.x = loom_view_2d(nullptr, LOOM_BF16, 64, K);
+    weight.dout = loom_view_2d(nullptr, LOOM_BF16, 64, N);
+    weight.dweight = loom_view_2d(nullptr, LOOM_F32, K, N);
+    const size_t without = device->ops->workspace(device.get(), LOOM_OP_matmul_backward_weight, &weight);
+    weight.dbias = loom_view_1d(nullptr, LOOM_F32, N);
+    const size_t with = device->ops->workspace(device.get(), LOOM_OP_matmul_backward_weight, &weight);
+    EXPECT_GE(without, (size_t)1 << 20);
+    EXPECT_EQ(with - without, loom_cuda_bias_gradient_workspace(64, N));
+    weight.dweight = loom_view_2d(nullptr, LOOM_F32, 50304, 768);
+    weight.dbias = {};
+    EXPECT_EQ(device->ops->workspace(device.get(), LOOM_OP_matmul_backward_weight, &weight), (size_t)32 << 20);
+}
+
+TEST_F(Plans, ThePeakIsTheRateOfAProduct) {
+    double rate = 0;
+    for (const loom_dtype dtype : {LOOM_F32, LOOM_BF16}) {
+        require([&](loom_error *e) { return device->peak(device.get(), dtype, 0.01, &rate, e); });
+        EXPECT_GT(rate, 1e6);
+        EXPECT_LT(rate, 1e16);
+    }
+    EXPECT_EQ(choices_of(device), "") << "what is chosen for it is no part of a run";
+}
+
+} // namespace
