@@ -220,9 +220,10 @@ test-full: setup
 	@MATMUL=openblas dev/setup.sh
 	@$(MAKE) --no-print-directory tests
 	@$(MAKE) --no-print-directory BUILD=$(BUILD)/sanitized CUDA= SANITIZE=address,undefined tests
-	@$(MAKE) --no-print-directory BUILD=$(BUILD)/openblas CUDA= MATMUL=openblas all $(BUILD)/openblas/test/test_ops
-	@$(MAKE) --no-print-directory BUILD=$(BUILD)/plain CUDA= MATMUL=plain all $(BUILD)/plain/test/test_ops
+	@$(MAKE) --no-print-directory BUILD=$(BUILD)/openblas CUDA= MATMUL=openblas $(BUILD)/openblas/gptloom $(BUILD)/openblas/test/test_ops
+	@$(MAKE) --no-print-directory BUILD=$(BUILD)/plain CUDA= MATMUL=plain $(BUILD)/plain/gptloom $(BUILD)/plain/test/test_ops
 	@LOOM_TEST_FULL=1 test/run.py --logs $(BUILD)/test/logs $(FULL)
+	@dev/mutate-kernels.py --build $(BUILD)
 
 #  make sanitize    build/sanitized/gptloom, with AddressSanitizer and UndefinedBehaviorSanitizer
 sanitize:
@@ -232,9 +233,10 @@ sanitize:
 #                   report (REPORT=folder). Needs nothing but gcc, nvcc and python3; dev/third-party.sh on another machine
 #                   collects what cannot be installed here
 REPORT ?= dev/reports
+gpu-report: STARTED := $(shell date +%s)
 gpu-report:
 	@$(MAKE) --no-print-directory BUILD=$(BUILD)/gpu CUDA_ARCH="$(PRESENT_ARCH)" $(BUILD)/gpu/gptloom
-	@dev/gpu-report.py --program $(BUILD)/gpu/gptloom --out $(REPORT)
+	@dev/gpu-report.py --program $(BUILD)/gpu/gptloom --out $(REPORT) --started $(STARTED)
 
 #  make install     program, library, headers and pkg-config file under PREFIX=/usr/local
 install: all

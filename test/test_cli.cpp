@@ -347,7 +347,7 @@ TEST_F(Program, NegativeHugeNanAndNonNumericValues) {
     }
     expect_training_mistake({"--memory", "lots"}, {"--memory: 'lots' is not a size"});
     expect_training_mistake({"--schedule", "cosin"}, {"--schedule: 'cosin'", "'cosine'"});
-    expect_training_mistake({"--device", "cud"}, {"--device: 'cud'", "did you mean cuda?"});
+    expect_training_mistake({"--device", "cud"}, {"--device: 'cud'", "did you mean 'cuda'?"});
     expect_training_mistake({"--dtype", "fp8"}, {"--dtype: 'fp8'", "fp32, bf16, fp16"});
     expect_training_mistake({"--dtype", "fp16", "--master-weights", "off"}, {"--master-weights", "bf16"});
     expect_training_mistake({"--cuda-grap", "off"}, {"--cuda-grap", "--cuda-graph"});

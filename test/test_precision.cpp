@@ -611,8 +611,6 @@ TEST_F(Train, ChoicesLieInTheCheckpoint) {
         return loom_fail(error, "this is device B");
     };
     refusal(restore, {"this is device B"});
-    device->choices_set = NULL;
-    EXPECT_TRUE(works(restore));
     write_file(at("run/checkpoints/latest/choices.txt"), "damaged");
     refusal([&](loom_error *error) { return loom_checkpoint_open(at("run").c_str(), &info, error); },
             {"choices.txt", "damaged"});

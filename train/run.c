@@ -74,7 +74,7 @@ static bool drop_metrics_after(const char *path, int64_t step, loom_error *error
 static bool write_choices(const run *r, loom_error *error) {
     const loom_device *device = loom_gpt_get_device(loom_trainer_gpt(r->trainer));
     char *text = NULL;
-    if (device->choices_get && !device->choices_get(device, &text, error)) return false;
+    if (!device->choices_get(device, &text, error)) return false;
     if (!text && unlink(r->choices_path) != 0 && errno != ENOENT)
         return loom_fail(error, "%s: cannot be removed: %s", r->choices_path, strerror(errno));
     const bool ok = !text || loom_file_replace(r->choices_path, text, strlen(text), error);

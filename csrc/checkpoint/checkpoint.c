@@ -21,7 +21,6 @@ static bool exists(const char *directory, const char *name) {
 
 static bool write_choices(loom_manifest *manifest, loom_device *device, loom_error *error) {
     char *text = NULL;
-    if (!device->choices_get) return true;
     if (!device->choices_get(device, &text, error)) return false;
     if (!text) return true;
     loom_writer *writer = loom_manifest_begin(manifest, LOOM_CHOICES_FILE, error);
