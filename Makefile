@@ -24,13 +24,13 @@ ARCH    ?= native
 # Matrix products: auto takes oneDNN, else OpenBLAS, else our own plain C.
 MATMUL  ?= auto
 # CUDA: the toolkit's folder, found by its nvcc; empty where there is none, and then only the emulation has CUDA. The
-# GPUs to build for: compute capabilities, 80 to 120.
+# GPUs to build for: compute capabilities, 80 to 120; later ones compile the last one's PTX when they start.
 NVCC      ?= $(shell command -v nvcc 2>/dev/null || ls /usr/local/cuda/bin/nvcc 2>/dev/null)
 CUDA      ?= $(patsubst %/bin/nvcc,%,$(NVCC))
 CUDA_ARCH ?= 80 90
 # cuDNN's header, which may lie inside a Python package; the library itself is loaded when it is asked for.
 CUDNN_INCLUDE ?= $(if $(CUDA),$(shell dev/find-cudnn.sh $(CUDA)))
-# Headers and libraries of cJSON, inih and xxHash where they are not installed (make third-party collects them).
+# Headers and libraries of cJSON, inih and xxHash where they are not installed (dev/third-party.sh collects them).
 THIRD_PARTY ?= $(wildcard third-party)
 # address,undefined for a sanitizer build; keep it in a build folder of its own (make sanitize does).
 SANITIZE ?=
@@ -69,8 +69,10 @@ LIBS     := $(MATMUL_LIBS) $(if $(THIRD_PARTY),-L$(THIRD_PARTY)/lib -Wl$(comma)-
 CUDNN_RPATH := $(if $(CUDNN_INCLUDE),-Wl$(comma)-rpath$(comma)$(CUDA)/lib64:$(abspath $(CUDNN_INCLUDE)/../lib))
 CUDA_LIBS := $(if $(CUDA),-L$(CUDA)/lib64 -Wl$(comma)-rpath$(comma)$(CUDA)/lib64 -lcublasLt -lcudart_static -lrt $(CUDNN_RPATH))
 # csrc/cuda is compiled once, for the real CUDA and for the emulation: with NVIDIA's headers where they are.
-CUDA_INCLUDE := $(if $(CUDA),-isystem $(CUDA)/include,-Idev/emulation/include)
+CUDA_INCLUDE := $(if $(CUDA),$(if $(filter /usr,$(CUDA)),,-isystem $(CUDA)/include),-Idev/emulation/include)
+CUDNN_FLAGS  := $(addprefix -isystem ,$(filter-out /usr/include,$(CUDNN_INCLUDE)))
 NVCC_FLAGS := -std=c++17 -O3 -lineinfo -Iinclude -I. $(foreach a,$(CUDA_ARCH),-gencode=arch=compute_$(a)$(comma)code=sm_$(a)) \
+              -gencode=arch=compute_$(lastword $(CUDA_ARCH))$(comma)code=compute_$(lastword $(CUDA_ARCH)) \
               -Werror all-warnings -Xptxas --warn-on-spills,--warning-as-error -Xcompiler -Wall,-Wextra,-fPIC -MMD -MP
 # The emulation reads memory as other types than it was written, as GPUs do; a kernel's arithmetic is not contracted
 # into fused multiply-adds, which -march=native would allow.
@@ -149,7 +151,7 @@ $(BUILD)/obj/emulated/dev/emulation/%.o: dev/emulation/%.cpp
 
 $(BUILD)/obj/csrc/cuda/%.o: csrc/cuda/%.c
 	@mkdir -p $(@D)
-	$(call quiet,CC) $(CC) $(CFLAGS_) $(CUDA_INCLUDE) $(if $(CUDNN_INCLUDE),-isystem $(CUDNN_INCLUDE)) -c $< -o $@
+	$(call quiet,CC) $(CC) $(CFLAGS_) $(CUDA_INCLUDE) $(CUDNN_FLAGS) -c $< -o $@
 
 $(BUILD)/obj/definition/%.o: csrc/cpu/%.c
 	@mkdir -p $(@D)
@@ -180,18 +182,13 @@ $(patsubst $(BUILD)/test/%,$(BUILD)/obj/test/%.o,$(EMULATED_TESTS)): CXXFLAGS_ +
 
 # test_cuda_headers compares the emulation's headers with NVIDIA's.
 $(BUILD)/obj/test/test_cuda_headers.o: CXXFLAGS_ += -Idev/emulation/include
-$(BUILD)/obj/test/cuda_headers_nvidia.o: CXXFLAGS_ += -isystem $(CUDA)/include
+$(BUILD)/obj/test/cuda_headers_nvidia.o: CXXFLAGS_ += $(CUDA_INCLUDE)
 ifneq ($(CUDA),)
 $(BUILD)/test/test_cuda_headers: $(BUILD)/obj/test/cuda_headers_nvidia.o
 endif
 
-# ------------------------------------------------------------------------------------------------------ what users run
-# Set-up may install what the lines above look for, so building is a make of its own.
-setup:
-	@dev/setup.sh
-
 # test_cudnn plans without a GPU: it brings its own driver, in the place of libcuda.so.1.
-$(BUILD)/obj/test/test_cudnn.o: CXXFLAGS_ += $(CUDA_INCLUDE) -isystem $(CUDNN_INCLUDE)
+$(BUILD)/obj/test/test_cudnn.o: CXXFLAGS_ += $(CUDA_INCLUDE) $(CUDNN_FLAGS)
 $(BUILD)/test/test_cudnn: $(BUILD)/obj/test/test_cudnn.o $(TEST_OBJECTS) $(BUILD)/emulated/libgptloom.a \
                           | $(BUILD)/test/libcuda.so.1
 	@mkdir -p $(@D)
@@ -199,6 +196,11 @@ $(BUILD)/test/test_cudnn: $(BUILD)/obj/test/test_cudnn.o $(TEST_OBJECTS) $(BUILD
 $(BUILD)/test/libcuda.so.1: test/cuda_driver.c
 	@mkdir -p $(@D)
 	$(call quiet,LD) $(CC) -std=c11 -O1 $(WARNINGS) -fPIC -shared -Wl,-soname,libcuda.so.1 -o $@ $<
+
+# ------------------------------------------------------------------------------------------------------ what users run
+# Set-up may install what the lines above look for, so building is a make of its own.
+setup:
+	@dev/setup.sh
 
 # The compute capabilities of the GPUs that are here, or else those asked for.
 PRESENT_ARCH = $(or $(shell nvidia-smi --query-gpu=compute_cap --format=csv,noheader 2>/dev/null | tr -d . | sort -u),$(CUDA_ARCH))
@@ -235,6 +237,7 @@ sanitize:
 REPORT ?= dev/reports
 gpu-report: STARTED := $(shell date +%s)
 gpu-report:
+	@dev/gpu-report.py --check
 	@$(MAKE) --no-print-directory BUILD=$(BUILD)/gpu CUDA_ARCH="$(PRESENT_ARCH)" $(BUILD)/gpu/gptloom
 	@dev/gpu-report.py --program $(BUILD)/gpu/gptloom --out $(REPORT) --started $(STARTED)
 

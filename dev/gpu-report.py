@@ -2,13 +2,15 @@
 """Measures gptloom on this machine's GPU and writes a report, in less than nine minutes.
 
     dev/gpu-report.py BUILD [--out PATH] [--quick] ...        what `make gpu-report` runs
+    dev/gpu-report.py --check                                 whether this machine has what building and running need
 
 Phases: parity of all ops with the oracle; the benchmark of all ops; 100 steps of GPT-2 124M in bf16 with gptloom and
 with PyTorch (dev/torch/train_gpu.py), in turns on the same tokens. Each has a time limit; one that fails or takes too
 long is a line of the report with its reason. PATH.json and PATH.md are written (in a folder, if PATH is one, and by
-default in dev/reports, they are called DATE-gpu-NAME), and the table is printed last. Needs nothing but Python; PyTorch is compared with where this python3 has it.
+default in dev/reports, they are called DATE-gpu-NAME), the JSON anew after every phase, and the table is printed last.
+Needs nothing but Python; PyTorch is compared with where this python3 has it.
 
-Ends with 2 where there is no GPU, with 1 if a phase failed, else with 0.
+Ends with 2 where there is no GPU or --check misses something, with 1 if a phase failed, else with 0.
 """
 
 import argparse
@@ -18,6 +20,7 @@ import json
 import os
 import random
 import re
+import shlex
 import shutil
 import signal
 import statistics
@@ -57,11 +60,36 @@ SHARD_MAGIC, SHARD_VERSION, SHARD_HEADER_INTS = 20240520, 1, 256
 
 # ---------------------------------------------------------------------------------------------------------- commands
 class Failed(Exception):
-    """A phase that did not come to its end, in one line."""
+    """A phase that did not come to its end, in one line; and all that the program said about it."""
+
+    def __init__(self, reason: str, output: str = ""):
+        super().__init__(reason)
+        self.output = output
+
+
+class OutOfTime(Failed):
+    """A phase that was ended, or not begun, for want of time."""
 
 
 class LeftOut(Exception):
     """A comparison that this machine does not allow; no failure of ours."""
+
+
+TROUBLE = (Failed, OSError, ValueError, KeyError)
+
+
+def is_short_of_memory(failed: Exception) -> bool:
+    """Whether gptloom refused a run, or gave it up, because the GPU's memory does not hold it; a kernel's illegal
+    access to memory is not that."""
+    return any(
+        "not enough memory on the GPU" in line or re.match(r"(.*gptloom: )?--memory:", line)
+        for line in getattr(failed, "output", "").splitlines()
+    )
+
+
+def lacks_cudnn(failed: Exception) -> bool:
+    """Whether gptloom says that it cannot have cuDNN's attention here."""
+    return "gptloom: --attention cudnn:" in str(failed)
 
 
 def last_line(text: str) -> str:
@@ -72,7 +100,7 @@ def last_line(text: str) -> str:
 def run(command: list, limit: float, accepted: tuple = (0,)) -> subprocess.CompletedProcess:
     """Runs a command in a group of its own, which is ended when the limit is over; raises Failed if it ends badly."""
     if limit < 1:
-        raise Failed("no time was left")
+        raise OutOfTime("no time was left")
     process = subprocess.Popen(
         [str(word) for word in command],
         stdout=subprocess.PIPE,
@@ -86,9 +114,9 @@ def run(command: list, limit: float, accepted: tuple = (0,)) -> subprocess.Compl
     except subprocess.TimeoutExpired:
         os.killpg(process.pid, signal.SIGKILL)
         process.communicate()
-        raise Failed(f"ended after its limit of {limit:.0f} s") from None
+        raise OutOfTime(f"ended after its limit of {limit:.0f} s") from None
     if process.returncode not in accepted:
-        raise Failed(f"exit code {process.returncode}: {last_line(err or out)}")
+        raise Failed(f"exit code {process.returncode}: {last_line(err or out)}", err or out)
     return subprocess.CompletedProcess(command, process.returncode, out, err)
 
 
@@ -189,10 +217,70 @@ def known_peak(name: str):
     return None
 
 
+def links(header: str, library: str) -> bool:
+    """Whether the compiler finds a library, installed or in the folder that dev/third-party.sh fills."""
+    folder = ROOT / os.environ.get("THIRD_PARTY", "third-party")
+    command = shlex.split(os.environ.get("CC", "gcc"))
+    command += ["-x", "c", "-", f"-I{folder}/include", f"-L{folder}/lib", f"-l{library}"]
+    program = f"#include <stddef.h>\n#include <stdio.h>\n#include <{header}>\nint main(void) {{ return 0; }}\n"
+    try:
+        done = subprocess.run(
+            command + ["-o", os.devnull], input=program, text=True, capture_output=True, timeout=60
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return False
+    return done.returncode == 0
+
+
+def has_nvcc() -> bool:
+    places = [os.environ.get("NVCC"), "nvcc", "/usr/local/cuda/bin/nvcc"]
+    if os.environ.get("CUDA"):
+        places.append(os.environ["CUDA"] + "/bin/nvcc")
+    return any(place and shutil.which(place) for place in places)
+
+
+def check(settings) -> int:
+    """Says in one line what building and reporting need and this machine does not have."""
+    missing = [] if smi("name") else ["a GPU that nvidia-smi shows"]
+    if not has_nvcc():
+        missing.append("CUDA's nvcc")
+    compiler = shlex.split(os.environ.get("CC", "gcc"))[0]
+    if not shutil.which(compiler):
+        missing.append(f"the compiler {compiler}")
+    else:
+        libraries = [
+            f"{name} (<{header}>, -l{library})"
+            for name, header, library in (
+                ("cJSON", "cjson/cJSON.h", "cjson"),
+                ("inih", "ini.h", "inih"),
+                ("xxHash", "xxhash.h", "xxhash"),
+            )
+            if not links(header, library)
+        ]
+        if libraries:
+            libraries[-1] += (
+                "; dev/setup.sh installs libraries, or dev/third-party.sh on another machine "
+                "collects them in a folder third-party to copy here"
+            )
+        missing += libraries
+    if missing:
+        say("gpu-report: missing here: " + ", ".join(missing))
+        return 2
+    seek = "import importlib.util, sys; sys.exit(importlib.util.find_spec('torch') is None)"
+    try:
+        run([settings.python, "-c", seek], 60)
+    except (OSError, Failed):
+        say(f"gpu-report: warning: {settings.python} has no PyTorch, which will be left out")
+    return 0
+
+
 # ------------------------------------------------------------------------------------------------------------ phases
-def parity_of(program: Path, device: str, op: str, limit: float) -> dict:
+CUDNN_ATTENTION = "attention, by cuDNN"
+
+
+def parity_of(program: Path, device: str, op: str, flags: list, limit: float) -> dict:
     """Runs the cases of one file in a process of its own: a kernel that breaks the GPU's context ends no others."""
-    out = run([program, "parity", "--device", device, "--op", op], limit, (0, 1)).stdout
+    out = run([program, "parity", "--device", device, "--op", op, *flags], limit, (0, 1)).stdout
     counts = re.search(
         r"^(\d+) ok, (\d+) failed, (\d+) not supported(?:; nearest to its bound: (\S+) of it)?",
         out,
@@ -223,16 +311,22 @@ def parity(settings, clock: Clock) -> dict:
         for path in (ROOT / "test/ops").glob("*.c")
         if path.stem != "all" and not path.stem.startswith("case")
     )
+    rows = {op: (op, []) for op in ops}
+    rows[CUDNN_ATTENTION] = ("attention", ["--dtype", "bf16", "--attention", "cudnn"])
     end = time.time() + clock.limit("parity")
     results = {}
-    for op in ops:
+    for row, (op, flags) in rows.items():
+        limit = min(end - time.time(), clock.left())
         try:
-            results[op] = parity_of(
-                settings.program, settings.device, op, min(end - time.time(), clock.left())
-            )
+            results[row] = parity_of(settings.program, settings.device, op, flags, limit)
         except Failed as failed:
-            results[op] = {"reason": str(failed)}
-    bad = [op for op, result in results.items() if result.get("failed", 1)]
+            left_out = row == CUDNN_ATTENTION and lacks_cudnn(failed)
+            results[row] = {"reason": str(failed), "left_out": left_out}
+    bad = [
+        row
+        for row, result in results.items()
+        if not result.get("left_out") and result.get("failed", 1)
+    ]
     phase = {"ops": results, "ok": sum(result.get("ok", 0) for result in results.values())}
     if bad:
         phase["reason"] = "failed: " + ", ".join(bad)
@@ -251,7 +345,12 @@ def bench(settings, clock: Clock, scratch: Path) -> dict:
         "--json",
         path,
     ]
-    run(command + settings.bench_flags, clock.limit("bench"))
+    try:
+        run(command + settings.bench_flags, clock.limit("bench"))
+    except Failed as failed:
+        # What was timed before is in the file.
+        timed = json.loads(path.read_text()) if path.exists() else {}
+        return timed | {"reason": str(failed)}
     return json.loads(path.read_text())
 
 
@@ -264,7 +363,9 @@ def write_tokens(path: Path, settings) -> None:
     header.extend([0] * (SHARD_HEADER_INTS - len(header)))
     vocabulary = settings.vocab_size
     ids = array.array("H", (int(vocabulary * generator.random() ** 3) for _ in range(count)))
-    path.write_bytes(header.tobytes() + ids.tobytes())
+    part = path.with_suffix(".part")
+    part.write_bytes(header.tobytes() + ids.tobytes())
+    part.rename(path)
 
 
 def read_metrics(path: Path, warmup: int, tokens_per_step: int) -> dict:
@@ -319,16 +420,18 @@ def train_once(
     return result | {"micro_batch": micro_batch, "peak_mib": memory.peak_mib()}
 
 
-def train(settings, clock: Clock, data: Path, scratch: Path, attention: str = "own") -> dict:
-    """Trains with gptloom at the largest micro-batch that fits."""
+def train(settings, clock: Clock, data: Path, scratch: Path, attention: str, result: dict) -> dict:
+    """Trains with gptloom at the largest micro-batch that fits, or that did before; keeps what failed on the way."""
     end = time.time() + clock.limit("train")
-    micro_batch = settings.micro_batch
+    micro_batch = result["runs"][0]["micro_batch"] if result["runs"] else settings.micro_batch
     while True:
         try:
             limit = min(end - time.time(), clock.left())
             return train_once(settings, micro_batch, data, scratch, attention, limit)
-        except Failed as failed:
-            if "memory" not in str(failed) or micro_batch == 1:
+        except TROUBLE as failed:
+            if not lacks_cudnn(failed):
+                result["failures"].append(f"micro-batch {micro_batch}: {failed}")
+            if not is_short_of_memory(failed) or micro_batch == 1:
                 raise
         micro_batch //= 2
 
@@ -364,18 +467,33 @@ def train_with_pytorch(settings, clock: Clock, data: Path) -> dict:
 OWN, CUDNN, PYTORCH = "gptloom", "gptloom, attention by cuDNN", "PyTorch, compiled"
 
 
-def contend(settings, clock: Clock, data: Path, scratch: Path, contender: str) -> dict:
-    if contender == PYTORCH:
+def contend(
+    settings, clock: Clock, data: Path, scratch: Path, contender: str, result: dict
+) -> dict:
+    if not settings.data and not data.exists():
+        write_tokens(data, settings)
+    if contender != PYTORCH:
+        attention = "own" if contender == OWN else "cudnn"
+        return train(settings, clock, data, scratch, attention, result)
+    try:
         return train_with_pytorch(settings, clock, data)
-    return train(settings, clock, data, scratch, "own" if contender == OWN else "cudnn")
+    except TROUBLE as failed:
+        result["failures"].append(str(failed))
+        raise
+
+
+def is_left_out(failed: Exception, contender: str, runs: list) -> bool:
+    """What is no failure: a contender that cannot be had here, and a turn more than there was time for."""
+    if isinstance(failed, OutOfTime):
+        return contender == CUDNN or bool(runs)
+    return isinstance(failed, LeftOut) or (contender == CUDNN and lacks_cudnn(failed))
 
 
 def contest(settings, clock: Clock, scratch: Path) -> dict:
-    """All contenders once, then those that worked again while there is time. Each has a list of runs, or a reason."""
+    """All contenders once, then those that worked again while there is time. Each has a list of runs, a list of what
+    failed, and a reason if it did not come to its end."""
     data = settings.data or scratch / "tokens.bin"
-    if not settings.data:
-        write_tokens(data, settings)
-    results = {name: {"runs": []} for name in (OWN, PYTORCH, CUDNN)}
+    results = {name: {"runs": [], "failures": []} for name in (OWN, PYTORCH, CUDNN)}
     seconds = {}
     for turn in range(settings.rounds):
         for name, result in results.items():
@@ -383,12 +501,11 @@ def contest(settings, clock: Clock, scratch: Path) -> dict:
                 continue
             begin = time.time()
             try:
-                result["runs"].append(contend(settings, clock, data, scratch, name))
+                result["runs"].append(contend(settings, clock, data, scratch, name, result))
                 say(f"{name}: {result['runs'][-1]['tokens_per_s']:,.0f} tokens/s")
-            except (Failed, LeftOut, OSError, ValueError, KeyError) as failed:
-                if not result["runs"]:
-                    result["reason"] = str(failed)
-                    result["left_out"] = isinstance(failed, LeftOut) or name == CUDNN
+            except (LeftOut, *TROUBLE) as failed:
+                result["reason"] = str(failed)
+                result["left_out"] = is_left_out(failed, name, result["runs"])
                 say(f"{name}: {failed}")
             seconds[name] = time.time() - begin
     return results
@@ -421,8 +538,16 @@ def summarise(report: dict, settings) -> None:
     report["ratio_to_pytorch"] = ours / theirs if ours and theirs else None
 
 
+def number(value, form: str) -> str:
+    return "" if value is None else format(value, form)
+
+
 def percent(value) -> str:
-    return "" if value is None else f"{100 * value:.1f}%"
+    return number(value, ".1%")
+
+
+def failure_word(result: dict) -> str:
+    return "left out" if result.get("left_out") else "FAILED"
 
 
 def table(header: list, rows: list) -> list:
@@ -438,7 +563,7 @@ def training_table(report: dict) -> list:
             rows.append(
                 [
                     name,
-                    "left out" if result["left_out"] else "FAILED",
+                    failure_word(result),
                     result["reason"],
                     "",
                     "",
@@ -458,7 +583,7 @@ def training_table(report: dict) -> list:
                 f"{statistics.median(run['median_ms'] for run in runs):.2f}",
                 percent(result["mfu_of_known"]),
                 percent(result["mfu_of_measured"]),
-                "" if peak is None else f"{peak:,.0f}",
+                number(peak, ",.0f"),
                 f"{runs[0]['micro_batch']}, {runs[0]['loss']:.3f}",
             ]
         )
@@ -477,9 +602,9 @@ def training_table(report: dict) -> list:
 
 def parity_table(report: dict) -> list:
     rows = []
-    for op, result in report["parity"]["ops"].items():
+    for op, result in report["parity"].get("ops", {}).items():
         if "reason" in result:
-            rows.append([op, "", "", "", result["reason"]])
+            rows.append([op, failure_word(result), "", "", result["reason"]])
         else:
             failures = "; ".join(result["failures"])
             rows.append(
@@ -488,7 +613,7 @@ def parity_table(report: dict) -> list:
                     result["ok"],
                     result["failed"],
                     result["unsupported"],
-                    failures or f"{result['worst']:.2g}",
+                    failures or number(result["worst"], ".2g"),
                 ]
             )
     return table(
@@ -502,18 +627,16 @@ def bench_table(report: dict) -> list:
         key = row["op"], row["shape"]
         ratio = f"{ours[key] / row['ms']:.2f} times as fast" if key in ours else ""
         ours.setdefault(key, row["ms"])
-        rate = f"{row['tflop_per_s']:.1f}" if "tflop_per_s" in row else ""
-        of_peak = percent(row.get("of_peak"))
         rows.append(
             [
                 row["op"],
                 row["shape"],
                 row["by"],
                 f"{row['ms']:.4f}",
-                f"{row['gb_per_s']:.0f}",
-                percent(row["of_copy"]),
-                rate,
-                of_peak,
+                number(row.get("gb_per_s"), ".0f"),
+                percent(row.get("of_copy")),
+                number(row.get("tflop_per_s"), ".1f"),
+                percent(row.get("of_peak")),
                 ratio,
             ]
         )
@@ -534,7 +657,8 @@ def phases_table(report: dict) -> list:
     rows.append(
         [
             "benchmark",
-            bench_phase.get("reason") or f"copy {copy:,.0f} GB/s, matrix rate {rate:,.1f} TFLOP/s",
+            bench_phase.get("reason")
+            or f"copy {number(copy, ',.0f')} GB/s, matrix rate {number(rate, ',.1f')} TFLOP/s",
         ]
     )
     ratio = report["ratio_to_pytorch"]
@@ -588,7 +712,18 @@ def markdown(report: dict, settings) -> str:
         *training_table(report),
         "",
     ]
+    failures = failure_lines(report)
+    if failures:
+        lines += ["Attempts that failed:", "", *failures, ""]
     return "\n".join(lines)
+
+
+def failure_lines(report: dict) -> list:
+    return [
+        f"- {name}: {failure}"
+        for name, result in report["training"].items()
+        for failure in result["failures"]
+    ]
 
 
 def about_lines(words: list, width: int = 120) -> list:
@@ -606,6 +741,14 @@ def report_path(out: Path, report: dict) -> Path:
     machine = report["machine"]
     name = re.sub(r"[^a-z0-9]+", "-", machine.get("gpu", machine["device"]).lower())
     return out / f"{report['date']}-gpu-{name[:40].strip('-')}"
+
+
+def save(report: dict, settings) -> Path:
+    """Writes the JSON as far as it has come, and returns its path without the ending."""
+    out = report_path(settings.out, report)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.with_name(out.name + ".json").write_text(json.dumps(report, indent=2) + "\n")
+    return out
 
 
 def say(text: str) -> None:
@@ -664,6 +807,9 @@ def parse_arguments() -> argparse.Namespace:
         help="when the minutes began, in seconds since 1970",
     )
     parser.add_argument(
+        "--check", action="store_true", help="only say what is missing on this machine"
+    )
+    parser.add_argument(
         "--quick", action="store_true", help="tiny settings, to try the script itself"
     )
     for name, value in GPT2.items():
@@ -693,7 +839,7 @@ def attempt(name: str, phase, *arguments) -> dict:
     say(f"{name} ...")
     try:
         return phase(*arguments)
-    except (Failed, OSError, ValueError, KeyError) as failed:
+    except TROUBLE as failed:
         say(f"{name}: {failed}")
         return {"reason": str(failed)}
 
@@ -704,16 +850,21 @@ def measure(settings, description: str) -> dict:
     with tempfile.TemporaryDirectory(prefix="gptloom-report-") as directory:
         scratch = Path(directory)
         report["parity"] = attempt("parity", parity, settings, clock)
+        save(report, settings)
         report["bench"] = attempt("benchmark", bench, settings, clock, scratch)
+        save(report, settings)
         say("training ...")
         report["training"] = contest(settings, clock, scratch)
     report["seconds"] = time.time() - begin
+    save(report, settings)
     summarise(report, settings)
     return report
 
 
 def main() -> int:
     settings = parse_arguments()
+    if settings.check:
+        return check(settings)
     if not settings.program.exists():
         say(f"gpu-report: {settings.program} is not there: run make first")
         return 2
@@ -724,10 +875,8 @@ def main() -> int:
         return 2
     say(description)
     report = measure(settings, description)
-    out = report_path(settings.out, report)
-    out.parent.mkdir(parents=True, exist_ok=True)
+    out = save(report, settings)
     text = markdown(report, settings)
-    out.with_name(out.name + ".json").write_text(json.dumps(report, indent=2) + "\n")
     out.with_name(out.name + ".md").write_text(text)
     say(f"\n{text}\n{out}.md and .json are written")
     say("\n" + "\n".join(phases_table(report)) + "\n\n" + "\n".join(training_table(report)))

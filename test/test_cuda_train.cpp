@@ -136,12 +136,14 @@ TEST_F(CudaTrain, TheRecordedStepGivesTheSameBits) {
             << dtype;
 }
 
-TEST_F(CudaTrain, TheStepIsRecordedOnce) {
+TEST_F(CudaTrain, TheStepIsRecorded) {
     const Options recorded(small({{"cuda-graph", "on"}})), plain(small({{"cuda-graph", "off"}}));
     const Trainer a = open_trainer(recorded), b = open_trainer(plain);
     for (int i = 0; i < 3; i++) step(a), step(b);
-    EXPECT_NE(a->recording, nullptr);
-    EXPECT_EQ(b->recording, nullptr);
+    for (int piece = 0; piece < LOOM_PIECES; piece++) {
+        EXPECT_NE(a->recording[piece], nullptr) << piece;
+        EXPECT_EQ(b->recording[piece], nullptr) << piece;
+    }
 }
 
 /* Streams run as their queues and waits allow, in any other order too; so do threads and blocks. */
@@ -178,6 +180,18 @@ TEST_F(CudaRun, ResumesToTheSameBits) {
         ASSERT_TRUE(trains(run(parts, {{"dtype", dtype}, {"resume", "true"}})));
         EXPECT_EQ(weights(whole), weights(parts)) << dtype;
     }
+}
+
+/* What runs between the recorded pieces shares their memory and leaves it as the next one needs it. */
+TEST_F(CudaRun, ValidatingAndSamplingBetweenRecordedStepsChangesNoBit) {
+    const Options::Pairs often = {
+        {"dtype", "bf16"}, {"val-every", "2"}, {"val-batches", "1"}, {"sample-every", "3"}, {"sample-tokens", "5"}};
+    ASSERT_TRUE(trains(run("graph", often)));
+    const std::string choices = directory.at("graph/choices.txt");
+    ASSERT_TRUE(trains(run("plain", often + Options::Pairs{{"cuda-graph", "off"}, {"choices", choices}})));
+    ASSERT_TRUE(trains(run("alone", {{"dtype", "bf16"}, {"choices", choices}})));
+    EXPECT_EQ(weights("graph"), weights("plain"));
+    EXPECT_EQ(weights("graph"), weights("alone"));
 }
 
 /* Without a run's choices the algorithms are measured again; with them nothing is, and they are the run's own. */

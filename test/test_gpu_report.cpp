@@ -37,7 +37,7 @@ done
 case $command in
 parity)
     echo "cuda (Test GPU, 1 GiB) against the oracle"
-    echo "fill  N=1 C=1  bf16  0 out  ok"
+    echo "$op  N=1 C=1  bf16  0 out  ok"
     echo "7 ok, 0 failed, 0 not supported; nearest to its bound: 0.5 of it, out of fill N=1" ;;
 bench)
     cat >"$json" <<END
@@ -70,17 +70,28 @@ class GpuReport : public testing::Test {
     }
     /* A python3 that has PyTorch, or something in its place. */
     void pytorch(const std::string &commands) {
-        write_file(at("python"), "#!/bin/sh\n" + commands + "\n");
-        fs::permissions(at("python"), fs::perms::owner_all);
+        tool("python", commands);
         python_ = " --python '" + at("python") + "'";
     }
     int run(const std::string &program, const std::string &flags = "") {
-        const std::string command = "python3 -B '" + (repository() / "dev/gpu-report.py").string() +
-                                    "' --quick --program '" + program + "' --out '" + at("report") + "'" + python_ +
-                                    " " + flags + " >'" + at("log") + "' 2>&1";
+        return script("--quick --program '" + program + "' --out '" + at("report") + "'" + python_ + " " + flags);
+    }
+    /* The script itself, where `settings` are those of the environment. */
+    int script(const std::string &arguments, const std::string &settings = "") {
+        const std::string command = settings + " python3 -B '" + (repository() / "dev/gpu-report.py").string() + "' " +
+                                    arguments + " >'" + at("log") + "' 2>&1";
         const int status = std::system(command.c_str());
         output = read_file(at("log"));
         return WIFEXITED(status) ? WEXITSTATUS(status) : -1;
+    }
+    /* A program of some name that does what the shell's commands say. */
+    void tool(const std::string &name, const std::string &commands) {
+        write_file(at(name), "#!/bin/sh\n" + commands + "\n");
+        fs::permissions(at(name), fs::perms::owner_all);
+    }
+    /* --check in a place where all is found that is not replaced by another tool(). */
+    int check() {
+        return script("--check" + python_, "PATH='" + at("") + "':\"$PATH\" CC='" + at("gcc") + "'");
     }
     int run() {
         return run(at("gptloom"));
@@ -98,7 +109,8 @@ TEST_F(GpuReport, TellsSpeedsAndRatios) {
     EXPECT_EQ(run(), 0) << output;
     const std::string markdown = read_file(at("report.md")), json = read_file(at("report.json"));
     /* 2 sequences of 16 tokens in 2 ms are 16,000 a second. */
-    for (const char *part : {"all 7 cases hold", "| gptloom | 16,000 | 16,000 | 2.00 |", "2.000 in tokens/s",
+    for (const char *part : {"all 14 cases hold", "| fill | 7 |", "| attention, by cuDNN | 7 |",
+                             "| gptloom | 16,000 | 16,000 | 2.00 |", "2.000 in tokens/s",
                              "| PyTorch, compiled | 8,000 |", "| cudnn | 0.4000 |", "1.25 times as fast", "Test GPU"}) {
         EXPECT_TRUE(contains(markdown, part)) << part << " is not in\n" << markdown;
     }
@@ -130,14 +142,14 @@ TEST_F(GpuReport, ReportsWhatFails) {
     EXPECT_EQ(run(), 1);
     for (const char *part :
          {"| benchmark | exit code 2: gptloom: the GPU fell off |", "| gptloom | FAILED | exit code -9",
-          "| PyTorch, compiled | FAILED |", "all 7 cases hold"}) {
+          "| PyTorch, compiled | FAILED |", "all 14 cases hold"}) {
         EXPECT_TRUE(contains(output, part)) << part << " is not in\n" << output;
     }
     EXPECT_TRUE(fs::exists(at("report.json")));
 }
 
 TEST_F(GpuReport, ReportsCasesThatFail) {
-    trouble("if [ $command = parity ]; then\n"
+    trouble("if [ $command = parity ] && [ $op = fill ]; then\n"
             "    echo 'cuda (Test GPU, 1 GiB) against the oracle'\n"
             "    echo 'fill  N=1 C=1  bf16  9 out  FAILED'; echo '    out is off'\n"
             "    echo '6 ok, 1 failed, 0 not supported; nearest to its bound: 9 of it, out of fill N=1'; exit 1\nfi");
@@ -146,23 +158,106 @@ TEST_F(GpuReport, ReportsCasesThatFail) {
     EXPECT_TRUE(contains(output, "fill: out is off")) << output;
 }
 
-/* A phase that takes too long is ended, and the others still run. */
+/* Where no output was measured, or a phase broke, there is a report of the rest. */
+TEST_F(GpuReport, BearsWhatIsMissing) {
+    trouble("if [ $command = parity ]; then\n"
+            "    echo 'cuda (Test GPU, 1 GiB) against the oracle'; echo '0 ok, 0 failed, 3 not supported'; exit\nfi");
+    EXPECT_EQ(run(), 0) << output;
+    EXPECT_TRUE(contains(output, "| fill | 0 | 0 | 3 |  |")) << output;
+    trouble("rm \"$0\"");
+    EXPECT_EQ(run(), 1);
+    EXPECT_TRUE(contains(output, "| parity with the oracle | [Errno 2] No such file")) << output;
+    EXPECT_TRUE(contains(read_file(at("report.json")), "No such file"));
+}
+
+/* Attention by cuDNN is compared with the oracle, in bf16, and trained with, where cuDNN is. */
+TEST_F(GpuReport, LeavesCudnnOutOnlyWhereThereIsNone) {
+    trouble("if [ \"$attention\" = cudnn ]; then\n"
+            "    echo 'gptloom: --attention cudnn: libcudnn.so.9 cannot be loaded' >&2; exit 2\nfi");
+    EXPECT_EQ(run(), 0) << output;
+    for (const char *part :
+         {"| attention, by cuDNN | left out |", "| gptloom, attention by cuDNN | left out |", "all 7 cases hold"})
+        EXPECT_TRUE(contains(output, part)) << part << " is not in\n" << output;
+    EXPECT_TRUE(contains(read_file(at("calls")), "--op attention --dtype bf16 --attention cudnn"));
+    trouble("if [ \"$attention\" = cudnn ]; then echo 'gptloom: an illegal instruction' >&2; exit 2; fi");
+    EXPECT_EQ(run(), 1);
+    for (const char *part :
+         {"| attention, by cuDNN | FAILED |", "| gptloom, attention by cuDNN | FAILED |", "| gptloom | 16,000 |"})
+        EXPECT_TRUE(contains(output, part)) << part << " is not in\n" << output;
+}
+
+/* A phase that takes too long is ended, what it had found is kept, and the others still run. */
 TEST_F(GpuReport, EndsWhatTakesTooLong) {
-    trouble("if [ $command = bench ]; then sleep 60; fi");
+    trouble("if [ $command = bench ]; then\n"
+            "    echo '{\"results\": [{\"op\": \"fill\", \"shape\": \"N=9\", \"by\": \"ours\", \"ms\": 0.25}]}' "
+            ">\"$json\"\n"
+            "    sleep 60\nfi");
     EXPECT_EQ(run(at("gptloom"), "--bench-limit 1"), 1);
     EXPECT_TRUE(contains(output, "| benchmark | ended after its limit of 1 s |")) << output;
+    EXPECT_TRUE(contains(output, "| fill | N=9 | ours | 0.2500 |")) << output;
     EXPECT_TRUE(contains(output, "| gptloom | 16,000 |")) << output;
 }
 
-/* The micro-batch halves until the run fits into the GPU's memory. */
+/* The micro-batch halves until the run fits into the GPU's memory, and the report tells. */
 TEST_F(GpuReport, TakesASmallerMicroBatchWhereMemoryIsShort) {
-    trouble("if [ $command = train ] && [ $micro -gt 2 ]; then\n"
-            "    echo 'gptloom: not enough memory on the GPU' >&2; exit 2\nfi");
-    EXPECT_EQ(run(at("gptloom"), "--micro-batch 8 --batch 8"), 0) << output;
+    trouble("if [ $command = train ] && [ $micro -gt 4 ]; then\n"
+            "    echo 'gptloom: --memory: 9 MiB are needed and 8 MiB are there' >&2; exit 2\nfi\n"
+            "if [ $command = train ] && [ $micro -gt 2 ]; then\n"
+            "    echo 'gptloom: not enough memory on the GPU: 9.0 MiB are needed' >&2; exit 2\nfi");
+    EXPECT_EQ(run(at("gptloom"), "--micro-batch 8 --batch 8 --rounds 2"), 0) << output;
     const std::string calls = read_file(at("calls"));
     for (const char *part : {"--micro-batch 8", "--micro-batch 4", "--micro-batch 2"})
         EXPECT_TRUE(contains(calls, part)) << calls;
     EXPECT_FALSE(contains(calls, "--micro-batch 1 ")) << calls;
+    for (const char *part : {"- gptloom: micro-batch 8: exit code 2: gptloom: --memory: 9 MiB are needed",
+                             "- gptloom: micro-batch 4: exit code 2: gptloom: not enough memory on the GPU"}) {
+        const size_t first = output.find(part);
+        EXPECT_NE(first, std::string::npos) << part << " is not in\n" << output;
+        /* The second round begins with what was found to fit. */
+        EXPECT_EQ(output.find(part, first + 1), std::string::npos) << output;
+    }
+}
+
+/* A kernel that crashes is no want of memory: it is not tried again, and the report tells. */
+TEST_F(GpuReport, TellsOfAnIllegalMemoryAccess) {
+    trouble("if [ $command = train ] && [ $micro -gt 2 ]; then\n"
+            "    echo 'gptloom: device cuda: an illegal memory access was encountered' >&2; exit 2\nfi");
+    EXPECT_EQ(run(at("gptloom"), "--micro-batch 8 --batch 8"), 1) << output;
+    EXPECT_FALSE(contains(read_file(at("calls")), "--micro-batch 4")) << output;
+    for (const char *part : {"| gptloom | FAILED | exit code 2: gptloom: device cuda: an illegal memory access",
+                             "- gptloom: micro-batch 8: exit code 2: gptloom: device cuda: an illegal memory access"})
+        EXPECT_TRUE(contains(output, part)) << part << " is not in\n" << output;
+}
+
+/* A crash that comes in the second turn only is not hidden by the first one's speed. */
+TEST_F(GpuReport, TellsOfALaterCrash) {
+    trouble("if [ $command = train ] && [ \"$attention\" != cudnn ]; then\n"
+            "    [ ! -e \"$here/before\" ] || { echo 'gptloom: the GPU fell off' >&2; exit 2; }\n"
+            "    touch \"$here/before\"\nfi");
+    EXPECT_EQ(run(at("gptloom"), "--rounds 2"), 1) << output;
+    for (const char *part :
+         {"| gptloom | 16,000 |", "- gptloom: micro-batch 1: exit code 2: gptloom: the GPU fell off"})
+        EXPECT_TRUE(contains(output, part)) << part << " is not in\n" << output;
+}
+
+/* --check names in one line what is missing; that PyTorch is, is a warning. */
+TEST_F(GpuReport, ChecksWhatThereIs) {
+    pytorch("exit 0");
+    tool("nvidia-smi", "echo Test GPU");
+    tool("nvcc", "exit 0");
+    tool("gcc", "exit 0");
+    EXPECT_EQ(check(), 0);
+    EXPECT_EQ(output, "");
+    pytorch("exit 1");
+    EXPECT_EQ(check(), 0);
+    EXPECT_EQ(output, "gpu-report: warning: " + at("python") + " has no PyTorch, which will be left out\n");
+    tool("nvidia-smi", "exit 9");
+    tool("gcc", "! grep -q '<ini.h>'");
+    EXPECT_EQ(check(), 2);
+    EXPECT_TRUE(contains(output, "missing here: a GPU that nvidia-smi shows, inih (<ini.h>, -linih); dev/setup.sh"))
+        << output;
+    EXPECT_FALSE(contains(output, "cJSON")) << output;
+    EXPECT_EQ(output.find('\n'), output.size() - 1) << output;
 }
 
 /* The real program, on the emulated GPU. */

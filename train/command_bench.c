@@ -59,7 +59,7 @@ static const loom_flag flags[] = {
      .offset = offsetof(settings, json),
      .metavar = "FILE",
      .group = "Files",
-     .help = "save the figures; - for stdout, and the table goes to stderr"},
+     .help = "save the figures, line by line; - for stdout at the end, and the table goes to stderr"},
     {.name = "against",
      .type = LOOM_FLAG_STRING,
      .offset = offsetof(settings, against),
@@ -222,7 +222,8 @@ static void keep(bench *b, const char *const row[ROW_KEYS], const loom_case_timi
     cJSON_AddItemToArray(b->results, line);
 }
 
-static void show(bench *b, const char *const row[ROW_KEYS], const loom_case_timing *t) {
+/* The saved file holds every line as soon as it is measured: a run that is ended early leaves what it found. */
+static bool show(bench *b, const char *const row[ROW_KEYS], const loom_case_timing *t, loom_error *error) {
     fprintf(b->out, "%-22s %-50s %-6s %-8s %10.4f %8.2f %6.0f%%", row[0], row[1], row[2], row[3], t->ms,
             t->bytes / t->ms / 1e6, 100 * t->bytes / t->ms * 1e3 / b->bandwidth);
     if (t->flops > 0)
@@ -233,6 +234,7 @@ static void show(bench *b, const char *const row[ROW_KEYS], const loom_case_timi
     fprintf(b->out, "\n");
     fflush(b->out);
     keep(b, row, t);
+    return !b->mine->json || to_stdout(b->mine) || write_results(b, error);
 }
 
 /* Whose code runs an op on our device. */
@@ -251,10 +253,8 @@ static bool time_line(bench *b, loom_case *c, const loom_op_cases *cases, int op
     loom_case_timing timing;
     loom_case_result support;
     if (!loom_case_time(c, op, device, &b->flush, b->mine->seconds, &timing, &support, error)) return false;
-    if (support.verdict == LOOM_CASE_UNSUPPORTED)
-        fprintf(b->out, "%-22s %-50s %-6s %-8s %s\n", row[0], row[1], row[2], row[3], support.message);
-    else
-        show(b, row, &timing);
+    if (support.verdict == LOOM_CASE_OK) return show(b, row, &timing, error);
+    fprintf(b->out, "%-22s %-50s %-6s %-8s %s\n", row[0], row[1], row[2], row[3], support.message);
     return true;
 }
 
@@ -291,15 +291,42 @@ static void report(const bench *b) {
 
 /* ------------------------------------------------------------------------------------------------------------ whole */
 
+static bool times_attention(const loom_case_choice *choice) {
+    for (const loom_op_cases *const *cases = loom_op_catalogue; *cases; cases++)
+        for (int i = 0; (*cases)->op[i].arguments; i++)
+            if (is_attention((*cases)->op[i].op) && loom_case_selected(*cases, i, choice->op)) return true;
+    return false;
+}
+
+/* Opens the device once more, with cuDNN's attention, or says why that is not timed. */
+static void open_rival(bench *b) {
+    static const char flag[] = "--attention cudnn: "; /* which is not one of bench */
+    loom_error why;
+    if (loom_case_choice_open(&b->mine->choice, true, &b->rival, &why)) return;
+    const bool named = !strncmp(why.message, flag, sizeof flag - 1);
+    fprintf(b->out, "attention by cuDNN is left out: %s\n", why.message + (named ? sizeof flag - 1 : 0));
+}
+
 static bool open_devices(bench *b, loom_error *error) {
     const loom_case_choice *choice = &b->mine->choice;
     if (!loom_case_choice_open(choice, false, &b->device, error)) return false;
     if (b->device->storage == LOOM_F64)
         return loom_fail(error, "--device: the oracle is not for timing; take cpu, cuda or definition");
-    loom_error why;
-    if (!b->device->host_memory && !loom_case_choice_open(choice, true, &b->rival, &why))
-        fprintf(b->out, "cuDNN's attention is left out: %s\n", why.message);
+    if (!b->device->host_memory && times_attention(choice)) open_rival(b);
     return true;
+}
+
+/* Where the saved figures were measured: a member of the document, or "?" where it does not say. */
+static const char *saved_text(const bench *b, const char *member) {
+    const char *text = cJSON_GetStringValue(cJSON_GetObjectItemCaseSensitive(b->saved, member));
+    return text ? text : "?";
+}
+
+static void warn_of_other_device(const bench *b) {
+    const char *name = saved_text(b, "device"), *description = saved_text(b, "description");
+    if (!strcmp(name, b->device->name) && !strcmp(description, b->device->description)) return;
+    fprintf(stderr, "gptloom: warning: --against: %s was measured on another device: %s (%s), not %s (%s)\n",
+            b->mine->against, name, description, b->device->name, b->device->description);
 }
 
 static void choose_shapes(bench *b) {
@@ -315,6 +342,7 @@ static bool measure(bench *b, loom_error *error) {
     if (mine->json && !to_stdout(mine) && !check_writable(mine->json, error)) return false;
     if (mine->against && !read_saved(mine->against, &b->saved, error)) return false;
     if (!open_devices(b, error)) return false;
+    if (b->saved) warn_of_other_device(b);
     choose_shapes(b);
     if (!loom_case_flush_open(&b->flush, b->device, (size_t)mine->flush, error) ||
         !loom_case_copy_bandwidth(b->device, &b->flush, &b->bandwidth, error) ||

@@ -2,6 +2,8 @@
 
 #include "ops/case.h"
 
+#include <string.h>
+
 #define AT(member) .offset = offsetof(loom_case_choice, member)
 
 const loom_flag loom_case_choice_flags[LOOM_CASE_CHOICE_FLAGS] = {
@@ -35,5 +37,12 @@ const char *const loom_case_dtype_names[] = {"all", "fp32", "bf16", "bf16-gradie
 bool loom_case_choice_open(const loom_case_choice *choice, bool cudnn_attention, loom_device **device,
                            loom_error *error) {
     const loom_device_options options = {.threads = (int)choice->threads, .cudnn_attention = cudnn_attention};
-    return loom_case_check_name("--op", choice->op, error) && loom_device_open(device, choice->device, &options, error);
+    *device = NULL;
+    if (!loom_case_check_name("--op", choice->op, error) || !loom_device_open(device, choice->device, &options, error))
+        return false;
+    if (!cudnn_attention || !strncmp((*device)->name, "cuda", 4)) return true;
+    loom_fail(error, "--attention cudnn: is for --device cuda; this run is on %s", (*device)->name);
+    loom_device_close(*device);
+    *device = NULL;
+    return false;
 }

@@ -20,7 +20,8 @@ extern const loom_flag loom_case_choice_flags[LOOM_CASE_CHOICE_FLAGS];
 /* The choices of --dtype: "all", then the names of loom_case_dtypes_tested; ended by NULL. */
 extern const char *const loom_case_dtype_names[];
 
-/* Checks --op and opens --device; with cudnn_attention, the CUDA device whose attention is cuDNN's. */
+/* Checks --op and opens --device; with cudnn_attention, the CUDA device whose attention is cuDNN's, and others are
+ * refused. After an error, `device` is NULL. */
 bool loom_case_choice_open(const loom_case_choice *choice, bool cudnn_attention, loom_device **device,
                            loom_error *error);
 

@@ -38,7 +38,8 @@ int loom_command_devices(int argc, char **argv) {
                        &error) ||
         !open_and_show("oracle", "for tests: the definition in double precision", false, &error))
         return loom_command_failed(&error);
-    if (!open_and_show("cuda", "an NVIDIA GPU; --device auto takes it", true, &error))
+    if (!open_and_show("cuda", "an NVIDIA GPU, which --device auto takes, or its emulation, which it does not", true,
+                       &error))
         printf("cuda\n  none: %s\n", error.message);
     return 0;
 }

@@ -184,9 +184,9 @@ static void on_started(void *user, loom_trainer *trainer) {
     const bool ends_early = options->stop_after > 0 && options->stop_after < planned - done;
     if (now->quiet) return;
     double peak = 0;
-    char rate[16];
-    device->peak(device, loom_gpt_get_precision(gpt)->storage, 0.2, &peak, NULL);
-    loom_format_count(rate, sizeof rate, peak);
+    char rate[16] = "unknown";
+    if (device->peak(device, loom_gpt_get_precision(gpt)->storage, 0.2, &peak, NULL))
+        loom_format_count(rate, sizeof rate, peak);
     printf("gptloom " LOOM_VERSION " trains in %s\n", options->out);
     printf("  device      %s: %s; peak %s FLOP/s\n", device->name, device->description, rate);
     if (device->passed_over[0]) printf("  passed over %s\n", device->passed_over);

@@ -49,7 +49,7 @@ static int version(void) {
     );
     if (!loom_device_open(&device, "cpu", &options, &error)) return loom_command_failed(&error);
     printf("  cpu       %s\n", device->description);
-    printf("  cuda      not built in\n");
+    printf("  cuda      %s\n", loom_device_cuda_build());
     loom_device_close(device);
     return 0;
 }

@@ -25,36 +25,61 @@ static loom_scalars_in step_inputs(const loom_trainer *t, int64_t step, int64_t 
                              .loss_scale_interval = loom_loss_scale_interval(loom_gpt_get_precision(t->gpt))};
 }
 
-/* All that the device does in a step: the same for every step, but for what it reads from memory. */
-static void compute(loom_trainer *t) {
-    const int64_t B = t->options.micro_batch, T = t->options.seq_len;
-    for (int64_t first = 0; first < t->options.batch; first += B) {
-        const bool accumulate = first > 0;
-        loom_gpt_set_batch(t->gpt, t->feeder.inputs + first * T, t->feeder.targets + first * T, LOOM_DEVICE_TO_DEVICE);
-        loom_gpt_forward(t->gpt);
-        loom_gpt_loss(t->gpt, true, accumulate);
-        loom_gpt_backward(t->gpt, accumulate);
-        loom_optimizer_sum_losses(&t->optimizer, first, B, T);
-    }
+/* ----------------------------------------------------------------------------------------------------------- the pieces
+ * What the device does in a step, in three pieces that are the same every time but for what they read from memory. */
+
+static void micro_batch(loom_trainer *t, bool accumulate) {
+    loom_gpt_forward(t->gpt);
+    loom_gpt_loss(t->gpt, true, accumulate);
+    loom_gpt_backward(t->gpt, accumulate);
+}
+
+static void first_micro_batch(loom_trainer *t) {
+    micro_batch(t, false);
+}
+
+static void further_micro_batch(loom_trainer *t) {
+    micro_batch(t, true);
+}
+
+static void update(loom_trainer *t) {
     loom_optimizer_update(&t->optimizer);
 }
 
-/* Where the device can record, the first step runs as it is, which loads what is loaded late; the second is recorded, and
- * replayed from then on. */
-static bool run(loom_trainer *t, loom_error *error) {
-    const bool records = t->device->record_begin && t->options.cuda_graph;
-    if (!records || t->steps_run++ == 0) {
-        compute(t);
+/* Where the device can record, a piece runs the first time as it is, which loads what is loaded late; the second time it
+ * is recorded, and replayed from then on. */
+static bool run(loom_trainer *t, loom_piece piece, loom_error *error) {
+    static void (*const run_piece[LOOM_PIECES])(loom_trainer *) = {
+        [LOOM_FIRST_MICRO_BATCH] = first_micro_batch,
+        [LOOM_FURTHER_MICRO_BATCH] = further_micro_batch,
+        [LOOM_UPDATE] = update,
+    };
+    const bool records = t->device->record_begin && t->options.cuda_graph == LOOM_ON;
+    if (!records || !t->has_run[piece]) {
+        run_piece[piece](t);
+        t->has_run[piece] = true;
         return true;
     }
-    if (!t->recording) {
+    if (!t->recording[piece]) {
         if (!t->device->record_begin(t->device, error)) return false;
-        compute(t);
-        if (!t->device->record_end(t->device, &t->recording, error)) return false;
+        run_piece[piece](t);
+        if (!t->device->record_end(t->device, &t->recording[piece], error)) return false;
     }
-    t->device->replay(t->device, t->recording);
+    t->device->replay(t->device, t->recording[piece]);
     return true;
 }
+
+static bool compute(loom_trainer *t, loom_error *error) {
+    const int64_t B = t->options.micro_batch, T = t->options.seq_len;
+    for (int64_t first = 0; first < t->options.batch; first += B) {
+        loom_gpt_set_batch(t->gpt, t->feeder.inputs + first * T, t->feeder.targets + first * T, LOOM_DEVICE_TO_DEVICE);
+        if (!run(t, first == 0 ? LOOM_FIRST_MICRO_BATCH : LOOM_FURTHER_MICRO_BATCH, error)) return false;
+        loom_optimizer_sum_losses(&t->optimizer, first, B, T);
+    }
+    return run(t, LOOM_UPDATE, error);
+}
+
+/* ------------------------------------------------------------------------------------------------------------- the step */
 
 bool loom_trainer_step(loom_trainer *t, loom_step_report *report, loom_error *error) {
     const double start = milliseconds_now();
@@ -65,7 +90,7 @@ bool loom_trainer_step(loom_trainer *t, loom_step_report *report, loom_error *er
     if (!loom_feeder_take(&t->feeder, &step, &targets, error)) return false;
     host->in = step_inputs(t, step, targets);
     t->device->copy(t->device, NULL, &scalars->in, &host->in, sizeof host->in, LOOM_HOST_TO_DEVICE);
-    if (!run(t, error)) return false;
+    if (!compute(t, error)) return false;
     loom_feeder_send_ahead(&t->feeder);
     t->device->copy(t->device, NULL, &host->out, &scalars->out, sizeof host->out, LOOM_DEVICE_TO_HOST);
     t->device->copy(t->device, NULL, &host->state, &scalars->state, sizeof host->state, LOOM_DEVICE_TO_HOST);

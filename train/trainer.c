@@ -121,7 +121,7 @@ static size_t bytes_beside_plan(const loom_train_options *o) {
 static bool plan_memory(loom_trainer *t, loom_error *error) {
     loom_train_options *o = &t->options;
     const loom_gpt_config shape = shape_of(o);
-    const size_t found = t->device->available(t->device), beside = bytes_beside_plan(o);
+    const size_t found = t->device->available(t->device), beside = t->device->host_memory ? bytes_beside_plan(o) : 0;
     const size_t free_bytes = found > beside ? found - beside : 1;
     const size_t allowed = o->memory > 0 && o->memory < (double)free_bytes ? (size_t)o->memory : free_bytes;
     const int64_t most = (INT64_C(1) << 31) / o->seq_len;
@@ -141,8 +141,9 @@ static bool allocate(loom_trainer *t, loom_error *error) {
     const loom_train_options *o = &t->options;
     const loom_gpt_config shape = shape_of(o);
     t->memory_bytes = t->plan.arena.used;
-    if (!t->device->allocate(t->device, &t->memory, t->memory_bytes, error)) return false;
-    if (!loom_gpt_create(&t->gpt, &shape, LOOM_GPT_TRAIN, &t->precision, t->device, o->micro_batch, o->seq_len, error))
+    if (!loom_gpt_create(&t->gpt, &shape, LOOM_GPT_TRAIN, &t->precision, t->device, o->micro_batch, o->seq_len,
+                         error) ||
+        !loom_gpt_make_plans(t->gpt, error) || !t->device->allocate(t->device, &t->memory, t->memory_bytes, error))
         return false;
     loom_arena arena = loom_arena_over(t->memory, t->memory_bytes, t->device->host_memory);
     loom_gpt_lay_out(t->gpt, &arena);
@@ -231,7 +232,7 @@ static bool restore_choices(loom_trainer *t, const loom_checkpoint_info *from, l
     loom_error why;
     if (t->options.choices) {
         if (loom_device_read_choices(t->device, t->options.choices, &why)) return true;
-        return loom_fail(error, "--choices: %s: %s", t->options.choices, why.message);
+        return loom_fail(error, "--choices: %s", why.message);
     }
     if (!t->options.resume || !from || t->options.fresh_choices) return true;
     if (loom_checkpoint_restore_choices(from, t->device, &why)) return true;
@@ -316,7 +317,8 @@ bool loom_trainer_open(loom_trainer **out, const loom_train_options *options, lo
 void loom_trainer_close(loom_trainer *t) {
     if (!t) return;
     loom_feeder_close(&t->feeder);
-    if (t->recording) t->device->recording_close(t->device, t->recording);
+    for (int i = 0; i < LOOM_PIECES; i++)
+        if (t->recording[i]) t->device->recording_close(t->device, t->recording[i]);
     if (t->host_scalars) t->device->release_host(t->device, t->host_scalars, sizeof *t->host_scalars);
     loom_gpt_destroy(t->gpt);
     if (t->memory) t->device->release(t->device, t->memory, t->memory_bytes);

@@ -4,6 +4,9 @@
 
 #include "gptloom/train.h"
 
+/* What is recorded of a step. */
+typedef enum loom_piece { LOOM_FIRST_MICRO_BATCH, LOOM_FURTHER_MICRO_BATCH, LOOM_UPDATE, LOOM_PIECES } loom_piece;
+
 struct loom_trainer {
     loom_train_options options; /* resolved */
     loom_device *device;
@@ -19,9 +22,9 @@ struct loom_trainer {
     loom_optimizer optimizer;
     loom_schedule schedule;
     loom_training_state state;
-    loom_scalars *host_scalars; /* pinned: what a step's scalars are copied from and to */
-    loom_recording *recording;  /* of the step; NULL until it is made */
-    int64_t steps_run;          /* since the trainer was opened, before recording began */
+    loom_scalars *host_scalars;             /* pinned: what a step's scalars are copied from and to */
+    loom_recording *recording[LOOM_PIECES]; /* NULL until they are made */
+    bool has_run[LOOM_PIECES];
 };
 
 #endif

@@ -1,5 +1,9 @@
 #include "cuda/device.h"
 
+const char *loom_device_cuda_build(void) {
+    return "not built in: there was no nvcc";
+}
+
 /* Linked in place of the CUDA device where there was no CUDA Toolkit to build it with. */
 bool loom_cuda_open(loom_device **device, const loom_device_options *options, bool *there, loom_error *error) {
     (void)options;

@@ -6,6 +6,7 @@
 #include "cuda/matmul.h"
 #include "cuda/peak.h"
 
+#include <cublasLt.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -90,15 +91,21 @@ static void copy(loom_device *device, loom_stream *stream, void *to, const void 
                 "cudaMemcpyAsync");
 }
 
+/* A kernel that does what it must not fails later, in whatever call comes then. */
 static bool synchronize(loom_device *device, loom_stream *stream, loom_error *error) {
     loom_cuda *cuda = loom_cuda_of(device);
-    check_later(cuda, cudaStreamSynchronize(loom_cuda_stream_of(cuda, stream)), "cudaStreamSynchronize");
+    const cudaError_t result = cudaStreamSynchronize(loom_cuda_stream_of(cuda, stream));
+    check_later(cuda, result,
+                result == cudaErrorIllegalAddress
+                    ? "a kernel (with CUDA_LAUNCH_BLOCKING=1 and --cuda-graph off the error names it)"
+                    : "cudaStreamSynchronize");
     return tell_failure(cuda, error);
 }
 
-/* What the driver has free, less what libraries will still take for themselves. */
+/* What the driver has free, less what libraries will still take for their code, and the room in which matrix products are
+ * measured at the start. */
 static size_t available(const loom_device *device) {
-    const size_t reserve = (size_t)256 << 20;
+    const size_t reserve = (size_t)1 << 30;
     size_t free_bytes = 0, total;
     (void)device;
     if (cudaMemGetInfo(&free_bytes, &total) != cudaSuccess) return 0;
@@ -249,6 +256,16 @@ static bool find_gpu(bool *there, loom_error *error) {
     *there = true;
     return loom_fail(error, "--device cuda: cudaGetDeviceCount: %s (%s)", cudaGetErrorString(result),
                      cudaGetErrorName(result));
+}
+
+const char *loom_device_cuda_build(void) {
+    static char text[64];
+    int runtime = 0;
+    const size_t cublas = cublasLtGetVersion();
+    cudaRuntimeGetVersion(&runtime);
+    snprintf(text, sizeof text, "CUDA %d.%d, cuBLASLt %zu.%zu.%zu", runtime / 1000, runtime % 1000 / 10, cublas / 10000,
+             cublas / 100 % 100, cublas % 100);
+    return text;
 }
 
 static bool describe(loom_cuda *cuda, loom_error *error) {

@@ -1,5 +1,7 @@
 #include "cuda/matmul.h"
 
+#include "cuda/attention_cudnn.h"
+
 #include "base/check.h"
 #include "cuda/choices.h"
 #include "cuda/product.h"
@@ -30,6 +32,7 @@ struct loom_cuda_matmul {
     char library[48];
     entry *first;
     loom_choices choices; /* of the aligned products */
+    bool choices_given;   /* by an earlier run, which must be continued as it was */
 };
 
 bool loom_cuda_matmul_create(loom_cuda_matmul **out, loom_error *error) {
@@ -174,8 +177,8 @@ static bool plan_by_choice(loom_cuda *cuda, entry *e, loom_error *error) {
            (choice || loom_choices_add(&matmul->choices, key, loom_cuda_plan_algorithm(e->plan), error));
 }
 
-/* Plans a product whose data is not aligned. That it cannot be is no error before such data comes. */
-static void plan_unaligned(loom_cuda *cuda, entry *e) {
+/* Plans a product and the rows of its bias one by one, each as cuBLASLt proposes. Leaves no plan where it has none. */
+static void plan_bias_apart(loom_cuda *cuda, entry *e) {
     const loom_cuda_matmul *matmul = cuda->matmul;
     loom_cuda_product product = e->product, rows = e->product;
     product.bias = 0;
@@ -193,9 +196,18 @@ static bool prepare(loom_cuda *cuda, const loom_cuda_product *product, loom_erro
     entry *e = calloc(1, sizeof *e);
     if (!e) return loom_fail(error, "no memory for the plan of a matrix product");
     e->product = *product;
-    if (!product->aligned) {
-        plan_unaligned(cuda, e);
-    } else if (!plan_by_choice(cuda, e, error)) {
+    /* That data which is not aligned cannot be planned for is no error before it comes. */
+    bool ok = true;
+    if (!product->aligned)
+        plan_bias_apart(cuda, e);
+    else
+        ok = plan_by_choice(cuda, e, error);
+    /* There may be shapes for which there is no algorithm that adds a bias. */
+    if (!ok && product->bias && !cuda->matmul->choices_given) {
+        plan_bias_apart(cuda, e);
+        ok = e->plan != NULL;
+    }
+    if (!ok) {
         destroy_entry(e);
         return false;
     }
@@ -214,7 +226,8 @@ bool loom_cuda_matmul_prepare(loom_device *device, loom_op op, const void *argum
 /* ------------------------------------------------------------------------------------------------------------- choices */
 
 static void measured_on(const loom_cuda *cuda, char text[200]) {
-    snprintf(text, 200, "%s, sm_%d, %s", cuda->gpu, cuda->capability, cuda->matmul->library);
+    snprintf(text, 200, "%s, sm_%d, %s%s%s", cuda->gpu, cuda->capability, cuda->matmul->library,
+             cuda->cudnn ? ", " : "", cuda->cudnn ? loom_cuda_cudnn_library(cuda->cudnn) : "");
 }
 
 bool loom_cuda_matmul_choices_get(const loom_cuda *cuda, char **text, loom_error *error) {
@@ -243,6 +256,7 @@ bool loom_cuda_matmul_choices_set(loom_cuda *cuda, const char *text, loom_error 
     }
     loom_choices_clear(ok ? &matmul->choices : &choices);
     if (ok) matmul->choices = choices;
+    if (ok && text) matmul->choices_given = true;
     return ok;
 }
 

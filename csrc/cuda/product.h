@@ -40,7 +40,7 @@ void loom_cuda_plan_destroy(loom_cuda_plan *plan);
 
 const cublasLtMatmulAlgo_t *loom_cuda_plan_algorithm(const loom_cuda_plan *plan);
 
-/* Puts the product into the stream. `workspace` holds LOOM_CUDA_PRODUCT_WORKSPACE bytes; bias is not looked at in a
+/* Puts the product into the stream. `workspace` holds loom_cuda_product_workspace() bytes; bias is not looked at in a
  * product without one. */
 cublasStatus_t loom_cuda_plan_run(loom_cuda_plan *plan, const void *a, const void *b, void *c, const void *bias,
                                   void *workspace, cudaStream_t stream);

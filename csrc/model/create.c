@@ -144,9 +144,14 @@ static void clear(loom_gpt *g, void *data, loom_dtype dtype) {
     g->exec.ops->fill(&g->exec, &(struct loom_fill){.out = whole_layout(g, data, dtype)});
 }
 
+bool loom_gpt_make_plans(loom_gpt *g, loom_error *error) {
+    if (!g->planned) g->planned = walk_with(g, loom_preparing_ops(), error);
+    return g->planned;
+}
+
 bool loom_gpt_prepare(loom_gpt *g, loom_error *error) {
     const loom_scalars scalars = {.state.loss_scale = 1};
-    if (!walk_with(g, loom_preparing_ops(), error)) return false;
+    if (!loom_gpt_make_plans(g, error)) return false;
     g->device->copy(g->device, g->exec.stream, g->scalars, &scalars, sizeof scalars, LOOM_HOST_TO_DEVICE);
     clear(g, g->parameters, g->precision.storage);
     if (loom_has_master(&g->precision)) clear(g, g->master, g->precision.master);

@@ -16,6 +16,7 @@ struct loom_gpt {
     int64_t padded_vocabulary;
     int64_t chunk_rows; /* rows of logits that exist at a time */
     size_t workspace_bytes;
+    bool planned; /* the device has made its plans */
 
     void *parameters, *gradients;      /* in the layout */
     void *master;                      /* the same as parameters where there is no master beside them */

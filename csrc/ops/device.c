@@ -41,10 +41,10 @@ bool loom_device_read_choices(loom_device *device, const char *path, loom_error 
     if (!loom_file_map(path, &mapping, error)) return false;
     char *text = strndup(mapping.data ? mapping.data : "", mapping.size);
     loom_file_unmap(&mapping);
-    const bool ok = text ? device->choices_set(device, text, error)
-                         : loom_fail(error, "%s: no memory to read it", path);
+    loom_error why = {"no memory to read it"};
+    const bool ok = text && device->choices_set(device, text, &why);
     free(text);
-    return ok;
+    return ok || loom_fail(error, "%s: %s", path, why.message);
 }
 
 void loom_device_close(loom_device *device) {

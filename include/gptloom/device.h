@@ -78,6 +78,9 @@ struct loom_device {
 bool loom_device_open(loom_device **device, const char *name, const loom_device_options *options, loom_error *error);
 void loom_device_close(loom_device *device);
 
+/* What of CUDA is in this program: "CUDA 13.0, cuBLASLt 13.1.0", or that it is not. */
+const char *loom_device_cuda_build(void);
+
 /* Gives the device the choices that a file holds; before anything is prepared on it. */
 bool loom_device_read_choices(loom_device *device, const char *path, loom_error *error);
 

@@ -117,8 +117,12 @@ void loom_gpt_destroy(loom_gpt *gpt);
 /* Takes all of the model's memory from an arena: once measuring, once for real. */
 void loom_gpt_lay_out(loom_gpt *gpt, loom_arena *arena);
 
-/* After the real lay-out: makes the device's plans by walking the step once with the preparing table, clears what must
- * start as zero, and sets the loss scale to 1. */
+/* Makes the device's plans by walking the step once with the preparing table. Best done before the model's memory is
+ * taken, as devices measure in memory of their own. */
+bool loom_gpt_make_plans(loom_gpt *gpt, loom_error *error);
+
+/* After the real lay-out: makes the device's plans if they are not made, clears what must start as zero, and sets the loss
+ * scale to 1. */
 bool loom_gpt_prepare(loom_gpt *gpt, loom_error *error);
 
 /* GPT-2's initialisation: weights normal(0, 0.02), residual projections scaled by 1/sqrt(2 n_layer), positions

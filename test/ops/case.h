@@ -249,7 +249,7 @@ typedef struct loom_case_result {
 /* Runs the file's op-th op on a device and compares with the oracle; on the oracle itself (dtypes fp64), with the
  * formula. Also looks whether inputs are as they were, nothing beyond the outputs was written, all of them was, the
  * workspace was kept to, plans need shapes only, and a second run over other garbage gives the same bits. What the device
- * says went wrong while it ran is the case's failure. false: out of memory, or the device fails before the op runs. */
+ * says went wrong while it planned or ran the op is the case's failure. false: out of memory, on the host or there. */
 bool loom_case_check(loom_case *c, int op, loom_device *device, loom_device *oracle, loom_case_result *result,
                      loom_error *error);
 

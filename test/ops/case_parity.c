@@ -137,6 +137,14 @@ static bool run_or_fail(loom_case *c, int op, loom_device *device, images *m, un
     return false;
 }
 
+/* Plans the op; that the device has no plan for it is the case's failure too. */
+static bool plan_or_fail(loom_case *c, int op, loom_device *device, size_t *workspace, loom_case_result *result) {
+    loom_error error;
+    if (loom_case_plan(c, op, LOOM_CASE_SHAPES, device, workspace, &error)) return true;
+    fail(result, "%s", error.message);
+    return false;
+}
+
 /* ------------------------------------------------------------------------------------------------- what was touched */
 
 /* The memory nearest to a place in the block that is no tensor's and not the workspace. */
@@ -371,11 +379,9 @@ static bool check_runs(loom_case *c, int op, loom_device *device, images *m, loo
     return room;
 }
 
-/* Plans the op and makes its memory and images. */
-static bool begin_runs(loom_case *c, int op, loom_device *device, images *m, loom_error *error) {
-    size_t workspace;
-    return loom_case_plan(c, op, LOOM_CASE_SHAPES, device, &workspace, error) &&
-           loom_case_allocate(c, 1u << op, workspace, device, error) && make_images(c, op, m, error);
+/* Makes the op's memory and images. */
+static bool begin_runs(loom_case *c, int op, loom_device *device, size_t workspace, images *m, loom_error *error) {
+    return loom_case_allocate(c, 1u << op, workspace, device, error) && make_images(c, op, m, error);
 }
 
 static void end_runs(loom_case *c, loom_device *device, images *m) {
@@ -387,9 +393,10 @@ bool loom_case_check(loom_case *c, int op, loom_device *device, loom_device *ora
                      loom_error *error) {
     *result = (loom_case_result){.verdict = LOOM_CASE_OK};
     LOOM_CHECK(c->dtypes.storage != LOOM_F64 || c->cases->op[op].formula);
-    if (!loom_case_supported(c, op, device, result)) return true;
+    size_t workspace;
+    if (!loom_case_supported(c, op, device, result) || !plan_or_fail(c, op, device, &workspace, result)) return true;
     images m = {0};
-    const bool ran = make_reference(c, op, oracle, error) && begin_runs(c, op, device, &m, error) &&
+    const bool ran = make_reference(c, op, oracle, error) && begin_runs(c, op, device, workspace, &m, error) &&
                      check_runs(c, op, device, &m, result, error);
     end_runs(c, device, &m);
     return ran;
@@ -398,8 +405,10 @@ bool loom_case_check(loom_case *c, int op, loom_device *device, loom_device *ora
 /* Runs once on each device; `first` keeps the first one's outputs. */
 static bool compare_bits(loom_case *c, int op, loom_device *device, unsigned char **first, loom_case_result *result,
                          loom_error *error) {
+    size_t workspace;
+    if (!plan_or_fail(c, op, device, &workspace, result)) return true;
     images m = {0};
-    bool ran = begin_runs(c, op, device, &m, error);
+    bool ran = begin_runs(c, op, device, workspace, &m, error);
     if (ran && run_or_fail(c, op, device, &m, GARBAGE, result)) {
         char what[96];
         snprintf(what, sizeof what, "on %s with %d threads", device->name, device->threads);
