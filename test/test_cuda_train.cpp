@@ -211,6 +211,21 @@ TEST_F(CudaRun, ContinuesWhatTheCpuBegan) {
     ASSERT_TRUE(trains(run("a", {{"resume", "true"}})));
 }
 
+/* On resuming; test_precision has what every device notes. */
+TEST_F(CudaRun, NotesTheFlagsThatChangeItsBits) {
+    ASSERT_TRUE(trains(run("a", {{"stop-after", "1"}})));
+    const std::string changed = ": changed, so from here on the bits are not those of an uninterrupted run";
+    const auto note = [&](const Options::Pairs &changes) {
+        const Options options(run("a", Options::Pairs{{"resume", "true"}} + changes));
+        return std::string(loom_trainer_note(open_trainer(options).get()));
+    };
+    EXPECT_EQ(note({{"cuda-graph", "off"}}), "");
+    EXPECT_EQ(note({{"tf32", "true"}}), "--tf32" + changed);
+    EXPECT_EQ(note({{"tf32", "true"}, {"dtype", "bf16"}}), "--dtype" + changed);
+    EXPECT_EQ(note({{"fresh-choices", "true"}}), "--fresh-choices" + changed);
+    EXPECT_EQ(note({{"device", "cpu"}}), "--device" + changed);
+}
+
 TEST_F(CudaRun, ValidatesAndSamples) {
     const std::string out = directory.at("v");
     ASSERT_TRUE(trains(run(

@@ -264,7 +264,8 @@ TEST_P(GoldenGradients, AgreeWithPyTorch) {
     double loss = 0;
     for (int64_t first = 0; first < golden.B * golden.T; first += rows) {
         const bool accumulate = first > 0;
-        loom_gpt_set_batch(model.gpt(), golden.tokens.data() + first, golden.targets.data() + first, LOOM_HOST_TO_DEVICE);
+        loom_gpt_set_batch(model.gpt(), golden.tokens.data() + first, golden.targets.data() + first,
+                           LOOM_HOST_TO_DEVICE);
         loom_gpt_forward(model.gpt());
         loom_gpt_loss(model.gpt(), true, accumulate);
         loom_gpt_backward(model.gpt(), accumulate);

@@ -6,8 +6,10 @@ extern "C" {
 #include "model/gpt.h"
 }
 
+#include "checkpoint/documents.h"
 #include "checkpoint/safetensors.h"
 
+#include <array>
 #include <set>
 
 namespace {
@@ -621,6 +623,96 @@ TEST_F(Train, ChoicesOfAnotherMachineDoNotStay) {
     write_file(at("run/choices.txt"), "device A\n");
     ASSERT_TRUE(trains(run("run", {{"resume", "true"}})));
     EXPECT_FALSE(fs::exists(at("run/choices.txt")));
+}
+
+/* ------------------------------------------------------------------------------------ notes on what resuming changed */
+
+class Note : public Train {
+  protected:
+    void SetUp() override {
+        Train::SetUp();
+        EXPECT_EQ(note(run("run")), "") << "a new run changes nothing";
+        ASSERT_TRUE(trains(run("run", {{"steps", "3"}, {"sample-every", "0"}})));
+        saved = read_file(state);
+        fs::remove(at("run/checkpoints/latest/manifest.json")); /* tests change the state */
+    }
+    static std::string note(const Options::Pairs &pairs) {
+        const Options options(pairs);
+        return loom_trainer_note(open_trainer(options).get());
+    }
+    std::string resumed(const Options::Pairs &changes = {}) const {
+        return note(run("run", Options::Pairs{{"resume", "true"}} + changes));
+    }
+    static std::string changed(const std::string &flags) {
+        return flags + ": changed, so from here on the bits are not those of an uninterrupted run";
+    }
+    /* The state as it was saved, with the first `old_text` in it replaced. */
+    void rewrite(const std::string &old_text, const std::string &new_text) const {
+        std::string text = saved;
+        ASSERT_NE(text.find(old_text), std::string::npos) << old_text;
+        write_file(state, text.replace(text.find(old_text), old_text.size(), new_text));
+    }
+
+    const std::string state = at("run/checkpoints/latest/training_state.json");
+    std::string saved;
+};
+
+TEST_F(Note, NamesTheFlagsThatChangeTheBits) {
+    EXPECT_EQ(resumed({{"micro-batch", "4"}}), changed("--micro-batch"));
+    EXPECT_EQ(resumed({{"dtype", "bf16"}}), changed("--dtype"));
+    EXPECT_EQ(resumed({{"dtype", "bf16"}, {"master-weights", "off"}}), changed("--dtype, --master-weights"));
+    EXPECT_EQ(resumed({{"deterministic", "false"}}), changed("--deterministic"));
+    EXPECT_EQ(resumed({{"device", "definition"}, {"micro-batch", "1"}}), changed("--micro-batch, --device"));
+    for (const auto &[old_text, new_text, flag] : std::vector<std::array<const char *, 3>>{
+             {"\"tf32\":\tfalse", "\"tf32\":\ttrue", "--tf32"},
+             {"\"attention\":\t\"own\"", "\"attention\":\t\"cudnn\"", "--attention"},
+             {"\"device\":\t\"cpu\"", "\"device\":\t\"cuda (emulated)\"", "--device"}}) {
+        rewrite(old_text, new_text);
+        EXPECT_EQ(resumed(), changed(flag));
+    }
+}
+
+TEST_F(Note, IsEmptyWhereNoBitChanges) {
+    EXPECT_EQ(resumed(), "");
+    EXPECT_EQ(resumed({{"threads", "2"}, {"cuda-graph", "off"}, {"sample-every", "0"}, {"val-every", "5"}}), "");
+    EXPECT_EQ(resumed({{"fresh-choices", "true"}}), "") << "a CPU chooses nothing";
+    EXPECT_EQ(note(run("next", {{"init", at("run")}, {"dtype", "bf16"}, {"micro-batch", "4"}})), "");
+}
+
+/* What a resumed run was changed to is what the next one is compared with. */
+TEST_F(Note, IsSaidOnce) {
+    const Options::Pairs other = {{"resume", "true"}, {"micro-batch", "4"}, {"dtype", "bf16"}};
+    ASSERT_TRUE(trains(run("run", other + Options::Pairs{{"stop-after", "1"}})));
+    EXPECT_EQ(note(run("run", other)), "");
+    EXPECT_EQ(resumed(), changed("--dtype, --micro-batch"));
+}
+
+/* What was written before settings were kept tells the dtype alone. */
+TEST_F(Note, KnowsOnlyTheDtypeOfOlderStates) {
+    rewrite("\"settings\"", "\"unknown\"");
+    EXPECT_EQ(resumed(), "");
+    EXPECT_EQ(resumed({{"micro-batch", "4"}, {"device", "definition"}, {"deterministic", "false"}}), "");
+    EXPECT_EQ(resumed({{"dtype", "bf16"}, {"master-weights", "off"}}), changed("--dtype"));
+}
+
+TEST_F(Note, SettingsAreChecked) {
+    const std::vector<std::array<std::string, 2>> damages = {
+        {"\"micro_batch\":\t\"2\"", "\"micro_batch\":\t\"0\""},
+        {"\"micro_batch\":\t\"2\"", "\"micro_batch\":\t2"},
+        {"\"tf32\":\tfalse", "\"tf32\":\t0"},
+        {"\"deterministic\"", "\"undetermined\""},
+        {"\"master_weights\":\ttrue", "\"master_weights\":\t\"on\""},
+        {"\"attention\":\t\"own\"", "\"attention\":\t\"flash\""},
+        {"\"device\":\t\"cpu\"", "\"device\":\t\"\""},
+        {"\"device\":\t\"cpu\"", "\"device\":\t\"" + std::string(32, 'x') + "\""},
+        {"\"settings\":\t{", "\"settings\":\t7, \"unknown\":\t{"}};
+    loom_training_state read;
+    for (const auto &[old_text, new_text] : damages) {
+        rewrite(old_text, new_text);
+        const std::string field = old_text.substr(0, old_text.find('"', 1) + 1);
+        refusal([&](loom_error *error) { return loom_state_read(state.c_str(), &read, error); },
+                {state.c_str(), field.c_str()});
+    }
 }
 
 TEST_F(Train, WhatIsForCudaIsRefusedElsewhere) {

@@ -108,6 +108,13 @@ static double mebibytes(size_t bytes) {
     return (double)bytes / 0x1p20;
 }
 
+/* What of the device is not as usual. */
+static void show_settings(const loom_train_options *options, const loom_device *device) {
+    if (options->tf32) printf("; tf32");
+    if (options->attention == LOOM_ATTENTION_CUDNN) printf("; attention by cudnn");
+    if (device->record_begin && options->cuda_graph == LOOM_OFF) printf("; cuda-graph off");
+}
+
 static void show_model(const loom_train_options *options, loom_gpt *gpt) {
     const loom_gpt_config *config = loom_gpt_get_config(gpt);
     char count[16];
@@ -188,12 +195,15 @@ static void on_started(void *user, loom_trainer *trainer) {
     if (device->peak(device, loom_gpt_get_precision(gpt)->storage, 0.2, &peak, NULL))
         loom_format_count(rate, sizeof rate, peak);
     printf("gptloom " LOOM_VERSION " trains in %s\n", options->out);
-    printf("  device      %s: %s; peak %s FLOP/s\n", device->name, device->description, rate);
+    printf("  device      %s: %s; peak %s FLOP/s", device->name, device->description, rate);
+    show_settings(options, device);
+    printf("\n");
     if (device->passed_over[0]) printf("  passed over %s\n", device->passed_over);
     show_model(options, gpt);
     show_precision(loom_gpt_get_precision(gpt));
     show_data(options, loom_trainer_data(trainer));
     show_steps(options, done, planned);
+    if (loom_trainer_note(trainer)[0]) printf("  note        %s\n", loom_trainer_note(trainer));
     show_memory(loom_trainer_plan(trainer));
     fflush(stdout);
     now->bytes = loom_dataset_is_bytes(loom_trainer_data(trainer));

@@ -193,6 +193,18 @@ static bool check_resumable(const loom_trainer *t, const loom_checkpoint_info *f
     return true;
 }
 
+/* --deterministic is for CPUs, --tf32 for fp32: elsewhere they change nothing. */
+static loom_training_settings settings_of(const loom_trainer *t) {
+    const loom_train_options *o = &t->options;
+    loom_training_settings settings = {.micro_batch = o->micro_batch,
+                                       .deterministic = o->deterministic || !t->device->host_memory,
+                                       .master_weights = o->master_weights == LOOM_ON,
+                                       .tf32 = o->tf32 && t->precision.storage == LOOM_F32,
+                                       .cudnn_attention = o->attention == LOOM_ATTENTION_CUDNN};
+    snprintf(settings.device, sizeof settings.device, "%s", t->device->name);
+    return settings;
+}
+
 static loom_training_state fresh_state(const loom_trainer *t) {
     return (loom_training_state){.seed = t->options.seed,
                                  .data_identity = loom_dataset_identity(t->data),
@@ -200,6 +212,7 @@ static loom_training_state fresh_state(const loom_trainer *t) {
                                  .seq_len = t->options.seq_len,
                                  .training_tokens = t->training.tokens,
                                  .dtype = t->precision.storage,
+                                 .settings = settings_of(t),
                                  .scalars.loss_scale = loom_loss_scale_at_first(&t->precision)};
 }
 
@@ -211,12 +224,47 @@ static loom_training_state resumed_state(const loom_trainer *t, const loom_check
         state.scalars.loss_scale_age = 0;
     }
     state.dtype = t->precision.storage;
+    state.settings = settings_of(t);
     return state;
+}
+
+/* Whether the device chose anything by measuring. */
+static bool has_choices(const loom_device *device) {
+    char *text = NULL;
+    const bool has = device->choices_get(device, &text, NULL) && text;
+    free(text);
+    return has;
+}
+
+/* Names the flags whose change gives a resumed run other bits than it would have had. */
+static void note_changes(loom_trainer *t, const loom_training_state *before) {
+    const loom_training_settings *is = &t->state.settings, *was = &before->settings;
+    const bool told = was->micro_batch > 0;
+    const struct {
+        const char *flag;
+        bool changed;
+    } rows[] = {{"--dtype", t->state.dtype != before->dtype},
+                {"--master-weights", told && is->master_weights != was->master_weights},
+                {"--micro-batch", told && is->micro_batch != was->micro_batch},
+                {"--tf32", told && is->tf32 != was->tf32},
+                {"--attention", told && is->cudnn_attention != was->cudnn_attention},
+                {"--deterministic", told && is->deterministic != was->deterministic},
+                {"--device", told && strcmp(is->device, was->device) != 0},
+                {"--fresh-choices", t->options.fresh_choices && has_choices(t->device)}};
+    size_t used = 0;
+    for (size_t i = 0; i < sizeof rows / sizeof *rows; i++)
+        if (rows[i].changed)
+            used += (size_t)snprintf(t->note + used, sizeof t->note - used, "%s%s", used ? ", " : "", rows[i].flag);
+    if (!used) return;
+    used += (size_t)snprintf(t->note + used, sizeof t->note - used,
+                             ": changed, so from here on the bits are not those of an uninterrupted run");
+    LOOM_CHECK(used < sizeof t->note);
 }
 
 static bool start(loom_trainer *t, const loom_checkpoint_info *from, loom_error *error) {
     const bool resumed = from && t->options.resume;
     t->state = resumed ? resumed_state(t, from) : fresh_state(t);
+    if (resumed) note_changes(t, &from->state);
     t->device->copy(t->device, NULL, &loom_gpt_get_scalars(t->gpt)->state, &t->state.scalars, sizeof t->state.scalars,
                     LOOM_HOST_TO_DEVICE);
     if (!from) return loom_gpt_initialise(t->gpt, t->options.seed, error);
@@ -402,6 +450,10 @@ bool loom_trainer_save(loom_trainer *t, const char *run, int keep, loom_error *e
 
 int64_t loom_trainer_steps_done(const loom_trainer *t) {
     return t->state.step;
+}
+
+const char *loom_trainer_note(const loom_trainer *t) {
+    return t->note;
 }
 
 float loom_trainer_loss_scale(const loom_trainer *t) {

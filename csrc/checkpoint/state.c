@@ -37,12 +37,23 @@ static bool add_double(cJSON *json, const char *key, double value) {
     return cJSON_AddStringToObject(json, key, text);
 }
 
+static bool add_settings(cJSON *json, const loom_training_settings *settings) {
+    if (!settings->micro_batch) return true; /* nothing is told */
+    cJSON *to = cJSON_AddObjectToObject(json, "settings");
+    return to && add_count(to, "micro_batch", settings->micro_batch) &&
+           cJSON_AddBoolToObject(to, "deterministic", settings->deterministic) &&
+           cJSON_AddBoolToObject(to, "master_weights", settings->master_weights) &&
+           cJSON_AddBoolToObject(to, "tf32", settings->tf32) &&
+           cJSON_AddStringToObject(to, "attention", settings->cudnn_attention ? "cudnn" : "own") &&
+           cJSON_AddStringToObject(to, "device", settings->device);
+}
+
 static bool add_state(cJSON *json, const loom_training_state *state) {
     if (!cJSON_AddNumberToObject(json, "format_version", FORMAT_VERSION) || !add_count(json, "step", state->step) ||
         !add_count(json, "tokens", state->tokens) || !add_bits(json, "seed", state->seed) ||
         !add_bits(json, "data_identity", state->data_identity) || !add_count(json, "batch", state->batch) ||
         !add_count(json, "seq_len", state->seq_len) || !add_count(json, "training_tokens", state->training_tokens) ||
-        !cJSON_AddStringToObject(json, "dtype", loom_dtype_name(state->dtype)))
+        !cJSON_AddStringToObject(json, "dtype", loom_dtype_name(state->dtype)) || !add_settings(json, &state->settings))
         return false;
     cJSON *scalars = cJSON_AddObjectToObject(json, "scalars");
     return scalars && add_count(scalars, "updates", state->scalars.updates) &&
@@ -125,6 +136,46 @@ static bool read_precision(const cJSON *json, const char *path, loom_training_st
     return get_dtype(json, path, &state->dtype, error) && get_loss_scale(scalars, path, &state->scalars, error);
 }
 
+static bool get_switch(const cJSON *json, const char *path, const char *key, bool *value, loom_error *error) {
+    const cJSON *item = cJSON_GetObjectItemCaseSensitive(json, key);
+    *value = cJSON_IsTrue(item);
+    return cJSON_IsBool(item) || loom_fail(error, "%s: \"%s\" is missing, or neither true nor false", path, key);
+}
+
+static bool get_attention(const cJSON *json, const char *path, bool *cudnn, loom_error *error) {
+    const char *text = loom_json_get_string(json, path, "attention", error);
+    if (!text) return false;
+    *cudnn = !strcmp(text, "cudnn");
+    if (*cudnn || !strcmp(text, "own")) return true;
+    return loom_fail(error, "%s: \"attention\" is '%s', which is none of own and cudnn", path, text);
+}
+
+static bool get_device(const cJSON *json, const char *path, loom_training_settings *settings, loom_error *error) {
+    const char *text = loom_json_get_string(json, path, "device", error);
+    if (!text) return false;
+    const size_t length = strlen(text);
+    if (length == 0 || length >= sizeof settings->device)
+        return loom_fail(error, "%s: \"device\" is '%.40s', which is no name of a device", path, text);
+    memset(settings->device, 0, sizeof settings->device);
+    memcpy(settings->device, text, length);
+    return true;
+}
+
+/* What was written before settings were kept has none. */
+static bool read_settings(const cJSON *json, const char *path, loom_training_settings *settings, loom_error *error) {
+    const cJSON *from = cJSON_GetObjectItemCaseSensitive(json, "settings");
+    settings->micro_batch = 0;
+    if (!from) return true;
+    if (!cJSON_IsObject(from)) return loom_fail(error, "%s: \"settings\" is no object", path);
+    if (!get_count(from, path, "micro_batch", &settings->micro_batch, error) ||
+        !get_switch(from, path, "deterministic", &settings->deterministic, error) ||
+        !get_switch(from, path, "master_weights", &settings->master_weights, error) ||
+        !get_switch(from, path, "tf32", &settings->tf32, error) ||
+        !get_attention(from, path, &settings->cudnn_attention, error) || !get_device(from, path, settings, error))
+        return false;
+    return settings->micro_batch > 0 || loom_fail(error, "%s: \"micro_batch\" is 0", path);
+}
+
 static bool read_state(const cJSON *json, const char *path, loom_training_state *state, loom_error *error) {
     int64_t version;
     if (!loom_json_get_whole(json, path, "format_version", 1, INT32_MAX, &version, error)) return false;
@@ -147,7 +198,7 @@ static bool read_state(const cJSON *json, const char *path, loom_training_state 
            get_double(scalars, path, "loss_square", &state->scalars.loss_square, error) &&
            get_double(scalars, path, "norm_mean", &state->scalars.norm_mean, error) &&
            get_double(scalars, path, "norm_square", &state->scalars.norm_square, error) &&
-           read_precision(json, path, state, error);
+           read_precision(json, path, state, error) && read_settings(json, path, &state->settings, error);
 }
 
 bool loom_state_read(const char *path, loom_training_state *state, loom_error *error) {

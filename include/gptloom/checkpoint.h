@@ -6,7 +6,7 @@
  *                              without one
  *     tokenizer.json, tokenizer_config.json, special_tokens_map.json   (byte-level models)
  *     optimizer.safetensors    NAME.exp_avg and NAME.exp_avg_sq for each weight
- *     training_state.json      step, tokens, seed, the data's identity, the run's dtype, the scalars' state
+ *     training_state.json      step, tokens, seed, the data's identity, the run's dtype and settings, the scalars' state
  *     choices.txt              what the device chose by measuring, where it did (loom_device.choices_get)
  *     manifest.json            size and XXH3-128 checksum of each of the files above
  *   RUN/checkpoints/latest     a symbolic link to the newest one
@@ -22,6 +22,14 @@
 extern "C" {
 #endif
 
+/* What a run's bits hang on beside its dtype and the order of its data, each as it is in force; a resumed run may
+ * change it. */
+typedef struct loom_training_settings {
+    int64_t micro_batch; /* 0: nothing of this is told, as in files older than it */
+    bool deterministic, master_weights, tf32, cudnn_attention;
+    char device[32]; /* its name */
+} loom_training_settings;
+
 typedef struct loom_training_state {
     int64_t step;   /* steps done */
     int64_t tokens; /* targets trained on */
@@ -29,7 +37,8 @@ typedef struct loom_training_state {
     uint64_t data_identity;
     /* What the order of the data hangs on beside the seed: sequences per step, their length, the training split. */
     int64_t batch, seq_len, training_tokens;
-    loom_dtype dtype;           /* what the run stores weights and activations in */
+    loom_dtype dtype; /* what the run stores weights and activations in */
+    loom_training_settings settings;
     loom_scalars_state scalars; /* a loss scale of 0: not told, as in files older than loss scaling */
 } loom_training_state;
 

@@ -103,6 +103,7 @@ bool loom_trainer_sample(loom_trainer *trainer, int64_t n, bool (*emit)(void *us
 bool loom_trainer_save(loom_trainer *trainer, const char *run, int keep, loom_error *error);
 
 int64_t loom_trainer_steps_done(const loom_trainer *trainer);
+const char *loom_trainer_note(const loom_trainer *trainer);      /* a line on what resuming changed; "" if nothing */
 float loom_trainer_loss_scale(const loom_trainer *trainer);      /* of the next step */
 int64_t loom_trainer_steps_planned(const loom_trainer *trainer); /* --steps, or what --epochs comes to */
 bool loom_trainer_has_validation(const loom_trainer *trainer);
