@@ -9,18 +9,6 @@ size_t LOOM_DEFINITION(layernorm_forward_scratch)(const loom_device *device, con
     return thread_scratch_bytes(device, forward_scratch(a));
 }
 
-/* The mean, and then the mean of what is left when that is taken away: where a row lies far from zero the sum's rounding,
- * which grows with C in whatever order it is taken, would be large beside the deviations. */
-static real mean_of_row(const real *x, int64_t C) {
-    real mean = 0, rest = 0;
-#pragma omp simd reduction(+ : mean)
-    for (int64_t c = 0; c < C; c++) mean += x[c];
-    mean /= (real)C;
-#pragma omp simd reduction(+ : rest)
-    for (int64_t c = 0; c < C; c++) rest += x[c] - mean;
-    return mean + rest / (real)C;
-}
-
 void LOOM_DEFINITION(layernorm_forward)(loom_exec *exec, const struct loom_layernorm_forward *a) {
     const int64_t N = loom_view_row_count(&a->out), C = a->out.shape[3];
     const bool residual = loom_view_given(&a->delta);
@@ -38,8 +26,10 @@ void LOOM_DEFINITION(layernorm_forward)(loom_exec *exec, const struct loom_layer
                 row_written(&a->sum, n, sum);
                 x = row_read(&a->sum, n, scratch + 2 * C); /* as it was rounded */
             }
-            const real mean = mean_of_row(x, C);
-            real variance = 0;
+            real mean = 0, variance = 0;
+#pragma omp simd reduction(+ : mean)
+            for (int64_t c = 0; c < C; c++) mean += x[c];
+            mean /= (real)C;
 #pragma omp simd reduction(+ : variance)
             for (int64_t c = 0; c < C; c++) variance += (x[c] - mean) * (x[c] - mean);
             const real rstd = 1 / (real)sqrt(variance / (real)C + (real)a->epsilon);
