@@ -100,12 +100,12 @@ void leave_capture(CUstream_st *stream) {
 /* Whether all that was captured comes before the last nodes of the origin. */
 static bool joined(const capture &c, const std::vector<size_t> &last) {
     std::set<size_t> before;
-    std::vector<size_t> todo = last;
-    while (!todo.empty()) {
-        const size_t node = todo.back();
-        todo.pop_back();
+    std::vector<size_t> pending = last;
+    while (!pending.empty()) {
+        const size_t node = pending.back();
+        pending.pop_back();
         if (!before.insert(node).second) continue;
-        todo.insert(todo.end(), c.captured[node].after.begin(), c.captured[node].after.end());
+        pending.insert(pending.end(), c.captured[node].after.begin(), c.captured[node].after.end());
     }
     return before.size() == c.captured.size();
 }
