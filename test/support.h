@@ -153,12 +153,33 @@ inline Device open_device(const std::string &name, int threads = 1) {
     return Device(device, loom_device_close);
 }
 
+/* To be passed as a pointer within one expression. */
+struct Setup : loom_gpt_setup {
+    operator const loom_gpt_setup *() const {
+        return this;
+    }
+};
+
+/* A model that generates too. */
+inline Setup setup_of(int64_t B, int64_t T, loom_gpt_purpose purpose = LOOM_GPT_TRAIN,
+                      const loom_precision *precision = nullptr) {
+    Setup setup = {};
+    setup.purpose = purpose;
+    setup.precision = precision;
+    setup.B = B;
+    setup.T = T;
+    setup.generates = true;
+    return setup;
+}
+
 struct ModelOptions {
     std::string device = "cpu";
     int threads = 1;
     loom_gpt_purpose purpose = LOOM_GPT_TRAIN;
     loom_dtype dtype = LOOM_F32;
     bool master = true;
+    loom_recompute recompute = {};
+    int64_t logits_rows = 0;
     int64_t sequences = 0; /* of a step, for the optimizer; 0: one micro-batch */
     int fill = 0xFF;       /* what every byte of the memory holds at first: 0xFF makes NaNs of every type */
     std::function<void(loom_gpt *)> before_lay_out;
@@ -171,9 +192,12 @@ class Model {
     Model(const loom_gpt_config &shape, int64_t batch, int64_t length, const ModelOptions &options = {})
         : B(batch), T(length), device_(open_device(options.device, options.threads)) {
         loom_precision precision;
+        Setup setup = setup_of(B, T, options.purpose, &precision);
+        setup.recompute = options.recompute;
+        setup.logits_rows = options.logits_rows;
         require([&](loom_error *error) {
             return loom_precision_of(device_.get(), options.dtype, options.master, &precision, error) &&
-                   loom_gpt_create(&gpt_, &shape, options.purpose, &precision, device_.get(), B, T, error);
+                   loom_gpt_create(&gpt_, &shape, setup, device_.get(), error);
         });
         if (options.before_lay_out) options.before_lay_out(gpt_);
         loom_arena plan = loom_arena_measure();

@@ -95,8 +95,13 @@ class Model {
     Model(const Golden &golden, const char *device, loom_gpt_purpose purpose, int64_t B, int64_t T) {
         loom_error error;
         const loom_device_options options = {};
+        loom_gpt_setup setup = {};
+        setup.purpose = purpose;
+        setup.B = B;
+        setup.T = T;
+        setup.generates = true;
         ready_ = loom_device_open(&device_, device, &options, &error) &&
-                 loom_gpt_create(&gpt_, &golden.config, purpose, NULL, device_, B, T, &error) && allocate(&error) &&
+                 loom_gpt_create(&gpt_, &golden.config, &setup, device_, &error) && allocate(&error) &&
                  loom_gpt_prepare(gpt_, &error);
         if (ready_)
             load(golden);

@@ -151,7 +151,7 @@ TEST(Shapes, AModelRefusesWhatItsPositionsAndIndicesCannotHold) {
     const auto create = [&](int64_t B, int64_t T) {
         return [&config, &device, B, T](loom_error *error) {
             loom_gpt *gpt = nullptr;
-            const bool ok = loom_gpt_create(&gpt, &config, LOOM_GPT_TRAIN, NULL, device.get(), B, T, error);
+            const bool ok = loom_gpt_create(&gpt, &config, setup_of(B, T), device.get(), error);
             loom_gpt_destroy(gpt);
             return ok;
         };
@@ -341,7 +341,7 @@ TEST(Plan, IsTheArenasUseToTheByte) {
                         const Device device = open_device(name, threads);
                         loom_plan plan;
                         ASSERT_TRUE(works([&, b = B, t = T](loom_error *error) {
-                            return loom_plan_make(&plan, &shape, purpose, NULL, device.get(), 100 * b, b, t, error);
+                            return loom_plan_make(&plan, &shape, setup_of(b, t, purpose), device.get(), 100 * b, error);
                         }));
                         ModelOptions options;
                         options.device = name;
@@ -371,7 +371,7 @@ TEST(Plan, NeedsNoMemoryForTheLargestModel) {
     const Device device = open_device("definition");
     loom_plan plan;
     ASSERT_TRUE(works([&](loom_error *error) {
-        return loom_plan_make(&plan, &c, LOOM_GPT_TRAIN, NULL, device.get(), 1, 1, c.block_size, error);
+        return loom_plan_make(&plan, &c, setup_of(1, c.block_size), device.get(), 1, error);
     }));
     EXPECT_GT((double)plan.arena.used, 16.0 * (double)count_of(c));
     EXPECT_LT((double)plan.arena.used, 16.0 * (double)count_of(c) * 1.2);

@@ -155,7 +155,8 @@ TEST_P(InPrecision, ThePlanIsTheArenasUse) {
         const Model model(odd_shape, 2, 40, options);
         loom_plan plan;
         require([&](loom_error *error) {
-            return loom_plan_make(&plan, &odd_shape, purpose, &model.precision(), model.device(), 2, 2, 40, error);
+            return loom_plan_make(&plan, &odd_shape, setup_of(2, 40, purpose, &model.precision()), model.device(), 2,
+                                  error);
         });
         EXPECT_EQ(memcmp(&plan.precision, &model.precision(), sizeof plan.precision), 0);
         const char *rows[] = {"parameters",  "master weights", "gradients", "moments",

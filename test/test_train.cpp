@@ -624,9 +624,8 @@ TEST_F(Train, TheMicroBatchIsWhatFits) {
     const Device device = open_device("cpu");
     const auto need = [&](int64_t B) {
         loom_plan plan;
-        require([&](loom_error *error) {
-            return loom_plan_make(&plan, &shape, LOOM_GPT_TRAIN, NULL, device.get(), 60, B, 16, error);
-        });
+        require(
+            [&](loom_error *error) { return loom_plan_make(&plan, &shape, setup_of(B, 16), device.get(), 60, error); });
         return plan.arena.used;
     };
     for (const auto &[memory, expected] :

@@ -111,9 +111,10 @@ static bool make_plan(facts *all, const settings *mine, loom_error *error) {
                          (long long)mine->batch);
     if (!loom_device_open(&device, "cpu", &options, error)) return false;
     loom_precision precision;
+    const loom_gpt_setup setup = {
+        .purpose = LOOM_GPT_TRAIN, .precision = &precision, .B = B, .T = T, .generates = true};
     const bool ok = loom_precision_of(device, mine->dtype, mine->master_weights == LOOM_ON, &precision, error) &&
-                    loom_plan_make(&all->plan, &all->config, LOOM_GPT_TRAIN, &precision, device, mine->batch, B, T,
-                                   error);
+                    loom_plan_make(&all->plan, &all->config, &setup, device, mine->batch, error);
     all->plan.available = device->available(device);
     loom_device_close(device);
     return ok;

@@ -157,8 +157,17 @@ static const loom_flag table[] = {
     {.name = "cuda-graph", .type = LOOM_FLAG_CHOICE, AT(cuda_graph), .choices = switches, .standard = "on",
      .metavar = "on|off", .group = "Machine",
      .help = "record the step once and replay it, to the same bits, which saves the time of launching it"},
+    {.name = "recompute", .type = LOOM_FLAG_STRING, AT(recompute), .standard = "none", .metavar = "POLICY",
+     .group = "Memory",
+     .help = "what backward computes once more instead of keeping it, to the same bits: none, act (the activation), norm "
+             "(and layernorms), block-attn (blocks, but for attention), block, every:K (segments of K blocks), sqrt (the K "
+             "that keeps least), or auto (the fastest that fits, measured at the start)"},
+    {.name = "logits-rows", .type = LOOM_FLAG_INT, AT(logits_rows), .min = 1, .max = 0x1p31,
+     .derived = "an eighth of the micro-batch's rows", .metavar = "N", .group = "Memory",
+     .help = "rows of logits that exist at a time, rounded up to whole groups of rows; the fewer, the less memory and "
+             "the more often the classifier's gradient is added to"},
     {.name = "memory", .type = LOOM_FLAG_SIZE, AT(memory), .min = 1 << 20, .max = 0x1p60, .derived = "what is free",
-     .metavar = "SIZE", .group = "Machine",
+     .metavar = "SIZE", .group = "Memory",
      .help = "what the run may take, as 800MiB or 1.5GiB; a run that needs more is refused before it starts"},
 };
 /* clang-format on */
@@ -361,7 +370,9 @@ static bool check_conflicts(const loom_train_options *options, loom_error *error
         return loom_fail(error, "--choices: does not go with --resume, which takes the run's own");
     if (options->fresh_choices && !options->resume)
         return loom_fail(error, "--fresh-choices: goes with --resume; a new run makes its own choices");
-    return loom_precision_check(options->dtype, options->master_weights == LOOM_ON, error);
+    loom_recompute recompute;
+    return loom_precision_check(options->dtype, options->master_weights == LOOM_ON, error) &&
+           loom_recompute_parse(options->recompute, &recompute, error);
 }
 
 static void take_if_unset(int64_t *value, int64_t standard) {

@@ -117,6 +117,17 @@ static size_t bytes_beside_plan(const loom_train_options *o) {
     return libraries + (size_t)o->batch * (size_t)o->seq_len * 8 * sizeof(int32_t);
 }
 
+static loom_gpt_setup setup_of(const loom_trainer *t, int64_t micro_batch) {
+    const loom_train_options *o = &t->options;
+    return (loom_gpt_setup){.purpose = LOOM_GPT_TRAIN,
+                            .precision = &t->precision,
+                            .B = micro_batch,
+                            .T = o->seq_len,
+                            .recompute = t->recompute,
+                            .logits_rows = o->logits_rows,
+                            .generates = o->sample_every > 0};
+}
+
 /* The micro-batch: what was said, or the largest divisor of the batch that fits. */
 static bool plan_memory(loom_trainer *t, loom_error *error) {
     loom_train_options *o = &t->options;
@@ -128,12 +139,13 @@ static bool plan_memory(loom_trainer *t, loom_error *error) {
     int64_t B = o->micro_batch ? o->micro_batch : o->batch < most ? o->batch : most;
     for (;; B--) {
         if (o->batch % B != 0) continue;
-        if (!loom_plan_make(&t->plan, &shape, LOOM_GPT_TRAIN, &t->precision, t->device, o->batch, B, o->seq_len, error))
-            return false;
+        const loom_gpt_setup setup = setup_of(t, B);
+        if (!loom_plan_make(&t->plan, &shape, &setup, t->device, o->batch, error)) return false;
         t->plan.available = allowed;
         if (t->plan.arena.used <= allowed || B == 1 || o->micro_batch) break;
     }
     o->micro_batch = B;
+    o->logits_rows = t->plan.logits_rows;
     return loom_plan_check(&t->plan, error);
 }
 
@@ -141,9 +153,9 @@ static bool allocate(loom_trainer *t, loom_error *error) {
     const loom_train_options *o = &t->options;
     const loom_gpt_config shape = shape_of(o);
     t->memory_bytes = t->plan.arena.used;
-    if (!loom_gpt_create(&t->gpt, &shape, LOOM_GPT_TRAIN, &t->precision, t->device, o->micro_batch, o->seq_len,
-                         error) ||
-        !loom_gpt_make_plans(t->gpt, error) || !t->device->allocate(t->device, &t->memory, t->memory_bytes, error))
+    const loom_gpt_setup setup = setup_of(t, o->micro_batch);
+    if (!loom_gpt_create(&t->gpt, &shape, &setup, t->device, error) || !loom_gpt_make_plans(t->gpt, error) ||
+        !t->device->allocate(t->device, &t->memory, t->memory_bytes, error))
         return false;
     loom_arena arena = loom_arena_over(t->memory, t->memory_bytes, t->device->host_memory);
     loom_gpt_lay_out(t->gpt, &arena);
@@ -197,6 +209,7 @@ static bool check_resumable(const loom_trainer *t, const loom_checkpoint_info *f
 static loom_training_settings settings_of(const loom_trainer *t) {
     const loom_train_options *o = &t->options;
     loom_training_settings settings = {.micro_batch = o->micro_batch,
+                                       .logits_rows = o->logits_rows,
                                        .deterministic = o->deterministic || !t->device->host_memory,
                                        .master_weights = o->master_weights == LOOM_ON,
                                        .tf32 = o->tf32 && t->precision.storage == LOOM_F32,
@@ -246,6 +259,8 @@ static void note_changes(loom_trainer *t, const loom_training_state *before) {
     } rows[] = {{"--dtype", t->state.dtype != before->dtype},
                 {"--master-weights", told && is->master_weights != was->master_weights},
                 {"--micro-batch", told && is->micro_batch != was->micro_batch},
+                {"--logits-rows", told && is->micro_batch == was->micro_batch && was->logits_rows > 0 &&
+                                      is->logits_rows != was->logits_rows},
                 {"--tf32", told && is->tf32 != was->tf32},
                 {"--attention", told && is->cudnn_attention != was->cudnn_attention},
                 {"--deterministic", told && is->deterministic != was->deterministic},
@@ -328,11 +343,13 @@ static bool find_checkpoint(loom_trainer *t, loom_checkpoint_info *info, const l
 static bool open_everything(loom_trainer *t, loom_checkpoint_info *info, loom_error *error) {
     const loom_checkpoint_info *from;
     if (!find_checkpoint(t, info, &from, error)) return false;
-    if (!loom_train_options_resolve(&t->options, error) || !open_data(t, error)) return false;
+    if (!loom_train_options_resolve(&t->options, error) ||
+        !loom_recompute_parse(t->options.recompute, &t->recompute, error) || !open_data(t, error))
+        return false;
     if (!split_data(t, error) || !settle_steps(t, error)) return false;
     if (t->options.resume && from && !check_resumable(t, from, error)) return false;
-    if (!open_device(t, error) || !plan_memory(t, error)) return false;
-    if (!restore_choices(t, from, error) || !allocate(t, error) || !start(t, from, error)) return false;
+    if (!open_device(t, error) || !restore_choices(t, from, error)) return false;
+    if (!plan_memory(t, error) || !allocate(t, error) || !start(t, from, error)) return false;
     const loom_loader_options order = {.T = t->options.seq_len,
                                        .batch = t->options.batch,
                                        .micro_batch = t->options.micro_batch,

@@ -15,6 +15,7 @@ struct loom_trainer {
     bool has_validation;
     loom_precision precision;
     loom_feeder feeder; /* which has the loader */
+    loom_recompute recompute;
     loom_plan plan;
     void *memory;
     size_t memory_bytes;

@@ -41,6 +41,7 @@ static bool add_settings(cJSON *json, const loom_training_settings *settings) {
     if (!settings->micro_batch) return true; /* nothing is told */
     cJSON *to = cJSON_AddObjectToObject(json, "settings");
     return to && add_count(to, "micro_batch", settings->micro_batch) &&
+           add_count(to, "logits_rows", settings->logits_rows) &&
            cJSON_AddBoolToObject(to, "deterministic", settings->deterministic) &&
            cJSON_AddBoolToObject(to, "master_weights", settings->master_weights) &&
            cJSON_AddBoolToObject(to, "tf32", settings->tf32) &&
@@ -167,7 +168,10 @@ static bool read_settings(const cJSON *json, const char *path, loom_training_set
     settings->micro_batch = 0;
     if (!from) return true;
     if (!cJSON_IsObject(from)) return loom_fail(error, "%s: \"settings\" is no object", path);
+    settings->logits_rows = 0; /* older files do not have it */
     if (!get_count(from, path, "micro_batch", &settings->micro_batch, error) ||
+        (cJSON_HasObjectItem(from, "logits_rows") &&
+         !get_count(from, path, "logits_rows", &settings->logits_rows, error)) ||
         !get_switch(from, path, "deterministic", &settings->deterministic, error) ||
         !get_switch(from, path, "master_weights", &settings->master_weights, error) ||
         !get_switch(from, path, "tf32", &settings->tf32, error) ||

@@ -1,4 +1,4 @@
-/* The one table of what a block's forward leaves behind. It drives the memory plan, the pointers and, later, what is
+/* The one table of what a block's forward leaves behind. It drives the memory plan, the pointers and what is
  * recomputed. */
 #ifndef LOOM_MODEL_ACTIVATIONS_H
 #define LOOM_MODEL_ACTIVATIONS_H
@@ -28,10 +28,15 @@ typedef enum loom_act_shape {
     LOOM_ACT_PER_HEAD     /* (B,H,T) statistics */
 } loom_act_shape;
 
-/* Policies of what each block keeps for itself; the rest lies in scratch that all blocks share. */
+/* Policies of what each block keeps for itself; the rest lies in scratch that all blocks share. Of a segment's blocks
+ * (LOOM_RECOMPUTE_EVERY) each keeps what LOOM_KEEP_BLOCK says, while backward is in that segment. */
 enum {
-    LOOM_KEEP_TRAINING = 1,  /* everything that backward reads */
-    LOOM_KEEP_INFERENCE = 2, /* keys and values of the tokens seen */
+    LOOM_KEEP_NONE = 1 << LOOM_RECOMPUTE_NONE,
+    LOOM_KEEP_ACT = 1 << LOOM_RECOMPUTE_ACT,
+    LOOM_KEEP_NORM = 1 << LOOM_RECOMPUTE_NORM,
+    LOOM_KEEP_BLOCK_ATTN = 1 << LOOM_RECOMPUTE_BLOCK_ATTN,
+    LOOM_KEEP_BLOCK = 1 << LOOM_RECOMPUTE_BLOCK,
+    LOOM_KEEP_INFERENCE = 1 << 8, /* keys and values of the tokens seen */
 };
 
 typedef struct loom_act_row {
@@ -42,6 +47,16 @@ typedef struct loom_act_row {
 } loom_act_row;
 
 extern const loom_act_row loom_act_table[LOOM_ACT_COUNT];
+
+/* Sets of activations, a bit each; one more bit is the block's output, which is no tensor of its own block. */
+enum { LOOM_ACT_OUTPUT = LOOM_ACT_COUNT, LOOM_ACT_ALL = (1 << (LOOM_ACT_COUNT + 1)) - 1 };
+
+static inline unsigned loom_act_bit(int name) {
+    return 1u << name;
+}
+
+/* The set that a policy (LOOM_KEEP_...) keeps. */
+unsigned loom_act_kept(unsigned policy);
 
 /* Elements of one such tensor for B sequences of T. */
 int64_t loom_act_elements(loom_activation_name name, const loom_gpt_config *config, int64_t B, int64_t T);

@@ -16,7 +16,8 @@ static void walk(loom_gpt *g) {
             loom_gpt_backward(g, accumulate);
         }
     }
-    for (int64_t n = 1; n <= g->T; n *= 2) loom_gpt_infer(g, n, g->T - n);
+    if (g->generates)
+        for (int64_t n = 1; n <= g->T; n *= 2) loom_gpt_infer(g, n, g->T - n);
     loom_gpt_copy_master(g);
 }
 
@@ -31,19 +32,24 @@ static bool walk_with(loom_gpt *g, const loom_ops *ops, loom_error *error) {
     return !g->exec.failed;
 }
 
-/* Rows of logits at a time, from shapes alone: about 64 MiB of fp32, or an eighth of all where that is more, in whole
- * tiles of 128 rows (each chunk reads and writes the classifier's whole gradient once more). */
-static int64_t rows_of_logits(const loom_gpt *g) {
-    const int64_t N = g->purpose == LOOM_GPT_TRAIN ? g->B * g->T : 1;
-    const int64_t fit = (INT64_C(64) << 20) / (4 * g->padded_vocabulary);
-    const int64_t eighth = (N + 8 * 128 - 1) / (8 * 128) * 128;
-    int64_t rows = fit < 1 ? 1 : fit;
-    if (eighth > rows) rows = eighth;
-    return N < rows ? N : rows;
+/* Rows of logits that one product computes, from the vocabulary alone: whole tiles of 128 rows, about 32 Mi logits. It is
+ * 640 rows for GPT-2's vocabulary, enough for a GPU to be bound by arithmetic and not by reading the weights again. */
+static int64_t rows_of_group(int64_t padded_vocabulary) {
+    const int64_t tiles = (INT64_C(32) << 20) / padded_vocabulary / 128;
+    return 128 * (tiles > 0 ? tiles : 1);
 }
 
-bool loom_gpt_create(loom_gpt **out, const loom_gpt_config *config, loom_gpt_purpose purpose,
-                     const loom_precision *precision, loom_device *device, int64_t B, int64_t T, loom_error *error) {
+/* Rows of logits that exist at a time: what was asked for, or an eighth of all (each chunk reads and writes the
+ * classifier's whole gradient once more); in whole groups. */
+static int64_t rows_of_chunk(const loom_gpt *g, int64_t asked) {
+    const int64_t N = g->purpose == LOOM_GPT_TRAIN ? g->B * g->T : 1, group = g->group_rows;
+    const int64_t wanted = asked ? asked : (N + 7) / 8;
+    const int64_t rows = wanted < N ? (wanted + group - 1) / group * group : N;
+    return rows < N ? rows : N;
+}
+
+static bool check_setup(const loom_gpt_config *config, const loom_gpt_setup *setup, loom_error *error) {
+    const int64_t B = setup->B, T = setup->T;
     LOOM_CHECK(B >= 1 && T >= 1);
     if (T > config->block_size)
         return loom_fail(error, "--seq-len: %lld tokens are more than the model's --block-size of %lld", (long long)T,
@@ -51,23 +57,48 @@ bool loom_gpt_create(loom_gpt **out, const loom_gpt_config *config, loom_gpt_pur
     if (B > (INT64_C(1) << 31) / T)
         return loom_fail(error, "--micro-batch: %lld sequences of %lld tokens are more than 2^31 tokens", (long long)B,
                          (long long)T);
+    return true;
+}
+
+/* What each block keeps, and how many run once more together. */
+static void take_policy(loom_gpt *g, const loom_recompute *recompute) {
+    g->recompute = *recompute;
+    g->segment = loom_recompute_segment(recompute, g->config.n_layer);
+    if (recompute->kind == LOOM_RECOMPUTE_SQRT || recompute->kind == LOOM_RECOMPUTE_EVERY) {
+        g->recompute = (loom_recompute){LOOM_RECOMPUTE_EVERY, g->segment};
+        g->policy = LOOM_KEEP_BLOCK;
+    } else {
+        g->policy = 1u << recompute->kind;
+    }
+    if (g->purpose == LOOM_GPT_INFER) g->policy = LOOM_KEEP_INFERENCE;
+}
+
+bool loom_gpt_create(loom_gpt **out, const loom_gpt_config *config, const loom_gpt_setup *setup, loom_device *device,
+                     loom_error *error) {
+    if (!check_setup(config, setup, error)) return false;
     loom_gpt *g = calloc(1, sizeof *g);
     if (!g) return loom_fail(error, "no memory for a model");
     g->config = *config;
-    g->purpose = purpose;
+    g->purpose = setup->purpose;
     g->device = device;
-    g->precision = precision ? *precision : (loom_precision){device->storage, device->storage, device->storage};
-    if (purpose == LOOM_GPT_INFER) g->precision.master = g->precision.storage;
-    g->B = B;
-    g->T = T;
+    g->precision = setup->precision ? *setup->precision
+                                    : (loom_precision){device->storage, device->storage, device->storage};
+    if (g->purpose == LOOM_GPT_INFER) g->precision.master = g->precision.storage;
+    g->generates = setup->generates || g->purpose == LOOM_GPT_INFER;
+    g->B = setup->B;
+    g->T = setup->T;
     g->padded_vocabulary = loom_gpt_padded_vocabulary(config);
-    g->chunk_rows = rows_of_logits(g);
+    g->group_rows = rows_of_group(g->padded_vocabulary);
+    g->chunk_rows = rows_of_chunk(g, setup->logits_rows);
     g->exec.device = device;
     if (!loom_layout_create(&g->layout, config, 1, error)) goto failed;
-    if (!(g->acts = calloc((size_t)config->n_layer, sizeof *g->acts))) {
+    g->acts = calloc((size_t)config->n_layer, sizeof *g->acts);
+    g->seen = calloc((size_t)config->n_layer, sizeof *g->seen);
+    if (!g->acts || !g->seen) {
         loom_fail(error, "no memory for a model");
         goto failed;
     }
+    take_policy(g, &setup->recompute);
     if (!walk_with(g, loom_planning_ops(), error)) goto failed;
     g->workspace_bytes = g->exec.workspace_bytes;
     *out = g;
@@ -81,21 +112,40 @@ void loom_gpt_destroy(loom_gpt *g) {
     if (!g) return;
     loom_layout_destroy(&g->layout);
     free(g->acts);
+    free(g->seen);
     free(g);
+}
+
+/* What every block, or every segment's first, keeps is its own; what the other blocks of a segment keep, they keep where
+ * the same blocks of other segments do. */
+static void lay_out_kept(loom_gpt *g, int name, size_t size, loom_arena *arena) {
+    for (int64_t l = 0; l < g->config.n_layer; l++) {
+        const bool own = l % g->segment == 0 || l < g->segment;
+        g->acts[l][name] = own ? loom_arena_take(arena, "activations", size) : g->acts[l % g->segment][name];
+    }
 }
 
 /* Each row of the table of activations: one tensor per block where it is kept, else one for all. */
 static void lay_out_activations(loom_gpt *g, loom_arena *arena) {
-    const unsigned policy = g->purpose == LOOM_GPT_TRAIN ? LOOM_KEEP_TRAINING : LOOM_KEEP_INFERENCE;
     for (int name = 0; name < LOOM_ACT_COUNT; name++) {
-        const loom_act_row *row = &loom_act_table[name];
-        const loom_dtype dtype = row->shape == LOOM_ACT_PER_CHANNEL ? g->precision.storage : g->device->statistics;
+        const loom_dtype dtype = loom_act_table[name].shape == LOOM_ACT_PER_CHANNEL ? g->precision.storage
+                                                                                    : g->device->statistics;
         const size_t size = loom_bytes(loom_act_elements(name, &g->config, g->B, g->T), dtype);
-        const bool kept = row->kept & policy;
-        void *shared = kept ? NULL : loom_arena_take(arena, "scratch", size);
-        for (int64_t l = 0; l < g->config.n_layer; l++)
-            g->acts[l][name] = kept ? loom_arena_take(arena, "activations", size) : shared;
+        if (loom_act_table[name].kept & g->policy) {
+            lay_out_kept(g, name, size, arena);
+            continue;
+        }
+        void *shared = loom_arena_take(arena, "scratch", size);
+        for (int64_t l = 0; l < g->config.n_layer; l++) g->acts[l][name] = shared;
     }
+}
+
+/* Generation keeps keys and values where training does, or beside it where training does not. */
+static void lay_out_seen(loom_gpt *g, loom_arena *arena) {
+    const size_t size = loom_bytes(loom_act_elements(LOOM_ACT_QKV, &g->config, 1, g->T), g->precision.storage);
+    const bool kept = loom_act_table[LOOM_ACT_QKV].kept & g->policy;
+    for (int64_t l = 0; l < g->config.n_layer; l++)
+        g->seen[l] = kept ? g->acts[l][LOOM_ACT_QKV] : loom_arena_take(arena, "keys and values of samples", size);
 }
 
 void loom_gpt_lay_out(loom_gpt *g, loom_arena *arena) {
@@ -108,11 +158,12 @@ void loom_gpt_lay_out(loom_gpt *g, loom_arena *arena) {
         g->master = loom_arena_take(arena, "master weights", loom_bytes(elements, g->precision.master));
     if (training) g->gradients = loom_arena_take(arena, "gradients", loom_bytes(elements, g->precision.gradient));
     lay_out_activations(g, arena);
-    g->delta = loom_arena_take(arena, "activations", loom_bytes(N * C, storage));
-    g->last = loom_arena_take(arena, "activations", loom_bytes(N * C, storage));
-    g->lnf = loom_arena_take(arena, "activations", loom_bytes(N * C, storage));
-    g->meanf = loom_arena_take(arena, "activations", loom_bytes(N, statistic));
-    g->rstdf = loom_arena_take(arena, "activations", loom_bytes(N, statistic));
+    if (g->generates) lay_out_seen(g, arena);
+    g->delta = loom_arena_take(arena, "scratch", loom_bytes(N * C, storage));
+    g->last = loom_arena_take(arena, "last layernorm", loom_bytes(N * C, storage));
+    g->lnf = loom_arena_take(arena, "last layernorm", loom_bytes(N * C, storage));
+    g->meanf = loom_arena_take(arena, "last layernorm", loom_bytes(N, statistic));
+    g->rstdf = loom_arena_take(arena, "last layernorm", loom_bytes(N, statistic));
     g->logits = loom_arena_take(arena, "logits", loom_bytes(g->chunk_rows * g->padded_vocabulary, storage));
     if (loom_logits_are_narrow(g))
         g->last_logits = loom_arena_take(arena, "logits", loom_bytes(g->padded_vocabulary, LOOM_F32));
@@ -193,6 +244,14 @@ void *loom_gpt_get_parameters(loom_gpt *g) {
 
 const loom_precision *loom_gpt_get_precision(const loom_gpt *g) {
     return &g->precision;
+}
+
+const loom_recompute *loom_gpt_get_recompute(const loom_gpt *g) {
+    return &g->recompute;
+}
+
+int64_t loom_gpt_get_logits_rows(const loom_gpt *g) {
+    return g->chunk_rows;
 }
 
 void *loom_gpt_get_master(loom_gpt *g) {

@@ -12,7 +12,7 @@
 /* The tokens run in pieces whose lengths are powers of two: those shapes were planned, and no others are needed. */
 bool loom_gpt_next_logits(loom_gpt *g, const int32_t *tokens, int64_t n, int64_t past, float *logits,
                           loom_error *error) {
-    LOOM_CHECK(n >= 1 && past >= 0 && past + n <= g->T);
+    LOOM_CHECK(g->generates && n >= 1 && past >= 0 && past + n <= g->T);
     for (int64_t i = 0; i < n; i++)
         if (tokens[i] < 0 || tokens[i] >= g->config.vocab_size)
             return loom_fail(error, "token id %d is not below the vocabulary's %lld", (int)tokens[i],

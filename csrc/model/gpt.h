@@ -14,7 +14,12 @@ struct loom_gpt {
     loom_gpt_hooks hooks;
     int64_t B, T; /* of a micro-batch */
     int64_t padded_vocabulary;
-    int64_t chunk_rows; /* rows of logits that exist at a time */
+    int64_t group_rows;       /* rows of logits that one product computes */
+    int64_t chunk_rows;       /* rows of logits that exist at a time: whole groups */
+    loom_recompute recompute; /* none of `sqrt` and `auto` */
+    int64_t segment;          /* blocks that backward runs once more together */
+    unsigned policy;          /* LOOM_KEEP_...: what each block (of a segment) keeps */
+    bool generates;
     size_t workspace_bytes;
     bool planned; /* the device has made its plans */
 
@@ -24,6 +29,7 @@ struct loom_gpt {
     int32_t *tokens, *targets;         /* (B,T) */
     void *losses;                      /* (B,T) statistics */
     void *(*acts)[LOOM_ACT_COUNT];     /* [n_layer]: each block's own memory, or the scratch all share */
+    void **seen;                       /* [n_layer]: packed keys and values while generating, (T,3C) or larger */
     void *delta;                       /* (B,T,C): what the last projection adds to the residual stream */
     void *last, *lnf, *meanf, *rstdf;  /* (B,T,C) twice, (B,T) twice: the final layernorm's input, output, statistics */
     void *logits;                      /* (chunk_rows, Vp); their gradients take their place */

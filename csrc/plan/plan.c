@@ -6,21 +6,22 @@
 #include <string.h>
 
 /* The plan is the lay-out code itself, run on an arena that only measures. */
-bool loom_plan_make(loom_plan *plan, const loom_gpt_config *config, loom_gpt_purpose purpose,
-                    const loom_precision *precision, loom_device *device, int64_t sequences, int64_t B, int64_t T,
-                    loom_error *error) {
+bool loom_plan_make(loom_plan *plan, const loom_gpt_config *config, const loom_gpt_setup *setup, loom_device *device,
+                    int64_t sequences, loom_error *error) {
     loom_gpt *gpt;
-    *plan = (loom_plan){.B = B, .T = T, .arena = loom_arena_measure()};
-    if (!loom_gpt_create(&gpt, config, purpose, precision, device, B, T, error)) return false;
+    *plan = (loom_plan){.B = setup->B, .T = setup->T, .arena = loom_arena_measure()};
+    if (!loom_gpt_create(&gpt, config, setup, device, error)) return false;
     loom_gpt_lay_out(gpt, &plan->arena);
-    if (purpose == LOOM_GPT_TRAIN) {
+    if (setup->purpose == LOOM_GPT_TRAIN) {
         loom_optimizer optimizer;
         loom_optimizer_lay_out(&optimizer, gpt, sequences, &plan->arena);
         loom_feeder feeder;
-        loom_feeder_lay_out(&feeder, sequences, T, &plan->arena);
+        loom_feeder_lay_out(&feeder, sequences, setup->T, &plan->arena);
     }
     plan->parameters = loom_gpt_get_layout(gpt)->count;
     plan->precision = *loom_gpt_get_precision(gpt);
+    plan->recompute = *loom_gpt_get_recompute(gpt);
+    plan->logits_rows = loom_gpt_get_logits_rows(gpt);
     loom_gpt_destroy(gpt);
     return true;
 }

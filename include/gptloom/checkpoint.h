@@ -26,6 +26,7 @@ extern "C" {
  * change it. */
 typedef struct loom_training_settings {
     int64_t micro_batch; /* 0: nothing of this is told, as in files older than it */
+    int64_t logits_rows; /* at a time; 0: not told */
     bool deterministic, master_weights, tf32, cudnn_attention;
     char device[32]; /* its name */
 } loom_training_settings;

@@ -94,8 +94,48 @@ bool loom_precision_check(loom_dtype dtype, bool master, loom_error *error);
 bool loom_precision_of(const loom_device *device, loom_dtype dtype, bool master, loom_precision *precision,
                        loom_error *error);
 
+/* ------------------------------------------------------------------------------------------------------- recompute
+ * Gradient checkpointing   (Chen et al., "Training Deep Nets with Sublinear Memory Cost", 2016): what forward keeps of
+ * each block for backward; the rest is computed once more when backward comes to it, by the same ops from the same
+ * inputs, so that every policy gives the same bits. */
+typedef enum loom_recompute_kind {
+    LOOM_RECOMPUTE_NONE,       /* everything is kept */
+    LOOM_RECOMPUTE_ACT,        /* all but the MLP's activation */
+    LOOM_RECOMPUTE_NORM,       /* and but the layernorms' outputs */
+    LOOM_RECOMPUTE_BLOCK_ATTN, /* the block's input, and attention's output and log-sum-exp */
+    LOOM_RECOMPUTE_BLOCK,      /* the block's input */
+    LOOM_RECOMPUTE_EVERY, /* the input of every K-th block; backward first runs a segment of K once more to have the
+                             inputs of its blocks, then each of them as above */
+    LOOM_RECOMPUTE_SQRT,  /* the same with K = ceil(sqrt(n_layer)) */
+    LOOM_RECOMPUTE_AUTO,  /* the fastest that fits into memory; a model is never made with it */
+} loom_recompute_kind;
+
+typedef struct loom_recompute {
+    loom_recompute_kind kind;
+    int64_t every; /* K of LOOM_RECOMPUTE_EVERY */
+} loom_recompute;
+
+enum { LOOM_RECOMPUTE_NAME = 32 };
+
+/* "none", "act", "norm", "block-attn", "block", "every:3", "sqrt", "auto"; the error of an unknown one lists them. */
+bool loom_recompute_parse(const char *text, loom_recompute *recompute, loom_error *error);
+void loom_recompute_name(const loom_recompute *recompute, char name[LOOM_RECOMPUTE_NAME]);
+
+/* Blocks of a segment: 1 where each block is recomputed from its own input. */
+int64_t loom_recompute_segment(const loom_recompute *recompute, int64_t n_layer);
+
 /* ------------------------------------------------------------------------------------------------------- the model */
 typedef enum loom_gpt_purpose { LOOM_GPT_TRAIN, LOOM_GPT_INFER } loom_gpt_purpose;
+
+/* What a model is made for, beside its shape. */
+typedef struct loom_gpt_setup {
+    loom_gpt_purpose purpose;
+    const loom_precision *precision; /* NULL: the device's own, fp32 (fp64 on the oracle). Read while creating */
+    int64_t B, T;                    /* of a micro-batch: sequences, and tokens in each */
+    loom_recompute recompute;
+    int64_t logits_rows; /* rows of logits that exist at a time, rounded up to whole groups; 0: about an eighth */
+    bool generates;      /* a model that trains generates too, and has room for keys and values */
+} loom_gpt_setup;
 
 /* Where ZeRO and overlapped reductions will live; on one rank they do nothing. */
 typedef struct loom_gpt_hooks {
@@ -107,11 +147,10 @@ typedef struct loom_gpt_hooks {
 
 typedef struct loom_gpt loom_gpt;
 
-/* A model for micro-batches of B sequences of T tokens on a device. Nothing but small host structures is allocated:
- * workspace needs are found by walking the forward and backward once with the planning table. A precision of NULL is
- * the device's own, fp32 (fp64 on the oracle). A model for inference has no master weights. */
-bool loom_gpt_create(loom_gpt **gpt, const loom_gpt_config *config, loom_gpt_purpose purpose,
-                     const loom_precision *precision, loom_device *device, int64_t B, int64_t T, loom_error *error);
+/* A model on a device. Nothing but small host structures is allocated: workspace needs are found by walking the forward
+ * and backward once with the planning table. A model for inference has no master weights, and generates. */
+bool loom_gpt_create(loom_gpt **gpt, const loom_gpt_config *config, const loom_gpt_setup *setup, loom_device *device,
+                     loom_error *error);
 void loom_gpt_destroy(loom_gpt *gpt);
 
 /* Takes all of the model's memory from an arena: once measuring, once for real. */
@@ -138,6 +177,8 @@ const loom_layout *loom_gpt_get_layout(const loom_gpt *gpt);
 loom_device *loom_gpt_get_device(const loom_gpt *gpt);
 loom_exec *loom_gpt_get_exec(loom_gpt *gpt);
 const loom_precision *loom_gpt_get_precision(const loom_gpt *gpt);
+const loom_recompute *loom_gpt_get_recompute(const loom_gpt *gpt); /* never `sqrt`: the `every` it comes to */
+int64_t loom_gpt_get_logits_rows(const loom_gpt *gpt);             /* what logits_rows came to */
 /* Device memory, in the layout. */
 void *loom_gpt_get_parameters(loom_gpt *gpt); /* as the model reads them */
 void *loom_gpt_get_master(loom_gpt *gpt); /* as the optimizer updates them; the same place where there is no master */
@@ -154,13 +195,26 @@ void loom_gpt_set_batch(loom_gpt *gpt, const int32_t *tokens, const int32_t *tar
 void loom_gpt_forward(loom_gpt *gpt);
 
 /* The classifier and the loss, row chunk by row chunk: losses (B,T); when training also the classifier's gradients,
- * with `accumulate` as for parameter gradients. */
+ * with `accumulate` as for parameter gradients. Losses and the gradients of activations do not depend on the size of a
+ * chunk; the classifier's weight gradient does in the order of its additions. */
 void loom_gpt_loss(loom_gpt *gpt, bool with_gradients, bool accumulate);
 
 /* The rest of backward; call after loom_gpt_loss with gradients. */
 void loom_gpt_backward(loom_gpt *gpt, bool accumulate);
 
-/* Generation, for one sequence (B = 1 is used): runs `n` tokens standing at positions past .. past+n-1 after `past`
+/* A micro-batch's step in parts, each run by itself to be timed or counted: what it computes is of no use. A step is
+ * ENDS (embedding, last layernorm, classifier and loss, forward and backward), and FORWARD and BACKWARD once per block;
+ * RECOMPUTE is a block's forward as far as `policy`, none of segments, leaves it to backward. */
+typedef enum loom_gpt_part {
+    LOOM_GPT_ENDS,
+    LOOM_GPT_FORWARD,
+    LOOM_GPT_BACKWARD,
+    LOOM_GPT_RECOMPUTE,
+} loom_gpt_part;
+
+void loom_gpt_run_part(loom_gpt *gpt, loom_gpt_part part, loom_recompute_kind policy);
+
+/* Generation, for one sequence (B = 1 is used), by a model that was made to generate: runs `n` tokens standing at positions past .. past+n-1 after `past`
  * tokens already seen, and writes the last one's logits, vocab_size floats, to the host. past + n <= T. */
 bool loom_gpt_next_logits(loom_gpt *gpt, const int32_t *tokens, int64_t n, int64_t past, float *logits,
                           loom_error *error);

@@ -13,15 +13,15 @@ typedef struct loom_plan {
     loom_arena arena; /* measured: its rows are the plan's, its `used` the total */
     int64_t B, T;
     loom_precision precision;
-    int64_t parameters; /* as users count them */
-    size_t available;   /* what the device (or --memory) has; 0: not asked */
+    loom_recompute recompute;
+    int64_t logits_rows; /* rows of logits at a time */
+    int64_t parameters;  /* as users count them */
+    size_t available;    /* what the device (or --memory) has; 0: not asked */
 } loom_plan;
 
-/* Plans training (or inference) of a model on a device, with micro-batches of (B, T) and `sequences` in a step. A
- * precision of NULL is the device's own. */
-bool loom_plan_make(loom_plan *plan, const loom_gpt_config *config, loom_gpt_purpose purpose,
-                    const loom_precision *precision, loom_device *device, int64_t sequences, int64_t B, int64_t T,
-                    loom_error *error);
+/* Plans training (or inference) of a model on a device, with `sequences` in a step. */
+bool loom_plan_make(loom_plan *plan, const loom_gpt_config *config, const loom_gpt_setup *setup, loom_device *device,
+                    int64_t sequences, loom_error *error);
 
 /* Whether it fits in plan->available; the error gives the total, what there is, and the largest rows. */
 bool loom_plan_check(const loom_plan *plan, loom_error *error);

@@ -49,7 +49,9 @@ typedef struct loom_train_options {
     char *init;
     bool resume, fresh_choices;
     char *choices;
-    double memory; /* bytes the run may use; 0: what the device has */
+    double memory;       /* bytes the run may use; 0: what the device has */
+    char *recompute;     /* as loom_recompute_parse reads it */
+    int64_t logits_rows; /* 0: from shapes */
 } loom_train_options;
 
 loom_train_options loom_train_options_defaults(void);

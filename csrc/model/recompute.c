@@ -1,0 +1,58 @@
+#include "gptloom/model.h"
+
+#include "base/check.h"
+#include "base/nearest.h"
+
+#include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+static const char *const names[] = {"none", "act", "norm", "block-attn", "block", "every:K", "sqrt", "auto", NULL};
+
+static const char every[] = "every:";
+
+static bool parse_every(const char *digits, int64_t *K) {
+    char *end;
+    errno = 0;
+    *K = strtoll(digits, &end, 10);
+    return *digits >= '1' && *digits <= '9' && !*end && errno == 0;
+}
+
+bool loom_recompute_parse(const char *text, loom_recompute *recompute, loom_error *error) {
+    *recompute = (loom_recompute){0};
+    if (!strncmp(text, every, strlen(every))) {
+        recompute->kind = LOOM_RECOMPUTE_EVERY;
+        if (parse_every(text + strlen(every), &recompute->every)) return true;
+        return loom_fail(error, "--recompute: '%.40s': every:K takes a number of blocks, as every:4", text);
+    }
+    for (int i = 0; names[i]; i++) {
+        if (strcmp(text, names[i]) != 0 || i == LOOM_RECOMPUTE_EVERY) continue;
+        recompute->kind = (loom_recompute_kind)i;
+        return true;
+    }
+    const char *nearest = loom_nearest_name(text, names);
+    return loom_fail(error,
+                     "--recompute: '%.40s' is no policy; %s%s%sthere are none, act, norm, block-attn, block, every:K, "
+                     "sqrt, auto",
+                     text, nearest ? "did you mean " : "", nearest ? nearest : "", nearest ? "? " : "");
+}
+
+void loom_recompute_name(const loom_recompute *recompute, char name[LOOM_RECOMPUTE_NAME]) {
+    if (recompute->kind == LOOM_RECOMPUTE_EVERY)
+        snprintf(name, LOOM_RECOMPUTE_NAME, "%s%lld", every, (long long)recompute->every);
+    else
+        snprintf(name, LOOM_RECOMPUTE_NAME, "%s", names[recompute->kind]);
+}
+
+int64_t loom_recompute_segment(const loom_recompute *recompute, int64_t n_layer) {
+    int64_t K = 1;
+    switch (recompute->kind) {
+    case LOOM_RECOMPUTE_EVERY: return recompute->every < n_layer ? recompute->every : n_layer;
+    case LOOM_RECOMPUTE_SQRT:
+        while (K * K < n_layer) K++;
+        return K;
+    case LOOM_RECOMPUTE_AUTO: LOOM_CHECK(!"a policy that was decided"); return 1;
+    default: return 1;
+    }
+}
