@@ -369,6 +369,13 @@ class Model {
     size_t bytes_ = 0;
 };
 
+/* What an arena counts under a name. */
+inline size_t bytes_of_row(const loom_arena &arena, const std::string &name) {
+    for (int i = 0; i < arena.n_rows; i++)
+        if (arena.row[i].name == name) return arena.row[i].bytes;
+    return 0;
+}
+
 /* n ids below `limit`, the same for the same seed. */
 inline std::vector<int32_t> random_ids(int64_t n, int64_t limit, uint64_t seed) {
     std::vector<int32_t> ids((size_t)n);

@@ -140,12 +140,6 @@ class InPrecision : public testing::TestWithParam<Numbers> {};
 INSTANTIATE_TEST_SUITE_P(Runs, InPrecision, testing::ValuesIn(runs),
                          [](const testing::TestParamInfo<Numbers> &run) { return run.param.name; });
 
-size_t bytes_of_row(const loom_arena &arena, const std::string &name) {
-    for (int i = 0; i < arena.n_rows; i++)
-        if (arena.row[i].name == name) return arena.row[i].bytes;
-    return 0;
-}
-
 /* The plan is the arena's use to the byte, in every precision; and what is stored narrower takes less. */
 TEST_P(InPrecision, ThePlanIsTheArenasUse) {
     const Numbers &run = GetParam();

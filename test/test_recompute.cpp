@@ -99,4 +99,163 @@ std::string name_of_place(const testing::TestParamInfo<Place> &row) {
 
 INSTANTIATE_TEST_SUITE_P(Everywhere, Policies, testing::ValuesIn(places()), name_of_place);
 
+/* ----------------------------------------------------------------------------------------------------- the memory */
+
+loom_plan plan(const loom_gpt_config &shape, const std::string &recompute, bool generates = false) {
+    const Device device = open_device("cpu");
+    loom_plan made;
+    Setup setup = setup_of(B, T);
+    setup.recompute = policy(recompute);
+    setup.generates = generates;
+    require([&](loom_error *error) { return loom_plan_make(&made, &shape, setup, device.get(), 2 * B, error); });
+    return made;
+}
+
+/* (B,T,C) in fp32, and the 256 bytes that follow each tensor. */
+size_t stream_bytes(int64_t C) {
+    return ((size_t)(B * T * C) * sizeof(float) + 255) / 256 * 256 + 256;
+}
+
+TEST(Memory, BlockKeepsEachBlocksInputAndOneBlocksScratch) {
+    const int64_t C = 64;
+    for (const int64_t L : {1, 12, 24, 48}) {
+        const loom_plan block = plan(gpt_shape(L, 2, C, T, 61), "block");
+        EXPECT_EQ(bytes_of_row(block.arena, "activations"), (size_t)L * stream_bytes(C));
+        EXPECT_EQ(bytes_of_row(block.arena, "scratch"),
+                  bytes_of_row(plan(gpt_shape(1, 2, C, T, 61), "block").arena, "scratch"));
+    }
+}
+
+TEST(Memory, SqrtKeepsTwoRootsOfInputsAndTheSameScratch) {
+    const int64_t C = 64;
+    for (const auto &[L, root] : {std::pair<int64_t, size_t>{1, 1}, {2, 2}, {12, 4}, {24, 5}, {25, 5}, {48, 7}}) {
+        const loom_gpt_config shape = gpt_shape(L, 2, C, T, 61);
+        const loom_plan root_plan = plan(shape, "sqrt");
+        EXPECT_LE(bytes_of_row(root_plan.arena, "activations"), 2 * root * stream_bytes(C)) << L;
+        EXPECT_EQ(bytes_of_row(root_plan.arena, "scratch"), bytes_of_row(plan(shape, "block").arena, "scratch")) << L;
+    }
+}
+
+/* The input of every segment's first block, and of the other blocks of one segment. */
+TEST(Memory, EveryKeepsTheInputsOfSegmentsAndOfOneSegmentsBlocks) {
+    const int64_t C = 64;
+    for (const auto &[K, inputs] : {std::pair<int, size_t>{1, 7}, {2, 4 + 1}, {3, 3 + 2}, {6, 2 + 5}, {7, 1 + 6}}) {
+        const loom_plan made = plan(gpt_shape(7, 2, C, T, 61), "every:" + std::to_string(K));
+        EXPECT_EQ(bytes_of_row(made.arena, "activations"), inputs * stream_bytes(C)) << K;
+    }
+}
+
+TEST(Memory, APolicyThatRecomputesMoreKeepsLess) {
+    size_t before = SIZE_MAX;
+    for (const char *name : {"none", "act", "norm", "block-attn", "block", "sqrt"}) {
+        const size_t kept = bytes_of_row(plan(gpt_shape(12, 2, 64, T, 61), name).arena, "activations");
+        EXPECT_LT(kept, before) << name;
+        before = kept;
+    }
+}
+
+/* Where training keeps keys and values, generation uses these; elsewhere it has its own, if it is to generate. */
+TEST(Memory, SamplesHaveKeysAndValuesOfTheirOwnWhereTrainingKeepsNone) {
+    const loom_gpt_config shape = gpt_shape(3, 2, 64, T, 61);
+    const size_t packed = (size_t)(T * 3 * 64) * sizeof(float) + 256;
+    EXPECT_EQ(bytes_of_row(plan(shape, "norm", true).arena, "keys and values of samples"), 0u);
+    EXPECT_EQ(bytes_of_row(plan(shape, "block", true).arena, "keys and values of samples"), 3 * packed);
+    EXPECT_EQ(bytes_of_row(plan(shape, "block", false).arena, "keys and values of samples"), 0u);
+}
+
+TEST(Memory, ThePlanIsTheArenasUse) {
+    for (const char *name : policies) {
+        const loom_gpt_config shape = gpt_shape(5, 2, 16, T, 61);
+        ModelOptions options;
+        options.recompute = policy(name);
+        options.sequences = 2 * B;
+        EXPECT_EQ(plan(shape, name, true).arena.used, Model(shape, B, T, options).arena.used) << name;
+    }
+}
+
+/* -------------------------------------------------------------------------------------------------------- samples */
+
+/* Training leaves nothing in the memory of samples, nor samples in training's. */
+TEST(Samples, AreTheSameUnderEveryPolicy) {
+    const loom_gpt_config shape = gpt_shape(4, 2, 16, T, 61);
+    const std::vector<int32_t> tokens = random_ids(B * T, 61, 1), targets = random_ids(B * T, 61, 2);
+    const auto logits_and_gradients = [&](const char *name) {
+        ModelOptions options;
+        options.recompute = policy(name);
+        Model model(shape, B, T, options);
+        model.scatter_parameters(3);
+        model.run(tokens, targets, 1);
+        std::vector<float> logits(61);
+        require([&](loom_error *error) {
+            return loom_gpt_next_logits(model.gpt(), tokens.data(), 5, 0, logits.data(), error) &&
+                   loom_gpt_next_logits(model.gpt(), tokens.data() + 5, T - 5, 5, logits.data(), error);
+        });
+        model.run(tokens, targets, 1);
+        return std::make_pair(logits, model.gradients());
+    };
+    const auto kept = logits_and_gradients("none");
+    for (const char *name : policies) EXPECT_TRUE(kept == logits_and_gradients(name)) << name;
+}
+
+/* --------------------------------------------------------------------------------------------------- rows of logits */
+
+/* A vocabulary so large that a group has few rows. */
+TEST(LogitsRows, ChangeNoLossAndTheClassifiersGradientInTheOrderOfItsSum) {
+    const int64_t V = 50257, length = 384, group = 640;
+    const loom_gpt_config shape = gpt_shape(1, 1, 8, length, V);
+    const std::vector<int32_t> tokens = random_ids(2 * length, V, 1), targets = random_ids(2 * length, V, 2);
+    const auto outcome_with = [&](int64_t asked, int64_t rows) {
+        ModelOptions options;
+        options.logits_rows = asked;
+        options.threads = 2;
+        Model model(shape, 2, length, options);
+        EXPECT_EQ(loom_gpt_get_logits_rows(model.gpt()), rows);
+        model.scatter_parameters(3);
+        model.run(tokens, targets, 1);
+        return std::make_pair(model.losses(), model.gradients());
+    };
+    const auto whole = outcome_with(2 * length, 2 * length), cut = outcome_with(1, group);
+    EXPECT_TRUE(whole.first == cut.first);
+    const Device device = open_device("cpu");
+    loom_layout layout;
+    require([&](loom_error *error) { return loom_layout_create(&layout, &shape, 1, error); });
+    for (int i = 1; i < layout.n_parameters; i++)
+        EXPECT_TRUE(tensor(whole.second, layout.parameter[i]) == tensor(cut.second, layout.parameter[i]))
+            << layout.parameter[i].name;
+    /* Two sums of 768 terms in other orders, each off by sqrt(768) units: see support.h. */
+    const std::vector<double> a = tensor(whole.second, layout.parameter[0]),
+                              b = tensor(cut.second, layout.parameter[0]);
+    EXPECT_LE(relative_error(a, b), 2 * std::sqrt(2.0 * length) * 0x1p-24);
+    EXPECT_FALSE(a == b) << "the second size was no other";
+    loom_layout_destroy(&layout);
+}
+
+/* ------------------------------------------------------------------------------------------------------------- names */
+
+TEST(Names, AreReadAndWritten) {
+    for (const char *name : {"none", "act", "norm", "block-attn", "block", "every:7", "sqrt", "auto"}) {
+        const loom_recompute recompute = policy(name);
+        char text[LOOM_RECOMPUTE_NAME];
+        loom_recompute_name(&recompute, text);
+        EXPECT_STREQ(text, name);
+    }
+}
+
+TEST(Names, WhatIsNoPolicyIsRefused) {
+    for (const char *text : {"", "every", "every:", "every:0", "every:-1", "every:2x", "every:99999999999999999999",
+                             "every:K", "blocks", "None"})
+        refusal(
+            [text](loom_error *error) {
+                loom_recompute recompute;
+                return loom_recompute_parse(text, &recompute, error);
+            },
+            {"--recompute"});
+    refusal(
+        [](loom_error *error) {
+            loom_recompute recompute;
+            return loom_recompute_parse("blok", &recompute, error);
+        },
+        {"did you mean block"});
+}
+
 } // namespace
