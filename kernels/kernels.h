@@ -29,6 +29,9 @@ void loom_cuda_bias_gradient(loom_exec *exec, const loom_view *dbias, const loom
                              void *workspace);
 size_t loom_cuda_bias_gradient_workspace(int64_t N, int64_t O);
 
+/* dbias (O) = or += sums (O) fp32, what cuBLASLt has summed up. */
+void loom_cuda_bias_gradient_take(loom_exec *exec, const loom_view *dbias, const void *sums, bool accumulate);
+
 /* ----------------------------------------------------------------------------------------- csrc/cuda, for the kernels */
 
 /* The CUDA stream of an exec, a cudaStream_t. */

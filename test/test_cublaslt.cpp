@@ -111,6 +111,7 @@ struct Problem {
     int64_t m, n, k;
     format in = F32, out = F32;
     bool transpose_a = false, transpose_b = false, bias = false, add = false, tf32 = false;
+    uint32_t sums = 0;  /* CUBLASLT_EPILOGUE_BGRADA or _BGRADB */
     int64_t gap = 0;    /* leading dimensions are that much larger than the rows */
     int64_t offset = 0; /* elements before the data, which make it less aligned */
 };
@@ -123,13 +124,16 @@ class Product {
                         seed, p.offset),
           b(p.in, p.transpose_b ? p.n : p.k, p.transpose_b ? p.k : p.n, (p.transpose_b ? p.n : p.k) + p.gap, seed + 1,
             p.offset),
-          d(p.out, p.m, p.n, p.m + p.gap, seed + 2, p.offset), bias(p.out, p.m, 1, p.m, seed + 3, p.offset) {
+          d(p.out, p.m, p.n, p.m + p.gap, seed + 2, p.offset),
+          vector(p.out, p.sums == CUBLASLT_EPILOGUE_BGRADB ? p.n : p.m, 1, p.m + p.n, seed + 3, p.offset) {
         must(cublasLtCreate(&handle));
         must(cublasLtMatmulDescCreate(&desc, p.tf32 ? CUBLAS_COMPUTE_32F_FAST_TF32 : CUBLAS_COMPUTE_32F, CUDA_R_32F));
         set(CUBLASLT_MATMUL_DESC_TRANSA, (int32_t)(p.transpose_a ? CUBLAS_OP_T : CUBLAS_OP_N));
         set(CUBLASLT_MATMUL_DESC_TRANSB, (int32_t)(p.transpose_b ? CUBLAS_OP_T : CUBLAS_OP_N));
-        set(CUBLASLT_MATMUL_DESC_EPILOGUE, (uint32_t)(p.bias ? CUBLASLT_EPILOGUE_BIAS : CUBLASLT_EPILOGUE_DEFAULT));
-        if (p.bias) set(CUBLASLT_MATMUL_DESC_BIAS_POINTER, (const void *)bias.data);
+        set(CUBLASLT_MATMUL_DESC_EPILOGUE, p.sums   ? p.sums
+                                           : p.bias ? (uint32_t)CUBLASLT_EPILOGUE_BIAS
+                                                    : (uint32_t)CUBLASLT_EPILOGUE_DEFAULT);
+        if (p.bias || p.sums) set(CUBLASLT_MATMUL_DESC_BIAS_POINTER, (const void *)vector.data);
         layout_a = layout(a);
         layout_b = layout(b);
         layout_d = layout(d);
@@ -186,7 +190,7 @@ class Product {
     }
 
     const Problem p;
-    Matrix a, b, d, bias;
+    Matrix a, b, d, vector; /* the vector is the bias, or where sums go */
     cublasLtHandle_t handle;
     cublasLtMatmulDesc_t desc;
     cublasLtMatrixLayout_t layout_a, layout_b, layout_d;
@@ -233,7 +237,7 @@ void check_values(const Workspace &workspace, const Problem &p) {
                 sum += product;
                 size += std::fabs(product);
             }
-            const double old = p.add ? x.d(r, c) : 0, bias = p.bias ? x.bias(r, 0) : 0;
+            const double old = p.add ? x.d(r, c) : 0, bias = p.bias ? x.vector(r, 0) : 0;
             wanted.push_back(sum + old + bias);
             bound.push_back((double)p.k * 0x1p-24 * size + 2 * 0x1p-24 * (size + std::fabs(old) + std::fabs(bias)) +
                             std::ldexp(std::fabs(wanted.back()), -p.out.digits) + 0x1p-24);
@@ -276,6 +280,53 @@ TEST_F(CublasLt, ComputesAllThatItSupports) {
                         check_values(workspace, p);
                         if (HasFatalFailure()) return;
                     }
+}
+
+/* Products that also sum up an operand, and do so whether or not they add to what was there: sums are overwritten. */
+TEST_F(CublasLt, SumsUpAnOperand) {
+    int ran = 0, without = 0;
+    for (const uint32_t sums : {CUBLASLT_EPILOGUE_BGRADA, CUBLASLT_EPILOGUE_BGRADB})
+        for (const format &in : {F32, BF16, FP16})
+            for (const int64_t m : {1, 19, 70, 130})
+                for (const bool add : {false, true}) {
+                    Problem p = {m, 23, 333};
+                    p.in = in;
+                    p.transpose_b = true;
+                    p.sums = sums;
+                    p.add = add;
+                    p.gap = 5;
+                    Product x(p);
+                    std::vector<cublasLtMatmulHeuristicResult_t> candidates;
+                    if (x.propose(8, &candidates)) {
+                        without++;
+                        continue;
+                    }
+                    check_values(workspace, p);
+                    if (HasFatalFailure()) return;
+                    std::vector<std::string> bits;
+                    for (const auto &candidate : candidates) {
+                        for (int64_t i = 0; i < x.vector.rows; i++) encode(F32, NAN, x.vector.at(i, 0));
+                        if (x.run(candidate.algo, workspace.data, Workspace::BYTES)) continue;
+                        OK(cudaDeviceSynchronize());
+                        bits.push_back(x.vector.bytes());
+                        for (int64_t i = 0; i < x.vector.rows; i++) {
+                            double sum = 0, size = 0;
+                            for (int64_t k = 0; k < p.k; k++) {
+                                const double value = sums == CUBLASLT_EPILOGUE_BGRADA ? x.a(i, k) : x.b(i, k);
+                                sum += value;
+                                size += std::fabs(value);
+                            }
+                            ASSERT_LE(std::fabs(x.vector(i, 0) - sum), (double)p.k * 0x1p-24 * size) << i;
+                        }
+                    }
+                    ASSERT_EQ(bits.size(), 2u);
+                    if (in.type == CUDA_R_32F && x.vector.rows > 10) { /* short significands add up exactly */
+                        EXPECT_NE(bits[0], bits[1]) << "both algorithms add in the same order";
+                    }
+                    ran++;
+                }
+    EXPECT_GT(ran, 24);
+    EXPECT_GT(without, 8) << "for some it has no algorithm";
 }
 
 TEST_F(CublasLt, ComputesAnySize) {
@@ -442,8 +493,6 @@ TEST_F(CublasLt, SeesMemoryThatIsTooSmall) {
     OK(cudaFree(half));
 }
 
-/* -------------------------------------------------------------------------------------------------------------- refusals */
-
 /* What a change of the descriptors makes of the question for algorithms. */
 cublasStatus_t asked_after(const Problem &p, const std::function<void(Product &)> &change) {
     Product x(p);
@@ -451,6 +500,25 @@ cublasStatus_t asked_after(const Problem &p, const std::function<void(Product &)
     std::vector<cublasLtMatmulHeuristicResult_t> results;
     return x.propose(8, &results);
 }
+
+/* What the library may use as it likes must hold nothing else. */
+TEST_F(CublasLt, SeesASumInTheWorkspace) {
+    Problem p = {8, 8, 8};
+    p.transpose_b = true;
+    p.sums = CUBLASLT_EPILOGUE_BGRADA;
+    while (asked_after(p, [](Product &) {}) != CUBLAS_STATUS_SUCCESS) ASSERT_LT(p.m++, 40);
+    Product x(p);
+    const auto algo = x.propose(1)[0].algo;
+    x.set(CUBLASLT_MATMUL_DESC_BIAS_POINTER, (const void *)(workspace.data + 1024));
+    ASSERT_EQ(x.run(algo, workspace.data, 1024), CUBLAS_STATUS_SUCCESS);
+    OK(cudaDeviceSynchronize());
+    ASSERT_EQ(x.run(algo, workspace.data, 2048), CUBLAS_STATUS_SUCCESS);
+    EXPECT_EQ(cudaDeviceSynchronize(), cudaErrorLaunchFailure);
+    EXPECT_NE(std::string(emulation_last_failure()).find("the sum lies in the workspace"), std::string::npos);
+    emulation_reset();
+}
+
+/* -------------------------------------------------------------------------------------------------------------- refusals */
 
 TEST_F(CublasLt, RefusesEverythingElse) {
     const Problem p = {8, 8, 8};
@@ -498,6 +566,34 @@ TEST_F(CublasLt, RefusesEverythingElse) {
                               x.must(cublasLtMatmulDescCreate(&x.desc, CUBLAS_COMPUTE_32F, CUDA_R_64F));
                           }),
               CUBLAS_STATUS_NOT_SUPPORTED);
+}
+
+/* Sums are for NT, into fp32, of what is not rounded. The product that is tried is one of which there are sums. */
+TEST_F(CublasLt, RefusesOtherSums) {
+    const auto nothing = [](Product &) {};
+    for (const uint32_t sums : {CUBLASLT_EPILOGUE_BGRADA, CUBLASLT_EPILOGUE_BGRADB}) {
+        Problem p = {1, 8, 8};
+        p.transpose_b = true;
+        p.sums = sums;
+        while (asked_after(p, nothing) != CUBLAS_STATUS_SUCCESS) ASSERT_LT(p.m++, 40);
+        const auto supported_after = [&](const std::function<void(Problem &)> &change) {
+            int supported = 0;
+            for (int64_t n = 8; n < 30; n++) { /* so many have none that it is not for want of an algorithm */
+                Problem changed = p;
+                changed.n = n;
+                change(changed);
+                supported += asked_after(changed, nothing) == CUBLAS_STATUS_SUCCESS;
+            }
+            return supported;
+        };
+        EXPECT_GT(supported_after([](Problem &) {}), 8);
+        EXPECT_EQ(supported_after([](Problem &x) { x.transpose_b = false; }), 0);
+        EXPECT_EQ(supported_after([](Problem &x) { x.transpose_a = true, x.transpose_b = false; }), 0);
+        EXPECT_EQ(supported_after([](Problem &x) { x.in = x.out = BF16; }), 0);
+        EXPECT_EQ(supported_after([](Problem &x) { x.tf32 = true; }), 0);
+        EXPECT_EQ(asked_after(p, [](Product &x) { x.set(CUBLASLT_MATMUL_DESC_BIAS_POINTER, (const void *)nullptr); }),
+                  CUBLAS_STATUS_NOT_SUPPORTED);
+    }
 }
 
 TEST_F(CublasLt, RefusesLayoutsThatDoNotFit) {
@@ -550,9 +646,9 @@ TEST_F(CublasLt, RefusesABiasThatIsLessAlignedThanPromised) {
     Product x(p);
     x.set(CUBLASLT_MATMUL_DESC_BIAS_POINTER, (const void *)(uintptr_t)16);
     const auto algo = x.propose(1)[0].algo;
-    x.set(CUBLASLT_MATMUL_DESC_BIAS_POINTER, (const void *)x.bias.data);
+    x.set(CUBLASLT_MATMUL_DESC_BIAS_POINTER, (const void *)x.vector.data);
     EXPECT_EQ(x.run(algo, workspace.data, Workspace::BYTES), CUBLAS_STATUS_SUCCESS);
-    x.set(CUBLASLT_MATMUL_DESC_BIAS_POINTER, (const void *)(x.bias.data - 4));
+    x.set(CUBLASLT_MATMUL_DESC_BIAS_POINTER, (const void *)(x.vector.data - 4));
     EXPECT_EQ(x.run(algo, workspace.data, Workspace::BYTES), CUBLAS_STATUS_NOT_SUPPORTED);
     OK(cudaDeviceSynchronize());
 }

@@ -1,6 +1,9 @@
 /* Plans of matrix products on the CUDA device, emulated: how they are chosen, that the choice can be kept and given back,
- * and that what is given back is what computes. The values of products are tested by the cases of test/ops/matmul.c. */
+ * and that what is given back is what computes. The values of products are tested by the cases of test/ops/matmul.c; here
+ * those of bias gradients are again, whichever way they are summed up. */
 #include "support.h"
+
+#include "ops/instance.h"
 
 #include <cuda_runtime_api.h>
 extern "C" {
@@ -11,6 +14,7 @@ extern "C" {
 #include <cmath>
 #include <cstdlib>
 #include <cstring>
+#include <map>
 
 namespace {
 
@@ -26,10 +30,17 @@ class Choices : public testing::Test {
     ~Choices() override {
         loom_choices_clear(&choices);
     }
-    void add(const char *key, unsigned char first) {
-        unsigned char value[LOOM_CHOICE_BYTES];
-        for (int i = 0; i < LOOM_CHOICE_BYTES; i++) value[i] = (unsigned char)(first + 3 * i);
-        ASSERT_TRUE(loom_choices_add(&choices, key, value, &error)) << error.message;
+    /* An algorithm's digits, which all depend on `first`. */
+    static std::string algorithm(int first) {
+        std::string digits;
+        for (int i = 0; i < 2 * LOOM_CHOICE_ALGORITHM; i++) digits += "0123456789abcdef"[(first + 3 * i) % 16];
+        return digits;
+    }
+    void add(const char *key, int first) {
+        add(LOOM_CHOICE_MATMUL, key, algorithm(first));
+    }
+    void add(loom_choice_kind kind, const char *key, const std::string &value) {
+        ASSERT_TRUE(loom_choices_add(&choices, kind, key, value.c_str(), &error)) << error.message;
     }
     static std::string text_of(const loom_choices &c, const char *measured_on = "here") {
         char *text = nullptr;
@@ -48,32 +59,45 @@ class Choices : public testing::Test {
 };
 
 TEST_F(Choices, AreWrittenAsALineEach) {
-    add("4x5x6", 0x00);
-    add("another", 0xF0);
-    const std::string text = text_of(choices);
-    EXPECT_EQ(text.find("measured on here\nmatmul 4x5x6 000306090c0f1215"), 0u) << text;
-    EXPECT_NE(text.find("\nmatmul another f0f3f6f9fcff0205"), std::string::npos) << text;
-    EXPECT_EQ(std::count(text.begin(), text.end(), '\n'), 3);
+    add("4x5x6", 0);
+    add(LOOM_CHOICE_DBIAS, "4x5x6", "epilogue");
+    add(LOOM_CHOICE_ATTENTION, "forward,2x3", "engine8,24=3,27=-1");
+    EXPECT_EQ(text_of(choices), "measured on here\nmatmul 4x5x6 " + algorithm(0) +
+                                    "\ndbias 4x5x6 epilogue\nattention forward,2x3 engine8,24=3,27=-1\n");
 }
 
 TEST_F(Choices, NoneAreNoText) {
     EXPECT_EQ(text_of(choices), "");
 }
 
-TEST_F(Choices, AreReadBackToTheLastByte) {
-    for (int i = 0; i < 40; i++) add(("key" + std::to_string(i)).c_str(), (unsigned char)(7 * i));
+TEST_F(Choices, AreReadBackToTheLastDigit) {
+    for (int i = 0; i < 40; i++) add(("key" + std::to_string(i)).c_str(), 7 * i);
+    add(LOOM_CHOICE_DBIAS, "key39", "kernel");
+    add(LOOM_CHOICE_ATTENTION, "key39", "engine10");
     const std::string text = text_of(choices);
     loom_choices read = {};
     ASSERT_TRUE(loom_choices_read(&read, "here", text.c_str(), &error)) << error.message;
-    ASSERT_EQ(read.count, 40u);
-    for (size_t i = 0; i < read.count; i++) {
-        const loom_choice *found = loom_choices_find(&read, choices.at[i].key);
-        ASSERT_NE(found, nullptr);
-        EXPECT_EQ(memcmp(found->value, choices.at[i].value, LOOM_CHOICE_BYTES), 0);
-    }
-    EXPECT_EQ(loom_choices_find(&read, "key40"), nullptr);
+    ASSERT_EQ(read.count, 42u);
     EXPECT_EQ(text_of(read), text);
+    for (size_t i = 0; i < 40; i++)
+        EXPECT_EQ(loom_choices_take(&read, LOOM_CHOICE_MATMUL, choices.at[i].key), algorithm(7 * (int)i));
+    EXPECT_STREQ(loom_choices_take(&read, LOOM_CHOICE_DBIAS, "key39"), "kernel");
+    EXPECT_STREQ(loom_choices_take(&read, LOOM_CHOICE_ATTENTION, "key39"), "engine10");
+    EXPECT_EQ(loom_choices_take(&read, LOOM_CHOICE_MATMUL, "key40"), nullptr);
+    EXPECT_EQ(loom_choices_take(&read, LOOM_CHOICE_DBIAS, "key38"), nullptr);
     loom_choices_clear(&read);
+}
+
+/* A given choice that nothing was made by goes when others are given; what was made stays, and is not contradicted. */
+TEST_F(Choices, StayOnceTheyAreTaken) {
+    ASSERT_EQ(refusal("measured on here\ndbias a kernel\ndbias b kernel\n"), "");
+    ASSERT_STREQ(loom_choices_take(&choices, LOOM_CHOICE_DBIAS, "a"), "kernel");
+    ASSERT_EQ(refusal("measured on here\ndbias b epilogue\n"), "");
+    EXPECT_EQ(text_of(choices), "measured on here\ndbias b epilogue\ndbias a kernel\n");
+    const std::string line = refusal("measured on here\ndbias a epilogue\n");
+    EXPECT_NE(line.find("dbias a comes after another one"), std::string::npos) << line;
+    ASSERT_TRUE(loom_choices_read(&choices, "here", nullptr, &error));
+    EXPECT_EQ(text_of(choices), "measured on here\ndbias a kernel\n");
 }
 
 TEST_F(Choices, OfOtherHardwareAreRefusedInOneLineThatNamesBoth) {
@@ -98,7 +122,16 @@ TEST_F(Choices, ThatAreDamagedAreRefusedAndThoseThereAreStay) {
         good + "matmul third\n",
         good + "\n",
         good + good.substr(second), /* chosen twice */
+        good + "matmul third " + algorithm(3) + "0\n",
+        good + "matmul third " + algorithm(3) + " \n",
+        good + "matmul  " + algorithm(3) + "\n",
+        good + "dbias third epilogues\n",
+        good + "dbias third engine8\n",
+        good + "dbias third\n",
     };
+    for (const char *engine : {"8", "engine", "enginee8", "engine8,", "engine8,24", "engine8,24=", "engine8,24=x",
+                               "engine8,24=3,", "engine8,24=3 ", "engine8;24=3", "engine8,24=3=4"})
+        damaged.push_back(good + "attention third " + engine + "\n");
     for (const size_t at : {second, second + 6, second + 13, good.size() - 2}) {
         damaged.push_back(good);
         damaged.back()[at] = 'X';
@@ -416,10 +449,267 @@ TEST_F(Plans, BothPartsOfAProductsWorkspaceAreToldFromShapesAlone) {
     const size_t with = device->ops->workspace(device.get(), LOOM_OP_matmul_backward_weight, &weight);
     EXPECT_GE(without, (size_t)1 << 20);
     EXPECT_EQ(with - without, loom_cuda_bias_gradient_workspace(64, N));
+    for (const int64_t rows : {1, 64, 65, 100000})
+        EXPECT_GE(loom_cuda_bias_gradient_workspace(rows, N), (size_t)N * sizeof(float)) << "cuBLASLt's sums";
     weight.dweight = loom_view_2d(nullptr, LOOM_F32, 50304, 768);
     weight.dbias = {};
     EXPECT_EQ(device->ops->workspace(device.get(), LOOM_OP_matmul_backward_weight, &weight), (size_t)32 << 20);
 }
+
+/* ------------------------------------------------------------------------------------------------------ bias gradients */
+
+/* dweight and dbias of R rows, in memory of the device: all values of x and dout are made here. */
+class WeightGradient {
+  public:
+    enum : int64_t { R = 1200, I = 24 };
+
+    WeightGradient(loom_device *device, int64_t O, bool transposed, loom_dtype gradients = LOOM_F32,
+                   loom_dtype dtype = LOOM_F32)
+        : device_(device) {
+        const size_t matrix = 512 * 1024;
+        bytes_ = 4 * matrix + (size_t)(32 << 20);
+        require([&](loom_error *e) { return device->allocate(device, &memory_, bytes_, e); });
+        char *start = static_cast<char *>(memory_);
+        arguments.x = loom_view_2d(start, dtype, R, I);
+        arguments.dout = loom_view_2d(start + matrix, dtype, R, O);
+        arguments.dweight = loom_view_2d(start + 2 * matrix, gradients, transposed ? O : I, transposed ? I : O);
+        arguments.dbias = loom_view_1d(start + 3 * matrix, gradients, O);
+        arguments.transposed = transposed;
+    }
+    ~WeightGradient() {
+        device_->release(device_, memory_, bytes_);
+    }
+    WeightGradient(const WeightGradient &) = delete;
+    WeightGradient &operator=(const WeightGradient &) = delete;
+
+    bool prepare(bool accumulate, loom_error *error) {
+        loom_matmul_backward_weight shapes = arguments;
+        shapes.x.data = shapes.dout.data = shapes.dweight.data = shapes.dbias.data = nullptr;
+        shapes.accumulate = accumulate;
+        return device_->ops->prepare(device_, LOOM_OP_matmul_backward_weight, &shapes, error);
+    }
+    /* dbias, in fp32, which begins as `before`. */
+    std::vector<float> run(bool accumulate, float before) {
+        const auto O = (size_t)arguments.dout.shape[3];
+        std::vector<float> x(R * I), dout((size_t)R * O), dweight(I * O, before), dbias(O, before);
+        for (size_t i = 0; i < x.size(); i++) x[i] = value(i);
+        for (size_t i = 0; i < dout.size(); i++) dout[i] = value(i + 7919);
+        copy(arguments.x.data, x.data(), x.size(), LOOM_HOST_TO_DEVICE);
+        copy(arguments.dout.data, dout.data(), dout.size(), LOOM_HOST_TO_DEVICE);
+        copy(arguments.dweight.data, dweight.data(), dweight.size(), LOOM_HOST_TO_DEVICE);
+        copy(arguments.dbias.data, dbias.data(), dbias.size(), LOOM_HOST_TO_DEVICE);
+        loom_exec exec = {};
+        exec.ops = device_->ops;
+        exec.device = device_;
+        exec.workspace = static_cast<char *>(memory_) + bytes_ - (32 << 20);
+        exec.workspace_bytes = 32 << 20;
+        arguments.accumulate = accumulate;
+        device_->ops->matmul_backward_weight(&exec, &arguments);
+        copy(dbias.data(), arguments.dbias.data, dbias.size(), LOOM_DEVICE_TO_HOST);
+        return dbias;
+    }
+
+    loom_matmul_backward_weight arguments = {};
+
+  private:
+    static float value(size_t i) {
+        return (float)((i * 2654435761u) % 65521) / 32760.0f - 1;
+    }
+    void copy(void *to, const void *from, size_t n, loom_copy_kind kind) {
+        device_->copy(device_, NULL, to, from, n * sizeof(float), kind);
+        require([&](loom_error *e) { return device_->synchronize(device_, NULL, e); });
+    }
+
+    loom_device *device_;
+    void *memory_ = nullptr;
+    size_t bytes_ = 0;
+};
+
+size_t count_of(const std::string &text, const std::string &part) {
+    size_t count = 0;
+    for (size_t at = text.find(part); at != std::string::npos; at = text.find(part, at + 1)) count++;
+    return count;
+}
+
+/* The text with the bias gradient of its only, or last, "dbias" line taken this way. */
+std::string with_way(const std::string &text, const std::string &way) {
+    const size_t line = text.rfind("\ndbias "), value = text.find(' ', line + 7) + 1;
+    return text.substr(0, value) + way + text.substr(text.find('\n', value));
+}
+
+/* What preparing says on a new device to which the text was given; "" if all is well. */
+std::string refusal_of(const std::string &text, int64_t O, bool transposed) {
+    Device device = open_device("cuda");
+    give(device, text);
+    WeightGradient gradient(device.get(), O, transposed);
+    loom_error error;
+    return gradient.prepare(false, &error) ? "" : error.message;
+}
+
+class BiasGradients : public Plans, public testing::WithParamInterface<bool> {
+  protected:
+    const bool transposed = GetParam();
+
+    /* The choices of a product, on a new device. */
+    std::string measured(int64_t O) {
+        Device other = open_device("cuda");
+        WeightGradient gradient(other.get(), O, transposed);
+        require([&](loom_error *e) { return gradient.prepare(false, e); });
+        return choices_of(other);
+    }
+    /* The first width for which the emulation's library has an algorithm that sums up, or none. */
+    int64_t width(bool has) {
+        for (int64_t O = 32;; O++)
+            if (refusal_of(with_way(measured(O), "epilogue"), O, transposed).empty() == has) return O;
+    }
+};
+
+TEST_P(BiasGradients, AreSummedUpAsIsChosenOnceForAllMicroBatches) {
+    const int64_t O = width(true);
+    const std::string sums = transposed ? "rowsums" : "columnsums", chosen = measured(O);
+    EXPECT_EQ(count_of(chosen, "\ndbias "), 1u) << chosen;
+    EXPECT_NE(chosen.find(",fp32>fp32," + sums +
+                          (chosen.find(" epilogue\n") == std::string::npos ? " kernel\n" : " epilogue\n")),
+              std::string::npos)
+        << chosen;
+    for (const std::string way : {"kernel", "epilogue"}) {
+        Device other = open_device("cuda");
+        give(other, with_way(chosen, way));
+        WeightGradient gradient(other.get(), O, transposed);
+        for (const bool accumulate : {true, false})
+            require([&](loom_error *e) { return gradient.prepare(accumulate, e); });
+        const std::string after = choices_of(other);
+        EXPECT_EQ(count_of(after, "\ndbias "), 1u) << after;
+        EXPECT_NE(after.find(sums + " " + way + "\n"), std::string::npos) << after;
+        if (way == "epilogue") {
+            EXPECT_EQ(count_of(after, sums), 2u) << "the way, and one algorithm:\n" << after;
+        }
+        const int planned = loom_cuda_matmul_plans(loom_cuda_of(other.get())->matmul);
+        EXPECT_EQ(planned, way == "epilogue" ? 6 : 4);
+        require([&](loom_error *e) { return gradient.prepare(false, e); });
+        EXPECT_EQ(loom_cuda_matmul_plans(loom_cuda_of(other.get())->matmul), planned);
+        EXPECT_EQ(choices_of(other), after);
+    }
+}
+
+/* Bits tell which way was taken, and that the first micro-batch and further ones go the same way. */
+TEST_P(BiasGradients, HaveTheBitsOfTheirWay) {
+    const int64_t O = width(true);
+    const std::string chosen = measured(O);
+    std::vector<std::vector<float>> bits;
+    for (const std::string way : {"kernel", "epilogue"}) {
+        Device other = open_device("cuda");
+        give(other, with_way(chosen, way));
+        WeightGradient gradient(other.get(), O, transposed);
+        for (const bool accumulate : {false, true})
+            require([&](loom_error *e) { return gradient.prepare(accumulate, e); });
+        bits.push_back(gradient.run(false, 1e30f));
+        EXPECT_EQ(gradient.run(false, NAN), bits.back()) << way;
+        EXPECT_EQ(gradient.run(true, 0), bits.back()) << way;
+        std::vector<float> added = bits.back();
+        for (float &sum : added) sum += 0.5f;
+        EXPECT_EQ(gradient.run(true, 0.5f), added) << way;
+    }
+    EXPECT_NE(bits[0], bits[1]) << "both ways gave the same bits: one of the choices was not taken";
+}
+
+TEST_P(BiasGradients, AGivenWayThatIsNotPossibleIsRefusedInOneLine) {
+    const int64_t without = width(false), with = width(true);
+    const std::string chosen = measured(without);
+    EXPECT_NE(chosen.find("sums kernel\n"), std::string::npos) << "where cuBLASLt has no algorithm it is our kernel";
+    EXPECT_EQ(refusal_of(chosen, without, transposed), "");
+    std::string line = refusal_of(with_way(chosen, "epilogue"), without, transposed);
+    EXPECT_NE(line.find("the run's choice for a bias gradient cannot be taken: cuBLASLt: no algorithm"),
+              std::string::npos)
+        << line;
+    EXPECT_EQ(line.find('\n'), std::string::npos);
+
+    Device other = open_device("cuda");
+    give(other, with_way(measured(with), "epilogue"));
+    WeightGradient gradient(other.get(), with, transposed);
+    require([&](loom_error *e) { return gradient.prepare(false, e); });
+    std::string text = choices_of(other);
+    EXPECT_EQ(refusal_of(text, with, transposed), "");
+    text.replace(text.rfind(' ') + 1, 16, "0123456789abcdef");
+    line = refusal_of(text, with, transposed);
+    EXPECT_NE(line.find("with a bias gradient"), std::string::npos) << line;
+}
+
+TEST_P(BiasGradients, OfNarrowTypeOrUnderTf32AreAlwaysOurKernels) {
+    WeightGradient narrow(device.get(), 40, transposed, LOOM_BF16, LOOM_BF16);
+    require([&](loom_error *e) { return narrow.prepare(false, e); });
+    EXPECT_EQ(choices_of(device).find("dbias"), std::string::npos) << choices_of(device);
+    WeightGradient wide(device.get(), 40, transposed, LOOM_F32, LOOM_BF16);
+    require([&](loom_error *e) { return wide.prepare(false, e); });
+    EXPECT_NE(choices_of(device).find("dbias"), std::string::npos) << choices_of(device);
+    loom_device_options options = {};
+    options.tf32 = true;
+    loom_device *opened = nullptr;
+    require([&](loom_error *e) { return loom_device_open(&opened, "cuda", &options, e); });
+    Device rounding(opened, loom_device_close);
+    WeightGradient rounded(rounding.get(), 40, transposed);
+    require([&](loom_error *e) { return rounded.prepare(false, e); });
+    EXPECT_EQ(choices_of(rounding).find("dbias"), std::string::npos) << choices_of(rounding);
+}
+
+TEST_P(BiasGradients, WithoutMemoryToMeasureInAreOurKernels) {
+    const int64_t O = width(true);
+    WeightGradient gradient(device.get(), O, transposed);
+    setenv("LOOM_EMULATION_MEMORY", "1", 1);
+    loom_error error;
+    const bool prepared = gradient.prepare(false, &error);
+    unsetenv("LOOM_EMULATION_MEMORY");
+    ASSERT_TRUE(prepared) << error.message;
+    EXPECT_NE(choices_of(device).find("sums kernel\n"), std::string::npos) << choices_of(device);
+}
+
+std::string name_of_layout(const testing::TestParamInfo<bool> &instance) {
+    return instance.param ? "Transposed" : "AsTheyAre";
+}
+
+INSTANTIATE_TEST_SUITE_P(Weights, BiasGradients, testing::Bool(), name_of_layout);
+
+/* Each case of matmul_backward_weight whose bias gradient may go both ways, once each way, within the case's bounds. */
+TEST(BiasGradientCases, HoldWhicheverWayIsChosen) {
+    enum { LARGE = 40000 };
+    const Device oracle = open_device("oracle");
+    std::map<std::string, int> ran;
+    for (const Instance &instance : parity_instances("")) {
+        if (instance.op_name() != "matmul_backward_weight" || instance.dtypes.gradient != LOOM_F32) continue;
+        Case c = open_case(instance);
+        const int64_t rows = loom_case_dim(c.get(), "N"), I = loom_case_dim(c.get(), "I"),
+                      O = loom_case_dim(c.get(), "O");
+        if (!loom_case_option(c.get(), "bias") || rows * O + rows * I + I * O > LARGE) continue;
+        loom_case_result result;
+        loom_error error;
+        const auto check = [&](const Device &cuda) {
+            result = {};
+            ASSERT_TRUE(loom_case_check(c.get(), instance.op, cuda.get(), oracle.get(), &result, &error))
+                << instance << ": " << error.message;
+        };
+        Device first = open_device("cuda");
+        check(first);
+        for (const std::string way : {"kernel", "epilogue"}) {
+            Device cuda = open_device("cuda");
+            give(cuda, with_way(choices_of(first), way));
+            check(cuda);
+            if (way == "epilogue" && std::string(result.message).find("cannot be taken") != std::string::npos) {
+                ran["refused"]++;
+                continue;
+            }
+            ASSERT_EQ(result.verdict, LOOM_CASE_OK) << instance << " by " << way << ": " << result.message;
+            EXPECT_LE(result.ratio, 1) << instance << " by " << way;
+            for (const char *option : {"transposed", "accumulate", "strided", "shifted"})
+                if (loom_case_option(c.get(), option)) ran[way + " " + option]++;
+            ran[way + " " + instance.dtypes.name]++;
+        }
+    }
+    EXPECT_GT(ran["refused"], 0);
+    for (const std::string what : {" transposed", " accumulate", " strided", " shifted", " fp32", " bf16", " fp16"})
+        for (const std::string way : {"kernel", "epilogue"}) EXPECT_GT(ran[way + what], 0) << way << what;
+}
+
+/* ------------------------------------------------------------------------------------------------------------- the rest */
 
 TEST_F(Plans, ThePeakIsTheRateOfAProduct) {
     double rate = 0;

@@ -208,12 +208,23 @@ static void range_pop(loom_device *device) {
 
 /* ---------------------------------------------------------------------------------------------------- choices by measuring */
 
+static void measured_on(const loom_cuda *cuda, char text[240]) {
+    snprintf(text, 240, "%s, sm_%d, %s%s%s", cuda->gpu, cuda->capability, loom_cuda_matmul_library(cuda->matmul),
+             cuda->cudnn ? ", " : "", cuda->cudnn ? loom_cuda_cudnn_library(cuda->cudnn) : "");
+}
+
 static bool choices_get(const loom_device *device, char **text, loom_error *error) {
-    return loom_cuda_matmul_choices_get(loom_cuda_of(device), text, error);
+    const loom_cuda *cuda = loom_cuda_of(device);
+    char here[240];
+    measured_on(cuda, here);
+    return loom_choices_write(&cuda->choices, here, text, error);
 }
 
 static bool choices_set(loom_device *device, const char *text, loom_error *error) {
-    return loom_cuda_matmul_choices_set(loom_cuda_of(device), text, error);
+    loom_cuda *cuda = loom_cuda_of(device);
+    char here[240];
+    measured_on(cuda, here);
+    return loom_choices_read(&cuda->choices, here, text, error);
 }
 
 /* ---------------------------------------------------------------------------------------------------------- open, close */
@@ -223,6 +234,7 @@ static void close_device(loom_device *device) {
     if (cuda->stream) cudaStreamSynchronize(cuda->stream);
     loom_cuda_cudnn_destroy(cuda->cudnn);
     loom_cuda_matmul_destroy(cuda->matmul);
+    loom_choices_clear(&cuda->choices);
     if (cuda->ordered) cudaEventDestroy(cuda->ordered);
     if (cuda->started) cudaEventDestroy(cuda->started);
     if (cuda->stopped) cudaEventDestroy(cuda->stopped);

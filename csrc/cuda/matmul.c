@@ -1,10 +1,8 @@
 #include "cuda/matmul.h"
 
-#include "cuda/attention_cudnn.h"
-
 #include "base/check.h"
-#include "cuda/choices.h"
 #include "cuda/product.h"
+#include "cuda/timing.h"
 
 #include <stdio.h>
 #include <stdlib.h>
@@ -18,7 +16,13 @@
  * A product has one plan for data that begins at multiples of 16 bytes, as all of a model's does, and another for data
  * that does not: it is made from shapes, and where data lies is known only when it runs. cuBLASLt adds no bias that is
  * not aligned; it is then written into all rows of the output first, as the product of a column of ones with it, and the
- * other product is added to that, which rounds once too. */
+ * other product is added to that, which rounds once too.
+ *
+ * The bias gradient beside a weight gradient is the sum of dout over the dimension that the product reduces. Our kernel
+ * reads dout once more for it; or cuBLASLt adds it up on the way, into workspace, as it overwrites, and from there it is
+ * written or added to dbias. The faster way is taken, for a shape as a whole: all micro-batches sum up alike. cuBLASLt's
+ * sums are of C's dtype and of numbers as they are multiplied, so that it is our kernel where gradients are narrow, whose
+ * sums would be rounded twice, and where TF32 would round what is summed. */
 
 typedef struct entry {
     loom_cuda_product product;
@@ -27,12 +31,12 @@ typedef struct entry {
     struct entry *next;
 } entry;
 
+static const char KERNEL[] = "kernel", EPILOGUE[] = "epilogue"; /* the ways to a bias gradient */
+
 struct loom_cuda_matmul {
     cublasLtHandle_t handle;
     char library[48];
     entry *first;
-    loom_choices choices; /* of the aligned products */
-    bool choices_given;   /* by an earlier run, which must be continued as it was */
 };
 
 bool loom_cuda_matmul_create(loom_cuda_matmul **out, loom_error *error) {
@@ -51,6 +55,7 @@ bool loom_cuda_matmul_create(loom_cuda_matmul **out, loom_error *error) {
 }
 
 static void destroy_entry(entry *e) {
+    if (!e) return;
     loom_cuda_plan_destroy(e->plan);
     loom_cuda_plan_destroy(e->bias_rows);
     free(e);
@@ -63,7 +68,6 @@ void loom_cuda_matmul_destroy(loom_cuda_matmul *matmul) {
         matmul->first = e->next;
         destroy_entry(e);
     }
-    loom_choices_clear(&matmul->choices);
     cublasLtDestroy(matmul->handle);
     free(matmul);
 }
@@ -157,24 +161,56 @@ static entry *find(const loom_cuda_matmul *matmul, const loom_cuda_product *prod
 
 /* What names an aligned product in the run's choices: "1024x2304x768,768:2304:2304,nn,bf16>bf16,bias". */
 static void name_product(const loom_cuda_product *p, char key[LOOM_CHOICE_KEY]) {
-    snprintf(key, LOOM_CHOICE_KEY, "%lldx%lldx%lld,%lld:%lld:%lld,%c%c,%s>%s%s%s%s", (long long)p->m, (long long)p->n,
+    static const char *const sums[] = {"", ",rowsums", ",columnsums"};
+    snprintf(key, LOOM_CHOICE_KEY, "%lldx%lldx%lld,%lld:%lld:%lld,%c%c,%s>%s%s%s%s%s", (long long)p->m, (long long)p->n,
              (long long)p->k, (long long)p->lda, (long long)p->ldb, (long long)p->ldc, p->a_transposed ? 't' : 'n',
              p->b_transposed ? 't' : 'n', loom_dtype_name((loom_dtype)p->input), loom_dtype_name((loom_dtype)p->output),
-             p->bias ? ",bias" : "", p->accumulate ? ",add" : "", p->tf32 ? ",tf32" : "");
+             p->bias ? ",bias" : "", sums[p->sums], p->accumulate ? ",add" : "", p->tf32 ? ",tf32" : "");
+}
+
+/* The algorithm that was chosen for an aligned product; false if none was. */
+static bool find_choice(loom_cuda *cuda, const loom_cuda_product *product, cublasLtMatmulAlgo_t *algorithm) {
+    char key[LOOM_CHOICE_KEY];
+    unsigned char bytes[LOOM_CHOICE_ALGORITHM];
+    _Static_assert(sizeof bytes == sizeof *algorithm, "a choice holds an algorithm");
+    name_product(product, key);
+    const char *digits = loom_choices_take(&cuda->choices, LOOM_CHOICE_MATMUL, key);
+    for (size_t i = 0; digits && i < sizeof bytes; i++) sscanf(digits + 2 * i, "%2hhx", &bytes[i]);
+    if (digits) memcpy(algorithm, bytes, sizeof bytes);
+    return digits != NULL;
+}
+
+/* Keeps the algorithm of a plan, if it was not given. */
+static bool keep_choice(loom_cuda *cuda, const entry *e, loom_error *error) {
+    char key[LOOM_CHOICE_KEY], digits[2 * LOOM_CHOICE_ALGORITHM + 1];
+    unsigned char bytes[LOOM_CHOICE_ALGORITHM];
+    name_product(&e->product, key);
+    if (loom_choices_take(&cuda->choices, LOOM_CHOICE_MATMUL, key)) return true;
+    memcpy(bytes, loom_cuda_plan_algorithm(e->plan), sizeof bytes);
+    for (size_t i = 0; i < sizeof bytes; i++) sprintf(digits + 2 * i, "%02x", bytes[i]);
+    return loom_choices_add(&cuda->choices, LOOM_CHOICE_MATMUL, key, digits, error);
+}
+
+static entry *new_entry(const loom_cuda_product *product, loom_error *error) {
+    entry *e = calloc(1, sizeof *e);
+    if (!e)
+        loom_fail(error, "no memory for the plan of a matrix product");
+    else
+        e->product = *product;
+    return e;
+}
+
+static void keep_entry(loom_cuda_matmul *matmul, entry *e) {
+    e->next = matmul->first;
+    matmul->first = e;
 }
 
 /* Plans an aligned product as was chosen, or chooses. */
 static bool plan_by_choice(loom_cuda *cuda, entry *e, loom_error *error) {
-    loom_cuda_matmul *matmul = cuda->matmul;
-    char key[LOOM_CHOICE_KEY];
-    name_product(&e->product, key);
-    const loom_choice *choice = loom_choices_find(&matmul->choices, key);
     cublasLtMatmulAlgo_t algorithm;
-    _Static_assert(sizeof algorithm == LOOM_CHOICE_BYTES, "a choice holds an algorithm");
-    if (choice) memcpy(&algorithm, choice->value, sizeof algorithm);
-    return loom_cuda_plan_create(&e->plan, &e->product, matmul->handle, cuda->stream, choice ? &algorithm : NULL,
-                                 error) &&
-           (choice || loom_choices_add(&matmul->choices, key, loom_cuda_plan_algorithm(e->plan), error));
+    const bool chosen = find_choice(cuda, &e->product, &algorithm);
+    return loom_cuda_plan_create(&e->plan, &e->product, cuda->matmul->handle, cuda->stream, chosen ? &algorithm : NULL,
+                                 error);
 }
 
 /* Plans a product and the rows of its bias one by one, each as cuBLASLt proposes. Leaves no plan where it has none. */
@@ -191,72 +227,28 @@ static void plan_bias_apart(loom_cuda *cuda, entry *e) {
     loom_cuda_plan_create(&e->plan, &product, matmul->handle, cuda->stream, NULL, NULL);
 }
 
-static bool prepare(loom_cuda *cuda, const loom_cuda_product *product, loom_error *error) {
+/* That data which is not aligned cannot be planned for is no error before it comes. Of aligned data there may be shapes
+ * for which there is no algorithm that adds a bias. */
+static bool plan_entry(loom_cuda *cuda, entry *e, loom_error *error) {
+    cublasLtMatmulAlgo_t ignored;
+    if (!e->product.aligned) {
+        plan_bias_apart(cuda, e);
+        return true;
+    }
+    if (plan_by_choice(cuda, e, error)) return keep_choice(cuda, e, error);
+    if (!e->product.bias || find_choice(cuda, &e->product, &ignored)) return false;
+    plan_bias_apart(cuda, e);
+    return e->plan != NULL;
+}
+
+static bool prepare_product(loom_cuda *cuda, const loom_cuda_product *product, loom_error *error) {
     if (find(cuda->matmul, product)) return true;
-    entry *e = calloc(1, sizeof *e);
-    if (!e) return loom_fail(error, "no memory for the plan of a matrix product");
-    e->product = *product;
-    /* That data which is not aligned cannot be planned for is no error before it comes. */
-    bool ok = true;
-    if (!product->aligned)
-        plan_bias_apart(cuda, e);
+    entry *e = new_entry(product, error);
+    const bool ok = e && plan_entry(cuda, e, error);
+    if (ok)
+        keep_entry(cuda->matmul, e);
     else
-        ok = plan_by_choice(cuda, e, error);
-    /* There may be shapes for which there is no algorithm that adds a bias. */
-    if (!ok && product->bias && !cuda->matmul->choices_given) {
-        plan_bias_apart(cuda, e);
-        ok = e->plan != NULL;
-    }
-    if (!ok) {
         destroy_entry(e);
-        return false;
-    }
-    e->next = cuda->matmul->first;
-    cuda->matmul->first = e;
-    return true;
-}
-
-bool loom_cuda_matmul_prepare(loom_device *device, loom_op op, const void *arguments, loom_error *error) {
-    loom_cuda *cuda = loom_cuda_of(device);
-    const operands o = operands_of(op, arguments);
-    const loom_cuda_product aligned = product_of(cuda, &o, true), unaligned = product_of(cuda, &o, false);
-    return prepare(cuda, &aligned, error) && prepare(cuda, &unaligned, error);
-}
-
-/* ------------------------------------------------------------------------------------------------------------- choices */
-
-static void measured_on(const loom_cuda *cuda, char text[200]) {
-    snprintf(text, 200, "%s, sm_%d, %s%s%s", cuda->gpu, cuda->capability, cuda->matmul->library,
-             cuda->cudnn ? ", " : "", cuda->cudnn ? loom_cuda_cudnn_library(cuda->cudnn) : "");
-}
-
-bool loom_cuda_matmul_choices_get(const loom_cuda *cuda, char **text, loom_error *error) {
-    char here[200];
-    measured_on(cuda, here);
-    return loom_choices_write(&cuda->matmul->choices, here, text, error);
-}
-
-bool loom_cuda_matmul_choices_set(loom_cuda *cuda, const char *text, loom_error *error) {
-    loom_cuda_matmul *matmul = cuda->matmul;
-    loom_choices choices = {0};
-    char here[200], key[LOOM_CHOICE_KEY];
-    measured_on(cuda, here);
-    if (!loom_choices_read(&choices, here, text, error)) return false;
-    /* What was planned already stays as it is: it may have been used. */
-    bool ok = true;
-    for (const entry *e = matmul->first; e && ok; e = e->next) {
-        if (!e->product.aligned) continue;
-        name_product(&e->product, key);
-        const loom_choice *choice = loom_choices_find(&choices, key);
-        const cublasLtMatmulAlgo_t *planned = loom_cuda_plan_algorithm(e->plan);
-        if (!choice)
-            ok = loom_choices_add(&choices, key, planned, error);
-        else if (memcmp(choice->value, planned, sizeof *planned) != 0)
-            ok = loom_fail(error, "the run's choice for the matrix product %s comes after another one was made", key);
-    }
-    loom_choices_clear(ok ? &matmul->choices : &choices);
-    if (ok) matmul->choices = choices;
-    if (ok && text) matmul->choices_given = true;
     return ok;
 }
 
@@ -272,7 +264,7 @@ static loom_view ones_for(const operands *o, void *memory) {
     return loom_view_2d(memory, o->c->dtype, 1, o->c->shape[2]);
 }
 
-/* First the product's, then that of the bias or of its gradient. */
+/* First the product's, then that of the bias or of its gradient: our kernel's, which has room for cuBLASLt's sums. */
 size_t loom_cuda_matmul_workspace(loom_op op, const void *arguments) {
     const struct loom_matmul_backward_weight *w = arguments;
     const operands o = operands_of(op, arguments);
@@ -329,9 +321,149 @@ void loom_cuda_matmul_backward_input(loom_exec *exec, const struct loom_matmul_b
     multiply(exec, LOOM_OP_matmul_backward_input, a);
 }
 
+/* ------------------------------------------------------------------------------------------------------- bias gradients */
+
+/* The product with the sum of dout, which is its A or its B. */
+static loom_cuda_product summing_product(const loom_cuda *cuda, const struct loom_matmul_backward_weight *w,
+                                         bool accumulate) {
+    const operands o = operands_of(LOOM_OP_matmul_backward_weight, w);
+    loom_cuda_product product = product_of(cuda, &o, true);
+    product.sums = w->transposed ? LOOM_CUDA_ROW_SUMS : LOOM_CUDA_COLUMN_SUMS;
+    product.accumulate = accumulate;
+    return product;
+}
+
+/* The plan that does all of a call; NULL if our kernel is to follow the product. */
+static const entry *find_summing(const loom_cuda *cuda, const struct loom_matmul_backward_weight *w) {
+    const loom_cuda_product product = summing_product(cuda, w, w->accumulate);
+    const bool aligned = is_aligned(&w->x) && is_aligned(&w->dout) && is_aligned(&w->dweight);
+    return loom_view_given(&w->dbias) && aligned ? find(cuda->matmul, &product) : NULL;
+}
+
+static void multiply_then_sum(loom_exec *exec, const struct loom_matmul_backward_weight *w) {
+    multiply(exec, LOOM_OP_matmul_backward_weight, w);
+    if (loom_view_given(&w->dbias))
+        loom_cuda_bias_gradient(exec, &w->dbias, &w->dout, w->accumulate,
+                                (char *)exec->workspace + product_workspace(LOOM_OP_matmul_backward_weight, w));
+}
+
+static void multiply_and_sum(loom_exec *exec, const struct loom_matmul_backward_weight *w, const entry *summing) {
+    const operands o = operands_of(LOOM_OP_matmul_backward_weight, w);
+    void *sums = (char *)exec->workspace + product_workspace(LOOM_OP_matmul_backward_weight, w);
+    LOOM_CHECK(exec->workspace_bytes >= loom_cuda_matmul_workspace(LOOM_OP_matmul_backward_weight, w));
+    const cublasStatus_t status = loom_cuda_plan_run(summing->plan, o.a->data, o.b->data, o.c->data, sums,
+                                                     exec->workspace, loom_cuda_stream(exec));
+    if (status)
+        loom_cuda_failed_because(exec, loom_op_name(LOOM_OP_matmul_backward_weight), cublasLtGetStatusString(status));
+    else
+        loom_cuda_bias_gradient_take(exec, &w->dbias, sums, w->accumulate);
+}
+
 void loom_cuda_matmul_backward_weight(loom_exec *exec, const struct loom_matmul_backward_weight *a) {
-    multiply(exec, LOOM_OP_matmul_backward_weight, a);
-    if (loom_view_given(&a->dbias))
-        loom_cuda_bias_gradient(exec, &a->dbias, &a->dout, a->accumulate,
-                                (char *)exec->workspace + product_workspace(LOOM_OP_matmul_backward_weight, a));
+    const entry *summing = find_summing(loom_cuda_of(exec->device), a);
+    if (summing)
+        multiply_and_sum(exec, a, summing);
+    else
+        multiply_then_sum(exec, a);
+}
+
+/* A call in memory of its own, to be timed either way. */
+typedef struct trial {
+    loom_exec exec;
+    struct loom_matmul_backward_weight arguments;
+    const entry *summing; /* NULL: our kernel */
+} trial;
+
+static bool trial_run(void *of) {
+    trial *t = of;
+    if (t->summing)
+        multiply_and_sum(&t->exec, &t->arguments, t->summing);
+    else
+        multiply_then_sum(&t->exec, &t->arguments);
+    return true;
+}
+
+/* Puts the views into memory, if it is not NULL, one behind the other; returns the bytes that they take. */
+static size_t place(trial *t, char *memory) {
+    loom_view *const views[] = {&t->arguments.x, &t->arguments.dout, &t->arguments.dweight, &t->arguments.dbias};
+    size_t used = 0;
+    for (size_t i = 0; i < sizeof views / sizeof *views; i++) {
+        views[i]->data = memory ? memory + used : NULL;
+        used += (loom_view_extent(views[i]) + 255) / 256 * 256;
+    }
+    return used;
+}
+
+/* Whether the plan is faster than the product and our kernel; not, where there is no memory to time them in. */
+static bool compare(loom_cuda *cuda, const struct loom_matmul_backward_weight *w, const entry *summing, bool *faster,
+                    loom_error *error) {
+    trial t = {.exec = {.ops = &cuda->ops, .device = &cuda->device}, .arguments = *w};
+    const loom_cuda_work work = {trial_run, &t, cuda->stream};
+    const size_t tensors = place(&t, NULL), workspace = loom_cuda_matmul_workspace(LOOM_OP_matmul_backward_weight, w);
+    double own = 0, epilogue = 0;
+    void *memory = NULL;
+    *faster = false;
+    if (cudaMalloc(&memory, tensors + workspace) != cudaSuccess) {
+        cudaGetLastError(); /* so that no later call reports it */
+        return true;
+    }
+    place(&t, memory);
+    t.exec.workspace = (char *)memory + tensors;
+    t.exec.workspace_bytes = workspace;
+    bool ok = loom_cuda_ok(cudaMemsetAsync(memory, LOOM_CUDA_FINITE_BYTE, tensors, cuda->stream), "cudaMemsetAsync",
+                           error) &&
+              loom_cuda_time_well(&work, &own, error);
+    t.summing = summing;
+    ok = ok && loom_cuda_time_well(&work, &epilogue, error) && cuda->device.synchronize(&cuda->device, NULL, error);
+    cudaFree(memory);
+    *faster = epilogue < own;
+    return ok;
+}
+
+/* Plans the product that sums up, once writing C and once adding to it, both times with the algorithm that was chosen, or
+ * measured, for writing. */
+static bool plan_summing(loom_cuda *cuda, const loom_cuda_product product[2], entry *both[2], loom_error *error) {
+    for (int i = 0; i < 2; i++)
+        if (!(both[i] = new_entry(&product[i], error))) return false;
+    return plan_by_choice(cuda, both[0], error) &&
+           loom_cuda_plan_create(&both[1]->plan, &product[1], cuda->matmul->handle, cuda->stream,
+                                 loom_cuda_plan_algorithm(both[0]->plan), error);
+}
+
+/* Plans the product that sums up, unless our kernel is chosen, or found to be faster. */
+static bool prepare_bias_gradient(loom_cuda *cuda, const struct loom_matmul_backward_weight *w, loom_error *error) {
+    const loom_cuda_product product[] = {summing_product(cuda, w, false), summing_product(cuda, w, true)};
+    entry *both[] = {NULL, NULL};
+    char key[LOOM_CHOICE_KEY];
+    loom_error why;
+    if (product->output != LOOM_F32 || product->tf32 || find(cuda->matmul, product)) return true;
+    name_product(product, key);
+    const char *chosen = loom_choices_take(&cuda->choices, LOOM_CHOICE_DBIAS, key);
+    if (chosen && !strcmp(chosen, KERNEL)) return true;
+    bool ok = true, epilogue = plan_summing(cuda, product, both, &why);
+    if (chosen && !epilogue)
+        ok = loom_fail(error, "the run's choice for a bias gradient cannot be taken: %s", why.message);
+    if (!chosen) {
+        if (epilogue) ok = compare(cuda, w, both[w->accumulate], &epilogue, error);
+        ok = ok && loom_choices_add(&cuda->choices, LOOM_CHOICE_DBIAS, key, epilogue ? EPILOGUE : KERNEL, error);
+    }
+    ok = ok && (!epilogue || keep_choice(cuda, both[0], error));
+    for (int i = 0; i < 2; i++)
+        if (ok && epilogue)
+            keep_entry(cuda->matmul, both[i]);
+        else
+            destroy_entry(both[i]);
+    return ok;
+}
+
+/* ----------------------------------------------------------------------------------------------------------- preparing */
+
+bool loom_cuda_matmul_prepare(loom_device *device, loom_op op, const void *arguments, loom_error *error) {
+    loom_cuda *cuda = loom_cuda_of(device);
+    const struct loom_matmul_backward_weight *w = arguments;
+    const operands o = operands_of(op, arguments);
+    const loom_cuda_product aligned = product_of(cuda, &o, true), unaligned = product_of(cuda, &o, false);
+    return prepare_product(cuda, &aligned, error) && prepare_product(cuda, &unaligned, error) &&
+           (op != LOOM_OP_matmul_backward_weight || !loom_view_given(&w->dbias) ||
+            prepare_bias_gradient(cuda, w, error));
 }

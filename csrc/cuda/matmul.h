@@ -8,7 +8,7 @@
 extern "C" {
 #endif
 
-/* The plans of one device, and what was chosen for them. */
+/* The plans of one device. */
 bool loom_cuda_matmul_create(loom_cuda_matmul **matmul, loom_error *error);
 void loom_cuda_matmul_destroy(loom_cuda_matmul *matmul);
 
@@ -20,13 +20,9 @@ const char *loom_cuda_matmul_refusal(loom_op op, const void *arguments);
 
 size_t loom_cuda_matmul_workspace(loom_op op, const void *arguments);
 
-/* Makes the plan, unless there is one: chosen by measuring, or given by loom_cuda_matmul_choices_set. Not to be called
- * while a step is recorded. */
+/* Makes the plans, unless there are some: as the device's choices say, to which those that it measures are added. Not to
+ * be called while a step is recorded. */
 bool loom_cuda_matmul_prepare(loom_device *device, loom_op op, const void *arguments, loom_error *error);
-
-/* As loom_device says. */
-bool loom_cuda_matmul_choices_get(const loom_cuda *cuda, char **text, loom_error *error);
-bool loom_cuda_matmul_choices_set(loom_cuda *cuda, const char *text, loom_error *error);
 
 /* How many plans there are. */
 int loom_cuda_matmul_plans(const loom_cuda_matmul *matmul);

@@ -109,10 +109,14 @@ static bool measure(loom_device *device, loom_dtype dtype, double seconds, doubl
 /* With plans of its own: what is chosen here is no part of a run. */
 bool loom_cuda_peak(loom_device *device, loom_dtype dtype, double seconds, double *rate, loom_error *error) {
     loom_cuda *cuda = loom_cuda_of(device);
-    loom_cuda_matmul *const kept = cuda->matmul;
+    loom_cuda_matmul *const matmul = cuda->matmul;
+    const loom_choices choices = cuda->choices;
     if (!loom_cuda_matmul_create(&cuda->matmul, error)) return false;
+    cuda->choices = (loom_choices){0};
     const bool ok = measure(device, dtype, seconds, rate, error);
     loom_cuda_matmul_destroy(cuda->matmul);
-    cuda->matmul = kept;
+    loom_choices_clear(&cuda->choices);
+    cuda->matmul = matmul;
+    cuda->choices = choices;
     return ok;
 }

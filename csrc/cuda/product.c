@@ -2,6 +2,7 @@
 
 #include "base/check.h"
 #include "cuda/cuda.h"
+#include "cuda/timing.h"
 
 #include <math.h>
 #include <stdlib.h>
@@ -15,19 +16,16 @@
  *   compute     CUBLAS_COMPUTE_32F; with fp32 inputs also CUBLAS_COMPUTE_32F_FAST_TF32; scale type CUDA_R_32F
  *   layouts     cublasLtMatrixLayoutCreate with leading dimensions at least as large as the rows; no further attributes:
  *               order by columns, no batches. C and D are one matrix with one layout
- *   operation   CUBLASLT_MATMUL_DESC_TRANSA, _TRANSB (N or T: NN, TN, NT), _EPILOGUE (DEFAULT or BIAS), _BIAS_POINTER;
- *               alpha 1, beta 0 or 1, both on the host
+ *   operation   CUBLASLT_MATMUL_DESC_TRANSA, _TRANSB (N or T: NN, TN, NT), _EPILOGUE (DEFAULT or BIAS; with NT, an output
+ *               of CUDA_R_32F and CUBLAS_COMPUTE_32F also BGRADA or BGRADB), _BIAS_POINTER; alpha 1, beta 0 or 1, both on
+ *               the host
  *   preference  CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, _REDUCTION_SCHEME_MASK, _MIN_ALIGNMENT_{A,B,C,D}_BYTES
  *   functions   cublasLtMatmulAlgoGetHeuristic, cublasLtMatmulAlgoCheck, cublasLtMatmul. */
 
 enum {
-    CANDIDATES = 8,    /* asked for */
-    MOST_RUNS = 20,    /* timed of each */
-    ALIGNMENT = 16,    /* bytes: of the widest access that algorithms make */
-    FINITE_BYTE = 0x3C /* repeated, a finite number in every dtype, about 1 in fp16 and less in the others */
+    CANDIDATES = 8, /* asked for */
+    ALIGNMENT = 16  /* bytes: of the widest access that algorithms make */
 };
-
-static const double TIMED_MS = 2; /* so long a candidate is timed, if one run is shorter */
 
 struct loom_cuda_plan {
     loom_cuda_product product;
@@ -56,22 +54,36 @@ static size_t item_of(int64_t dtype) {
 }
 
 static bool refuse(const loom_cuda_product *p, const char *what, const char *why, loom_error *error) {
-    return loom_fail(error, "cuBLASLt: %s for a product of (%lld,%lld) by (%lld,%lld), %s to %s: %s", what,
+    return loom_fail(error, "cuBLASLt: %s for a product of (%lld,%lld) by (%lld,%lld), %s to %s%s: %s", what,
                      (long long)p->m, (long long)p->k, (long long)p->k, (long long)p->n,
-                     loom_dtype_name((loom_dtype)p->input), loom_dtype_name((loom_dtype)p->output), why);
+                     loom_dtype_name((loom_dtype)p->input), loom_dtype_name((loom_dtype)p->output),
+                     p->sums ? " with a bias gradient" : "", why);
 }
 
 /* ------------------------------------------------------------------------------------------------------- descriptors */
 
-static cublasStatus_t set_bias(cublasLtMatmulDesc_t operation, const void *bias) {
-    return cublasLtMatmulDescSetAttribute(operation, CUBLASLT_MATMUL_DESC_BIAS_POINTER, &bias, sizeof bias);
+/* The sums of our A's rows are those of the right operand's columns, cuBLASLt's B, and the other way round. */
+static uint32_t epilogue_of(const loom_cuda_product *p) {
+    switch ((loom_cuda_sums)p->sums) {
+    case LOOM_CUDA_ROW_SUMS: return CUBLASLT_EPILOGUE_BGRADB;
+    case LOOM_CUDA_COLUMN_SUMS: return CUBLASLT_EPILOGUE_BGRADA;
+    default: return p->bias ? CUBLASLT_EPILOGUE_BIAS : CUBLASLT_EPILOGUE_DEFAULT;
+    }
+}
+
+static bool has_vector(const loom_cuda_product *p) {
+    return p->bias || p->sums;
+}
+
+static cublasStatus_t set_vector(cublasLtMatmulDesc_t operation, const void *vector) {
+    return cublasLtMatmulDescSetAttribute(operation, CUBLASLT_MATMUL_DESC_BIAS_POINTER, &vector, sizeof vector);
 }
 
 static cublasStatus_t describe_operation(loom_cuda_plan *plan) {
     const loom_cuda_product *p = &plan->product;
     const int32_t left = p->b_transposed ? CUBLAS_OP_T : CUBLAS_OP_N,
                   right = p->a_transposed ? CUBLAS_OP_T : CUBLAS_OP_N;
-    const uint32_t epilogue = p->bias ? CUBLASLT_EPILOGUE_BIAS : CUBLASLT_EPILOGUE_DEFAULT;
+    const uint32_t epilogue = epilogue_of(p);
     cublasStatus_t status = cublasLtMatmulDescCreate(
         &plan->operation, p->tf32 ? CUBLAS_COMPUTE_32F_FAST_TF32 : CUBLAS_COMPUTE_32F, CUDA_R_32F);
     if (!status)
@@ -81,8 +93,8 @@ static cublasStatus_t describe_operation(loom_cuda_plan *plan) {
     if (!status)
         status = cublasLtMatmulDescSetAttribute(plan->operation, CUBLASLT_MATMUL_DESC_EPILOGUE, &epilogue,
                                                 sizeof epilogue);
-    /* Algorithms are proposed for a bias as well aligned as this address. */
-    if (!status && p->bias) status = set_bias(plan->operation, (const void *)(uintptr_t)ALIGNMENT);
+    /* Algorithms are proposed for a vector as well aligned as this address; it is of C's dtype, if nothing else is said. */
+    if (!status && has_vector(p)) status = set_vector(plan->operation, (const void *)(uintptr_t)ALIGNMENT);
     return status;
 }
 
@@ -152,11 +164,11 @@ static bool propose(const loom_cuda_plan *plan, cublasLtMatmulAlgo_t algorithm[C
 
 /* ------------------------------------------------------------------------------------------------------------- timing */
 
-/* Memory in which a product is tried, with events that time it. */
+/* Memory in which a plan is tried. */
 typedef struct trial {
-    char *memory, *a, *b, *c, *bias, *workspace;
+    loom_cuda_plan *plan;
+    char *memory, *a, *b, *c, *vector, *workspace;
     cudaStream_t stream;
-    cudaEvent_t before, after;
 } trial;
 
 /* Bytes of rows `ld` apart, and as many as keep what follows aligned wherever in its first ALIGNMENT bytes this one
@@ -167,15 +179,16 @@ static size_t room(int64_t rows, int64_t columns, int64_t ld, int64_t dtype) {
 }
 
 /* False with an error when the device fails; true with no memory when there is not enough. */
-static bool trial_open(trial *t, const loom_cuda_plan *plan, cudaStream_t stream, loom_error *error) {
+static bool trial_open(trial *t, loom_cuda_plan *plan, cudaStream_t stream, loom_error *error) {
     const loom_cuda_product *p = &plan->product;
+    const int64_t length = p->sums == LOOM_CUDA_ROW_SUMS ? p->m : p->n;
     const size_t a = p->a_transposed ? room(p->k, p->m, p->lda, p->input) : room(p->m, p->k, p->lda, p->input);
     const size_t b = p->b_transposed ? room(p->n, p->k, p->ldb, p->input) : room(p->k, p->n, p->ldb, p->input);
-    const size_t c = room(p->m, p->n, p->ldc, p->output), bias = room(1, p->n, p->n, p->output);
+    const size_t c = room(p->m, p->n, p->ldc, p->output), vector = room(1, length, length, p->output);
     const size_t input = p->aligned ? 0 : item_of(p->input), output = p->aligned ? 0 : item_of(p->output);
-    *t = (trial){.stream = stream};
+    *t = (trial){.plan = plan, .stream = stream};
     void *memory = NULL;
-    if (cudaMalloc(&memory, a + b + c + bias + plan->workspace) != cudaSuccess) {
+    if (cudaMalloc(&memory, a + b + c + vector + plan->workspace) != cudaSuccess) {
         cudaGetLastError(); /* so that no later call reports it */
         return true;
     }
@@ -183,54 +196,32 @@ static bool trial_open(trial *t, const loom_cuda_plan *plan, cudaStream_t stream
     t->a = t->memory + input;
     t->b = t->memory + a + input;
     t->c = t->memory + a + b + output;
-    t->bias = t->memory + a + b + c;
-    t->workspace = t->memory + a + b + c + bias;
-    return loom_cuda_ok(cudaMemsetAsync(memory, FINITE_BYTE, a + b + c + bias, stream), "cudaMemsetAsync", error) &&
-           loom_cuda_ok(cudaEventCreateWithFlags(&t->before, cudaEventDefault), "cudaEventCreateWithFlags", error) &&
-           loom_cuda_ok(cudaEventCreateWithFlags(&t->after, cudaEventDefault), "cudaEventCreateWithFlags", error);
+    t->vector = t->memory + a + b + c;
+    t->workspace = t->memory + a + b + c + vector;
+    return loom_cuda_ok(cudaMemsetAsync(memory, LOOM_CUDA_FINITE_BYTE, a + b + c + vector, stream), "cudaMemsetAsync",
+                        error);
 }
 
 static void trial_close(trial *t) {
-    if (t->before) cudaEventDestroy(t->before);
-    if (t->after) cudaEventDestroy(t->after);
     if (t->memory) cudaFree(t->memory);
 }
 
-/* Runs the plan `runs` times. *ms is the time of one, or infinite if cuBLASLt does not run it after all; false if the
- * device fails. */
-static bool time_runs(loom_cuda_plan *plan, const trial *t, int runs, double *ms, loom_error *error) {
-    float elapsed = 0;
-    cublasStatus_t status = CUBLAS_STATUS_SUCCESS;
-    if (!loom_cuda_ok(cudaEventRecord(t->before, t->stream), "cudaEventRecord", error)) return false;
-    for (int i = 0; i < runs && !status; i++)
-        status = loom_cuda_plan_run(plan, t->a, t->b, t->c, t->bias, t->workspace, t->stream);
-    if (status) cudaGetLastError(); /* a launch that was refused harms nothing */
-    if (!loom_cuda_ok(cudaEventRecord(t->after, t->stream), "cudaEventRecord", error) ||
-        !loom_cuda_ok(cudaEventSynchronize(t->after), "a matrix product", error) ||
-        !loom_cuda_ok(cudaEventElapsedTime(&elapsed, t->before, t->after), "cudaEventElapsedTime", error))
-        return false;
-    *ms = status ? INFINITY : (double)elapsed / runs;
-    return true;
-}
-
-/* The first run loads the kernel and is not counted; the second says how many it takes for a good measurement. */
-static bool time_plan(loom_cuda_plan *plan, const trial *t, double *ms, loom_error *error) {
-    if (!time_runs(plan, t, 1, ms, error)) return false;
-    if (isinf(*ms)) return true;
-    if (!time_runs(plan, t, 1, ms, error)) return false;
-    const double enough = *ms > 0 ? TIMED_MS / *ms : MOST_RUNS;
-    return enough < 2 || time_runs(plan, t, enough < MOST_RUNS ? (int)enough : MOST_RUNS, ms, error);
+static bool trial_run(void *of) {
+    const trial *t = of;
+    return !loom_cuda_plan_run(t->plan, t->a, t->b, t->c, t->vector, t->workspace, t->stream);
 }
 
 /* The plan takes the fastest of the candidates, or the first that runs where time is of no interest. */
-static bool choose(loom_cuda_plan *plan, const trial *t, const cublasLtMatmulAlgo_t *candidate, int count,
+static bool choose(loom_cuda_plan *plan, trial *t, const cublasLtMatmulAlgo_t *candidate, int count,
                    loom_error *error) {
+    const loom_cuda_work work = {trial_run, t, t->stream};
     double best = INFINITY;
     cublasLtMatmulAlgo_t fastest = candidate[0];
     for (int i = 0; i < count; i++) {
         double ms;
         plan->algorithm = candidate[i];
-        if (!(plan->product.aligned ? time_plan(plan, t, &ms, error) : time_runs(plan, t, 1, &ms, error))) return false;
+        if (!(plan->product.aligned ? loom_cuda_time_well(&work, &ms, error) : loom_cuda_time(&work, 1, &ms, error)))
+            return false;
         if (ms < best) {
             best = ms;
             fastest = candidate[i];
@@ -271,7 +262,8 @@ static bool take_algorithm(loom_cuda_plan *plan, const cublasLtMatmulAlgo_t *giv
 
 bool loom_cuda_plan_create(loom_cuda_plan **out, const loom_cuda_product *product, cublasLtHandle_t handle,
                            cudaStream_t stream, const cublasLtMatmulAlgo_t *given, loom_error *error) {
-    LOOM_CHECK(product->aligned || !product->bias);
+    LOOM_CHECK(product->aligned || !has_vector(product));
+    LOOM_CHECK(!product->sums || (!product->bias && product->output == LOOM_F32 && !product->tf32));
     loom_cuda_plan *plan = calloc(1, sizeof *plan);
     if (!plan) return loom_fail(error, "no memory for the plan of a matrix product");
     plan->product = *product;
@@ -301,11 +293,11 @@ const cublasLtMatmulAlgo_t *loom_cuda_plan_algorithm(const loom_cuda_plan *plan)
     return &plan->algorithm;
 }
 
-cublasStatus_t loom_cuda_plan_run(loom_cuda_plan *plan, const void *a, const void *b, void *c, const void *bias,
+cublasStatus_t loom_cuda_plan_run(loom_cuda_plan *plan, const void *a, const void *b, void *c, void *vector,
                                   void *workspace, cudaStream_t stream) {
     const float one = 1, beta = plan->product.accumulate ? 1 : 0;
-    if (plan->product.bias) {
-        const cublasStatus_t status = set_bias(plan->operation, bias);
+    if (has_vector(&plan->product)) {
+        const cublasStatus_t status = set_vector(plan->operation, vector);
         if (status) return status;
     }
     return cublasLtMatmul(plan->handle, plan->operation, &one, b, plan->left, a, plan->right, &beta, c, plan->out, c,

@@ -1,6 +1,7 @@
 /* A stand-in for cuBLASLt: it supports what csrc/cuda/product.c lists and refuses everything else. For each product it
  * proposes three algorithms: one that adds up the inner dimension from beginning to end, one that adds up four parts of
- * it and then these, and one that fails when it is run. So bits depend on the choice, as with the library. */
+ * it and then these, and one that fails when it is run. So bits depend on the choice, as with the library. For a third of
+ * the products that could also sum up an operand it has no algorithm that does. */
 #include "runtime.h"
 #include "schedule.h"
 
@@ -21,7 +22,7 @@ struct operation_description {
     cudaDataType_t scale;
     int32_t transpose_a, transpose_b;
     uint32_t epilogue;
-    const void *bias;
+    void *vector; /* the bias, or where sums go */
 };
 
 struct layout_description {
@@ -68,6 +69,13 @@ struct product {
     int64_t m, n, k, lda, ldb, ldd;
     cudaDataType_t input, output;
     bool transpose_a, transpose_b, tf32, with_bias;
+    bool sum_a, sum_b; /* of op(A)'s rows, or of op(B)'s columns, in the output's type */
+    bool has_vector() const {
+        return with_bias || sum_a || sum_b;
+    }
+    int64_t vector_length() const {
+        return sum_b ? n : m;
+    }
 };
 
 bool is_input(cudaDataType_t type) {
@@ -101,11 +109,15 @@ bool understand(cublasLtMatmulDesc_t desc, cublasLtMatrixLayout_t a_layout, cubl
     p->output = d.type;
     p->tf32 = o.compute == CUBLAS_COMPUTE_32F_FAST_TF32;
     p->with_bias = o.epilogue == CUBLASLT_EPILOGUE_BIAS;
+    p->sum_a = o.epilogue == CUBLASLT_EPILOGUE_BGRADA;
+    p->sum_b = o.epilogue == CUBLASLT_EPILOGUE_BGRADB;
     const bool types = is_input(a.type) && b.type == a.type && (d.type == a.type || d.type == CUDA_R_32F);
     const bool compute = o.compute == CUBLAS_COMPUTE_32F || (p->tf32 && a.type == CUDA_R_32F);
     const bool transposes = (p->transpose_a || o.transpose_a == CUBLAS_OP_N) &&
                             (p->transpose_b || o.transpose_b == CUBLAS_OP_N) && !(p->transpose_a && p->transpose_b);
-    const bool epilogue = p->with_bias ? o.bias != nullptr : o.epilogue == CUBLASLT_EPILOGUE_DEFAULT;
+    const bool sums = p->transpose_b && d.type == CUDA_R_32F && !p->tf32;
+    const bool epilogue = p->has_vector() ? o.vector && (p->with_bias || sums)
+                                          : o.epilogue == CUBLASLT_EPILOGUE_DEFAULT;
     const bool shapes = (int64_t)(p->transpose_a ? a.columns : a.rows) == p->m &&
                         (int64_t)(p->transpose_b ? b.columns : b.rows) == p->k &&
                         (int64_t)(p->transpose_b ? b.rows : b.columns) == p->n && p->m > 0 && p->n > 0 && p->k > 0 &&
@@ -123,16 +135,17 @@ enum { PARTS = 4 };
 struct algorithm {
     uint64_t mark, id, workspace;
     uint32_t alignment[4];
-    uint64_t bias_alignment;
+    uint64_t vector_alignment;
     uint64_t made_for; /* which product */
 };
 
 const uint64_t MARK = 0x6C65747075636D65u;
 
 uint64_t hash(const product &p) {
+    const int64_t epilogue = p.with_bias + 2 * p.sum_a + 4 * p.sum_b;
     uint64_t h = MARK;
     for (const int64_t x : {p.m, p.n, p.k, p.lda, p.ldb, p.ldd, (int64_t)p.input, (int64_t)p.output,
-                            (int64_t)p.transpose_a, (int64_t)p.transpose_b, (int64_t)p.tf32, (int64_t)p.with_bias})
+                            (int64_t)p.transpose_a, (int64_t)p.transpose_b, (int64_t)p.tf32, epilogue})
         h = simt::scramble(h ^ (uint64_t)x);
     return h;
 }
@@ -236,8 +249,8 @@ void multiply_tiles(float (*d)[TILE], const float (*a)[TILE], const float (*b)[T
 }
 
 struct operands {
-    const void *a, *b, *bias;
-    void *d;
+    const void *a, *b;
+    void *vector, *d;
     bool add; /* beta is 1 */
 };
 
@@ -263,9 +276,23 @@ void finish_tile(const product &p, const operands &o, const tiles *t, int64_t ro
         for (int64_t r = row; r < std::min(row + TILE, p.m); r++) {
             float x = t->d[c - column][r - row];
             if (o.add) x += load(o.d, p.output, c * p.ldd + r);
-            if (p.with_bias) x += load(o.bias, p.output, r);
+            if (p.with_bias) x += load(o.vector, p.output, r);
             store(o.d, p.output, c * p.ldd + r, x);
         }
+}
+
+/* Element i of the sums, whose parts are added as those of products are. Neither matrix is stored along what is summed. */
+float sum_up(const product &p, const operands &o, int64_t i, int parts) {
+    const void *summed = p.sum_a ? o.a : o.b;
+    const int64_t leading = p.sum_a ? p.lda : p.ldb;
+    float sum = 0;
+    for (int part = 0; part < parts; part++) {
+        float one = 0;
+        for (int64_t k = p.k * part / parts; k < p.k * (part + 1) / parts; k++)
+            one += load(summed, p.input, k * leading + i);
+        sum += one;
+    }
+    return sum;
 }
 
 void compute(const product &p, const operands &o, int parts) {
@@ -293,6 +320,8 @@ void compute(const product &p, const operands &o, int parts) {
             finish_tile(p, o, t, row, column);
         }
     }
+    if (p.sum_a || p.sum_b)
+        for (int64_t i = 0; i < p.vector_length(); i++) store(o.vector, p.output, i, sum_up(p, o, i, parts));
 }
 
 /* -------------------------------------------------------------------------------------------------------------- checks */
@@ -307,10 +336,18 @@ bool check_memory(const product &p, const operands &o, std::string *failure) {
     if (!inside_memory(o.a, p.transpose_a ? p.k : p.m, p.transpose_a ? p.m : p.k, p.lda, p.input)) *failure = "A";
     if (!inside_memory(o.b, p.transpose_b ? p.n : p.k, p.transpose_b ? p.k : p.n, p.ldb, p.input)) *failure = "B";
     if (!inside_memory(o.d, p.m, p.n, p.ldd, p.output)) *failure = "D";
-    if (p.with_bias && !inside_memory(o.bias, p.m, 1, p.m, p.output)) *failure = "the bias";
+    const int64_t length = p.vector_length();
+    if (p.has_vector() && !inside_memory(o.vector, length, 1, length, p.output))
+        *failure = p.with_bias ? "the bias" : "the sum";
     if (failure->empty()) return true;
     *failure += " is not, or not wholly, in an allocation of the device";
     return false;
+}
+
+/* The library may write anything anywhere in the workspace that it is given, whichever algorithm runs. */
+bool is_apart(const product &p, const operands &o, const void *workspace, size_t bytes) {
+    const auto begin = (uintptr_t)o.vector, end = begin + (size_t)p.vector_length() * size_of(p.output);
+    return !p.has_vector() || end <= (uintptr_t)workspace || begin >= (uintptr_t)workspace + bytes;
 }
 
 } // namespace
@@ -381,7 +418,7 @@ extern "C" cublasStatus_t cublasLtMatmulDescSetAttribute(cublasLtMatmulDesc_t de
     case CUBLASLT_MATMUL_DESC_TRANSA: status = set(&o.transpose_a, value, bytes); break;
     case CUBLASLT_MATMUL_DESC_TRANSB: status = set(&o.transpose_b, value, bytes); break;
     case CUBLASLT_MATMUL_DESC_EPILOGUE: status = set(&o.epilogue, value, bytes); break;
-    case CUBLASLT_MATMUL_DESC_BIAS_POINTER: status = set(&o.bias, value, bytes); break;
+    case CUBLASLT_MATMUL_DESC_BIAS_POINTER: status = set(&o.vector, value, bytes); break;
     default: break;
     }
     put_inside(desc, o);
@@ -450,8 +487,9 @@ extern "C" cublasStatus_t cublasLtMatmulAlgoGetHeuristic(cublasLtHandle_t handle
     algorithm made = {};
     made.mark = MARK;
     made.made_for = hash(p);
+    if ((p.sum_a || p.sum_b) && made.made_for % 3 == 0) return CUBLAS_STATUS_NOT_SUPPORTED;
     memcpy(made.alignment, wanted.alignment, sizeof made.alignment);
-    if (p.with_bias) made.bias_alignment = alignment_of(inside<operation_description>(desc).bias);
+    if (p.has_vector()) made.vector_alignment = alignment_of(inside<operation_description>(desc).vector);
     const uint64_t first = asked == 1 ? made.made_for % 2 : made.made_for % ALGORITHMS;
     for (int i = 0; i < std::min<int>(asked, ALGORITHMS); i++) {
         made.id = (first + (uint64_t)i) % ALGORITHMS;
@@ -500,10 +538,10 @@ extern "C" cublasStatus_t cublasLtMatmul(cublasLtHandle_t handle, cublasLtMatmul
     understand(desc, a_layout, b_layout, c_layout, d_layout, &p);
     const auto made = inside<algorithm>(algo);
     const float scale = *static_cast<const float *>(alpha), add = *static_cast<const float *>(beta);
-    const operands o = {a, b, inside<operation_description>(desc).bias, d, add == 1};
+    const operands o = {a, b, inside<operation_description>(desc).vector, d, add == 1};
     if (scale != 1 || (add != 0 && add != 1) || c != d) return CUBLAS_STATUS_NOT_SUPPORTED;
     if (!is_aligned(a, made.alignment[0]) || !is_aligned(b, made.alignment[1]) || !is_aligned(d, made.alignment[2]) ||
-        !is_aligned(d, made.alignment[3]) || (p.with_bias && !is_aligned(o.bias, made.bias_alignment)))
+        !is_aligned(d, made.alignment[3]) || (p.has_vector() && !is_aligned(o.vector, made.vector_alignment)))
         return CUBLAS_STATUS_NOT_SUPPORTED;
     if (made.workspace > workspace_bytes || (workspace_bytes && !is_aligned(workspace, 256)))
         return CUBLAS_STATUS_INVALID_VALUE;
@@ -516,6 +554,10 @@ extern "C" cublasStatus_t cublasLtMatmul(cublasLtHandle_t handle, cublasLtMatmul
         if (!check_memory(p, o, failure)) return false;
         if (scratch && !emulation::in_device_memory(workspace, scratch)) {
             *failure = "the workspace is not, or not wholly, in an allocation of the device";
+            return false;
+        }
+        if (!is_apart(p, o, workspace, workspace_bytes)) {
+            *failure = p.with_bias ? "the bias lies in the workspace" : "the sum lies in the workspace";
             return false;
         }
         if (scratch) memset(workspace, 0xFF, scratch);
