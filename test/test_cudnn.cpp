@@ -1,5 +1,5 @@
 /* Attention by cuDNN, without a GPU: what the graphs compute, by an interpreter of our own against the oracle; that cuDNN
- * plans them for an H100; and what is refused. */
+ * plans them for an H100; which engine it takes, and that a run can go on with it; and what is refused. */
 #include "support.h"
 
 #include "cuda/attention_cudnn.h"
@@ -98,7 +98,7 @@ class Planned : public testing::Test {
         static void *driver = dlopen((fs::read_symlink("/proc/self/exe").parent_path() / "libcuda.so.1").c_str(),
                                      RTLD_NOW | RTLD_GLOBAL);
         ASSERT_NE(driver, nullptr) << dlerror();
-        if (loom_cuda_cudnn_create_for(&cudnn_, H100, &error)) return;
+        if (loom_cuda_cudnn_create_for(&cudnn_, H100, &choices_, &error)) return;
         const std::string why = error.message;
         if (why.find("cannot be loaded") != std::string::npos || why.find("built without") != std::string::npos)
             GTEST_SKIP() << why;
@@ -107,12 +107,17 @@ class Planned : public testing::Test {
     static void TearDownTestSuite() {
         loom_cuda_cudnn_destroy(cudnn_);
         cudnn_ = nullptr;
+        loom_choices_clear(&choices_);
     }
     /* "" if cuDNN plans it; else why not. */
-    template <typename Arguments> std::string refusal(loom_op op, const Arguments &a) {
+    template <typename Arguments> static std::string refusal(loom_op op, const Arguments &a) {
+        return refusal_by(cudnn_, op, a);
+    }
+    template <typename Arguments>
+    static std::string refusal_by(loom_cuda_cudnn *cudnn, loom_op op, const Arguments &a) {
         const MayLeak may_leak;
         const char *why = nullptr;
-        const bool planned = loom_cuda_cudnn_supports(cudnn_, op, &a, &why);
+        const bool planned = loom_cuda_cudnn_supports(cudnn, op, &a, &why);
         EXPECT_EQ(planned, why == nullptr);
         return planned ? "" : why;
     }
@@ -124,9 +129,11 @@ class Planned : public testing::Test {
     }
 
     static loom_cuda_cudnn *cudnn_; /* of all tests: plans take their time */
+    static loom_choices choices_;
 };
 
 loom_cuda_cudnn *Planned::cudnn_;
+loom_choices Planned::choices_;
 
 TEST_F(Planned, Gpt2ForAnH100) {
     EXPECT_EQ(std::string(loom_cuda_cudnn_library(cudnn_)).find("cuDNN 9."), 0u);
@@ -179,13 +186,90 @@ TEST_F(Planned, WhatMakesNoSenseIsRefusedByCudnn) {
     EXPECT_EQ(refusal(LOOM_OP_attention_backward, b), once) << "that there is no plan is kept";
 }
 
+/* Another run's cuDNN, with choices given as text. */
+class Given {
+  public:
+    explicit Given(const std::string &text) {
+        require([&](loom_error *e) { return loom_choices_read(&choices_, "here", text.c_str(), e); });
+        require([&](loom_error *e) { return loom_cuda_cudnn_create_for(&cudnn, H100, &choices_, e); });
+    }
+    ~Given() {
+        loom_cuda_cudnn_destroy(cudnn);
+        loom_choices_clear(&choices_);
+    }
+    Given(const Given &) = delete;
+    Given &operator=(const Given &) = delete;
+
+    std::string text() const {
+        return text_of(choices_);
+    }
+    static std::string text_of(const loom_choices &choices) {
+        char *text = nullptr;
+        require([&](loom_error *e) { return loom_choices_write(&choices, "here", &text, e); });
+        const std::string s = text ? text : "";
+        free(text);
+        return s;
+    }
+    template <typename Arguments> void prepare(loom_op op, const Arguments &a) const {
+        require([&](loom_error *e) { return loom_cuda_cudnn_prepare(cudnn, op, &a, e); });
+    }
+
+    loom_cuda_cudnn *cudnn = nullptr;
+
+  private:
+    loom_choices choices_ = {};
+};
+
+TEST_F(Planned, TheEngineIsChosenOnceAndTakenAgain) {
+    const Shape s = {2, 64, 64, 4, 4, 64};
+    const loom_attention_forward f = forward_of(s, s.dtype);
+    const loom_attention_backward b = backward_of(s, s.dtype);
+    const Given first("measured on here\n");
+    ASSERT_EQ(refusal_by(first.cudnn, LOOM_OP_attention_forward, f), "");
+    EXPECT_EQ(first.text(), "") << "what is only planned, as sizes that do not fit, is no part of a run";
+    for (int i = 0; i < 2; i++) {
+        first.prepare(LOOM_OP_attention_forward, f);
+        first.prepare(LOOM_OP_attention_backward, b);
+    }
+    const std::string text = first.text();
+    EXPECT_EQ(std::count(text.begin(), text.end(), '\n'), 3) << text;
+    EXPECT_NE(text.find("\nattention forward,bf16,2x64x4:64x4x64,49152:768:64,"), std::string::npos) << text;
+    EXPECT_NE(text.find("\nattention backward,bf16,2x64x4:64x4x64,49152:768:64,"), std::string::npos) << text;
+
+    const Given again(text);
+    again.prepare(LOOM_OP_attention_backward, b);
+    again.prepare(LOOM_OP_attention_forward, f);
+    EXPECT_EQ(again.text(), text);
+    EXPECT_EQ(loom_cuda_cudnn_workspace(again.cudnn, LOOM_OP_attention_backward, &b),
+              loom_cuda_cudnn_workspace(first.cudnn, LOOM_OP_attention_backward, &b));
+}
+
+TEST_F(Planned, AnEngineThatCudnnDoesNotAcceptIsRefusedInOneLine) {
+    const Shape s = {2, 64, 64, 4, 4, 64};
+    const loom_attention_forward f = forward_of(s, s.dtype);
+    const Given first("measured on here\n");
+    first.prepare(LOOM_OP_attention_forward, f);
+    const std::string text = first.text(), key = text.substr(0, text.rfind(' ') + 1);
+    const std::string engine = text.substr(key.size(), text.find_first_of(",\n", key.size()) - key.size());
+    for (const std::string &other : {std::string("engine99999"), engine + ",44=77777", engine + ",9999=1"}) {
+        const Given given(key + other + "\n");
+        const std::string why = refusal_by(given.cudnn, LOOM_OP_attention_forward, f);
+        EXPECT_EQ(why.find("attention by cuDNN: the run's choice, " + other + ", is refused: "), 0u) << why;
+        EXPECT_EQ(why.find('\n'), std::string::npos) << why;
+        loom_error error;
+        EXPECT_FALSE(loom_cuda_cudnn_prepare(given.cudnn, LOOM_OP_attention_forward, &f, &error));
+        EXPECT_EQ(error.message, why);
+    }
+}
+
 TEST(Cudnn, ThatCannotBeLoadedIsSaidInOneLine) {
     /* In a process of its own: a library that is loaded stays. */
     const auto load = [] {
         loom_cuda_cudnn *cudnn = nullptr;
         loom_error error;
         setenv("LOOM_CUDNN", "/nowhere/libcudnn.so.9", 1);
-        if (loom_cuda_cudnn_create_for(&cudnn, H100, &error)) _exit(1);
+        loom_choices choices = {};
+        if (loom_cuda_cudnn_create_for(&cudnn, H100, &choices, &error)) _exit(1);
         const std::string why = error.message;
         const bool absent = why.find("built without") != std::string::npos;
         const bool named = why.find("/nowhere/libcudnn.so.9 cannot be loaded") != std::string::npos;
@@ -199,7 +283,7 @@ TEST(Cudnn, ThatCannotBeLoadedIsSaidInOneLine) {
 
 /* ------------------------------------------------------------------------------------------------------- interpreted here */
 #if __has_include(<cudnn.h>)
-#    include "cuda/cudnn_graph.h"
+#    include "cuda/cudnn_engine.h"
 
 namespace {
 
@@ -207,7 +291,7 @@ namespace {
 struct Descriptor {
     cudnnBackendDescriptorType_t type;
     std::map<int, std::vector<char>> attribute;
-    bool finalized = false;
+    bool finalized = false, destroyed = false;
 
     template <typename T> std::vector<T> all(int name) const {
         const auto it = attribute.find(name);
@@ -245,7 +329,10 @@ cudnnStatus_t record_create(cudnnBackendDescriptorType_t type, cudnnBackendDescr
     return count_call();
 }
 
-cudnnStatus_t record_destroy(cudnnBackendDescriptor_t) {
+cudnnStatus_t record_destroy(cudnnBackendDescriptor_t d) {
+    auto *descriptor = static_cast<Descriptor *>(d);
+    EXPECT_FALSE(descriptor->destroyed);
+    descriptor->destroyed = true;
     return CUDNN_STATUS_SUCCESS;
 }
 
@@ -535,6 +622,171 @@ TEST(CudnnGraph, IsRefusedWhateverCallFails) {
         EXPECT_STREQ(graph->message, "refused by the recorder");
     }
     EXPECT_GT(failures, 200);
+}
+
+/* ------------------------------------------------------------------------------------------------------------ engines
+ * A library of our own, that proposes engines for any graph. */
+
+struct Engine {
+    int64_t index;
+    bool deterministic, compiles;
+    std::vector<std::pair<int, int64_t>> knobs;
+};
+
+const std::vector<Engine> engines = {
+    {3, false, true, {}}, {5, true, false, {{2, 7}}}, {8, true, true, {{24, 3}, {27, -1}}}, {9, true, true, {}}};
+
+template <typename T> void put(Descriptor *d, int name, const std::vector<T> &values) {
+    d->attribute[name].resize(values.size() * sizeof(T));
+    memcpy(d->attribute[name].data(), values.data(), values.size() * sizeof(T));
+}
+
+/* What the proposal of an engine says of itself. */
+void describe_proposal(Descriptor *config, const Engine &engine) {
+    put<int64_t>(config, CUDNN_ATTR_ENGINE_GLOBAL_INDEX, {engine.index});
+    config->finalized = true;
+}
+
+const Engine *engine_numbered(const Descriptor *d) {
+    const auto index = d->all<int64_t>(CUDNN_ATTR_ENGINE_GLOBAL_INDEX);
+    for (const Engine &engine : engines)
+        if (!index.empty() && engine.index == index[0]) return &engine;
+    return nullptr;
+}
+
+cudnnStatus_t propose(cudnnBackendDescriptor_t from, cudnnBackendAttributeName_t name, cudnnBackendAttributeType_t type,
+                      int64_t asked, int64_t *count, void *values) {
+    auto *d = static_cast<Descriptor *>(from);
+    Descriptor *const *parts = static_cast<Descriptor *const *>(values);
+    const Engine *engine = engine_numbered(d);
+    std::vector<char> &own = d->attribute[name];
+    EXPECT_TRUE(d->finalized);
+    *count = 1;
+    switch (name) {
+    case CUDNN_ATTR_ENGINEHEUR_RESULTS:
+        *count = (int64_t)engines.size();
+        for (size_t i = 0; i < engines.size(); i++) describe_proposal(parts[i], engines[i]);
+        break;
+    case CUDNN_ATTR_ENGINECFG_ENGINE: describe_proposal(parts[0], *engine); break;
+    case CUDNN_ATTR_ENGINECFG_KNOB_CHOICES:
+        *count = (int64_t)engine->knobs.size();
+        for (size_t i = 0; i < engine->knobs.size(); i++) {
+            put<int>(parts[i], CUDNN_ATTR_KNOB_CHOICE_KNOB_TYPE, {engine->knobs[i].first});
+            put<int64_t>(parts[i], CUDNN_ATTR_KNOB_CHOICE_KNOB_VALUE, {engine->knobs[i].second});
+            parts[i]->finalized = true;
+        }
+        break;
+    case CUDNN_ATTR_ENGINE_NUMERICAL_NOTE:
+        *count = engine->deterministic ? 1 : 2;
+        static_cast<int *>(values)[0] = CUDNN_NUMERICAL_NOTE_TENSOR_CORE;
+        if (!engine->deterministic) static_cast<int *>(values)[1] = CUDNN_NUMERICAL_NOTE_NONDETERMINISTIC;
+        break;
+    case CUDNN_ATTR_EXECUTION_PLAN_WORKSPACE_SIZE: *static_cast<int64_t *>(values) = 4096; break;
+    default: EXPECT_EQ(own.size(), size_of(type)) << "attribute " << name; memcpy(values, own.data(), own.size());
+    }
+    EXPECT_LE(*count, asked);
+    return count_call();
+}
+
+/* The engine that a plan is made of, proposed or named. */
+const Engine *engine_of(const Descriptor *plan) {
+    const Descriptor *config = plan->part(CUDNN_ATTR_EXECUTION_PLAN_ENGINE_CONFIG);
+    const Descriptor *named = config->part(CUDNN_ATTR_ENGINECFG_ENGINE);
+    return engine_numbered(named ? named : config);
+}
+
+cudnnStatus_t finalize_engine(cudnnBackendDescriptor_t d) {
+    const auto *descriptor = static_cast<Descriptor *>(d);
+    if (descriptor->type == CUDNN_BACKEND_ENGINE_DESCRIPTOR && !engine_numbered(descriptor))
+        return CUDNN_STATUS_BAD_PARAM;
+    if (descriptor->type == CUDNN_BACKEND_EXECUTION_PLAN_DESCRIPTOR && !engine_of(descriptor)->compiles)
+        return CUDNN_STATUS_NOT_SUPPORTED;
+    return record_finalize(d);
+}
+
+class CudnnEngine : public testing::Test {
+  protected:
+    CudnnEngine() {
+        api = recorder();
+        api.BackendGetAttribute = propose;
+        api.BackendFinalize = finalize_engine;
+        graph->graph = &a_graph;
+        recorded.clear();
+    }
+    /* All that was made on the way is gone again. */
+    void make(const char *given) {
+        loom_cudnn_plan_make(&plan, &api, graph.get(), &properties, given);
+        for (const auto &d : recorded) EXPECT_EQ(d->destroyed, plan.plan != d.get()) << d->type;
+    }
+    const Descriptor *made() const {
+        return static_cast<const Descriptor *>(plan.plan);
+    }
+
+    Descriptor a_graph = {}, properties = {};
+    std::unique_ptr<loom_cudnn_graph> graph = std::make_unique<loom_cudnn_graph>();
+    loom_cudnn_api api = {};
+    loom_cudnn_plan plan = {};
+};
+
+TEST_F(CudnnEngine, IsTheFirstDeterministicOneThatCompiles) {
+    make(nullptr);
+    ASSERT_NE(plan.plan, nullptr) << plan.why;
+    EXPECT_STREQ(plan.engine, "engine8,24=3,27=-1");
+    EXPECT_EQ(engine_of(made())->index, 8);
+    EXPECT_EQ(plan.workspace, 4096u);
+}
+
+TEST_F(CudnnEngine, IsTheOneThatIsNamedWithItsKnobs) {
+    make("engine8,24=4,27=-15");
+    ASSERT_NE(plan.plan, nullptr) << plan.why;
+    EXPECT_STREQ(plan.engine, "engine8,24=4,27=-15");
+    const Descriptor *config = made()->part(CUDNN_ATTR_EXECUTION_PLAN_ENGINE_CONFIG);
+    const Descriptor *engine = config->part(CUDNN_ATTR_ENGINECFG_ENGINE);
+    EXPECT_EQ(engine->one<int64_t>(CUDNN_ATTR_ENGINE_GLOBAL_INDEX), 8);
+    EXPECT_EQ(engine->part(CUDNN_ATTR_ENGINE_OPERATION_GRAPH), &a_graph);
+    EXPECT_EQ(engine->part(CUDNN_ATTR_ENGINE_DEVICEPROP), &properties);
+    const auto knobs = config->all<const Descriptor *>(CUDNN_ATTR_ENGINECFG_KNOB_CHOICES);
+    ASSERT_EQ(knobs.size(), 2u);
+    EXPECT_EQ(knobs[0]->one<int>(CUDNN_ATTR_KNOB_CHOICE_KNOB_TYPE), 24);
+    EXPECT_EQ(knobs[0]->one<int64_t>(CUDNN_ATTR_KNOB_CHOICE_KNOB_VALUE), 4);
+    EXPECT_EQ(knobs[1]->one<int>(CUDNN_ATTR_KNOB_CHOICE_KNOB_TYPE), 27);
+    EXPECT_EQ(knobs[1]->one<int64_t>(CUDNN_ATTR_KNOB_CHOICE_KNOB_VALUE), -15);
+    recorded.clear();
+    make("engine9");
+    ASSERT_NE(plan.plan, nullptr) << plan.why;
+    EXPECT_EQ(engine_of(made())->index, 9);
+}
+
+TEST_F(CudnnEngine, ThatIsNamedIsRefusedIfItIsNotThereOrWillNotDo) {
+    const std::pair<std::string, std::string> refused[] = {{"engine4", "refused by the recorder"},
+                                                           {"engine3", "it is not deterministic"},
+                                                           {"engine5,2=7", "refused by the recorder"}};
+    for (const auto &[given, why] : refused) {
+        recorded.clear();
+        make(given.c_str());
+        EXPECT_EQ(plan.plan, nullptr);
+        EXPECT_EQ(plan.why, "the run's choice, " + given + ", is refused: " + why);
+    }
+}
+
+TEST_F(CudnnEngine, WhateverCallFailsNothingIsLeftBehind) {
+    for (const char *given : {static_cast<const char *>(nullptr), "engine8,24=3,27=-1"}) {
+        int failures = 0;
+        for (;; failures++) {
+            recorded.clear();
+            calls_until_failure = failures;
+            make(given);
+            const bool failed = calls_until_failure < 0;
+            calls_until_failure = -1;
+            if (!failed) break;
+            EXPECT_NE(plan.plan == nullptr, plan.why[0] == 0) << "call " << failures;
+            if (given) {
+                EXPECT_EQ(plan.plan, nullptr) << "call " << failures;
+            }
+        }
+        EXPECT_NE(plan.plan, nullptr);
+        EXPECT_GT(failures, 15);
+    }
 }
 
 } // namespace

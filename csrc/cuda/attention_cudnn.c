@@ -1,18 +1,14 @@
 #include "cuda/attention_cudnn.h"
 
 #include "base/check.h"
-#include "cuda/cudnn_graph.h"
+#include "cuda/cudnn_engine.h"
 
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
-/* Plans of cuDNN's attention, one per shape, and running them. A plan is an engine (a family of kernels) with its
- * settings, compiled for a GPU and a graph: of those that cuDNN's heuristics propose, the first that gives the same bits
- * in every run. */
-
-enum { CANDIDATES = 16, NOTES = CUDNN_NUMERICAL_NOTE_TYPE_COUNT };
+/* Plans of cuDNN's attention, one per shape, and running them. */
 
 /* What plans differ in: the shapes of q and k, and how all tensors are strided. All members are of one size, so that
  * shapes are compared as bytes. */
@@ -24,9 +20,8 @@ typedef struct shape {
 
 typedef struct plan {
     shape shape;
-    cudnnBackendDescriptor_t plan;
-    size_t workspace; /* cuDNN's own */
-    char why[256];    /* there is no plan */
+    loom_cudnn_plan made;
+    char why[300]; /* there is no plan */
     struct plan *next;
 } plan;
 
@@ -35,6 +30,7 @@ struct loom_cuda_cudnn {
     cudnnHandle_t handle;                /* NULL: plans are only made */
     cudnnBackendDescriptor_t properties; /* of the GPU */
     char library[32];
+    loom_choices *choices; /* the device's */
     plan *first;
 };
 
@@ -50,12 +46,13 @@ static bool fails(const loom_cudnn_api *api, cudnnStatus_t status, const char *c
 }
 
 /* Either of `handle` and `json` says which GPU it is. */
-static bool create(loom_cuda_cudnn **out, cudnnHandle_t handle, const char *json, const loom_cudnn_api *api,
-                   loom_error *error) {
+static bool create(loom_cuda_cudnn **out, cudnnHandle_t handle, const char *json, loom_choices *choices,
+                   const loom_cudnn_api *api, loom_error *error) {
     loom_cuda_cudnn *c = calloc(1, sizeof *c);
     if (!c) return loom_fail(error, "no memory for the plans of cuDNN");
     const size_t version = api->GetVersion();
     c->api = api;
+    c->choices = choices;
     snprintf(c->library, sizeof c->library, "cuDNN %zu.%zu.%zu", version / 10000, version / 100 % 100, version % 100);
     cudnnStatus_t status = api->BackendCreateDescriptor(CUDNN_BACKEND_DEVICEPROP_DESCRIPTOR, &c->properties);
     if (!status && handle)
@@ -73,20 +70,21 @@ static bool create(loom_cuda_cudnn **out, cudnnHandle_t handle, const char *json
     return true;
 }
 
-bool loom_cuda_cudnn_create(loom_cuda_cudnn **out, const loom_cuda *cuda, loom_error *error) {
+bool loom_cuda_cudnn_create(loom_cuda_cudnn **out, loom_cuda *cuda, loom_error *error) {
     if (strcmp(cuda->device.name, "cuda") != 0)
         return loom_fail(error, "--attention cudnn: cuDNN's kernels run on no emulated GPU; leave --attention away");
     const loom_cudnn_api *api = loom_cudnn_load(error);
     cudnnHandle_t handle = NULL;
     if (!api || fails(api, api->Create(&handle), "cudnnCreate", error)) return false;
-    if (create(out, handle, NULL, api, error)) return true;
+    if (create(out, handle, NULL, &cuda->choices, api, error)) return true;
     api->Destroy(handle);
     return false;
 }
 
-bool loom_cuda_cudnn_create_for(loom_cuda_cudnn **out, const char *properties, loom_error *error) {
+bool loom_cuda_cudnn_create_for(loom_cuda_cudnn **out, const char *properties, loom_choices *choices,
+                                loom_error *error) {
     const loom_cudnn_api *api = loom_cudnn_load(error);
-    return api && create(out, NULL, properties, api, error);
+    return api && create(out, NULL, properties, choices, api, error);
 }
 
 void loom_cuda_cudnn_destroy(loom_cuda_cudnn *c) {
@@ -94,7 +92,7 @@ void loom_cuda_cudnn_destroy(loom_cuda_cudnn *c) {
     while (c->first) {
         plan *p = c->first;
         c->first = p->next;
-        if (p->plan) c->api->BackendDestroyDescriptor(p->plan);
+        if (p->made.plan) c->api->BackendDestroyDescriptor(p->made.plan);
         free(p);
     }
     if (c->properties) c->api->BackendDestroyDescriptor(c->properties);
@@ -173,80 +171,15 @@ static const char *refusal(loom_op op, const void *arguments, const loom_cudnn_a
 
 /* -------------------------------------------------------------------------------------------------------------- planning */
 
-/* An engine that adds in an order that changes from run to run says so. */
-static bool is_deterministic(const loom_cudnn_api *api, cudnnBackendDescriptor_t config) {
-    cudnnBackendDescriptor_t engine = NULL;
-    cudnnBackendNumericalNote_t notes[NOTES];
-    int64_t count = 0;
-    if (api->BackendCreateDescriptor(CUDNN_BACKEND_ENGINE_DESCRIPTOR, &engine)) return false;
-    bool known = !api->BackendGetAttribute(config, CUDNN_ATTR_ENGINECFG_ENGINE, CUDNN_TYPE_BACKEND_DESCRIPTOR, 1,
-                                           &count, &engine) &&
-                 !api->BackendGetAttribute(engine, CUDNN_ATTR_ENGINE_NUMERICAL_NOTE, CUDNN_TYPE_NUMERICAL_NOTE, NOTES,
-                                           &count, notes);
-    for (int64_t i = 0; i < count && known; i++) known = notes[i] != CUDNN_NUMERICAL_NOTE_NONDETERMINISTIC;
-    api->BackendDestroyDescriptor(engine);
-    return known;
-}
-
-/* Why there is no plan, in cuDNN's words. */
-static void explain(const loom_cudnn_api *api, cudnnStatus_t status, plan *p) {
-    char message[200] = "";
-    api->GetLastErrorString(message, sizeof message);
-    snprintf(p->why, sizeof p->why, "attention by cuDNN: %s", message[0] ? message : api->GetErrorString(status));
-}
-
-/* Compiles one configuration. */
-static void finish_plan(const loom_cuda_cudnn *c, cudnnBackendDescriptor_t config, plan *p) {
-    const loom_cudnn_api *api = c->api;
-    int64_t bytes = 0, count = 0;
-    cudnnStatus_t status = api->BackendCreateDescriptor(CUDNN_BACKEND_EXECUTION_PLAN_DESCRIPTOR, &p->plan);
-    if (!status)
-        status = api->BackendSetAttribute(p->plan, CUDNN_ATTR_EXECUTION_PLAN_ENGINE_CONFIG,
-                                          CUDNN_TYPE_BACKEND_DESCRIPTOR, 1, &config);
-    if (!status)
-        status = api->BackendSetAttribute(p->plan, CUDNN_ATTR_EXECUTION_PLAN_DEVICEPROP, CUDNN_TYPE_BACKEND_DESCRIPTOR,
-                                          1, &c->properties);
-    if (!status) status = api->BackendFinalize(p->plan);
-    if (!status)
-        status = api->BackendGetAttribute(p->plan, CUDNN_ATTR_EXECUTION_PLAN_WORKSPACE_SIZE, CUDNN_TYPE_INT64, 1,
-                                          &count, &bytes);
-    p->workspace = (size_t)bytes;
-    if (!status) return;
-    explain(api, status, p);
-    if (p->plan) api->BackendDestroyDescriptor(p->plan);
-    p->plan = NULL;
-}
-
-/* Asks for configurations of the graph, the most promising first, and takes the first deterministic one that compiles. */
-static void choose_engine(const loom_cuda_cudnn *c, const loom_cudnn_graph *graph, plan *p) {
-    const loom_cudnn_api *api = c->api;
-    const cudnnBackendHeurMode_t mode = CUDNN_HEUR_MODE_A;
-    cudnnBackendDescriptor_t heuristics = NULL, config[CANDIDATES] = {NULL};
-    int64_t count = 0;
-    cudnnStatus_t status = api->BackendCreateDescriptor(CUDNN_BACKEND_ENGINEHEUR_DESCRIPTOR, &heuristics);
-    if (!status)
-        status = api->BackendSetAttribute(heuristics, CUDNN_ATTR_ENGINEHEUR_OPERATION_GRAPH,
-                                          CUDNN_TYPE_BACKEND_DESCRIPTOR, 1, &graph->graph);
-    if (!status)
-        status = api->BackendSetAttribute(heuristics, CUDNN_ATTR_ENGINEHEUR_MODE, CUDNN_TYPE_HEUR_MODE, 1, &mode);
-    if (!status)
-        status = api->BackendSetAttribute(heuristics, CUDNN_ATTR_ENGINEHEUR_DEVICEPROP, CUDNN_TYPE_BACKEND_DESCRIPTOR,
-                                          1, &c->properties);
-    if (!status) status = api->BackendFinalize(heuristics);
-    for (int i = 0; i < CANDIDATES && !status; i++)
-        status = api->BackendCreateDescriptor(CUDNN_BACKEND_ENGINECFG_DESCRIPTOR, &config[i]);
-    if (!status)
-        status = api->BackendGetAttribute(heuristics, CUDNN_ATTR_ENGINEHEUR_RESULTS, CUDNN_TYPE_BACKEND_DESCRIPTOR,
-                                          CANDIDATES, &count, config);
-    if (status)
-        explain(api, status, p);
-    else
-        snprintf(p->why, sizeof p->why, "attention by cuDNN: it has no deterministic engine for this");
-    for (int64_t i = 0; i < count && !status && !p->plan; i++)
-        if (is_deterministic(api, config[i])) finish_plan(c, config[i], p);
-    for (int i = 0; i < CANDIDATES; i++)
-        if (config[i]) api->BackendDestroyDescriptor(config[i]);
-    if (heuristics) api->BackendDestroyDescriptor(heuristics);
+/* What names a shape in the run's choices: "backward,bf16,4x1024x12:1024x12x64", then the strides of each view, as in
+ * ",2359296:2304:64". */
+static void name_shape(const shape *s, char key[LOOM_CHOICE_KEY]) {
+    int length = snprintf(key, LOOM_CHOICE_KEY, "%s,%s,%lldx%lldx%lld:%lldx%lldx%lld",
+                          s->backward ? "backward" : "forward", loom_dtype_name((loom_dtype)s->dtype), (long long)s->B,
+                          (long long)s->Tq, (long long)s->H, (long long)s->Tk, (long long)s->Hkv, (long long)s->D);
+    for (int i = 0; i < (s->backward ? 9 : 5); i++)
+        length += snprintf(key + length, (size_t)(LOOM_CHOICE_KEY - length), ",%lld:%lld:%lld",
+                           (long long)s->stride[i][0], (long long)s->stride[i][1], (long long)s->stride[i][2]);
 }
 
 static plan *find(const loom_cuda_cudnn *c, const shape *s) {
@@ -262,10 +195,14 @@ static plan *make(loom_cuda_cudnn *c, const shape *s, const loom_cudnn_attention
     if (!(p = calloc(1, sizeof *p))) return NULL;
     p->shape = *s;
     loom_cudnn_graph graph;
-    if (loom_cudnn_graph_build(&graph, c->api, c->handle, a))
-        choose_engine(c, &graph, p);
-    else
-        snprintf(p->why, sizeof p->why, "attention by cuDNN: %.200s", graph.message);
+    char key[LOOM_CHOICE_KEY];
+    name_shape(s, key);
+    const bool built = loom_cudnn_graph_build(&graph, c->api, c->handle, a);
+    if (built)
+        loom_cudnn_plan_make(&p->made, c->api, &graph, c->properties,
+                             loom_choices_take(c->choices, LOOM_CHOICE_ATTENTION, key));
+    if (!p->made.plan)
+        snprintf(p->why, sizeof p->why, "attention by cuDNN: %.250s", built ? p->made.why : graph.message);
     loom_cudnn_graph_destroy(&graph);
     p->next = c->first;
     return c->first = p;
@@ -276,20 +213,34 @@ bool loom_cuda_cudnn_supports(loom_cuda_cudnn *c, loom_op op, const void *argume
     if ((*why = refusal(op, arguments, &a))) return false;
     const shape s = shape_of(&a);
     const plan *p = make(c, &s, &a);
-    if (!p || !p->plan) *why = p ? p->why : "attention by cuDNN: no memory for a plan";
+    if (!p || !p->made.plan) *why = p ? p->why : "attention by cuDNN: no memory for a plan";
     return !*why;
+}
+
+bool loom_cuda_cudnn_prepare(loom_cuda_cudnn *c, loom_op op, const void *arguments, loom_error *error) {
+    const char *why;
+    char key[LOOM_CHOICE_KEY];
+    if (!loom_cuda_cudnn_supports(c, op, arguments, &why)) return loom_fail(error, "%s", why);
+    const loom_cudnn_attention a = attention_of(op, arguments);
+    const shape s = shape_of(&a);
+    const plan *p = find(c, &s);
+    name_shape(&s, key);
+    const char *chosen = loom_choices_take(c->choices, LOOM_CHOICE_ATTENTION, key);
+    if (!chosen) return loom_choices_add(c->choices, LOOM_CHOICE_ATTENTION, key, p->made.engine, error);
+    return !strcmp(chosen, p->made.engine) ||
+           loom_fail(error, "the run's choice for attention %.200s comes after another one was made", key);
 }
 
 /* First what the plan itself needs, then delta. */
 static size_t delta_offset(const plan *p) {
-    return (p->workspace + 255) / 256 * 256;
+    return (p->made.workspace + 255) / 256 * 256;
 }
 
 size_t loom_cuda_cudnn_workspace(loom_cuda_cudnn *c, loom_op op, const void *arguments) {
     const loom_cudnn_attention a = attention_of(op, arguments);
     const shape s = shape_of(&a);
     const plan *p = make(c, &s, &a);
-    LOOM_CHECK(p && p->plan);
+    LOOM_CHECK(p && p->made.plan);
     return delta_offset(p) + (s.backward ? (size_t)(s.B * s.H * s.Tq) * sizeof(float) : 0);
 }
 
@@ -328,7 +279,7 @@ static cudnnStatus_t execute(const loom_cuda_cudnn *c, const plan *p, const loom
     if (!status)
         status = api->BackendSetAttribute(pack, CUDNN_ATTR_VARIANT_PACK_WORKSPACE, CUDNN_TYPE_VOID_PTR, 1, &workspace);
     if (!status) status = api->BackendFinalize(pack);
-    if (!status) status = api->BackendExecute(c->handle, p->plan, pack);
+    if (!status) status = api->BackendExecute(c->handle, p->made.plan, pack);
     if (pack) api->BackendDestroyDescriptor(pack);
     return status;
 }
@@ -347,7 +298,7 @@ static bool run(loom_exec *exec, loom_op op, const void *arguments) {
     const loom_cudnn_attention a = attention_of(op, arguments);
     const shape s = shape_of(&a);
     const plan *p = find(c, &s);
-    if (first_query_of(op, arguments) != 0 || !p || !p->plan) return false;
+    if (first_query_of(op, arguments) != 0 || !p || !p->made.plan) return false;
     LOOM_CHECK(exec->workspace_bytes >= loom_cuda_cudnn_workspace(loom_cuda_of(exec->device)->cudnn, op, arguments));
     if (!is_aligned(&a)) {
         loom_cuda_failed_because(exec, loom_op_name(op), "cuDNN takes only data that is aligned to 16 bytes");
@@ -385,9 +336,9 @@ static size_t workspace(const loom_device *device, loom_op op, const void *argum
                                        : loom_cuda_ops()->workspace(device, op, arguments);
 }
 
-/* `supports` was asked before, and has made the plan. */
 static bool prepare(loom_device *device, loom_op op, const void *arguments, loom_error *error) {
-    return is_for_cudnn(op, arguments) || loom_cuda_ops()->prepare(device, op, arguments, error);
+    return is_for_cudnn(op, arguments) ? loom_cuda_cudnn_prepare(loom_cuda_of(device)->cudnn, op, arguments, error)
+                                       : loom_cuda_ops()->prepare(device, op, arguments, error);
 }
 
 void loom_cuda_cudnn_install(loom_ops *ops) {

@@ -10,13 +10,14 @@ static bool absent(loom_error *error) {
                      "and build again, or leave --attention away");
 }
 
-bool loom_cuda_cudnn_create(loom_cuda_cudnn **cudnn, const loom_cuda *cuda, loom_error *error) {
+bool loom_cuda_cudnn_create(loom_cuda_cudnn **cudnn, loom_cuda *cuda, loom_error *error) {
     (void)cudnn, (void)cuda;
     return absent(error);
 }
 
-bool loom_cuda_cudnn_create_for(loom_cuda_cudnn **cudnn, const char *properties, loom_error *error) {
-    (void)cudnn, (void)properties;
+bool loom_cuda_cudnn_create_for(loom_cuda_cudnn **cudnn, const char *properties, loom_choices *choices,
+                                loom_error *error) {
+    (void)cudnn, (void)properties, (void)choices;
     return absent(error);
 }
 
@@ -41,6 +42,12 @@ size_t loom_cuda_cudnn_workspace(loom_cuda_cudnn *cudnn, loom_op op, const void 
     (void)op, (void)arguments;
     LOOM_CHECK(!cudnn);
     return 0;
+}
+
+bool loom_cuda_cudnn_prepare(loom_cuda_cudnn *cudnn, loom_op op, const void *arguments, loom_error *error) {
+    (void)op, (void)arguments;
+    LOOM_CHECK(!cudnn);
+    return absent(error);
 }
 
 void loom_cuda_cudnn_install(loom_ops *ops) {
