@@ -136,6 +136,22 @@ MUTATIONS = [
         "load_floats(v, moment1 + i",
         "adamw",
     ),
+    Mutation(
+        "first moment not its own",
+        "kernels/adamw.cu",
+        "store_updated(moment1 + i, m,",
+        "store_updated(moment1 + i, v,",
+        "adamw",
+        "bf16",
+    ),
+    Mutation(
+        "random bits above the half-word",
+        "kernels/adamw.cu",
+        ": word[i / 2] & 0xFFFF",
+        ": word[i / 2]",
+        "adamw",
+        "bf16",
+    ),
     # ------------------------------------------------------------------------------------- softmax and cross-entropy
     Mutation(
         "first half not waited for",
@@ -273,6 +289,22 @@ MUTATIONS = [
         "pass * DIGIT_BITS};",
         "0};",
         "embedding_backward",
+    ),
+    Mutation(
+        "rows of tokens overwritten",
+        "kernels/embedding.cu",
+        "i < N; i++) sum[i] += values[i];",
+        "i < N; i++) sum[i] = values[i];",
+        "embedding_backward",
+        "bf16-gradients",
+    ),
+    Mutation(
+        "one column of a pack written",
+        "kernels/embedding.cu",
+        "values.at[j] = from_float<G>(from[i + j]);",
+        "values.at[j] = from_float<G>(from[i]);",
+        "embedding_backward",
+        "bf16-gradients",
     ),
     Mutation(
         "positions overwritten",

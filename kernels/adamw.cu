@@ -34,14 +34,15 @@ __device__ __forceinline__ void update(float &p, float &m, float &v, float gradi
 
 /* The half-words of eight elements in a row, from any place on: those of one random counter, or where the first is not
  * the first of its counter's, the end of one and the beginning of the next. */
-__device__ __forceinline__ void random_halves(uint32_t (&half)[N], uint64_t seed, uint32_t updates, uint64_t place) {
+__device__ __forceinline__ void random_halves(uint32_t (&half)[N], uint64_t seed, loom_random_purpose purpose,
+                                              uint32_t updates, uint64_t place) {
     uint32_t word[8];
-    const loom_random4 random = philox_random(seed, LOOM_RANDOM_ROUNDING, updates, place / 8);
+    const loom_random4 random = philox_random(seed, purpose, updates, place / 8);
 #pragma unroll
     for (int i = 0; i < 8; i++) word[i] = i < 4 ? random.word[i] : 0;
     const int shift = (int)(place % 8); /* in half-words */
     if (shift) {
-        const loom_random4 next = philox_random(seed, LOOM_RANDOM_ROUNDING, updates, place / 8 + 1);
+        const loom_random4 next = philox_random(seed, purpose, updates, place / 8 + 1);
 #pragma unroll
         for (int i = 0; i < 4; i++) word[4 + i] = next.word[i];
 #pragma unroll
@@ -61,12 +62,33 @@ __device__ __forceinline__ float round_stochastically(float x, uint32_t half) {
     return isfinite(x) ? __uint_as_float((__float_as_uint(x) + half) & 0xFFFF0000u) : x;
 }
 
-/* P is what parameters are stored in: float, with a copy where one is given, or bf16, rounded stochastically. A step
- * reads parameter, gradient and both moments, and writes all but the gradient, and the copy: 28 bytes an element in
- * fp32, and 2 more or 2 less with a copy or a gradient of 16 bits. A step to skip costs a read of the scalars. */
-template <typename P, typename C, typename G>
+/* What an element's random bits hang on beside their purpose. */
+struct counter {
+    uint64_t seed;
+    uint32_t updates;
+    uint64_t place; /* of the first of a thread's elements */
+};
+
+/* Stores what was updated: as it is in fp32, rounded stochastically in bf16. */
+template <typename T>
+__device__ __forceinline__ void store_updated(T *to, float (&values)[N], int n, bool packed, const counter &c,
+                                              loom_random_purpose purpose) {
+    if constexpr (sizeof(T) < sizeof(float)) {
+        uint32_t half[N];
+        random_halves(half, c.seed, purpose, c.updates, c.place);
+#pragma unroll
+        for (int j = 0; j < N; j++) values[j] = round_stochastically(values[j], half[j]);
+    }
+    store_floats(to, values, n, packed);
+}
+
+/* P is what parameters are stored in: float, with a copy where one is given, or bf16; M what the moments are stored in:
+ * float or bf16. A step reads parameter, gradient and both moments, and writes all but the gradient, and the copy: 28
+ * bytes an element in fp32; 2 less with a gradient of 16 bits, 4 less with such parameters, 8 less with such moments, 2
+ * more with a copy. A step to skip costs a read of the scalars. */
+template <typename P, typename C, typename G, typename M>
 __global__ void __launch_bounds__(ELEMENTWISE_THREADS)
-    adamw_kernel(P *parameter, C *copy, const G *gradient, float *moment1, float *moment2, const loom_scalars *scalars,
+    adamw_kernel(P *parameter, C *copy, const G *gradient, M *moment1, M *moment2, const loom_scalars *scalars,
                  bool decay, uint64_t seed, int64_t first, elements e) {
     const int64_t i = first_column<N>();
     if (i >= e.columns || scalars->out.skip) return;
@@ -79,31 +101,33 @@ __global__ void __launch_bounds__(ELEMENTWISE_THREADS)
     const factors f = factors_of(scalars, decay);
 #pragma unroll
     for (int j = 0; j < N; j++) update(p[j], m[j], v[j], g[j], f);
-    store_floats(moment1 + i, m, n, e.packed);
-    store_floats(moment2 + i, v, n, e.packed);
-    if constexpr (sizeof(P) < sizeof(float)) {
-        uint32_t half[N];
-        random_halves(half, seed, (uint32_t)scalars->state.updates, (uint64_t)(first + i));
-#pragma unroll
-        for (int j = 0; j < N; j++) p[j] = round_stochastically(p[j], half[j]);
-    }
-    store_floats(parameter + i, p, n, e.packed);
+    const counter random = {seed, (uint32_t)scalars->state.updates, (uint64_t)(first + i)};
+    store_updated(moment1 + i, m, n, e.packed, random, LOOM_RANDOM_ROUNDING_MOMENT1);
+    store_updated(moment2 + i, v, n, e.packed, random, LOOM_RANDOM_ROUNDING_MOMENT2);
+    store_updated(parameter + i, p, n, e.packed, random, LOOM_RANDOM_ROUNDING);
     if (copy) store_floats(copy + i, p, n, e.packed);
 }
 
-template <typename P, typename C> static void adamw(loom_exec *exec, const struct loom_adamw *a) {
+template <typename P, typename C, typename M> static void adamw(loom_exec *exec, const struct loom_adamw *a) {
     const elements e = loom_view_given(&a->copy)
                            ? elements_of(&a->parameter, &a->gradient, &a->moment1, &a->moment2, &a->copy)
                            : elements_of(&a->parameter, &a->gradient, &a->moment1, &a->moment2);
     with_dtype(a->gradient.dtype, [&](auto tag) {
         typedef typename decltype(tag)::type G;
-        launch(exec, "adamw", adamw_kernel<P, C, G>, elementwise_grid<N>(e), elementwise_block<N>(e), 0,
+        launch(exec, "adamw", adamw_kernel<P, C, G, M>, elementwise_grid<N>(e), elementwise_block<N>(e), 0,
                a->parameter.data, a->copy.data, a->gradient.data, a->moment1.data, a->moment2.data, a->scalars,
                a->decay, a->seed, a->first, e);
     });
 }
 
+template <typename M> static void with_moments(loom_exec *exec, const struct loom_adamw *a) {
+    if (a->parameter.dtype == LOOM_BF16) return adamw<bf16, bf16, M>(exec, a);
+    with_dtype(a->copy.dtype, [&](auto tag) { adamw<float, typename decltype(tag)::type, M>(exec, a); });
+}
+
 void loom_cuda_adamw(loom_exec *exec, const struct loom_adamw *a) {
-    if (a->parameter.dtype == LOOM_BF16) return adamw<bf16, bf16>(exec, a);
-    with_dtype(a->copy.dtype, [&](auto tag) { adamw<float, typename decltype(tag)::type>(exec, a); });
+    if (a->moment1.dtype == LOOM_BF16)
+        with_moments<bf16>(exec, a);
+    else
+        with_moments<float>(exec, a);
 }

@@ -241,47 +241,44 @@ static const int32_t *sort_places(const loom_exec *exec, const backward_plan *p,
 /* ---------------------------------------------------------------------------------------------- backward: sum and join
  * A thread owns ACCESS neighbouring columns, a block a piece; long rows are split over blockIdx.y. */
 
-struct token_sums {
-    rows<float> gradient;
+template <typename G> struct token_sums {
+    rows<G> gradient;
     float *partials; /* (pieces, 2, C): of the run that began in an earlier piece, of the one that goes on in a later */
     const int32_t *tokens, *order;
     int64_t N, piece, pieces;
     int C;
 };
 
-__device__ __forceinline__ int32_t token_at(token_sums s, int64_t i) {
+template <typename G> __device__ __forceinline__ int32_t token_at(token_sums<G> s, int64_t i) {
     return s.tokens[s.order[i]];
 }
 
-/* N floats at an address that is a multiple of 16 bytes, or one. */
-template <int N> __device__ __forceinline__ void read_floats(float (&to)[N], const float *from) {
-    if constexpr (N == 1) {
-        to[0] = *from;
-    } else {
+/* How many of a thread's N values are one access: all, or as many as 16 bytes hold. */
+template <int N, typename G> constexpr int TOGETHER = N < PACKED<G> ? N : PACKED<G>;
+
+/* N values of a gradient, or of partial sums, as floats. They begin at a multiple of such an access. */
+template <int N, typename G> __device__ __forceinline__ void read_floats(float (&to)[N], const G *from) {
+    constexpr int W = TOGETHER<N, G>;
 #pragma unroll
-        for (int i = 0; i < N; i += 4) {
-            const pack<float, 4> four = load_pack<4>(from + i);
+    for (int i = 0; i < N; i += W) {
+        const pack<G, W> values = load_pack<W>(from + i);
 #pragma unroll
-            for (int j = 0; j < 4; j++) to[i + j] = four.at[j];
-        }
+        for (int j = 0; j < W; j++) to[i + j] = to_float(values.at[j]);
     }
 }
 
-template <int N> __device__ __forceinline__ void write_floats(float *to, const float (&from)[N]) {
-    if constexpr (N == 1) {
-        *to = from[0];
-    } else {
+template <int N, typename G> __device__ __forceinline__ void write_floats(G *to, const float (&from)[N]) {
+    constexpr int W = TOGETHER<N, G>;
 #pragma unroll
-        for (int i = 0; i < N; i += 4) {
-            pack<float, 4> four;
+    for (int i = 0; i < N; i += W) {
+        pack<G, W> values;
 #pragma unroll
-            for (int j = 0; j < 4; j++) four.at[j] = from[i + j];
-            store_pack(to + i, four);
-        }
+        for (int j = 0; j < W; j++) values.at[j] = from_float<G>(from[i + j]);
+        store_pack(to + i, values);
     }
 }
 
-template <int N> __device__ __forceinline__ void add_floats(float *to, const float (&values)[N]) {
+template <int N, typename G> __device__ __forceinline__ void add_floats(G *to, const float (&values)[N]) {
     float sum[N];
     read_floats(sum, to);
 #pragma unroll
@@ -292,7 +289,8 @@ template <int N> __device__ __forceinline__ void add_floats(float *to, const flo
 constexpr int AHEAD = 4; /* rows that are read before the first of them is added */
 
 /* With D different tokens: reads N places, N tokens and NC of dout, reads and writes DC of the gradient. */
-template <typename T, int ACCESS> __global__ void __launch_bounds__(256) sum_pieces(token_sums s, rows<const T> dout) {
+template <typename T, typename G, int ACCESS>
+__global__ void __launch_bounds__(256) sum_pieces(token_sums<G> s, rows<const T> dout) {
     const int column = (int)(blockIdx.y * blockDim.x + threadIdx.x) * ACCESS;
     if (column >= s.C) return;
     const int64_t first = (int64_t)blockIdx.x * s.piece, end = first + s.piece < s.N ? first + s.piece : s.N;
@@ -337,7 +335,7 @@ template <typename T, int ACCESS> __global__ void __launch_bounds__(256) sum_pie
 
 /* For the piece in which a run begins that goes on in the next one: adds the run's partial sums to the gradient. Reads
  * them once; no more than 2C for each piece. */
-template <int ACCESS> __global__ void __launch_bounds__(256) join_pieces(token_sums s) {
+template <typename G, int ACCESS> __global__ void __launch_bounds__(256) join_pieces(token_sums<G> s) {
     const int column = (int)(blockIdx.y * blockDim.x + threadIdx.x) * ACCESS;
     if (column >= s.C) return;
     const int64_t first = (int64_t)blockIdx.x * s.piece, end = first + s.piece;
@@ -369,12 +367,12 @@ template <int ACCESS> __global__ void __launch_bounds__(256) join_pieces(token_s
 /* ------------------------------------------------------------------------------------------------ backward: positions */
 
 /* Adds dout (B,T,C) over b in order; T is `length`. Reads NC and, if there is something to add to, TC; writes TC. */
-template <typename T, int ACCESS>
-__global__ void __launch_bounds__(256) add_positions(rows<float> gradient, rows<const T> dout, int64_t B,
-                                                     int64_t length, int64_t first_position, int C, bool accumulate) {
+template <typename T, typename G, int ACCESS>
+__global__ void __launch_bounds__(256) add_positions(rows<G> gradient, rows<const T> dout, int64_t B, int64_t length,
+                                                     int64_t first_position, int C, bool accumulate) {
     const int column = (int)(blockIdx.y * blockDim.x + threadIdx.x) * ACCESS;
     if (column >= C) return;
-    float *to = row_at(gradient, first_position + blockIdx.x) + column;
+    G *to = row_at(gradient, first_position + blockIdx.x) + column;
     float sum[ACCESS] = {};
     if (accumulate) read_floats(sum, to);
 #pragma unroll 4
@@ -388,8 +386,8 @@ __global__ void __launch_bounds__(256) add_positions(rows<float> gradient, rows<
 }
 
 /* Rows of zeros, but for those from first_kept up to end_kept. A block to a row, as far as it reaches; writes VC. */
-template <int ACCESS>
-__global__ void __launch_bounds__(256) clear_rows(rows<float> gradient, int64_t first_kept, int64_t end_kept, int C) {
+template <typename G, int ACCESS>
+__global__ void __launch_bounds__(256) clear_rows(rows<G> gradient, int64_t first_kept, int64_t end_kept, int C) {
     const int column = (int)(blockIdx.y * blockDim.x + threadIdx.x) * ACCESS;
     const int64_t n = blockIdx.x;
     if (column >= C || (n >= first_kept && n < end_kept)) return;
@@ -404,40 +402,49 @@ template <int ACCESS> static dim3 column_grid(int64_t rows, int64_t C, unsigned 
     return dim3(grid_size(rows), (unsigned)ceil_div(packs, (int64_t)*threads));
 }
 
-template <typename T, int ACCESS> static void backward(const loom_exec *exec, const struct loom_embedding_backward *a) {
+template <typename T, typename G, int ACCESS>
+static void position_gradient(const loom_exec *exec, const struct loom_embedding_backward *a) {
     const char *name = "embedding_backward";
-    const backward_plan p = plan_of(a);
-    const int64_t C = a->dout.shape[3], length = a->dout.shape[2], first = a->first_position;
-    const int32_t *tokens = static_cast<const int32_t *>(a->tokens.data);
-    const rows<float> token_gradient = rows_of<float>(&a->token_gradient);
-    const rows<float> position_gradient = rows_of<float>(&a->position_gradient);
-    const rows<const T> dout = rows_of<const T>(&a->dout);
+    const int64_t C = a->dout.shape[3], B = a->dout.shape[0] * a->dout.shape[1], length = a->dout.shape[2];
+    const int64_t first = a->first_position;
+    const rows<G> gradient = rows_of<G>(&a->position_gradient);
     unsigned threads;
-
     dim3 grid = column_grid<ACCESS>(a->position_gradient.shape[2], C, &threads);
     if (!a->accumulate_positions)
-        launch(exec, name, clear_rows<ACCESS>, grid, threads, 0, position_gradient, first, first + length, (int)C);
+        launch(exec, name, clear_rows<G, ACCESS>, grid, threads, 0, gradient, first, first + length, (int)C);
     grid = column_grid<ACCESS>(length, C, &threads);
-    launch(exec, name, add_positions<T, ACCESS>, grid, threads, 0, position_gradient, dout, p.N / length, length, first,
-           (int)C, a->accumulate_positions);
+    launch(exec, name, add_positions<T, G, ACCESS>, grid, threads, 0, gradient, rows_of<const T>(&a->dout), B, length,
+           first, (int)C, a->accumulate_positions);
+}
 
-    grid = column_grid<ACCESS>(a->token_gradient.shape[2], C, &threads);
+template <typename T, typename G, int ACCESS>
+static void token_gradient(const loom_exec *exec, const struct loom_embedding_backward *a) {
+    const char *name = "embedding_backward";
+    const backward_plan p = plan_of(a);
+    const int64_t C = a->dout.shape[3];
+    const int32_t *tokens = static_cast<const int32_t *>(a->tokens.data);
+    const rows<G> gradient = rows_of<G>(&a->token_gradient);
+    unsigned threads;
+    dim3 grid = column_grid<ACCESS>(a->token_gradient.shape[2], C, &threads);
     if (!a->accumulate_tokens)
-        launch(exec, name, clear_rows<ACCESS>, grid, threads, 0, token_gradient, (int64_t)0, (int64_t)0, (int)C);
-    const token_sums sums = {
-        token_gradient,
-        reinterpret_cast<float *>(static_cast<char *>(exec->workspace) + p.partials),
-        tokens,
-        sort_places(exec, &p, tokens),
-        p.N,
-        p.piece,
-        p.pieces,
-        (int)C,
+        launch(exec, name, clear_rows<G, ACCESS>, grid, threads, 0, gradient, (int64_t)0, (int64_t)0, (int)C);
+    const token_sums<G> sums = {
+        gradient, reinterpret_cast<float *>(static_cast<char *>(exec->workspace) + p.partials),
+        tokens,   sort_places(exec, &p, tokens),
+        p.N,      p.piece,
+        p.pieces, (int)C,
     };
     grid = column_grid<ACCESS>(p.pieces, C, &threads);
-    launch(exec, name, sum_pieces<T, ACCESS>, grid, threads, 0, sums, dout);
+    launch(exec, name, sum_pieces<T, G, ACCESS>, grid, threads, 0, sums, rows_of<const T>(&a->dout));
     grid = column_grid<ACCESS>(p.pieces - 1, C, &threads);
-    if (p.pieces > 1) launch(exec, name, join_pieces<ACCESS>, grid, threads, 0, sums);
+    if (p.pieces > 1) launch(exec, name, join_pieces<G, ACCESS>, grid, threads, 0, sums);
+}
+
+template <typename T, int ACCESS> static void backward(const loom_exec *exec, const struct loom_embedding_backward *a) {
+    with_dtype(a->position_gradient.dtype,
+               [&](auto tag) { position_gradient<T, typename decltype(tag)::type, ACCESS>(exec, a); });
+    with_dtype(a->token_gradient.dtype,
+               [&](auto tag) { token_gradient<T, typename decltype(tag)::type, ACCESS>(exec, a); });
 }
 
 void loom_cuda_embedding_backward(loom_exec *exec, const struct loom_embedding_backward *a) {

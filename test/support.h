@@ -178,6 +178,7 @@ struct ModelOptions {
     loom_gpt_purpose purpose = LOOM_GPT_TRAIN;
     loom_dtype dtype = LOOM_F32;
     bool master = true;
+    loom_dtype optimizer = LOOM_F32, gradient = LOOM_F32;
     loom_recompute recompute = {};
     int64_t logits_rows = 0;
     int64_t sequences = 0; /* of a step, for the optimizer; 0: one micro-batch */
@@ -191,12 +192,13 @@ class Model {
   public:
     Model(const loom_gpt_config &shape, int64_t batch, int64_t length, const ModelOptions &options = {})
         : B(batch), T(length), device_(open_device(options.device, options.threads)) {
+        const loom_precision_flags flags = {options.dtype, options.master, options.optimizer, options.gradient};
         loom_precision precision;
         Setup setup = setup_of(B, T, options.purpose, &precision);
         setup.recompute = options.recompute;
         setup.logits_rows = options.logits_rows;
         require([&](loom_error *error) {
-            return loom_precision_of(device_.get(), options.dtype, options.master, &precision, error) &&
+            return loom_precision_of(device_.get(), &flags, &precision, error) &&
                    loom_gpt_create(&gpt_, &shape, setup, device_.get(), error);
         });
         if (options.before_lay_out) options.before_lay_out(gpt_);
@@ -293,7 +295,7 @@ class Model {
         return read(loom_gpt_get_gradients(gpt_), precision().gradient, 0, layout().elements);
     }
     std::vector<double> moments(int which) const {
-        return read(which == 1 ? optimizer.moment1 : optimizer.moment2, device_->statistics, 0, layout().elements);
+        return read(which == 1 ? optimizer.moment1 : optimizer.moment2, precision().moment, 0, layout().elements);
     }
     std::vector<double> losses() const {
         return read(loom_gpt_get_losses(gpt_), device_->statistics, 0, B * T);

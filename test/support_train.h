@@ -73,11 +73,11 @@ inline std::string bits_of_steps(const Trainer &trainer, int steps) {
         bits.append((const char *)&report.grad_norm, sizeof report.grad_norm);
     }
     const loom_device *device = trainer->device;
-    const std::pair<const void *, loom_dtype> tensors[] = {
-        {loom_gpt_get_master(trainer->gpt), loom_gpt_get_precision(trainer->gpt)->master},
-        {loom_gpt_get_parameters(trainer->gpt), loom_gpt_get_precision(trainer->gpt)->storage},
-        {trainer->optimizer.moment1, device->statistics},
-        {trainer->optimizer.moment2, device->statistics}};
+    const loom_precision *precision = loom_gpt_get_precision(trainer->gpt);
+    const std::pair<const void *, loom_dtype> tensors[] = {{loom_gpt_get_master(trainer->gpt), precision->master},
+                                                           {loom_gpt_get_parameters(trainer->gpt), precision->storage},
+                                                           {trainer->optimizer.moment1, precision->moment},
+                                                           {trainer->optimizer.moment2, precision->moment}};
     for (const auto &[values, dtype] : tensors) {
         std::string raw((size_t)loom_gpt_get_layout(trainer->gpt)->elements * loom_dtype_size(dtype), 0);
         device->copy(trainer->device, NULL, raw.data(), values, raw.size(), LOOM_DEVICE_TO_HOST);

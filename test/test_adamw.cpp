@@ -1,5 +1,5 @@
-/* What the cases of adamw cannot compare with the oracle by bits: how weights are rounded. On the definition, and on
- * "cuda" where there is one. */
+/* What the cases of adamw cannot compare with the oracle by bits: how weights and moments are rounded. On the definition,
+ * and on "cuda" where there is one. */
 #include "gptloom/device.h"
 #include "gptloom/random.h"
 
@@ -11,6 +11,7 @@
 #include <cstring>
 #include <memory>
 #include <string>
+#include <tuple>
 #include <vector>
 
 namespace {
@@ -138,8 +139,9 @@ double absolute(double x) {
 }
 
 /* Rounds as ops.h says, from its words: cut off after adding 16 bits of the counter's half-word. */
-double rounded_stochastically(double value, uint64_t seed, uint32_t updates, uint64_t place) {
-    const loom_random4 random = loom_random(seed, LOOM_RANDOM_ROUNDING, updates, place / 8);
+double rounded_stochastically(double value, loom_random_purpose purpose, uint64_t seed, uint32_t updates,
+                              uint64_t place) {
+    const loom_random4 random = loom_random(seed, purpose, updates, place / 8);
     const uint32_t half = place % 8, word = random.word[half / 2];
     const float single = static_cast<float>(value);
     uint32_t bits;
@@ -149,59 +151,84 @@ double rounded_stochastically(double value, uint64_t seed, uint32_t updates, uin
     return loom_case_load(&kept, LOOM_BF16);
 }
 
-/* One step from the same weights with a master gives the sums before rounding: the master's own; its copies are these,
- * rounded to nearest; without a master they are rounded with the random bits of each element's place. Starts and sizes
- * such that no vector is aligned as another. */
-TEST_P(AdamW, RoundsWeightsToTheBit) {
-    const size_t n = 3001;
-    const int64_t first = (int64_t{1} << 35) + 5;
-    const uint64_t seed = 0x123456789ABCDEFull;
-    const Scalars scalars(device.get(), some_scalars((int64_t{1} << 32) + 41));
-    const std::vector<double> start = normals(LOOM_BF16, n, 1), slope = normals(LOOM_BF16, n, 2);
-    std::vector<double> square = normals(LOOM_F32, n, 3);
-    for (double &x : square) x = absolute(x);
-    for (loom_dtype gradient_dtype : {LOOM_F32, LOOM_BF16}) {
-        for (int64_t shift : {0, 3}) {
-            Vector gradient(device.get(), gradient_dtype, slope, shift);
-            std::vector<double> master;
-            for (loom_dtype dtype : {LOOM_BF16, LOOM_F16}) {
-                Vector parameter(device.get(), LOOM_F32, start, shift), copy(device.get(), dtype, start, 2 * shift);
-                Vector m(device.get(), LOOM_F32, slope), v(device.get(), LOOM_F32, square);
-                struct loom_adamw a = {};
-                a.parameter = parameter.view();
-                a.copy = copy.view();
-                a.gradient = gradient.view();
-                a.moment1 = m.view();
-                a.moment2 = v.view();
-                a.scalars = scalars.get();
-                a.decay = true;
-                run(device.get(), a);
-                master = parameter.values();
-                const std::vector<double> copied = copy.values();
-                for (size_t i = 0; i < n; i++) ASSERT_EQ(copied[i], loom_case_round(dtype, master[i])) << i;
-            }
-            Vector alone(device.get(), LOOM_BF16, start, shift);
-            Vector m(device.get(), LOOM_F32, slope), v(device.get(), LOOM_F32, square);
-            struct loom_adamw a = {};
-            a.parameter = alone.view();
-            a.gradient = gradient.view();
-            a.moment1 = m.view();
-            a.moment2 = v.view();
-            a.scalars = scalars.get();
-            a.decay = true;
-            a.seed = seed;
-            a.first = first;
-            run(device.get(), a);
-            const std::vector<double> found = alone.values();
-            size_t away = 0;
-            for (size_t i = 0; i < n; i++) {
-                const uint64_t place = static_cast<uint64_t>(first) + i;
-                ASSERT_EQ(found[i], rounded_stochastically(master[i], seed, 41, place)) << i;
-                away += found[i] != loom_case_round(LOOM_BF16, master[i]);
-            }
-            EXPECT_GT(away, n / 8) << "as if rounded to nearest";
-        }
+/* What a step is run with, and what it leaves. */
+struct Stored {
+    loom_dtype parameter, copy, gradient, moment; /* copy: fp32 for none */
+};
+
+struct Updated {
+    std::vector<double> parameter, copy, moment1, moment2;
+};
+
+constexpr uint64_t rounding_seed = 0x123456789ABCDEFull;
+constexpr int64_t first_place = (int64_t{1} << 35) + 5;
+
+/* One step with decay, vectors from different elements of their memory on. */
+Updated step(loom_device *device, const Stored &stored, const Scalars &scalars, const Updated &start,
+             const std::vector<double> &slope, int64_t shift) {
+    Vector parameter(device, stored.parameter, start.parameter, shift), gradient(device, stored.gradient, slope, shift);
+    Vector copy(device, stored.copy, start.parameter, 2 * shift);
+    Vector m(device, stored.moment, start.moment1, shift / 2), v(device, stored.moment, start.moment2, 3 * shift);
+    struct loom_adamw a = {};
+    a.parameter = parameter.view();
+    if (stored.copy != LOOM_F32) a.copy = copy.view();
+    a.gradient = gradient.view();
+    a.moment1 = m.view();
+    a.moment2 = v.view();
+    a.scalars = scalars.get();
+    a.decay = true;
+    a.seed = rounding_seed;
+    a.first = first_place;
+    run(device, a);
+    return {parameter.values(), copy.values(), m.values(), v.values()};
+}
+
+/* Fails unless `found` is `exact`: as it is in fp32, in bf16 rounded with the random bits of each element's place. */
+void expect_rounded(const std::vector<double> &found, const std::vector<double> &exact, loom_dtype dtype,
+                    loom_random_purpose purpose) {
+    size_t away = 0;
+    for (size_t i = 0; i < found.size(); i++) {
+        const uint64_t place = static_cast<uint64_t>(first_place) + i;
+        const double expected = dtype == LOOM_F32 ? exact[i]
+                                                  : rounded_stochastically(exact[i], purpose, rounding_seed, 41, place);
+        ASSERT_EQ(found[i], expected) << i << " of purpose " << purpose;
+        away += found[i] != loom_case_round(dtype, exact[i]);
     }
+    if (dtype == LOOM_BF16) {
+        EXPECT_GT(away, found.size() / 8) << "as if rounded to nearest";
+    }
+}
+
+/* One step with everything in fp32 gives the sums before rounding. Starts and sizes such that no vector is aligned as
+ * another, and such that all are. */
+TEST_P(AdamW, RoundsToTheBit) {
+    const size_t n = 3001;
+    const Scalars scalars(device.get(), some_scalars((int64_t{1} << 32) + 41));
+    Updated start = {normals(LOOM_BF16, n, 1), {}, normals(LOOM_BF16, n, 2), normals(LOOM_BF16, n, 3)};
+    for (double &x : start.moment2) x = absolute(x);
+    std::vector<double> slope = normals(LOOM_BF16, n, 4); /* exact in all three types */
+    for (double &x : slope) x = loom_case_round(LOOM_F16, x);
+    for (loom_dtype gradient : {LOOM_F32, LOOM_BF16, LOOM_F16})
+        for (int64_t shift : {0, 3}) {
+            const Stored wide = {LOOM_F32, LOOM_F32, gradient, LOOM_F32};
+            const Updated exact = step(device.get(), wide, scalars, start, slope, shift);
+            for (loom_dtype moment : {LOOM_F32, LOOM_BF16})
+                for (const auto &[parameter, copy] : std::vector<std::pair<loom_dtype, loom_dtype>>{
+                         {LOOM_F32, LOOM_F32}, {LOOM_F32, LOOM_BF16}, {LOOM_F32, LOOM_F16}, {LOOM_BF16, LOOM_F32}}) {
+                    SCOPED_TRACE(std::string(loom_dtype_name(parameter)) + ", copy " + loom_dtype_name(copy) +
+                                 ", gradient " + loom_dtype_name(gradient) + ", moments " + loom_dtype_name(moment));
+                    const Stored stored = {parameter, copy, gradient, moment};
+                    const Updated found = step(device.get(), stored, scalars, start, slope, shift);
+                    expect_rounded(found.parameter, exact.parameter, parameter, LOOM_RANDOM_ROUNDING);
+                    expect_rounded(found.moment1, exact.moment1, moment, LOOM_RANDOM_ROUNDING_MOMENT1);
+                    expect_rounded(found.moment2, exact.moment2, moment, LOOM_RANDOM_ROUNDING_MOMENT2);
+                    for (size_t i = 0; i < n; i++) {
+                        const bool given = copy != LOOM_F32;
+                        ASSERT_EQ(found.copy[i], given ? loom_case_round(copy, exact.parameter[i]) : start.parameter[i])
+                            << i;
+                    }
+                }
+        }
 }
 
 /* The bits of an element depend on its place, not on the range it is updated in. */
@@ -209,25 +236,88 @@ TEST_P(AdamW, RoundsTheSameInAnyRanges) {
     const size_t n = 2500;
     const Scalars scalars(device.get(), some_scalars(3));
     const std::vector<double> start = normals(LOOM_BF16, n, 1), zeros(n, 0), ones(n, 1);
-    std::vector<double> whole;
-    for (const std::vector<int64_t> &cuts : std::vector<std::vector<int64_t>>{{0, 2500}, {0, 1, 12, 1029, 2500}}) {
-        Vector parameter(device.get(), LOOM_BF16, start), gradient(device.get(), LOOM_F32, start);
-        Vector m(device.get(), LOOM_F32, zeros), v(device.get(), LOOM_F32, ones);
-        for (size_t i = 0; i + 1 < cuts.size(); i++) {
-            const int64_t from = cuts[i], count = cuts[i + 1] - cuts[i];
-            struct loom_adamw a = {};
-            a.parameter = parameter.view(from, count);
-            a.gradient = gradient.view(from, count);
-            a.moment1 = m.view(from, count);
-            a.moment2 = v.view(from, count);
-            a.scalars = scalars.get();
-            a.seed = 9;
-            a.first = 1000 + from;
-            run(device.get(), a);
+    for (loom_dtype moment : {LOOM_F32, LOOM_BF16}) {
+        std::vector<std::vector<double>> whole;
+        for (const std::vector<int64_t> &cuts : std::vector<std::vector<int64_t>>{{0, 2500}, {0, 1, 12, 1029, 2500}}) {
+            Vector parameter(device.get(), LOOM_BF16, start), gradient(device.get(), LOOM_F32, start);
+            Vector m(device.get(), moment, zeros), v(device.get(), moment, ones);
+            for (size_t i = 0; i + 1 < cuts.size(); i++) {
+                const int64_t from = cuts[i], count = cuts[i + 1] - cuts[i];
+                struct loom_adamw a = {};
+                a.parameter = parameter.view(from, count);
+                a.gradient = gradient.view(from, count);
+                a.moment1 = m.view(from, count);
+                a.moment2 = v.view(from, count);
+                a.scalars = scalars.get();
+                a.seed = 9;
+                a.first = 1000 + from;
+                run(device.get(), a);
+            }
+            const std::vector<std::vector<double>> found = {parameter.values(), m.values(), v.values()};
+            if (whole.empty()) whole = found;
+            EXPECT_EQ(found, whole);
         }
-        const std::vector<double> found = parameter.values();
-        if (whole.empty()) whole = found;
-        EXPECT_EQ(found, whole);
+    }
+}
+
+/* A step without a gradient on moments of bf16, which thereby shrink by their betas; returns them. */
+std::pair<std::vector<double>, std::vector<double>> decayed(loom_device *device, const std::vector<double> &m_start,
+                                                            const std::vector<double> &v_start, float beta,
+                                                            int64_t updates) {
+    loom_scalars s = some_scalars(updates);
+    s.in.beta1 = s.in.beta2 = beta;
+    const Scalars scalars(device, s);
+    const std::vector<double> zeros(m_start.size(), 0);
+    Vector parameter(device, LOOM_F32, zeros), gradient(device, LOOM_F32, zeros);
+    Vector m(device, LOOM_BF16, m_start), v(device, LOOM_BF16, v_start);
+    struct loom_adamw a = {};
+    a.parameter = parameter.view();
+    a.gradient = gradient.view();
+    a.moment1 = m.view();
+    a.moment2 = v.view();
+    a.scalars = scalars.get();
+    a.seed = 11;
+    run(device, a);
+    return {m.values(), v.values()};
+}
+
+/* Moments of one that shrink by a part of the distance to the next number below arrive there in that part of all
+ * elements, and the two of an element independently of each other: within five deviations of the binomial
+ * distribution. */
+TEST_P(AdamW, RoundsMomentsDownAsOftenAsIsLost) {
+    const size_t n = 20000;
+    const std::vector<double> ones(n, 1);
+    for (double fraction : {0.0, 0.125, 0.5, 0.9375}) {
+        const auto [m, v] = decayed(device.get(), ones, ones, static_cast<float>(1 - fraction * 0x1p-8), 1);
+        double down_m = 0, down_v = 0, down_both = 0;
+        for (size_t i = 0; i < n; i++) {
+            ASSERT_TRUE(m[i] == 1 || m[i] == 1 - 0x1p-8) << m[i];
+            ASSERT_TRUE(v[i] == 1 || v[i] == 1 - 0x1p-8) << v[i];
+            down_m += m[i] < 1;
+            down_v += v[i] < 1;
+            down_both += m[i] < 1 && v[i] < 1;
+        }
+        const auto near = [&](double count, double probability) {
+            const double expected = probability * static_cast<double>(n);
+            EXPECT_NEAR(count, expected, 5 * std::sqrt(expected * (1 - probability))) << fraction;
+        };
+        near(down_m, fraction);
+        near(down_v, fraction);
+        near(down_both, fraction * fraction);
+    }
+}
+
+/* 100 steps of a beta2 of 0.999, each of which rounding to nearest would lose, are 0.999^100 in the mean. A step's
+ * rounding has a deviation of at most half the distance of two neighbours, 2^-9 below one, and they are independent: 5
+ * deviations of the mean of n elements are 5 * sqrt(100 / n) * 2^-9. */
+TEST_P(AdamW, KeepsSmallChangesOfMomentsInTheMean) {
+    const size_t n = 4000;
+    std::vector<double> m(n, 1), v(n, 1);
+    for (int64_t updates = 1; updates <= 100; updates++) std::tie(m, v) = decayed(device.get(), m, v, 0.999f, updates);
+    for (const std::vector<double> &moment : {m, v}) {
+        double sum = 0;
+        for (double x : moment) sum += x;
+        EXPECT_NEAR(sum / n, std::pow(0.999, 100), 5 * std::sqrt(100.0 / n) * 0x1p-9);
     }
 }
 
@@ -286,22 +376,31 @@ TEST_P(AdamW, KeepsWhatIsNotFinite) {
     a.moment2 = v.view();
     a.scalars = scalars.get();
     run(device.get(), a);
-    const std::vector<double> found = parameter.values();
-    for (size_t i = 0; i < n; i++) {
-        if (i % 3 == 2)
-            EXPECT_TRUE(std::isnan(found[i])) << i;
-        else
-            EXPECT_EQ(found[i], start[i]) << i;
-    }
+    const auto [moment1, moment2] = decayed(device.get(), start, start, 0.9f, 1);
+    for (const std::vector<double> &found : {parameter.values(), moment1, moment2})
+        for (size_t i = 0; i < n; i++) {
+            if (i % 3 == 2)
+                EXPECT_TRUE(std::isnan(found[i])) << i;
+            else
+                EXPECT_EQ(found[i], start[i]) << i;
+        }
 }
 
-TEST_P(AdamW, RefusesACopyOfParametersWithoutAMaster) {
-    struct loom_adamw a = {};
-    a.parameter = a.copy = a.gradient = loom_view_1d(nullptr, LOOM_BF16, 4);
-    a.moment1 = a.moment2 = loom_view_1d(nullptr, LOOM_F32, 4);
-    const char *why = "";
-    EXPECT_FALSE(device->ops->supports(device.get(), LOOM_OP_adamw, &a, &why));
-    EXPECT_NE(std::string(why).find("copy"), std::string::npos) << why;
+TEST_P(AdamW, RefusesWhatItsContractLacks) {
+    const auto refusal = [&](loom_dtype parameter, loom_dtype copy, loom_dtype moment1, loom_dtype moment2) {
+        struct loom_adamw a = {};
+        a.parameter = a.gradient = loom_view_1d(nullptr, parameter, 4);
+        if (copy != LOOM_F32) a.copy = loom_view_1d(nullptr, copy, 4);
+        a.moment1 = loom_view_1d(nullptr, moment1, 4);
+        a.moment2 = loom_view_1d(nullptr, moment2, 4);
+        const char *why = "";
+        return device->ops->supports(device.get(), LOOM_OP_adamw, &a, &why) ? std::string() : std::string(why);
+    };
+    EXPECT_EQ(refusal(LOOM_F32, LOOM_BF16, LOOM_BF16, LOOM_BF16), "");
+    EXPECT_NE(refusal(LOOM_BF16, LOOM_BF16, LOOM_F32, LOOM_F32).find("copy"), std::string::npos);
+    EXPECT_NE(refusal(LOOM_F32, LOOM_F32, LOOM_F32, LOOM_BF16).find("moments"), std::string::npos);
+    EXPECT_NE(refusal(LOOM_F32, LOOM_F32, LOOM_BF16, LOOM_F32).find("moments"), std::string::npos);
+    EXPECT_NE(refusal(LOOM_F32, LOOM_F32, LOOM_F16, LOOM_F16).find("dtype"), std::string::npos);
 }
 
 /* Every fp16 value, and what lies half-way to the next and beside that: narrowed as arithmetic on the values says. */

@@ -1112,6 +1112,58 @@ TEST_F(CheckpointTest, ACheckpointOfAnotherShapeIsRefused) {
     }
 }
 
+/* As they were saved, or the nearest: between neighbours of bf16, and half-way to the next. */
+TEST_F(CheckpointTest, MomentsOfEitherTypeLoadIntoEither) {
+    loom_parameter parameter{};
+    snprintf(parameter.name, sizeof parameter.name, "moved");
+    const size_t n = 900;
+    parameter.rows = parameter.padded_rows = 30, parameter.columns = 30;
+    loom_layout layout{};
+    layout.parameter = &parameter, layout.n_parameters = 1;
+    std::vector<float> values(n);
+    for (size_t i = 0; i < n; i++)
+        values[i] = std::ldexp(1 + static_cast<float>(i) * 0x1p-10f, static_cast<int>(i % 60) - 30);
+    const auto stored = [&](loom_dtype dtype, bool rounded) {
+        std::vector<float> memory(n, 0);
+        for (size_t i = 0; i < n; i++) {
+            const uint16_t narrow = float_to_bf16(values[i]);
+            const float wide = rounded ? bf16_to_float(narrow) : values[i];
+            if (dtype == LOOM_F32)
+                memory[i] = wide;
+            else
+                memcpy(reinterpret_cast<char *>(memory.data()) + 2 * i, &narrow, 2);
+        }
+        return memory;
+    };
+    FakeDevice remote(true);
+    for (const loom_dtype from : {LOOM_F32, LOOM_BF16}) {
+        std::vector<float> saved = stored(from, false), saved2 = saved;
+        loom_checkpoint_tensors tensors{
+            nullptr, &layout, remote.get(), nullptr, remote.address(saved), remote.address(saved2), LOOM_F32, from};
+        loom_tensor_sets sets = loom_moment_sets(&tensors);
+        loom_manifest manifest{};
+        manifest.directory = directory.c_str();
+        const std::string path = directory / "moments.safetensors";
+        ASSERT_TRUE(loom_tensors_write(&manifest, "moments.safetensors", &tensors, &sets, &error)) << error.message;
+        EXPECT_EQ(fs::file_size(path) / (2 * n), loom_dtype_size(from)) << "two moments, and a header";
+        for (const loom_dtype to : {LOOM_F32, LOOM_BF16}) {
+            std::vector<float> loaded(n, 0), loaded2(n, 0);
+            tensors.moment1 = remote.address(loaded), tensors.moment2 = remote.address(loaded2);
+            tensors.moment_dtype = to;
+            sets = loom_moment_sets(&tensors);
+            loom_tensor_source source;
+            ASSERT_TRUE(loom_tensor_source_open(&source, path.c_str(), &tensors, &sets, false, &error))
+                << error.message;
+            ASSERT_TRUE(loom_tensor_source_load(&source, &tensors, &sets, &error)) << error.message;
+            loom_tensor_source_close(&source);
+            for (const auto *memory : {&loaded, &loaded2})
+                EXPECT_EQ(memcmp(memory->data(), stored(to, from == LOOM_BF16).data(), n * sizeof(float)), 0)
+                    << loom_dtype_name(from) << " as " << loom_dtype_name(to);
+        }
+        fs::remove(path);
+    }
+}
+
 TEST_F(CheckpointTest, MomentsMustBeWholeToo) {
     ASSERT_TRUE(save(1));
     const fs::path step = checkpoints / "step-00000001", moments = step / "optimizer.safetensors";

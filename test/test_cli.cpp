@@ -350,6 +350,8 @@ TEST_F(Program, NegativeHugeNanAndNonNumericValues) {
     expect_training_mistake({"--device", "cud"}, {"--device: 'cud'", "did you mean 'cuda'?"});
     expect_training_mistake({"--dtype", "fp8"}, {"--dtype: 'fp8'", "fp32, bf16, fp16"});
     expect_training_mistake({"--dtype", "fp16", "--master-weights", "off"}, {"--master-weights", "bf16"});
+    expect_training_mistake({"--dtype", "fp16", "--grad-dtype", "bf16"}, {"--grad-dtype", "--dtype bf16", "fp16"});
+    expect_training_mistake({"--optimizer-dtype", "fp16"}, {"--optimizer-dtype: 'fp16'", "fp32, bf16"});
     expect_training_mistake({"--cuda-grap", "off"}, {"--cuda-grap", "--cuda-graph"});
     expect_training_mistake({"--fresh-choices"}, {"--fresh-choices", "--resume"});
     expect_training_mistake({"--model", "gtp2"}, {"--model", "gpt2"});
@@ -524,6 +526,7 @@ TEST_F(Program, SampleAndInfoMistakes) {
     expect_mistake({"info", "gpt2", "--seq-len", "2048"}, {"--seq-len: 2048"});
     expect_mistake({"info", "gpt2", "--batch", "4", "--micro-batch", "3"}, {"--micro-batch: 3"});
     expect_mistake({"info", "gpt2", "--dtype", "fp32", "--master-weights", "off"}, {"--master-weights", "fp32"});
+    expect_mistake({"info", "gpt2", "--grad-dtype", "bf16"}, {"--grad-dtype", "--dtype bf16", "fp32"});
     expect_mistake({"sample", "--from", "run", "--dtype", "half"}, {"--dtype: 'half'"});
 }
 
@@ -682,6 +685,14 @@ TEST_F(Program, InfoCountsParameters) {
     for (const char *word : {"training in bf16", "master weights", "237."}) /* MiB of weights */
         EXPECT_NE(narrow.out.find(word), std::string::npos) << narrow.out;
     EXPECT_EQ(gpt2.out.find("master weights"), std::string::npos);
+    const Outcome narrower = run({"info", "gpt2", "--batch", "1", "--seq-len", "64", "--dtype", "bf16",
+                                  "--optimizer-dtype", "bf16", "--grad-dtype", "bf16"});
+    const auto mebibytes = [](const Outcome &outcome, const std::string &row) {
+        const size_t at = outcome.out.find("  " + row);
+        return at == std::string::npos ? -1 : std::stod(outcome.out.substr(at + row.size() + 2));
+    };
+    for (const char *row : {"moments", "gradients"})
+        EXPECT_NEAR(mebibytes(narrower, row), mebibytes(narrow, row) / 2, 0.1) << narrower.out;
     expect_run(training({}));
     const Outcome directory = run({"info", "run"});
     EXPECT_EQ(directory.code, 0) << directory.err;
@@ -693,7 +704,8 @@ TEST_F(Program, RunsInSixteenBits) {
         fs::remove_all(folder / "run");
         const Outcome outcome = run(training({"--dtype", dtype}));
         ASSERT_EQ(outcome.code, 0) << outcome.err;
-        EXPECT_NE(outcome.out.find(std::string("precision   ") + dtype + "; master weights and moments in fp32"),
+        EXPECT_NE(outcome.out.find(std::string("precision   ") + dtype +
+                                   "; master weights in fp32; moments in fp32, gradients of weights in fp32"),
                   std::string::npos)
             << outcome.out;
         EXPECT_NE(run({"info", "run"}).out.find(std::string("tokens seen in ") + dtype), std::string::npos);

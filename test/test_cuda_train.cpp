@@ -126,6 +126,47 @@ TEST_F(CudaTrain, FollowsTheCpuInFp16) {
     expect_following_in_half(losses(shape("cuda", {{"dtype", "fp16"}}), 20), losses(shape("cpu"), 20), 0x1p-12);
 }
 
+/* ------------------------------------------------------------------------------------------ moments and gradients in bf16
+ * Compared with the same run in fp32 moments and gradients, on the CPU and here. */
+
+/* Random rounding of a moment is off by at most half an epsilon, 2^-8, root mean square. What steps have added and not
+ * yet forgotten comes to 2^-8 / sqrt(1 - beta^2) of the moment: 2.3 times for beta1 = 0.9, 3.2 times for beta2 = 0.95, of
+ * which the root in the update's denominator feels half. So an update is off by sqrt(2.3^2 + 1.6^2) 2^-8 of itself, as
+ * it would be by a gradient off by as much. */
+TEST_F(CudaTrain, MomentsInBf16FollowThoseInFp32) {
+    const double relative = std::sqrt(2.3 * 2.3 + 1.6 * 1.6) * 0x1p-8;
+    const loom_gpt_config c = gpt_shape(2, 4, 64, 64, 257);
+    for (const char *device : {"cpu", "cuda"}) {
+        SCOPED_TRACE(device);
+        const std::vector<double> wide = losses(shape(device), 20);
+        const std::vector<double> narrow = losses(shape(device, {{"optimizer-dtype", "bf16"}}), 20);
+        expect_following(narrow, wide, 2 * 0x1p-24 * std::sqrt(forward_path(c, 64)), relative);
+    }
+}
+
+/* A step's weights are made of moments that are not rounded yet: the first loss that random bits have touched is the
+ * third. */
+TEST_F(CudaTrain, MomentsInBf16ActFromTheNextUpdateOn) {
+    const std::vector<double> wide = losses(shape("cpu"), 4);
+    const std::vector<double> narrow = losses(shape("cpu", {{"optimizer-dtype", "bf16"}}), 4);
+    EXPECT_EQ(narrow[0], wide[0]);
+    EXPECT_EQ(narrow[1], wide[1]);
+    EXPECT_NE(narrow[2], wide[2]);
+}
+
+/* Each of the four micro-batches rounds the sum to nearest, by 2^-9 of it, root mean square; the token embedding's is
+ * rounded twice, as it has two parts. */
+TEST_F(CudaTrain, GradientsInBf16FollowThoseInFp32) {
+    for (const char *device : {"cpu", "cuda"}) {
+        SCOPED_TRACE(device);
+        const Options::Pairs run = shape(device, {{"dtype", "bf16"}, {"micro-batch", "1"}});
+        const std::vector<double> wide = losses(run, 20);
+        const std::vector<double> narrow = losses(run + Options::Pairs{{"grad-dtype", "bf16"}}, 20);
+        EXPECT_NE(narrow, wide);
+        expect_following(narrow, wide, 0x1p-9 * std::sqrt(2 * 13 + 3), 0x1p-9 * std::sqrt(2 * 4));
+    }
+}
+
 /* -------------------------------------------------------------------------------------------------------- recording */
 
 /* The graph reads the step's scalars and batch from memory: a captured copy of either would train on the second step's
@@ -170,16 +211,26 @@ class CudaRun : public CudaTrain {
     std::string weights(const std::string &out) const {
         return read_file(directory.path() / out / "checkpoints/latest/model.safetensors");
     }
+    std::string moments(const std::string &out) const {
+        return read_file(directory.path() / out / "checkpoints/latest/optimizer.safetensors");
+    }
 };
 
 TEST_F(CudaRun, ResumesToTheSameBits) {
-    for (const char *dtype : {"fp32", "bf16", "fp16"}) {
-        const std::string whole = std::string("whole-") + dtype, parts = std::string("parts-") + dtype;
-        ASSERT_TRUE(trains(run(whole, {{"dtype", dtype}})));
+    int number = 0;
+    for (const Options::Pairs &precision : std::vector<Options::Pairs>{
+             {{"dtype", "fp32"}},
+             {{"dtype", "bf16"}},
+             {{"dtype", "fp16"}},
+             {{"dtype", "fp16"}, {"optimizer-dtype", "bf16"}},
+             {{"dtype", "bf16"}, {"master-weights", "off"}, {"optimizer-dtype", "bf16"}, {"grad-dtype", "bf16"}}}) {
+        const std::string whole = "whole-" + std::to_string(++number), parts = "parts-" + std::to_string(number);
+        ASSERT_TRUE(trains(run(whole, precision)));
         const std::string choices = directory.at(whole + "/choices.txt");
-        ASSERT_TRUE(trains(run(parts, {{"dtype", dtype}, {"stop-after", "3"}, {"choices", choices}})));
-        ASSERT_TRUE(trains(run(parts, {{"dtype", dtype}, {"resume", "true"}})));
-        EXPECT_EQ(weights(whole), weights(parts)) << dtype;
+        ASSERT_TRUE(trains(run(parts, precision + Options::Pairs{{"stop-after", "3"}, {"choices", choices}})));
+        ASSERT_TRUE(trains(run(parts, precision + Options::Pairs{{"resume", "true"}})));
+        EXPECT_EQ(weights(whole), weights(parts)) << number;
+        EXPECT_EQ(moments(whole), moments(parts)) << number;
     }
 }
 

@@ -93,6 +93,8 @@ TEST_F(Options, Defaults) {
     EXPECT_FALSE(options.resume);
     EXPECT_EQ(options.dtype, LOOM_F32);
     EXPECT_EQ(options.master_weights, LOOM_ON);
+    EXPECT_EQ(options.optimizer_dtype, LOOM_F32);
+    EXPECT_EQ(options.grad_dtype, LOOM_F32);
     EXPECT_FALSE(options.tf32);
     EXPECT_EQ(options.attention, LOOM_ATTENTION_OWN);
     EXPECT_EQ(options.cuda_graph, LOOM_ON);
@@ -190,6 +192,8 @@ TEST_F(Options, ChoicesAndWordsSuggest) {
     refused("device", "cpuu", {"--device: 'cpuu'", "did you mean 'cpu'?"});
     refused("dtype", "bf61", {"--dtype: 'bf61' is none of fp32, bf16, fp16", "did you mean 'bf16'?"});
     refused("master-weights", "maybe", {"--master-weights: 'maybe' is none of off, on"});
+    refused("optimizer-dtype", "fp16", {"--optimizer-dtype: 'fp16' is none of fp32, bf16"});
+    refused("grad-dtype", "fp64", {"--grad-dtype: 'fp64' is none of fp32, bf16"});
     refused("attention", "cudn", {"--attention: 'cudn'", "did you mean 'cudnn'?"});
     refused("dtyp", "bf16", {"did you mean 'dtype'?"});
     refused("deterministic", "maybe", {"--deterministic: 'maybe' is neither true nor false"});
@@ -281,6 +285,8 @@ TEST_F(Options, WhatIsWrittenReadsBackTheSame) {
              {"deterministic", "false"},
              {"dtype", "bf16"},
              {"master-weights", "off"},
+             {"optimizer-dtype", "bf16"},
+             {"grad-dtype", "bf16"},
              {"tf32", "true"},
              {"attention", "cudnn"},
              {"cuda-graph", "off"},
@@ -312,6 +318,8 @@ TEST_F(Options, WhatIsWrittenReadsBackTheSame) {
     EXPECT_FALSE(back.deterministic);
     EXPECT_EQ(back.dtype, LOOM_BF16);
     EXPECT_EQ(back.master_weights, LOOM_OFF);
+    EXPECT_EQ(back.optimizer_dtype, LOOM_BF16);
+    EXPECT_EQ(back.grad_dtype, LOOM_BF16);
     EXPECT_TRUE(back.tf32);
     EXPECT_EQ(back.attention, LOOM_ATTENTION_CUDNN);
     EXPECT_EQ(back.cuda_graph, LOOM_OFF);
@@ -445,6 +453,8 @@ TEST_F(Options, WhatDoesNotGoTogetherIsRefused) {
         {{{"data", "a"}, {"lr", "1e-3"}, {"min-lr", "2e-3"}}, {"--min-lr: 0.002 is above --lr, 0.001"}},
         {{{"data", "a"}, {"dtype", "fp16"}, {"master-weights", "off"}}, {"--master-weights: off", "bf16", "fp16"}},
         {{{"data", "a"}, {"master-weights", "off"}}, {"--master-weights: off", "bf16", "fp32"}},
+        {{{"data", "a"}, {"grad-dtype", "bf16"}}, {"--grad-dtype: bf16", "--dtype bf16", "fp32"}},
+        {{{"data", "a"}, {"dtype", "fp16"}, {"grad-dtype", "bf16"}}, {"--grad-dtype: bf16", "--dtype bf16", "fp16"}},
         {{{"data", "a"}, {"fresh-choices", "true"}}, {"--fresh-choices", "--resume"}},
     };
     for (const auto &row : rows) {

@@ -74,39 +74,57 @@ TEST(Half, RoundsToNearestEven) {
 
 /* -------------------------------------------------------------------------------------------------------- precision */
 
+testing::AssertionResult allows(const loom_precision_flags &flags) {
+    return works([&](loom_error *error) { return loom_precision_check(&flags, error); });
+}
+
+void refuses(const loom_precision_flags &flags, std::initializer_list<std::string> words) {
+    refusal([&](loom_error *error) { return loom_precision_check(&flags, error); }, words);
+}
+
 TEST(Precision, OnlyBf16GoesWithoutMasterWeights) {
-    for (const loom_dtype dtype : {LOOM_F32, LOOM_BF16, LOOM_F16})
-        EXPECT_TRUE(works([&](loom_error *error) { return loom_precision_check(dtype, true, error); }));
-    EXPECT_TRUE(works([&](loom_error *error) { return loom_precision_check(LOOM_BF16, false, error); }));
-    refusal([&](loom_error *error) { return loom_precision_check(LOOM_F16, false, error); },
-            {"--master-weights", "bf16", "fp16", "lost"});
-    refusal([&](loom_error *error) { return loom_precision_check(LOOM_F32, false, error); },
-            {"--master-weights", "bf16", "fp32"});
-    for (const loom_dtype dtype : {LOOM_F64, LOOM_I32})
-        refusal([&](loom_error *error) { return loom_precision_check(dtype, true, error); }, {"--dtype", "fp16"});
+    for (const loom_dtype dtype : {LOOM_F32, LOOM_BF16, LOOM_F16}) EXPECT_TRUE(allows({dtype, true}));
+    EXPECT_TRUE(allows({LOOM_BF16, false}));
+    refuses({LOOM_F16, false}, {"--master-weights", "bf16", "fp16", "lost"});
+    refuses({LOOM_F32, false}, {"--master-weights", "bf16", "fp32"});
+    for (const loom_dtype dtype : {LOOM_F64, LOOM_I32}) refuses({dtype, true}, {"--dtype", "fp16"});
+}
+
+TEST(Precision, MomentsOfBf16GoWithEveryDtypeGradientsWithBf16) {
+    for (const loom_dtype dtype : {LOOM_F32, LOOM_BF16, LOOM_F16}) EXPECT_TRUE(allows({dtype, true, LOOM_BF16}));
+    for (const bool master : {true, false})
+        for (const loom_dtype optimizer : {LOOM_F32, LOOM_BF16})
+            EXPECT_TRUE(allows({LOOM_BF16, master, optimizer, LOOM_BF16}));
+    refuses({LOOM_F32, true, LOOM_F32, LOOM_BF16}, {"--grad-dtype", "--dtype bf16", "fp32"});
+    refuses({LOOM_F16, true, LOOM_F32, LOOM_BF16}, {"--grad-dtype", "--dtype bf16", "fp16"});
+    for (const loom_dtype dtype : {LOOM_F16, LOOM_F64, LOOM_I32}) {
+        refuses({LOOM_BF16, true, dtype}, {"--optimizer-dtype", "fp32 or bf16", loom_dtype_name(dtype)});
+        refuses({LOOM_BF16, true, LOOM_F32, dtype}, {"--grad-dtype", "fp32 or bf16", loom_dtype_name(dtype)});
+    }
 }
 
 TEST(Precision, IsTheDevicesAndTheFlags) {
     struct Row {
         const char *device;
-        loom_dtype dtype;
-        bool master;
+        loom_precision_flags flags;
         loom_precision is;
     };
-    for (const Row &row : {Row{"cpu", LOOM_F32, true, {LOOM_F32, LOOM_F32, LOOM_F32}},
-                           Row{"cpu", LOOM_BF16, true, {LOOM_BF16, LOOM_F32, LOOM_F32}},
-                           Row{"cpu", LOOM_BF16, false, {LOOM_BF16, LOOM_BF16, LOOM_F32}},
-                           Row{"definition", LOOM_F16, true, {LOOM_F16, LOOM_F32, LOOM_F32}},
-                           Row{"oracle", LOOM_F16, true, {LOOM_F64, LOOM_F64, LOOM_F64}},
-                           Row{"oracle", LOOM_BF16, false, {LOOM_F64, LOOM_F64, LOOM_F64}}}) {
+    const loom_dtype f32 = LOOM_F32, b16 = LOOM_BF16, f16 = LOOM_F16, f64 = LOOM_F64;
+    for (const Row &row :
+         {Row{"cpu", {f32, true}, {f32, f32, f32, f32}}, Row{"cpu", {b16, true}, {b16, f32, f32, f32}},
+          Row{"cpu", {b16, false}, {b16, b16, f32, f32}}, Row{"cpu", {f32, true, b16}, {f32, f32, f32, b16}},
+          Row{"cpu", {b16, true, f32, b16}, {b16, f32, b16, f32}},
+          Row{"cpu", {b16, false, b16, b16}, {b16, b16, b16, b16}},
+          Row{"definition", {f16, true}, {f16, f32, f32, f32}},
+          Row{"definition", {f16, true, b16}, {f16, f32, f32, b16}}, Row{"oracle", {f16, true}, {f64, f64, f64, f64}},
+          Row{"oracle", {b16, false, b16, b16}, {f64, f64, f64, f64}}}) {
         const Device device = open_device(row.device);
         loom_precision precision = {};
-        require([&](loom_error *error) {
-            return loom_precision_of(device.get(), row.dtype, row.master, &precision, error);
-        });
+        require([&](loom_error *error) { return loom_precision_of(device.get(), &row.flags, &precision, error); });
         EXPECT_EQ(precision.storage, row.is.storage) << row.device;
         EXPECT_EQ(precision.master, row.is.master) << row.device;
         EXPECT_EQ(precision.gradient, row.is.gradient) << row.device;
+        EXPECT_EQ(precision.moment, row.is.moment) << row.device;
         EXPECT_EQ(loom_loss_scale_at_first(&precision), precision.storage == LOOM_F16 ? 65536 : 1);
         EXPECT_EQ(loom_loss_scale_interval(&precision), precision.storage == LOOM_F16 ? 2000 : 0);
     }
@@ -119,21 +137,32 @@ struct Numbers {
     const char *name;
     loom_dtype dtype;
     bool master;
+    loom_dtype optimizer, gradient;
 };
 
-const Numbers runs[] = {
-    {"fp32", LOOM_F32, true}, {"bf16", LOOM_BF16, true}, {"bf16_alone", LOOM_BF16, false}, {"fp16", LOOM_F16, true}};
+const Numbers runs[] = {{"fp32", LOOM_F32, true},
+                        {"bf16", LOOM_BF16, true},
+                        {"bf16_alone", LOOM_BF16, false},
+                        {"fp16", LOOM_F16, true},
+                        {"fp32_with_bf16_moments", LOOM_F32, true, LOOM_BF16},
+                        {"bf16_with_bf16_gradients", LOOM_BF16, true, LOOM_F32, LOOM_BF16},
+                        {"all_in_bf16", LOOM_BF16, false, LOOM_BF16, LOOM_BF16}};
 
 /* What a run is, as options and as flags. */
 ModelOptions in(const Numbers &run) {
     ModelOptions options;
     options.dtype = run.dtype;
     options.master = run.master;
+    options.optimizer = run.optimizer;
+    options.gradient = run.gradient;
     return options;
 }
 
 Options::Pairs flags_of(const Numbers &run) {
-    return {{"dtype", loom_dtype_name(run.dtype)}, {"master-weights", run.master ? "on" : "off"}};
+    return {{"dtype", loom_dtype_name(run.dtype)},
+            {"master-weights", run.master ? "on" : "off"},
+            {"optimizer-dtype", loom_dtype_name(run.optimizer)},
+            {"grad-dtype", loom_dtype_name(run.gradient)}};
 }
 
 class InPrecision : public testing::TestWithParam<Numbers> {};
@@ -162,8 +191,10 @@ TEST_P(InPrecision, ThePlanIsTheArenasUse) {
         const bool beside = purpose == LOOM_GPT_TRAIN && run.dtype != LOOM_F32 && run.master;
         EXPECT_EQ(bytes_of_row(plan.arena, "parameters"), elements * size + gap);
         EXPECT_EQ(bytes_of_row(plan.arena, "master weights"), beside ? elements * 4 + gap : 0);
-        EXPECT_EQ(bytes_of_row(plan.arena, "gradients"), purpose == LOOM_GPT_TRAIN ? elements * 4 + gap : 0);
-        EXPECT_EQ(bytes_of_row(plan.arena, "moments"), purpose == LOOM_GPT_TRAIN ? 2 * (elements * 4 + gap) : 0);
+        const size_t gradient = run.gradient == LOOM_F32 ? 4 : 2, moment = run.optimizer == LOOM_F32 ? 4 : 2;
+        const bool trains = purpose == LOOM_GPT_TRAIN;
+        EXPECT_EQ(bytes_of_row(plan.arena, "gradients"), trains ? elements * gradient + gap : 0);
+        EXPECT_EQ(bytes_of_row(plan.arena, "moments"), trains ? 2 * (elements * moment + gap) : 0);
     }
 }
 
@@ -258,8 +289,8 @@ double unit_of(loom_dtype dtype) {
 
 /* Gradients and logits beside the oracle's, of the same rounded parameters. Rounding what is stored is what errs: each
  * tensor of the way forward (10 in a block, 5 around them) and back (8 in a block, 4) once, independently of the others,
- * by less than u. Weights of order one let a rounding grow little; 4 covers that. A gradient is as much larger as the loss
- * scale says. */
+ * by less than u. Gradients of weights in bf16 are rounded too, the token embedding's twice. Weights of order one let a
+ * rounding grow little; 4 covers that. A gradient is as much larger as the loss scale says. */
 TEST_P(InPrecision, GradientsAndLogitsAreNearTheOracles) {
     const Numbers &run = GetParam();
     const int64_t B = 2, T = 40, N = B * T;
@@ -276,7 +307,8 @@ TEST_P(InPrecision, GradientsAndLogitsAreNearTheOracles) {
     for (double &g : gradients) g /= (double)scale;
     const double layers = (double)odd_shape.n_layer, arithmetic = 0x1p-24 * std::sqrt(whole_path(odd_shape, B, T));
     const double forward = 4 * (unit_of(run.dtype) * std::sqrt(10 * layers + 5) + arithmetic);
-    const double whole = 4 * (unit_of(run.dtype) * std::sqrt(18 * layers + 9) + arithmetic);
+    const double own = run.gradient == LOOM_BF16 ? 2 : 0;
+    const double whole = 4 * (unit_of(run.dtype) * std::sqrt(18 * layers + 9 + own) + arithmetic);
     expect_tensors_near(model.layout(), gradients, oracle.gradients(), whole, run.name);
     EXPECT_LE(relative_error(model.losses(), oracle.losses()), forward);
 
@@ -290,20 +322,21 @@ TEST_P(InPrecision, GradientsAndLogitsAreNearTheOracles) {
     EXPECT_TRUE(std::vector<double>(found.begin(), found.end()) == stored) << "the host reads what is stored, widened";
 }
 
-/* Without a master the random rounding hangs on the seed, the step and the place of the element, on nothing else. */
+/* Without a master, and of moments, the random rounding hangs on the seed, the step and the place of the element, on
+ * nothing else. */
 TEST(Precision, RandomRoundingIsOfTheSeed) {
     const auto after = [](uint64_t seed, int threads) {
-        ModelOptions options = in({"", LOOM_BF16, false});
+        ModelOptions options = in({"", LOOM_BF16, false, LOOM_BF16});
         options.threads = threads;
         Model model(odd_shape, 2, 40, options);
         require([&](loom_error *error) { return loom_gpt_initialise(model.gpt(), 3, error); });
         model.optimizer.seed = seed;
         train(model, 1);
-        return model.parameters();
+        return std::vector<std::vector<double>>{model.parameters(), model.moments(1), model.moments(2)};
     };
-    const std::vector<double> first = after(7, 1);
+    const std::vector<std::vector<double>> first = after(7, 1), other = after(8, 1);
     EXPECT_TRUE(first == after(7, 2));
-    EXPECT_FALSE(first == after(8, 1));
+    for (size_t i = 0; i < first.size(); i++) EXPECT_FALSE(first[i] == other[i]) << i;
 }
 
 /* An element's rounding is that of its place among all parameters: the update of all tensors, one after the other, is that
@@ -319,26 +352,43 @@ TEST_P(InPrecision, AnElementsUpdateIsOfItsPlace) {
     model.set_inputs(without_decay);
     loom_optimizer_update(&model.optimizer);
     const std::vector<double> updated = model.master(), copied = model.parameters();
+    const std::vector<double> updated_m = model.moments(1), updated_v = model.moments(2);
     EXPECT_FALSE(updated == before);
 
     const int64_t n = model.layout().elements;
     model.set_parameters(before);
-    model.write(model.optimizer.moment1, LOOM_F32, 0, m);
-    model.write(model.optimizer.moment2, LOOM_F32, 0, v);
     const loom_precision &precision = model.precision();
+    model.write(model.optimizer.moment1, precision.moment, 0, m);
+    model.write(model.optimizer.moment2, precision.moment, 0, v);
     struct loom_adamw all = {};
     all.parameter = loom_view_1d(loom_gpt_get_master(model.gpt()), precision.master, n);
     if (precision.master != precision.storage)
         all.copy = loom_view_1d(loom_gpt_get_parameters(model.gpt()), precision.storage, n);
     all.gradient = loom_view_1d(loom_gpt_get_gradients(model.gpt()), precision.gradient, n);
-    all.moment1 = loom_view_1d(model.optimizer.moment1, LOOM_F32, n);
-    all.moment2 = loom_view_1d(model.optimizer.moment2, LOOM_F32, n);
+    all.moment1 = loom_view_1d(model.optimizer.moment1, precision.moment, n);
+    all.moment2 = loom_view_1d(model.optimizer.moment2, precision.moment, n);
     all.scalars = loom_gpt_get_scalars(model.gpt());
     all.seed = 11;
     loom_exec *exec = loom_gpt_get_exec(model.gpt());
     exec->ops->adamw(exec, &all);
     EXPECT_TRUE(model.master() == updated);
     EXPECT_TRUE(model.parameters() == copied);
+    EXPECT_TRUE(model.moments(1) == updated_m);
+    EXPECT_TRUE(model.moments(2) == updated_v);
+}
+
+/* Gaps between tensors, and the rows that pad the vocabulary: zero in every precision, random rounding or not. */
+TEST_P(InPrecision, PaddingStaysZero) {
+    Model model(odd_shape, 2, 40, in(GetParam()));
+    require([&](loom_error *error) { return loom_gpt_initialise(model.gpt(), 3, error); });
+    for (uint64_t step = 0; step < 2; step++) train(model, step);
+    for (std::vector<double> all : {model.gradients(), model.parameters(), model.moments(1), model.moments(2)}) {
+        for (int i = 0; i < model.layout().n_parameters; i++) {
+            const loom_parameter &p = model.layout().parameter[i];
+            std::fill_n(all.begin() + p.offset, p.rows * p.columns, 0.0);
+        }
+        EXPECT_TRUE(std::all_of(all.begin(), all.end(), [](double x) { return x == 0; }));
+    }
 }
 
 /* ----------------------------------------------------------------------------------------------------- loss scaling */
@@ -437,12 +487,12 @@ class Train : public testing::Test {
         for (const char *name : {"model.safetensors", "optimizer.safetensors", "training_state.json", "config.json"})
             EXPECT_TRUE(file(a, name) == file(b, name)) << name;
     }
-    /* The type that all weights of a checkpoint are stored in. */
-    std::string type_of_weights(const std::string &out) const {
+    /* The type that all tensors of a checkpoint's file are stored in. */
+    std::string type_in(const std::string &out, const std::string &name) const {
         loom_safetensors weights;
         std::set<std::string> types;
         require([&](loom_error *error) {
-            return loom_safetensors_open(&weights, at(out + "/checkpoints/latest/model.safetensors").c_str(), error);
+            return loom_safetensors_open(&weights, at(out + "/checkpoints/latest/" + name).c_str(), error);
         });
         for (int i = 0; i < weights.n_tensors; i++) types.insert(weights.tensor[i].dtype);
         loom_safetensors_close(&weights);
@@ -480,7 +530,8 @@ TEST_P(TrainInPrecision, AResumedRunHasTheSameBits) {
 TEST_P(TrainInPrecision, FilesHoldTheMasterWeights) {
     ASSERT_TRUE(trains(run("run", flags_of(GetParam()) + Options::Pairs{{"steps", "3"}})));
     const bool narrow = !GetParam().master;
-    EXPECT_EQ(type_of_weights("run"), narrow ? "BF16" : "F32");
+    EXPECT_EQ(type_in("run", "model.safetensors"), narrow ? "BF16" : "F32");
+    EXPECT_EQ(type_in("run", "optimizer.safetensors"), GetParam().optimizer == LOOM_BF16 ? "BF16" : "F32");
     EXPECT_NE(
         file("run", "config.json").find(narrow ? "\"torch_dtype\":\t\"bfloat16\"" : "\"torch_dtype\":\t\"float32\""),
         std::string::npos);
@@ -489,6 +540,8 @@ TEST_P(TrainInPrecision, FilesHoldTheMasterWeights) {
     const std::string config = read_file(at("run/config.ini"));
     EXPECT_NE(config.find("dtype = " + flags_of(GetParam())["dtype"] + "\n"), std::string::npos);
     EXPECT_NE(config.find(narrow ? "master-weights = off\n" : "master-weights = on\n"), std::string::npos);
+    for (const char *key : {"optimizer-dtype", "grad-dtype"})
+        EXPECT_NE(config.find(key + (" = " + flags_of(GetParam())[key]) + "\n"), std::string::npos);
     EXPECT_EQ(read_file(at("run/metrics.jsonl")).find("loss_scale") != std::string::npos, GetParam().dtype == LOOM_F16);
 }
 
@@ -656,6 +709,8 @@ TEST_F(Note, NamesTheFlagsThatChangeTheBits) {
     EXPECT_EQ(resumed({{"micro-batch", "4"}}), changed("--micro-batch"));
     EXPECT_EQ(resumed({{"dtype", "bf16"}}), changed("--dtype"));
     EXPECT_EQ(resumed({{"dtype", "bf16"}, {"master-weights", "off"}}), changed("--dtype, --master-weights"));
+    EXPECT_EQ(resumed({{"optimizer-dtype", "bf16"}}), changed("--optimizer-dtype"));
+    EXPECT_EQ(resumed({{"dtype", "bf16"}, {"grad-dtype", "bf16"}}), changed("--dtype, --grad-dtype"));
     EXPECT_EQ(resumed({{"deterministic", "false"}}), changed("--deterministic"));
     EXPECT_EQ(resumed({{"device", "definition"}, {"micro-batch", "1"}}), changed("--micro-batch, --device"));
     for (const auto &[old_text, new_text, flag] : std::vector<std::array<const char *, 3>>{
@@ -690,6 +745,16 @@ TEST_F(Note, KnowsOnlyTheDtypeOfOlderStates) {
     EXPECT_EQ(resumed({{"dtype", "bf16"}, {"master-weights", "off"}}), changed("--dtype"));
 }
 
+/* What was written before moments and gradients had dtypes of their own had them in fp32. */
+TEST_F(Note, OlderMomentsAndGradientsAreOfFp32) {
+    for (const char *key : {"optimizer_dtype", "grad_dtype"}) {
+        rewrite("\"" + std::string(key) + "\"", "\"unknown\"");
+        EXPECT_EQ(resumed(), "");
+        EXPECT_EQ(resumed({{"optimizer-dtype", "bf16"}}), changed("--optimizer-dtype"));
+        EXPECT_EQ(resumed({{"dtype", "bf16"}, {"grad-dtype", "bf16"}}), changed("--dtype, --grad-dtype"));
+    }
+}
+
 TEST_F(Note, SettingsAreChecked) {
     const std::vector<std::array<std::string, 2>> damages = {
         {"\"micro_batch\":\t\"2\"", "\"micro_batch\":\t\"0\""},
@@ -697,6 +762,9 @@ TEST_F(Note, SettingsAreChecked) {
         {"\"tf32\":\tfalse", "\"tf32\":\t0"},
         {"\"deterministic\"", "\"undetermined\""},
         {"\"master_weights\":\ttrue", "\"master_weights\":\t\"on\""},
+        {"\"optimizer_dtype\":\t\"fp32\"", "\"optimizer_dtype\":\t\"fp16\""},
+        {"\"optimizer_dtype\":\t\"fp32\"", "\"optimizer_dtype\":\t32"},
+        {"\"grad_dtype\":\t\"fp32\"", "\"grad_dtype\":\t\"half\""},
         {"\"attention\":\t\"own\"", "\"attention\":\t\"flash\""},
         {"\"device\":\t\"cpu\"", "\"device\":\t\"\""},
         {"\"device\":\t\"cpu\"", "\"device\":\t\"" + std::string(32, 'x') + "\""},

@@ -12,9 +12,11 @@ typedef struct settings {
     int64_t batch, micro_batch, seq_len;
     loom_dtype dtype;
     loom_switch master_weights;
+    loom_dtype optimizer_dtype, grad_dtype;
 } settings;
 
 static const char *const dtypes[] = {"fp32", "bf16", "fp16", NULL}; /* in loom_dtype's order */
+static const char *const fp32_or_bf16[] = {"fp32", "bf16", NULL};
 static const char *const switches[] = {"off", "on", NULL};
 
 static const loom_flag flags[] = {
@@ -61,6 +63,22 @@ static const loom_flag flags[] = {
      .metavar = "on|off",
      .group = "Training with",
      .help = "fp32 weights beside those of 16 bits; bf16 can do without"},
+    {.name = "optimizer-dtype",
+     .type = LOOM_FLAG_CHOICE,
+     .offset = offsetof(settings, optimizer_dtype),
+     .choices = fp32_or_bf16,
+     .standard = "fp32",
+     .metavar = "fp32|bf16",
+     .group = "Training with",
+     .help = "what AdamW's moments are stored in"},
+    {.name = "grad-dtype",
+     .type = LOOM_FLAG_CHOICE,
+     .offset = offsetof(settings, grad_dtype),
+     .choices = fp32_or_bf16,
+     .standard = "fp32",
+     .metavar = "fp32|bf16",
+     .group = "Training with",
+     .help = "what the gradients of weights are stored in; bf16 with --dtype bf16 only"},
 };
 
 /* 124439808 as "124,439,808". */
@@ -110,10 +128,14 @@ static bool make_plan(facts *all, const settings *mine, loom_error *error) {
         return loom_fail(error, "--micro-batch: %lld does not divide --batch, %lld", (long long)B,
                          (long long)mine->batch);
     if (!loom_device_open(&device, "cpu", &options, error)) return false;
+    const loom_precision_flags asked = {.dtype = mine->dtype,
+                                        .master = mine->master_weights == LOOM_ON,
+                                        .optimizer = mine->optimizer_dtype,
+                                        .gradient = mine->grad_dtype};
     loom_precision precision;
     const loom_gpt_setup setup = {
         .purpose = LOOM_GPT_TRAIN, .precision = &precision, .B = B, .T = T, .generates = true};
-    const bool ok = loom_precision_of(device, mine->dtype, mine->master_weights == LOOM_ON, &precision, error) &&
+    const bool ok = loom_precision_of(device, &asked, &precision, error) &&
                     loom_plan_make(&all->plan, &all->config, &setup, device, mine->batch, error);
     all->plan.available = device->available(device);
     loom_device_close(device);

@@ -140,10 +140,11 @@ typedef struct loaded {
 static bool load(loaded *model, const loom_checkpoint_info *info, const settings *mine, loom_error *error) {
     const loom_device_options options = {.threads = (int)mine->threads};
     const int64_t T = info->config.block_size;
+    const loom_precision_flags asked = {.dtype = mine->dtype, .master = true};
     loom_precision precision;
     const loom_gpt_setup setup = {.purpose = LOOM_GPT_INFER, .precision = &precision, .B = 1, .T = T};
     if (!loom_device_open(&model->device, mine->device, &options, error) ||
-        !loom_precision_of(model->device, mine->dtype, true, &precision, error) ||
+        !loom_precision_of(model->device, &asked, &precision, error) ||
         !loom_gpt_create(&model->gpt, &info->config, &setup, model->device, error))
         return false;
     loom_plan plan = {.arena = loom_arena_measure(),

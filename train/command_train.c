@@ -155,15 +155,16 @@ static void show_steps(const loom_train_options *options, int64_t done, int64_t 
 }
 
 static void show_precision(const loom_precision *precision) {
-    const char *storage = loom_dtype_name(precision->storage), *master = loom_dtype_name(precision->master);
-    if (precision->storage == precision->gradient)
-        printf("  precision   %s\n", storage);
-    else if (precision->storage == precision->master)
-        printf("  precision   %s, weights rounded at random; moments in %s\n", storage,
+    const loom_dtype storage = precision->storage;
+    printf("  precision   %s", loom_dtype_name(storage));
+    if (precision->master != storage)
+        printf("; master weights in %s", loom_dtype_name(precision->master));
+    else if (storage == LOOM_BF16)
+        printf("; weights rounded at random");
+    if (precision->gradient != storage || precision->moment != storage || storage == LOOM_BF16)
+        printf("; moments in %s, gradients of weights in %s", loom_dtype_name(precision->moment),
                loom_dtype_name(precision->gradient));
-    else
-        printf("  precision   %s; master weights and moments in %s%s\n", storage, master,
-               precision->storage == LOOM_F16 ? "; loss scaling" : "");
+    printf("%s\n", storage == LOOM_F16 ? "; loss scaling" : "");
 }
 
 static void show_memory(const loom_plan *plan) {

@@ -20,6 +20,7 @@ static const char *const schedules[] = {"cosine", "linear", "wsd", "constant", N
 static const char *const activations[] = {"gelu", "relu", NULL};
 static const char *const devices[] = {"auto", "cpu", "cuda", "definition", "oracle", NULL};
 static const char *const dtypes[] = {"fp32", "bf16", "fp16", NULL};
+static const char *const fp32_or_bf16[] = {"fp32", "bf16", NULL};
 static const char *const switches[] = {"off", "on", NULL};
 static const char *const attentions[] = {"own", "cudnn", NULL};
 
@@ -64,11 +65,20 @@ static const loom_flag table[] = {
     {.name = "dtype", .type = LOOM_FLAG_CHOICE, AT(dtype), .choices = dtypes, .standard = "fp32",
      .metavar = "NAME", .group = "Precision",
      .help = "what weights and activations are stored in: fp32, bf16 or fp16 (with loss scaling). Moments and the "
-             "gradients of weights stay fp32"},
+             "gradients of weights stay fp32, unless the flags below say otherwise"},
     {.name = "master-weights", .type = LOOM_FLAG_CHOICE, AT(master_weights), .choices = switches, .standard = "on",
      .metavar = "on|off", .group = "Precision",
      .help = "bf16 and fp16: update weights in fp32 and train with their rounded copy. off, with bf16 only: update "
              "the bf16 weights themselves, rounded up or down at random"},
+    {.name = "optimizer-dtype", .type = LOOM_FLAG_CHOICE, AT(optimizer_dtype), .choices = fp32_or_bf16,
+     .standard = "fp32", .metavar = "fp32|bf16", .group = "Precision",
+     .help = "what AdamW's moments are stored in; bf16, with any --dtype, takes half the memory and rounds them up or "
+             "down at random at each step, so that small changes are kept in the mean"},
+    {.name = "grad-dtype", .type = LOOM_FLAG_CHOICE, AT(grad_dtype), .choices = fp32_or_bf16, .standard = "fp32",
+     .metavar = "fp32|bf16", .group = "Precision",
+     .help = "what the gradients of weights are stored in; bf16, with --dtype bf16 only, takes half the memory and "
+             "rounds the sum to nearest each time a micro-batch is added, so that with many of them small ones "
+             "are lost"},
     {.name = "tf32", .type = LOOM_FLAG_BOOL, AT(tf32), .group = "Precision",
      .help = "products of fp32 matrices round their inputs to TF32; --device cuda only"},
 
@@ -352,6 +362,13 @@ bool loom_train_options_write(const loom_train_options *options, const char *pat
 
 /* -------------------------------------------------------------------------------------------------------- resolving */
 
+loom_precision_flags loom_train_options_precision(const loom_train_options *options) {
+    return (loom_precision_flags){.dtype = options->dtype,
+                                  .master = options->master_weights == LOOM_ON,
+                                  .optimizer = options->optimizer_dtype,
+                                  .gradient = options->grad_dtype};
+}
+
 static bool check_values(const loom_train_options *options, loom_error *error) {
     for (int i = 0; i < ROWS; i++)
         if (!loom_flag_check(&table[i], options, "--", error)) return false;
@@ -370,9 +387,9 @@ static bool check_conflicts(const loom_train_options *options, loom_error *error
         return loom_fail(error, "--choices: does not go with --resume, which takes the run's own");
     if (options->fresh_choices && !options->resume)
         return loom_fail(error, "--fresh-choices: goes with --resume; a new run makes its own choices");
+    const loom_precision_flags precision = loom_train_options_precision(options);
     loom_recompute recompute;
-    return loom_precision_check(options->dtype, options->master_weights == LOOM_ON, error) &&
-           loom_recompute_parse(options->recompute, &recompute, error);
+    return loom_precision_check(&precision, error) && loom_recompute_parse(options->recompute, &recompute, error);
 }
 
 static void take_if_unset(int64_t *value, int64_t standard) {

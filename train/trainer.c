@@ -178,7 +178,8 @@ static loom_checkpoint_tensors tensors_of(loom_trainer *t) {
                                      .parameters = loom_gpt_get_master(t->gpt),
                                      .dtype = t->precision.master,
                                      .moment1 = t->optimizer.moment1,
-                                     .moment2 = t->optimizer.moment2};
+                                     .moment2 = t->optimizer.moment2,
+                                     .moment_dtype = t->precision.moment};
 }
 
 /* What may not change because the order of the data hangs on it. */
@@ -212,6 +213,8 @@ static loom_training_settings settings_of(const loom_trainer *t) {
                                        .logits_rows = o->logits_rows,
                                        .deterministic = o->deterministic || !t->device->host_memory,
                                        .master_weights = o->master_weights == LOOM_ON,
+                                       .optimizer_dtype = o->optimizer_dtype,
+                                       .grad_dtype = o->grad_dtype,
                                        .tf32 = o->tf32 && t->precision.storage == LOOM_F32,
                                        .cudnn_attention = o->attention == LOOM_ATTENTION_CUDNN};
     snprintf(settings.device, sizeof settings.device, "%s", t->device->name);
@@ -258,6 +261,8 @@ static void note_changes(loom_trainer *t, const loom_training_state *before) {
         bool changed;
     } rows[] = {{"--dtype", t->state.dtype != before->dtype},
                 {"--master-weights", told && is->master_weights != was->master_weights},
+                {"--optimizer-dtype", told && is->optimizer_dtype != was->optimizer_dtype},
+                {"--grad-dtype", told && is->grad_dtype != was->grad_dtype},
                 {"--micro-batch", told && is->micro_batch != was->micro_batch},
                 {"--logits-rows", told && is->micro_batch == was->micro_batch && was->logits_rows > 0 &&
                                       is->logits_rows != was->logits_rows},
@@ -315,7 +320,8 @@ static bool open_device(loom_trainer *t, loom_error *error) {
     if (strncmp(t->device->name, "cuda", 4) != 0 && (options.tf32 || options.cudnn_attention))
         return loom_fail(error, "--%s: is for --device cuda; this run is on %s", options.tf32 ? "tf32" : "attention",
                          t->device->name);
-    return loom_precision_of(t->device, o->dtype, o->master_weights == LOOM_ON, &t->precision, error);
+    const loom_precision_flags flags = loom_train_options_precision(o);
+    return loom_precision_of(t->device, &flags, &t->precision, error);
 }
 
 /* A run that ended before its first checkpoint is there, but begins anew. */

@@ -44,6 +44,8 @@ static bool add_settings(cJSON *json, const loom_training_settings *settings) {
            add_count(to, "logits_rows", settings->logits_rows) &&
            cJSON_AddBoolToObject(to, "deterministic", settings->deterministic) &&
            cJSON_AddBoolToObject(to, "master_weights", settings->master_weights) &&
+           cJSON_AddStringToObject(to, "optimizer_dtype", loom_dtype_name(settings->optimizer_dtype)) &&
+           cJSON_AddStringToObject(to, "grad_dtype", loom_dtype_name(settings->grad_dtype)) &&
            cJSON_AddBoolToObject(to, "tf32", settings->tf32) &&
            cJSON_AddStringToObject(to, "attention", settings->cudnn_attention ? "cudnn" : "own") &&
            cJSON_AddStringToObject(to, "device", settings->device);
@@ -107,12 +109,22 @@ static bool get_double(const cJSON *json, const char *path, const char *key, dou
     return loom_fail(error, "%s: \"%s\" is '%s', which is no floating-point number", path, key, text);
 }
 
-static bool get_dtype(const cJSON *json, const char *path, loom_dtype *dtype, loom_error *error) {
-    const char *text = loom_json_get_string(json, path, "dtype", error);
+/* One of fp32, bf16 and fp16, in this order up to `last`. */
+static bool get_dtype(const cJSON *json, const char *path, const char *key, loom_dtype last, loom_dtype *dtype,
+                      loom_error *error) {
+    const char *text = loom_json_get_string(json, path, key, error);
     if (!text) return false;
-    for (*dtype = LOOM_F32; *dtype <= LOOM_F16; ++*dtype)
+    for (*dtype = LOOM_F32; *dtype <= last; ++*dtype)
         if (!strcmp(text, loom_dtype_name(*dtype))) return true;
-    return loom_fail(error, "%s: \"dtype\" is '%s', which is none of fp32, bf16 and fp16", path, text);
+    return loom_fail(error, "%s: \"%s\" is '%s', which is none of %s", path, key, text,
+                     last == LOOM_F16 ? "fp32, bf16 and fp16" : "fp32 and bf16");
+}
+
+/* The same of what older files do not tell, where it was fp32. */
+static bool get_later_dtype(const cJSON *json, const char *path, const char *key, loom_dtype *dtype,
+                            loom_error *error) {
+    *dtype = LOOM_F32;
+    return !cJSON_HasObjectItem(json, key) || get_dtype(json, path, key, LOOM_BF16, dtype, error);
 }
 
 static bool get_loss_scale(const cJSON *json, const char *path, loom_scalars_state *scalars, loom_error *error) {
@@ -134,7 +146,8 @@ static bool read_precision(const cJSON *json, const char *path, loom_training_st
     state->scalars.loss_scale = 0;
     state->scalars.loss_scale_age = 0;
     if (!cJSON_HasObjectItem(json, "dtype")) return true;
-    return get_dtype(json, path, &state->dtype, error) && get_loss_scale(scalars, path, &state->scalars, error);
+    return get_dtype(json, path, "dtype", LOOM_F16, &state->dtype, error) &&
+           get_loss_scale(scalars, path, &state->scalars, error);
 }
 
 static bool get_switch(const cJSON *json, const char *path, const char *key, bool *value, loom_error *error) {
@@ -174,6 +187,8 @@ static bool read_settings(const cJSON *json, const char *path, loom_training_set
          !get_count(from, path, "logits_rows", &settings->logits_rows, error)) ||
         !get_switch(from, path, "deterministic", &settings->deterministic, error) ||
         !get_switch(from, path, "master_weights", &settings->master_weights, error) ||
+        !get_later_dtype(from, path, "optimizer_dtype", &settings->optimizer_dtype, error) ||
+        !get_later_dtype(from, path, "grad_dtype", &settings->grad_dtype, error) ||
         !get_switch(from, path, "tf32", &settings->tf32, error) ||
         !get_attention(from, path, &settings->cudnn_attention, error) || !get_device(from, path, settings, error))
         return false;

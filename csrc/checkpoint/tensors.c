@@ -18,7 +18,8 @@ loom_tensor_sets loom_weight_sets(const loom_checkpoint_tensors *tensors) {
 
 loom_tensor_sets loom_moment_sets(const loom_checkpoint_tensors *tensors) {
     return (loom_tensor_sets){2,
-                              {{".exp_avg", tensors->moment1, LOOM_F32}, {".exp_avg_sq", tensors->moment2, LOOM_F32}}};
+                              {{".exp_avg", tensors->moment1, tensors->moment_dtype},
+                               {".exp_avg_sq", tensors->moment2, tensors->moment_dtype}}};
 }
 
 /* The format's names of the types that weights can have. */
@@ -156,11 +157,13 @@ static bool check_shape(const char *path, const loom_safetensor *found, const lo
                      shape_text(found, found_text), shape_text(expected, expected_text));
 }
 
+/* Runs save moments in fp32 or bf16; weights may come from elsewhere. */
 static bool check_dtype(const char *path, const loom_safetensor *found, bool foreign, loom_error *error) {
-    const bool half = strcmp(found->dtype, "F16") == 0 || strcmp(found->dtype, "BF16") == 0;
-    if (strcmp(found->dtype, "F32") == 0 || (foreign && half)) return true;
+    if (strcmp(found->dtype, "F32") == 0 || strcmp(found->dtype, "BF16") == 0 ||
+        (foreign && strcmp(found->dtype, "F16") == 0))
+        return true;
     return loom_fail(error, "%s: tensor '%s' is %s, expected %s", path, found->name, found->dtype,
-                     foreign ? "F32, F16 or BF16" : "F32");
+                     foreign ? "F32, F16 or BF16" : "F32 or BF16");
 }
 
 static bool no_such_tensor(const char *path, const char *name, loom_error *error) {

@@ -30,12 +30,12 @@ static uint16_t round_stochastically(float value, uint32_t random) {
     return isfinite(value) ? (uint16_t)((wide + random) >> 16) : float_to_bf16(value);
 }
 
-static void store_stochastically(uint16_t *to, const real *from, int64_t n, const struct loom_adamw *a, int64_t first) {
+static void store_stochastically(uint16_t *to, const real *from, int64_t n, const struct loom_adamw *a, int64_t first,
+                                 loom_random_purpose purpose) {
     loom_random4 random;
     for (int64_t i = 0; i < n; i++) {
         const uint64_t place = (uint64_t)(a->first + first + i), half = place % 8;
-        if (i == 0 || half == 0)
-            random = loom_random(a->seed, LOOM_RANDOM_ROUNDING, (uint32_t)a->scalars->state.updates, place / 8);
+        if (i == 0 || half == 0) random = loom_random(a->seed, purpose, (uint32_t)a->scalars->state.updates, place / 8);
         to[i] = round_stochastically((float)from[i], random.word[half / 2] >> 16 * (half % 2) & 0xFFFFu);
     }
 }
@@ -44,14 +44,27 @@ static void *element(const loom_view *view, int64_t i) {
     return (char *)view->data + (size_t)i * loom_dtype_size(view->dtype);
 }
 
+/* A chunk of what is updated: where it is if it is stored as reals, else converted into `scratch`; updated() then stores
+ * it, rounded. */
+static real *to_update(const loom_view *view, int64_t first, int64_t n, real *scratch) {
+    if (stored_as_real(view)) return element(view, first);
+    load_reals(scratch, element(view, first), view->dtype, n);
+    return scratch;
+}
+
+static void updated(const loom_view *view, int64_t first, int64_t n, const real *values, const struct loom_adamw *a,
+                    loom_random_purpose purpose) {
+    if (!stored_as_real(view)) store_stochastically(element(view, first), values, n, a, first, purpose);
+}
+
 static void update_chunk(const struct loom_adamw *a, const factors *f, int64_t first, int64_t n) {
-    real converted_gradient[CHUNK], converted_parameter[CHUNK];
-    const bool rounded = !stored_as_real(&a->parameter);
-    real *p = rounded ? converted_parameter : element(&a->parameter, first);
-    if (rounded) load_reals(p, element(&a->parameter, first), a->parameter.dtype, n);
-    update(f, p, element(&a->moment1, first), element(&a->moment2, first),
-           reals_at(element(&a->gradient, first), a->gradient.dtype, n, converted_gradient), n);
-    if (rounded) store_stochastically(element(&a->parameter, first), p, n, a, first);
+    real gradient[CHUNK], parameter[CHUNK], moment1[CHUNK], moment2[CHUNK];
+    real *p = to_update(&a->parameter, first, n, parameter);
+    real *m = to_update(&a->moment1, first, n, moment1), *v = to_update(&a->moment2, first, n, moment2);
+    update(f, p, m, v, reals_at(element(&a->gradient, first), a->gradient.dtype, n, gradient), n);
+    updated(&a->parameter, first, n, p, a, LOOM_RANDOM_ROUNDING);
+    updated(&a->moment1, first, n, m, a, LOOM_RANDOM_ROUNDING_MOMENT1);
+    updated(&a->moment2, first, n, v, a, LOOM_RANDOM_ROUNDING_MOMENT2);
     if (loom_view_given(&a->copy)) store_reals(element(&a->copy, first), a->copy.dtype, p, n);
 }
 

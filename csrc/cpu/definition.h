@@ -9,6 +9,7 @@ LOOM_OP_LIST(DECLARE)
 #undef DECLARE
 
 size_t LOOM_DEFINITION(embedding_scratch)(const loom_device *device, const struct loom_embedding_forward *a);
+size_t LOOM_DEFINITION(embedding_backward_scratch)(const struct loom_embedding_backward *a);
 size_t LOOM_DEFINITION(layernorm_forward_scratch)(const loom_device *device, const struct loom_layernorm_forward *a);
 size_t LOOM_DEFINITION(layernorm_backward_scratch)(const loom_device *device, const struct loom_layernorm_backward *a);
 size_t LOOM_DEFINITION(matmul_scratch)(const loom_device *device);

@@ -1,5 +1,4 @@
 #include "cpu/definition.h"
-#include "cpu/tile.h"
 
 size_t LOOM_DEFINITION(embedding_scratch)(const loom_device *device, const struct loom_embedding_forward *a) {
     return stored_as_real(&a->out) ? 0 : thread_scratch_bytes(device, 3 * a->out.shape[3]);
@@ -22,38 +21,89 @@ void LOOM_DEFINITION(embedding_forward)(loom_exec *exec, const struct loom_embed
     }
 }
 
-/* Channels are split into fixed columns; within one, rows are added in order of n, so no two threads meet and the order
- * of additions never changes. A table stored in bf16 would round at every addition: gradients here are reals. */
+/* The places of each token, as lists in order of n: first[v] is the first place of token v, next[n] the one after place n;
+ * -1 ends a list. */
+typedef struct token_places {
+    int32_t *first, *next; /* (Vp), (N): the workspace */
+} token_places;
+
+size_t LOOM_DEFINITION(embedding_backward_scratch)(const struct loom_embedding_backward *a) {
+    return (size_t)(a->token_gradient.shape[2] + loom_view_row_count(&a->dout)) * sizeof(int32_t);
+}
+
+static token_places list_places(const loom_exec *exec, const struct loom_embedding_backward *a) {
+    const int64_t V = a->token_gradient.shape[2], N = loom_view_row_count(&a->dout);
+    const int32_t *tokens = a->tokens.data;
+    LOOM_CHECK(LOOM_DEFINITION(embedding_backward_scratch)(a) <= exec->workspace_bytes);
+    const token_places p = {exec->workspace, (int32_t *)exec->workspace + V};
+    for (int64_t v = 0; v < V; v++) p.first[v] = -1;
+    for (int64_t n = N; n-- > 0;) {
+        p.next[n] = p.first[tokens[n]];
+        p.first[tokens[n]] = (int32_t)n;
+    }
+    return p;
+}
+
+/* Channels are split into fixed columns; within one, an element's rows are added in order of n, as reals, and what they
+ * come to is rounded once. So no two threads meet and the order of additions never changes. */
 enum { COLUMN = 64 };
 
-static void add_rows(const struct loom_embedding_backward *a, int64_t first, int64_t width) {
+typedef struct column {
+    int64_t first, width;
+    real sum[COLUMN];
+} column;
+
+static void *place_in(const loom_view *table, int64_t row, const column *c) {
+    return (char *)row_address(table, row) + (size_t)c->first * loom_dtype_size(table->dtype);
+}
+
+static void begin_sum(column *c, const loom_view *table, int64_t row, bool accumulate) {
+    if (accumulate)
+        load_reals(c->sum, place_in(table, row, c), table->dtype, c->width);
+    else
+        memset(c->sum, 0, sizeof c->sum);
+}
+
+static void add_row(column *c, const loom_view *dout, int64_t n) {
+    real converted[COLUMN];
+    const real *values = reals_at(place_in(dout, n, c), dout->dtype, c->width, converted);
+    for (int64_t i = 0; i < c->width; i++) c->sum[i] += values[i];
+}
+
+static void end_sum(const column *c, const loom_view *table, int64_t row) {
+    store_reals(place_in(table, row, c), table->dtype, c->sum, c->width);
+}
+
+static void add_tokens(const struct loom_embedding_backward *a, const token_places *places, column *c) {
+    const loom_view *table = &a->token_gradient;
+    for (int64_t v = 0; v < table->shape[2]; v++) {
+        if (places->first[v] < 0 && a->accumulate_tokens) continue;
+        begin_sum(c, table, v, a->accumulate_tokens);
+        for (int64_t n = places->first[v]; n >= 0; n = places->next[n]) add_row(c, &a->dout, n);
+        end_sum(c, table, v);
+    }
+}
+
+static void add_positions(const struct loom_embedding_backward *a, column *c) {
+    const loom_view *table = &a->position_gradient;
     const int64_t N = loom_view_row_count(&a->dout), T = a->dout.shape[2];
-    const int64_t V = a->token_gradient.shape[2], P = a->position_gradient.shape[2];
-    real row[COLUMN];
-    if (!a->accumulate_tokens)
-        for (int64_t v = 0; v < V; v++)
-            memset((real *)row_address(&a->token_gradient, v) + first, 0, (size_t)width * sizeof(real));
-    if (!a->accumulate_positions)
-        for (int64_t p = 0; p < P; p++)
-            memset((real *)row_address(&a->position_gradient, p) + first, 0, (size_t)width * sizeof(real));
-    for (int64_t n = 0; n < N; n++) {
-        const char *stored = (const char *)row_address(&a->dout, n) + (size_t)first * loom_dtype_size(a->dout.dtype);
-        const real *dout = reals_at(stored, a->dout.dtype, width, row);
-        const int32_t token = ((const int32_t *)a->tokens.data)[n];
-        real *word = (real *)row_address(&a->token_gradient, token) + first;
-        real *place = (real *)row_address(&a->position_gradient, a->first_position + n % T) + first;
-        for (int64_t c = 0; c < width; c++) {
-            word[c] += dout[c];
-            place[c] += dout[c];
-        }
+    for (int64_t p = 0; p < table->shape[2]; p++) {
+        const int64_t t = p - a->first_position;
+        const bool given = t >= 0 && t < T;
+        if (!given && a->accumulate_positions) continue;
+        begin_sum(c, table, p, a->accumulate_positions);
+        for (int64_t n = t; given && n < N; n += T) add_row(c, &a->dout, n);
+        end_sum(c, table, p);
     }
 }
 
 void LOOM_DEFINITION(embedding_backward)(loom_exec *exec, const struct loom_embedding_backward *a) {
     const int64_t C = a->dout.shape[3], columns = (C + COLUMN - 1) / COLUMN;
+    const token_places places = list_places(exec, a);
 #pragma omp parallel for schedule(static) num_threads(exec->device->threads)
-    for (int64_t column = 0; column < columns; column++) {
-        const int64_t first = column * COLUMN;
-        add_rows(a, first, C - first < COLUMN ? C - first : COLUMN);
+    for (int64_t i = 0; i < columns; i++) {
+        column c = {.first = i * COLUMN, .width = C - i * COLUMN < COLUMN ? C - i * COLUMN : COLUMN};
+        add_tokens(a, &places, &c);
+        add_positions(a, &c);
     }
 }

@@ -14,6 +14,7 @@ bool LOOM_DEFINITION(supports)(const loom_device *device, loom_op op, const void
 size_t LOOM_DEFINITION(workspace)(const loom_device *device, loom_op op, const void *arguments) {
     switch (op) {
     case LOOM_OP_embedding_forward: return LOOM_DEFINITION(embedding_scratch)(device, arguments);
+    case LOOM_OP_embedding_backward: return LOOM_DEFINITION(embedding_backward_scratch)(arguments);
     case LOOM_OP_layernorm_forward: return LOOM_DEFINITION(layernorm_forward_scratch)(device, arguments);
     case LOOM_OP_layernorm_backward: return LOOM_DEFINITION(layernorm_backward_scratch)(device, arguments);
     case LOOM_OP_matmul_forward:
@@ -35,7 +36,6 @@ size_t LOOM_DEFINITION(workspace)(const loom_device *device, loom_op op, const v
         return LOOM_DEFINITION(softmax_scratch)(device, &((const struct loom_softmax_backward *)arguments)->out);
     case LOOM_OP_cross_entropy: return LOOM_DEFINITION(cross_entropy_scratch)(device, arguments);
     case LOOM_OP_cast: return LOOM_DEFINITION(cast_scratch)(device, arguments);
-    case LOOM_OP_embedding_backward:
     case LOOM_OP_block_sum:
     case LOOM_OP_step_scalars:
     case LOOM_OP_adamw:

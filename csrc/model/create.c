@@ -81,8 +81,9 @@ bool loom_gpt_create(loom_gpt **out, const loom_gpt_config *config, const loom_g
     g->config = *config;
     g->purpose = setup->purpose;
     g->device = device;
-    g->precision = setup->precision ? *setup->precision
-                                    : (loom_precision){device->storage, device->storage, device->storage};
+    g->precision = setup->precision
+                       ? *setup->precision
+                       : (loom_precision){device->storage, device->storage, device->storage, device->storage};
     if (g->purpose == LOOM_GPT_INFER) g->precision.master = g->precision.storage;
     g->generates = setup->generates || g->purpose == LOOM_GPT_INFER;
     g->B = setup->B;

@@ -4,7 +4,7 @@
 
 /* What each view of each op may be stored as: in the model's storage type (one for all views of a call), as reals, as
  * reals or in bf16 that is rounded stochastically, as token ids, or each for itself. */
-typedef enum storage { MODEL, REALS, MASTER, IDS, ANY } storage;
+typedef enum storage { MODEL, REALS, ROUNDED, IDS, ANY } storage;
 
 typedef struct argument {
     loom_op op;
@@ -23,8 +23,8 @@ static const argument arguments_of_ops[] = {
     VIEW(embedding_forward, tokens, IDS),
     VIEW(embedding_forward, token_weight, MODEL),
     VIEW(embedding_forward, position_weight, MODEL),
-    VIEW(embedding_backward, token_gradient, REALS),
-    VIEW(embedding_backward, position_gradient, REALS),
+    VIEW(embedding_backward, token_gradient, ANY),
+    VIEW(embedding_backward, position_gradient, ANY),
     VIEW(embedding_backward, dout, MODEL),
     VIEW(embedding_backward, tokens, IDS),
     VIEW(layernorm_forward, out, MODEL),
@@ -93,11 +93,11 @@ static const argument arguments_of_ops[] = {
     VIEW(block_sum, x, ANY),
     VIEW(step_scalars, losses, REALS),
     VIEW(step_scalars, squares, REALS),
-    VIEW(adamw, parameter, MASTER),
+    VIEW(adamw, parameter, ROUNDED),
     OPTIONAL_VIEW(adamw, copy, ANY),
     VIEW(adamw, gradient, ANY),
-    VIEW(adamw, moment1, REALS),
-    VIEW(adamw, moment2, REALS),
+    VIEW(adamw, moment1, ROUNDED),
+    VIEW(adamw, moment2, ROUNDED),
     VIEW(cast, out, ANY),
     VIEW(cast, x, ANY),
     VIEW(fill, out, ANY),
@@ -130,9 +130,9 @@ static const char *check_together(loom_op op, const void *arguments) {
     case LOOM_OP_layernorm_forward:
         return loom_view_given(&layernorm->delta) && !loom_view_given(&layernorm->sum) ? "a delta without a sum" : NULL;
     case LOOM_OP_adamw:
-        return loom_view_given(&adamw->copy) && adamw->parameter.dtype == LOOM_BF16
-                   ? "a rounded copy of parameters that are rounded themselves"
-                   : NULL;
+        if (loom_view_given(&adamw->copy) && adamw->parameter.dtype == LOOM_BF16)
+            return "a rounded copy of parameters that are rounded themselves";
+        return adamw->moment1.dtype != adamw->moment2.dtype ? "two moments of different dtypes" : NULL;
     default: return NULL;
     }
 }
@@ -148,7 +148,7 @@ static bool dtype_fits(storage allowed, loom_dtype dtype, loom_dtype real, unsig
     switch (allowed) {
     case IDS: return dtype == LOOM_I32;
     case REALS: return dtype == real;
-    case MASTER: return dtype == real || (dtype == LOOM_BF16 && stored & 1u << LOOM_BF16);
+    case ROUNDED: return dtype == real || (dtype == LOOM_BF16 && stored & 1u << LOOM_BF16);
     case MODEL:
     case ANY: return (stored & 1u << dtype) != 0;
     }

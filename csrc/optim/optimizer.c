@@ -9,7 +9,7 @@ static void *advance(void *data, int64_t elements, loom_dtype dtype) {
 void loom_optimizer_lay_out(loom_optimizer *o, loom_gpt *gpt, int64_t sequences, loom_arena *arena) {
     const loom_layout *layout = loom_gpt_get_layout(gpt);
     const loom_device *device = loom_gpt_get_device(gpt);
-    const size_t bytes = (size_t)layout->elements * loom_dtype_size(device->statistics);
+    const size_t bytes = (size_t)layout->elements * loom_dtype_size(loom_gpt_get_precision(gpt)->moment);
     o->gpt = gpt;
     o->sequences = sequences;
     o->n_squares = 0;
@@ -46,13 +46,12 @@ static bool walk_with(loom_optimizer *o, const loom_ops *ops, loom_error *error)
 bool loom_optimizer_prepare(loom_optimizer *o, loom_error *error) {
     if (!walk_with(o, loom_planning_ops(), error) || !walk_with(o, loom_preparing_ops(), error)) return false;
     loom_exec *exec = loom_gpt_get_exec(o->gpt);
-    const loom_device *device = exec->device;
     const int64_t elements = loom_gpt_get_layout(o->gpt)->elements;
+    const loom_dtype moment = loom_gpt_get_precision(o->gpt)->moment;
     void *moments[] = {o->moment1, o->moment2};
     for (int i = 0; i < 2; i++)
-        exec->ops->fill(exec,
-                        &(struct loom_fill){.out = loom_view_2d(moments[i], device->statistics, elements / 128, 128)});
-    return device->synchronize(exec->device, exec->stream, error);
+        exec->ops->fill(exec, &(struct loom_fill){.out = loom_view_2d(moments[i], moment, elements / 128, 128)});
+    return exec->device->synchronize(exec->device, exec->stream, error);
 }
 
 void loom_optimizer_sum_losses(loom_optimizer *o, int64_t first, int64_t B, int64_t T) {
@@ -94,13 +93,12 @@ static void update_parameters(loom_optimizer *o) {
     loom_exec *exec = loom_gpt_get_exec(o->gpt);
     const loom_layout *layout = loom_gpt_get_layout(o->gpt);
     const loom_precision *precision = loom_gpt_get_precision(o->gpt);
-    const loom_dtype statistics = exec->device->statistics;
     for (int i = 0; i < layout->n_parameters; i++) {
         const loom_parameter *p = &layout->parameter[i];
         struct loom_adamw a = {.parameter = part(p, loom_gpt_get_master(o->gpt), precision->master),
                                .gradient = part(p, loom_gpt_get_gradients(o->gpt), precision->gradient),
-                               .moment1 = part(p, o->moment1, statistics),
-                               .moment2 = part(p, o->moment2, statistics),
+                               .moment1 = part(p, o->moment1, precision->moment),
+                               .moment2 = part(p, o->moment2, precision->moment),
                                .scalars = loom_gpt_get_scalars(o->gpt),
                                .decay = p->decay,
                                .seed = o->seed,

@@ -5,7 +5,7 @@
  *     model.safetensors        weights, names and shapes as transformers writes them: the fp32 master; bf16 in runs
  *                              without one
  *     tokenizer.json, tokenizer_config.json, special_tokens_map.json   (byte-level models)
- *     optimizer.safetensors    NAME.exp_avg and NAME.exp_avg_sq for each weight
+ *     optimizer.safetensors    NAME.exp_avg and NAME.exp_avg_sq for each weight, in the type the run has them in
  *     training_state.json      step, tokens, seed, the data's identity, the run's dtype and settings, the scalars' state
  *     choices.txt              what the device chose by measuring, where it did (loom_device.choices_get)
  *     manifest.json            size and XXH3-128 checksum of each of the files above
@@ -28,7 +28,8 @@ typedef struct loom_training_settings {
     int64_t micro_batch; /* 0: nothing of this is told, as in files older than it */
     int64_t logits_rows; /* at a time; 0: not told */
     bool deterministic, master_weights, tf32, cudnn_attention;
-    char device[32]; /* its name */
+    loom_dtype optimizer_dtype, grad_dtype; /* fp32, as all was in files that do not tell, or bf16 */
+    char device[32];                        /* its name */
 } loom_training_settings;
 
 typedef struct loom_training_state {
@@ -52,13 +53,14 @@ typedef struct loom_checkpoint_info {
     loom_training_state state;
 } loom_checkpoint_info;
 
-/* What is saved and loaded: device memory in the layout's order. Moments, fp32, may be NULL (weights only). */
+/* What is saved and loaded: device memory in the layout's order. Moments may be NULL (weights only). */
 typedef struct loom_checkpoint_tensors {
     const loom_gpt_config *config;
     const loom_layout *layout;
     loom_device *device;
     void *parameters, *moment1, *moment2;
-    loom_dtype dtype; /* of the parameters: fp32, bf16 or fp16 */
+    loom_dtype dtype;        /* of the parameters: fp32, bf16 or fp16 */
+    loom_dtype moment_dtype; /* fp32 or bf16 */
 } loom_checkpoint_tensors;
 
 /* Saves RUN/checkpoints/step-N, moves `latest`, keeps the newest `keep` (0: all), this one among them whatever its step.
@@ -71,8 +73,8 @@ bool loom_checkpoint_save(const char *run, const loom_checkpoint_tensors *tensor
  * checkpoint, or a Hugging Face GPT-2 directory with model.safetensors. Checks the manifest where there is one. */
 bool loom_checkpoint_open(const char *path, loom_checkpoint_info *info, loom_error *error);
 
-/* Fills parameters (and moments where given) from it; the shapes must agree. Weights of another type are converted,
- * rounded to nearest. */
+/* Fills parameters (and moments where given) from it; the shapes must agree. What is of another type is converted, rounded
+ * to nearest. */
 bool loom_checkpoint_load(const loom_checkpoint_info *info, const loom_checkpoint_tensors *tensors, loom_error *error);
 
 /* Gives a device, before anything is prepared on it, what the checkpoint's device chose by measuring. True where there

@@ -78,20 +78,29 @@ void loom_layout_destroy(loom_layout *layout);
 const loom_parameter *loom_layout_find(const loom_layout *layout, const char *name);
 
 /* ------------------------------------------------------------------------------------------------------- precision
- * What a model's numbers are stored in. Statistics, losses and moments are always the device's statistics type. */
+ * What a model's numbers are stored in. Statistics and losses are always the device's statistics type. */
 typedef struct loom_precision {
     loom_dtype storage; /* weights as the model reads them, activations, and the activations' gradients */
     loom_dtype master; /* weights as the optimizer updates them and checkpoints hold them; if this is not `storage` they
                             lie beside the model's, which are their copy, rounded to nearest */
-    loom_dtype gradient; /* of weights: fp32, in which micro-batches are added up */
+    loom_dtype gradient; /* of weights, in which micro-batches are added up: fp32; bf16 rounds each of these sums */
+    loom_dtype moment;   /* AdamW's: fp32; bf16 is rounded stochastically */
 } loom_precision;
 
-/* Whether a run may be of that dtype (fp32, bf16, fp16) with master weights or without: bf16 alone can do without, by
- * stochastic rounding. The error names the flags. */
-bool loom_precision_check(loom_dtype dtype, bool master, loom_error *error);
+/* What users say of it. */
+typedef struct loom_precision_flags {
+    loom_dtype dtype;     /* --dtype: fp32, bf16 or fp16 */
+    bool master;          /* --master-weights */
+    loom_dtype optimizer; /* --optimizer-dtype: fp32 or bf16 */
+    loom_dtype gradient;  /* --grad-dtype: fp32 or bf16 */
+} loom_precision_flags;
 
-/* The precision of a run of that dtype on a device. On the oracle all is fp64. */
-bool loom_precision_of(const loom_device *device, loom_dtype dtype, bool master, loom_precision *precision,
+/* Whether a run may be so: bf16 alone can do without master weights, by stochastic rounding, or have gradients of weights
+ * in 16 bits. The error names the flags. */
+bool loom_precision_check(const loom_precision_flags *flags, loom_error *error);
+
+/* The precision of such a run on a device. On the oracle all is fp64. */
+bool loom_precision_of(const loom_device *device, const loom_precision_flags *flags, loom_precision *precision,
                        loom_error *error);
 
 /* ------------------------------------------------------------------------------------------------------- recompute

@@ -77,11 +77,11 @@ struct loom_embedding_forward {
     int64_t first_position;
 };
 
-/* Both gradients in one fixed order of additions. With accumulate false the whole table is written, zeros where no
- * token or position fell. */
+/* Both gradients in one fixed order of additions, each element rounded to its storage once. With accumulate false the
+ * whole table is written, zeros where no token or position fell. */
 struct loom_embedding_backward {
-    loom_view token_gradient;    /* (Vp,C) fp32 */
-    loom_view position_gradient; /* (P,C) fp32 */
+    loom_view token_gradient;    /* (Vp,C) */
+    loom_view position_gradient; /* (P,C) */
     loom_view dout;              /* (B,T,C) */
     loom_view tokens;            /* (1,B,T) int32 */
     int64_t first_position;
@@ -243,12 +243,16 @@ struct loom_step_scalars {
  * rounded to nearest. Without a master, `parameter` is bf16 itself and p is rounded stochastically: up with a
  * probability equal to the fraction that is lost   (Gupta et al., "Deep Learning with Limited Numerical Precision",
  * 2015), by adding 16 random bits below bf16's last and cutting off. Element i takes half-word (first + i) % 8 (low
- * halves of words first) of loom_random(seed, LOOM_RANDOM_ROUNDING, state.updates, (first + i) / 8). */
+ * halves of words first) of loom_random(seed, LOOM_RANDOM_ROUNDING, state.updates, (first + i) / 8).
+ *
+ * Moments in bf16 are rounded in the same way, with the purposes LOOM_RANDOM_ROUNDING_MOMENT1 and _MOMENT2: a step changes
+ * v by as little as 1 - beta2 of it, which nearest rounding would lose. The parameter is updated with m and v as they
+ * are before that. */
 struct loom_adamw {
     loom_view parameter;        /* (n) fp32, or bf16 without a master */
     loom_view copy;             /* (n) optional, with fp32 parameters: bf16 or fp16 */
     loom_view gradient;         /* (n) fp32, bf16 or fp16 */
-    loom_view moment1, moment2; /* (n) fp32 */
+    loom_view moment1, moment2; /* (n) both fp32, or both bf16 */
     const loom_scalars *scalars;
     bool decay;
     uint64_t seed; /* of stochastic rounding */

@@ -26,12 +26,13 @@ float loom_schedule_at(const loom_schedule *schedule, int64_t step);
 
 typedef struct loom_optimizer {
     loom_gpt *gpt;
-    void *moment1, *moment2; /* device memory, fp32, in the model's layout */
+    void *moment1, *moment2; /* device memory, in the model's layout and its precision's type of moments */
     void *squares;           /* block sums of squared gradients */
     int64_t n_squares;
     void *losses; /* sums of the losses of each sequence of a step */
     int64_t sequences;
-    uint64_t seed; /* of stochastic rounding, set by the owner; only bf16 without master weights asks for it */
+    uint64_t
+        seed; /* of stochastic rounding, set by the owner; bf16 without master weights and bf16 moments ask for it */
 } loom_optimizer;
 
 enum { LOOM_NORM_BLOCK = 65536 };

@@ -12,11 +12,13 @@ extern "C" {
 #endif
 
 typedef enum loom_random_purpose {
-    LOOM_RANDOM_INIT = 1,     /* parameters: index is the element's place in its bucket, step the bucket */
-    LOOM_RANDOM_ORDER = 2,    /* the data order: step is the epoch */
-    LOOM_RANDOM_SAMPLE = 3,   /* sampling text: step is the token's number */
-    LOOM_RANDOM_TEST = 4,     /* inputs of tests and benchmarks */
-    LOOM_RANDOM_ROUNDING = 5, /* stochastic rounding */
+    LOOM_RANDOM_INIT = 1,             /* parameters: index is the element's place in its bucket, step the bucket */
+    LOOM_RANDOM_ORDER = 2,            /* the data order: step is the epoch */
+    LOOM_RANDOM_SAMPLE = 3,           /* sampling text: step is the token's number */
+    LOOM_RANDOM_TEST = 4,             /* inputs of tests and benchmarks */
+    LOOM_RANDOM_ROUNDING = 5,         /* stochastic rounding of parameters */
+    LOOM_RANDOM_ROUNDING_MOMENT1 = 6, /* and of AdamW's moments */
+    LOOM_RANDOM_ROUNDING_MOMENT2 = 7,
 } loom_random_purpose;
 
 typedef struct loom_random4 {

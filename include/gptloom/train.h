@@ -40,6 +40,7 @@ typedef struct loom_train_options {
     uint64_t seed;
     loom_dtype dtype; /* fp32, bf16 or fp16 */
     loom_switch master_weights;
+    loom_dtype optimizer_dtype, grad_dtype; /* fp32 or bf16 */
     char *device;
     int64_t threads;
     bool deterministic;
@@ -71,6 +72,9 @@ bool loom_train_options_write(const loom_train_options *options, const char *pat
  * need no data or device: the model's shape from its name (vocab_size stays 0 until the data tells), seq_len, min_lr,
  * warmup (which stays -1 until epochs have become steps). Doing it again changes nothing. */
 bool loom_train_options_resolve(loom_train_options *options, loom_error *error);
+
+/* What the options say of precision. */
+loom_precision_flags loom_train_options_precision(const loom_train_options *options);
 
 /* The warm-up of a run of so many steps, where none is given. */
 int64_t loom_train_default_warmup(int64_t steps);

@@ -4,7 +4,7 @@
 #include <math.h>
 
 /* copy: a master in fp32 with a copy in the storage dtype. alone: parameters in the storage dtype, rounded
- * stochastically when that is bf16. */
+ * stochastically when that is bf16. narrow: moments in the storage dtype, likewise. */
 static const loom_case_shape shapes[] = {
     {{1}, "", LOOM_CASE_PARITY},
     {{1}, "copy", LOOM_CASE_PARITY},
@@ -20,8 +20,21 @@ static const loom_case_shape shapes[] = {
     {{1030}, "apart alone", LOOM_CASE_PARITY},
     {{100003}, "decay copy", LOOM_CASE_PARITY},
     {{300}, "extreme copy", LOOM_CASE_PARITY},
+    {{1}, "narrow", LOOM_CASE_PARITY},
+    {{7}, "narrow alone", LOOM_CASE_PARITY},
+    {{1003}, "skip narrow alone", LOOM_CASE_PARITY},
+    {{257}, "zeros narrow copy", LOOM_CASE_PARITY},
+    {{2600}, "decay narrow", LOOM_CASE_PARITY},
+    {{2051}, "decay narrow copy", LOOM_CASE_PARITY},
+    {{2056}, "decay narrow alone", LOOM_CASE_PARITY},
+    {{1031}, "apart narrow copy", LOOM_CASE_PARITY},
+    {{1030}, "apart narrow alone", LOOM_CASE_PARITY},
+    {{300}, "extreme narrow copy", LOOM_CASE_PARITY},
     {{7087872}, "decay copy", LOOM_CASE_BENCH},
+    {{7087872}, "decay narrow copy", LOOM_CASE_BENCH},
     {{124475904}, "decay copy", LOOM_CASE_BENCH_LARGE},
+    {{124475904}, "decay narrow copy", LOOM_CASE_BENCH_LARGE},
+    {{124475904}, "decay narrow alone", LOOM_CASE_BENCH_LARGE},
 };
 
 static void tensors(loom_case *c) {
@@ -41,20 +54,22 @@ static void tensors(loom_case *c) {
                     zeros                            ? loom_case_constant(0)
                     : loom_case_option(c, "extreme") ? loom_case_extreme(1e4)
                                                      : loom_case_normal(0, 1));
-    /* Moments and parameters are of size one; so is sqrt(v / bc2) with v from 0.01 on. */
-    const loom_case_bound bound = {.chain = 4, .floor = 1};
-    loom_case_output(c, "moment1", LOOM_CASE_STATISTICS, n, bound);
-    loom_case_output(c, "moment2", LOOM_CASE_STATISTICS, n, bound);
+    /* Moments and parameters are of size one; so is sqrt(v / bc2) with v from 0.01 on. Stochastic rounding is off by less
+     * than one epsilon, twice what rounding to nearest is. */
+    const bool narrow = loom_case_option(c, "narrow"), alone = loom_case_option(c, "alone");
+    const loom_case_kind moments = narrow ? LOOM_CASE_STORAGE : LOOM_CASE_STATISTICS;
+    const loom_case_bound bound = {.chain = 4, .rounded = narrow, .floor = 1};
+    loom_case_output(c, "moment1", moments, n, bound);
+    loom_case_output(c, "moment2", moments, n, bound);
     loom_case_start(c, "moment1", zeros ? loom_case_constant(0) : loom_case_normal(0, 0.3));
     loom_case_start(c, "moment2", zeros ? loom_case_constant(0) : loom_case_uniform(0.01, 1));
     const loom_case_bound parameter_bound = {.chain = 10, .floor = 1};
-    /* Stochastic rounding is off by less than one epsilon, twice what rounding to nearest is. */
-    if (loom_case_option(c, "alone"))
+    if (alone)
         loom_case_output(c, "parameter", LOOM_CASE_STORAGE, n,
                          (loom_case_bound){.chain = 10, .rounded = 1, .floor = 1});
     else
         loom_case_output(c, "parameter", LOOM_CASE_STATISTICS, n, parameter_bound);
-    if (loom_case_option(c, "alone")) loom_case_without(c, LOOM_F16);
+    if (alone || narrow) loom_case_without(c, LOOM_F16);
     if (loom_case_option(c, "copy")) loom_case_output(c, "copy", LOOM_CASE_STORAGE, n, parameter_bound);
     if (loom_case_option(c, "apart")) {
         /* Starts at which no two of the tensors are aligned alike. */
@@ -102,7 +117,7 @@ static void formula(loom_case *c) {
 const loom_op_cases loom_op_cases_adamw = {
     .name = "adamw",
     .dims = "n",
-    .options = "decay skip zeros extreme copy alone apart",
+    .options = "decay skip zeros extreme copy alone narrow apart",
     .shapes = shapes,
     .n_shapes = sizeof shapes / sizeof *shapes,
     .tensors = tensors,

@@ -41,13 +41,12 @@ static void tensors(loom_case *c) {
     loom_case_input(c, "position_weight", LOOM_CASE_STORAGE, position_table, loom_case_normal(0, 1));
     loom_case_output(c, "out", LOOM_CASE_STORAGE, loom_case_3d(B, T, C), (loom_case_bound){.chain = 1});
     loom_case_input(c, "dout", LOOM_CASE_STORAGE, loom_case_3d(B, T, C), loom_case_normal(0, 1));
-    /* In fp32 always: a table stored in bf16 would round at every addition. A token may fall on every row, a position
-     * on B of them; one more term is what was there. Rows where none fell are zero. A token that falls on
-     * most rows has partial sums much larger than the table as a whole. */
+    /* A token may fall on every row, a position on B of them; one more term is what was there. Rows where none fell are
+     * zero. A token that falls on most rows has partial sums much larger than the table as a whole. */
     const double most = loom_case_option(c, "same") || loom_case_option(c, "two") ? sqrt((double)(B * T)) : 1;
-    loom_case_output(c, "token_gradient", LOOM_CASE_STATISTICS, token_table,
+    loom_case_output(c, "token_gradient", LOOM_CASE_PARAMETER, token_table,
                      (loom_case_bound){.sum = (double)(B * T) + 1, .floor = most, .zeros = true});
-    loom_case_output(c, "position_gradient", LOOM_CASE_STATISTICS, position_table,
+    loom_case_output(c, "position_gradient", LOOM_CASE_PARAMETER, position_table,
                      (loom_case_bound){.sum = (double)B + 1, .floor = 1, .zeros = true});
     loom_case_cotangent(c, "out", "dout");
     loom_case_gradient(c, "token_weight", "token_gradient");
