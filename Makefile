@@ -81,8 +81,9 @@ EMULATED_FLAGS := -DLOOM_EMULATED -Idev/emulation/include -Idev/emulation -fno-s
 # ------------------------------------------------------------------------------------------------------------- sources
 # csrc/cpu's ops are compiled twice, in float (the definition) and in double (the oracle); what makes a CPU device of
 # them, and what is tuned beyond them, once.
-PRODUCT_onednn   := csrc/cpu/matmul_library.c csrc/cpu/product_onednn.c
-PRODUCT_openblas := csrc/cpu/matmul_library.c csrc/cpu/product_openblas.c
+TILED            := $(addprefix csrc/cpu/matmul_,library.c tiles.c rate.c)
+PRODUCT_onednn   := $(TILED) csrc/cpu/product_onednn.c
+PRODUCT_openblas := $(TILED) csrc/cpu/product_openblas.c
 PRODUCT_plain    := csrc/cpu/matmul_plain.c
 TUNED      := csrc/cpu/device.c csrc/cpu/peak.c $(PRODUCT_$(MATMUL))
 DEFINITION := $(filter-out csrc/cpu/device.c csrc/cpu/peak.c csrc/cpu/matmul_% csrc/cpu/product_%,$(wildcard csrc/cpu/*.c))

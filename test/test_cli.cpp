@@ -290,6 +290,23 @@ TEST_F(Program, VersionAndDevicesTellWhatThereIs) {
         EXPECT_NE(devices.out.find(word), std::string::npos) << devices.out;
 }
 
+/* A run in 16 bits says where that is slow; one in fp32 has nothing to say. */
+TEST_F(Program, RunsInSixteenBitsSayWhereTheyAreSlow) {
+    loom_device *device = nullptr;
+    ASSERT_TRUE(loom_device_open(&device, "cpu", nullptr, nullptr));
+    const unsigned widened = device->widened;
+    loom_device_close(device);
+    for (const loom_dtype dtype : {LOOM_F32, LOOM_BF16, LOOM_F16}) {
+        const std::string name = loom_dtype_name(dtype);
+        Words arguments = without(training({"--dtype", name, "--device", "cpu"}), "--out");
+        arguments.insert(arguments.end(), {"--out", name});
+        const Outcome trained = run(arguments);
+        EXPECT_EQ(trained.code, 0) << trained.err;
+        EXPECT_EQ(trained.out.find("widen " + name + " to fp32") != std::string::npos, (widened >> dtype & 1) != 0)
+            << trained.out;
+    }
+}
+
 /* One line that says what is missing: the toolkit when it was built, the driver, or a GPU. */
 TEST_F(Program, WithoutAGpuDeviceCudaSaysWhatIsMissing) {
     loom_device *device = nullptr;

@@ -23,8 +23,9 @@ namespace {
 
 /* ---------------------------------------------------------------------------------------------------------- devices */
 
-/* A device of so many threads (0: all), opened when first asked for and closed at the end. "library" is the device "cpu"
- * whose matrix library threads products itself. */
+/* A device of so many threads (0: all), opened when first asked for and closed at the end. Three are the device "cpu" with
+ * other products: "library", where the matrix library threads each itself; "bf16_library", where it multiplies bf16 even
+ * if the processor has no instructions for it; and "bf16_widened". */
 loom_device *device(const std::string &name, int threads = 0) {
     struct closer {
         void operator()(loom_device *d) const {
@@ -37,9 +38,13 @@ loom_device *device(const std::string &name, int threads = 0) {
         loom_device_options options = {};
         options.threads = threads;
         options.library_threads = name == "library";
+        options.bf16 = name == "bf16_library"   ? LOOM_BF16_LIBRARY
+                       : name == "bf16_widened" ? LOOM_BF16_WIDENED
+                                                : LOOM_BF16_AUTO;
+        const bool is_cpu = options.library_threads || options.bf16 != LOOM_BF16_AUTO;
         loom_device *opened = nullptr;
         loom_error error;
-        if (!loom_device_open(&opened, options.library_threads ? "cpu" : name.c_str(), &options, &error))
+        if (!loom_device_open(&opened, is_cpu ? "cpu" : name.c_str(), &options, &error))
             throw std::runtime_error(error.message);
         d.reset(opened);
     }
@@ -60,12 +65,21 @@ bool is_definition(loom_op op) {
     }
 }
 
+/* Whether a device may do something for these dtypes that "cpu" does not: those with other products of bf16, where they
+ * have other ones. */
+bool differs(const std::string &name, const loom_case_dtypes &dtypes) {
+    if (name.rfind("bf16_", 0) != 0) return true;
+    return dtypes.storage == LOOM_BF16 && std::strcmp(device(name)->description, device("cpu")->description) != 0;
+}
+
 /* Parity on the definition and on devices that have code of their own for the op. */
 std::vector<Instance> cpu_instances(const std::vector<std::string> &devices) {
     std::vector<Instance> all;
     for (const std::string &name : devices)
         for (const Instance &instance : parity_instances(name))
-            if (name == "definition" || !is_definition(instance.cases->op[instance.op].op)) all.push_back(instance);
+            if (name == "definition" ||
+                (!is_definition(instance.cases->op[instance.op].op) && differs(name, instance.dtypes)))
+                all.push_back(instance);
     return all;
 }
 
@@ -132,11 +146,14 @@ TEST_P(Threads, DoNotChangeBits) {
     EXPECT_EQ(result.verdict, LOOM_CASE_OK) << result.message;
 }
 
-INSTANTIATE_TEST_SUITE_P(Ops, Parity, testing::ValuesIn(cpu_instances({"definition", "cpu", "library"})),
-                         instance_name);
+INSTANTIATE_TEST_SUITE_P(
+    Ops, Parity, testing::ValuesIn(cpu_instances({"definition", "cpu", "library", "bf16_library", "bf16_widened"})),
+    instance_name);
 INSTANTIATE_TEST_SUITE_P(Ops, Formula, testing::ValuesIn(formula_instances()), instance_name);
 INSTANTIATE_TEST_SUITE_P(Ops, Gradient, testing::ValuesIn(gradient_instances()), instance_name);
-INSTANTIATE_TEST_SUITE_P(Ops, Threads, testing::ValuesIn(cpu_instances({"definition", "cpu"})), instance_name);
+INSTANTIATE_TEST_SUITE_P(Ops, Threads,
+                         testing::ValuesIn(cpu_instances({"definition", "cpu", "bf16_library", "bf16_widened"})),
+                         instance_name);
 
 /* ---------------------------------------------------------------------------------------------------- the catalogue */
 

@@ -11,9 +11,9 @@ static void show_device(loom_device *device, const char *use, bool measured) {
     if (device->host_memory) printf("  threads     %d\n", device->threads);
     printf("  memory      %.1f GiB free\n", (double)device->available(device) / 0x1p30);
     const loom_dtype dtypes[] = {LOOM_F32, LOOM_BF16, LOOM_F16};
-    for (int i = 0; i < (device->host_memory ? 1 : 3); i++) {
+    for (int i = 0; i < 3; i++) {
         double peak;
-        if (device->peak(device, dtypes[i], 0.2, &peak, NULL))
+        if (!(device->widened >> dtypes[i] & 1) && device->peak(device, dtypes[i], 0.2, &peak, NULL))
             printf("  peak        %.0f GFLOP/s in %s, measured just now\n", peak / 1e9, loom_dtype_name(dtypes[i]));
     }
 }

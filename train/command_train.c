@@ -154,7 +154,7 @@ static void show_steps(const loom_train_options *options, int64_t done, int64_t 
     if (done > 0) printf("  resumed     after step %lld\n", (long long)done);
 }
 
-static void show_precision(const loom_precision *precision) {
+static void show_precision(const loom_precision *precision, const loom_device *device) {
     const loom_dtype storage = precision->storage;
     printf("  precision   %s", loom_dtype_name(storage));
     if (precision->master != storage)
@@ -165,6 +165,8 @@ static void show_precision(const loom_precision *precision) {
         printf("; moments in %s, gradients of weights in %s", loom_dtype_name(precision->moment),
                loom_dtype_name(precision->gradient));
     printf("%s\n", storage == LOOM_F16 ? "; loss scaling" : "");
+    if (device->widened >> storage & 1)
+        printf("  slow        matrix products widen %s to fp32 here; fp32 itself is faster\n", loom_dtype_name(storage));
 }
 
 static void show_memory(const loom_plan *plan) {
@@ -201,7 +203,7 @@ static void on_started(void *user, loom_trainer *trainer) {
     printf("\n");
     if (device->passed_over[0]) printf("  passed over %s\n", device->passed_over);
     show_model(options, gpt);
-    show_precision(loom_gpt_get_precision(gpt));
+    show_precision(loom_gpt_get_precision(gpt), device);
     show_data(options, loom_trainer_data(trainer));
     show_steps(options, done, planned);
     if (loom_trainer_note(trainer)[0]) printf("  note        %s\n", loom_trainer_note(trainer));

@@ -126,9 +126,10 @@ static bool choices_set(loom_device *device, const char *text, loom_error *error
     return true;
 }
 
-/* Products of 16-bit types are widened: they run at the rate of fp32. */
+/* Products that are widened run at the rate of fp32. */
 static bool peak(loom_device *device, loom_dtype dtype, double seconds, double *rate, loom_error *error) {
-    (void)dtype, (void)error;
+    if (dtype == LOOM_BF16 && !(device->widened & 1u << LOOM_BF16))
+        return loom_tuned_matmul_bf16_rate(device->implementation, device->threads, seconds, rate, error);
     *rate = loom_cpu_peak(device->threads, device->storage == LOOM_F64, seconds);
     return true;
 }
@@ -216,6 +217,17 @@ static const char *instruction_set(void) {
 #endif
 }
 
+/* "2 threads, AVX-512, matrix products by oneDNN 3.7.1, of bf16 by AMX" */
+static void describe(loom_device *device, const char *products, const char *bf16) {
+    char how[64] = "";
+    if (bf16)
+        snprintf(how, sizeof how, ", of bf16 by %s", bf16);
+    else if (device->storage == LOOM_F32)
+        snprintf(how, sizeof how, ", of bf16 widened to fp32: slow");
+    snprintf(device->description, sizeof device->description, "%d thread%s, %s, matrix products by %s%s",
+             device->threads, device->threads == 1 ? "" : "s", instruction_set(), products, how);
+}
+
 /* --------------------------------------------------------------------------------------------------------- open, close */
 
 static void close_device(loom_device *device) {
@@ -230,6 +242,7 @@ bool loom_cpu_open(loom_device **out, loom_cpu_table table, const loom_device_op
     cpu *c = calloc(1, sizeof *c);
     if (!c) return loom_fail(error, "no memory for a device");
     const bool oracle = table == LOOM_CPU_ORACLE;
+    const char *bf16 = NULL; /* what multiplies it, if it is not widened */
     loom_device *device = &c->device;
     *device = (loom_device){.name = names[table],
                             .ops = &c->ops,
@@ -256,18 +269,18 @@ bool loom_cpu_open(loom_device **out, loom_cpu_table table, const loom_device_op
     c->ops = oracle ? *loom_oracle_ops() : *loom_definition_ops();
     if (table == LOOM_CPU_TUNED) {
         loom_tuned_matmul *matmul;
-        if (!loom_tuned_matmul_create(&matmul, threads, options && options->library_threads, error)) {
+        if (!loom_tuned_matmul_create(&matmul, threads, options ? options : &(loom_device_options){0}, error)) {
             free(c);
             return false;
         }
         device->implementation = matmul;
+        bf16 = loom_tuned_matmul_bf16(matmul);
         loom_tuned_matmul_install(&c->ops);
         c->pinned = threads == processors && threads > 1;
         if (c->pinned) pin_threads(threads);
     }
-    snprintf(device->description, sizeof device->description, "%d thread%s, %s, matrix products by %s", threads,
-             threads == 1 ? "" : "s", instruction_set(),
-             table == LOOM_CPU_TUNED ? loom_tuned_matmul_name() : "the definition");
+    device->widened = 1u << LOOM_F16 | (bf16 ? 0 : 1u << LOOM_BF16);
+    describe(device, table == LOOM_CPU_TUNED ? loom_tuned_matmul_name() : "the definition", bf16);
     *out = device;
     return true;
 }

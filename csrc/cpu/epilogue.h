@@ -19,13 +19,13 @@ static inline void activate_row(loom_activation activation, real *out, const rea
     }
 }
 
-/* Adds columns first .. first + width - 1 of the bias, a few at a time where they must be converted. */
-static inline void add_bias(const loom_view *bias, int64_t first, int64_t width, real *sums) {
+/* Adds columns first .. first + width - 1 of a stored row, a few at a time where they must be converted. */
+static inline void add_stored(const loom_view *view, int64_t row, int64_t first, int64_t width, real *sums) {
     enum { PIECE = 64 };
     real converted[PIECE];
     for (int64_t start = 0; start < width; start += PIECE) {
         const int64_t n = width - start < PIECE ? width - start : PIECE;
-        const real *values = reals_at(element_address(bias, 0, first + start), bias->dtype, n, converted);
+        const real *values = reals_at(element_address(view, row, first + start), view->dtype, n, converted);
         for (int64_t c = 0; c < n; c++) sums[start + c] += values[c];
     }
 }
@@ -34,7 +34,7 @@ static inline void add_bias(const loom_view *bias, int64_t first, int64_t width,
  * may be the stored place itself. */
 static inline void finish_row(const struct loom_matmul_forward *a, int64_t row, int64_t first, int64_t width,
                               real *sums) {
-    if (loom_view_given(&a->bias)) add_bias(&a->bias, first, width, sums);
+    if (loom_view_given(&a->bias)) add_stored(&a->bias, 0, first, width, sums);
     if (a->activation != LOOM_ACTIVATION_NONE) {
         void *before = element_address(&a->preactivation, row, first);
         if (before != sums) store_reals(before, a->preactivation.dtype, sums, width);
@@ -47,6 +47,18 @@ static inline void finish_row(const struct loom_matmul_forward *a, int64_t row, 
     }
     void *out = element_address(&a->out, row, first);
     if (out != sums) store_reals(out, a->out.dtype, sums, width);
+}
+
+/* Likewise of the gradients: of the input, stored, and of the weight, stored or added to what is there. */
+static inline void finish_input_row(const struct loom_matmul_backward_input *a, int64_t row, int64_t first,
+                                    int64_t width, const real *sums) {
+    store_reals(element_address(&a->dx, row, first), a->dx.dtype, sums, width);
+}
+
+static inline void finish_weight_row(const struct loom_matmul_backward_weight *a, int64_t row, int64_t first,
+                                     int64_t width, real *sums) {
+    if (a->accumulate) add_stored(&a->dweight, row, first, width, sums);
+    store_reals(element_address(&a->dweight, row, first), a->dweight.dtype, sums, width);
 }
 
 /* dbias = sum of dout's rows, in fixed columns, rows in order. */

@@ -74,8 +74,7 @@ void LOOM_DEFINITION(matmul_forward)(loom_exec *exec, const struct loom_matmul_f
 }
 
 static void finish_input(const void *context, int64_t row, int64_t column, int64_t width, real *sums) {
-    const struct loom_matmul_backward_input *a = context;
-    store_reals(element_address(&a->dx, row, column), a->dx.dtype, sums, width);
+    finish_input_row(context, row, column, width, sums);
 }
 
 void LOOM_DEFINITION(matmul_backward_input)(loom_exec *exec, const struct loom_matmul_backward_input *a) {
@@ -84,14 +83,7 @@ void LOOM_DEFINITION(matmul_backward_input)(loom_exec *exec, const struct loom_m
 }
 
 static void finish_weight(const void *context, int64_t row, int64_t column, int64_t width, real *sums) {
-    const struct loom_matmul_backward_weight *a = context;
-    void *out = element_address(&a->dweight, row, column);
-    if (a->accumulate) {
-        real before[COLUMNS];
-        load_reals(before, out, a->dweight.dtype, width);
-        for (int64_t c = 0; c < width; c++) sums[c] += before[c];
-    }
-    store_reals(out, a->dweight.dtype, sums, width);
+    finish_weight_row(context, row, column, width, sums);
 }
 
 void LOOM_DEFINITION(matmul_backward_weight)(loom_exec *exec, const struct loom_matmul_backward_weight *a) {

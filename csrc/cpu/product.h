@@ -1,21 +1,24 @@
 /* Matrix products by a library: what each library's file (product_NAME.c, one of which is linked) offers to
- * matmul_library.c. A product is one tile of a larger one, computed by one thread. */
+ * matmul_tiles.c. A product is one tile of a larger one, computed by one thread. */
 #ifndef LOOM_CPU_PRODUCT_H
 #define LOOM_CPU_PRODUCT_H
 
 #include "gptloom/device.h"
 
-/* C (m,n) = A (m,k) B (k,n), or C += with accumulate. All are fp32, rows of the stored matrices contiguous: with
- * a_transposed, A is stored as (k,m), rows lda apart. */
+/* C (m,n) = A (m,k) B (k,n), or C += with accumulate. C is fp32, A and B are fp32 or, where
+ * loom_product_has_bf16() says so, bf16; sums are fp32. Rows of the stored matrices are contiguous: with a_transposed, A is stored as (k,m),
+ * rows lda apart. */
 typedef struct loom_product {
+    loom_dtype dtype; /* of A and B */
     int64_t m, n, k;
     int64_t lda, ldb, ldc;
     bool a_transposed, b_transposed, accumulate;
 } loom_product;
 
 static inline bool loom_product_same(const loom_product *x, const loom_product *y) {
-    return x->m == y->m && x->n == y->n && x->k == y->k && x->lda == y->lda && x->ldb == y->ldb && x->ldc == y->ldc &&
-           x->a_transposed == y->a_transposed && x->b_transposed == y->b_transposed && x->accumulate == y->accumulate;
+    return x->dtype == y->dtype && x->m == y->m && x->n == y->n && x->k == y->k && x->lda == y->lda &&
+           x->ldb == y->ldb && x->ldc == y->ldc && x->a_transposed == y->a_transposed &&
+           x->b_transposed == y->b_transposed && x->accumulate == y->accumulate;
 }
 
 /* The library's plan for a shape, and all plans made so far. */
@@ -34,10 +37,20 @@ const loom_product_plan *loom_product_prepare(loom_product_cache *cache, const l
 size_t loom_product_scratch(const loom_product_plan *plan);
 
 /* Runs it as thread `thread`; threads may run one plan at the same time. */
-void loom_product_run(const loom_product_plan *plan, int thread, const float *a, const float *b, float *c,
-                      void *scratch);
+void loom_product_run(const loom_product_plan *plan, int thread, const void *a, const void *b, float *c, void *scratch);
 
 /* "oneDNN 2.6.3" */
 const char *loom_product_library(void);
+
+/* What the library multiplies bf16 with on this processor: nothing; fp32 arithmetic, which gains nothing; instructions
+ * for it. */
+typedef enum loom_product_bf16 {
+    LOOM_PRODUCT_BF16_NONE,
+    LOOM_PRODUCT_BF16_EMULATED,
+    LOOM_PRODUCT_BF16_AVX512,
+    LOOM_PRODUCT_BF16_AMX
+} loom_product_bf16;
+
+loom_product_bf16 loom_product_has_bf16(void);
 
 #endif

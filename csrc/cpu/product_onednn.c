@@ -35,14 +35,26 @@ const char *loom_product_library(void) {
     return name;
 }
 
+/* Sets of instructions are sets of bits. With plain AVX-512 oneDNN takes bf16 too, and computes in fp32. */
+static bool has(dnnl_cpu_isa_t instructions) {
+    return (dnnl_get_effective_cpu_isa() & instructions) == instructions;
+}
+
+loom_product_bf16 loom_product_has_bf16(void) {
+    return has(dnnl_cpu_isa_avx512_core_amx)    ? LOOM_PRODUCT_BF16_AMX
+           : has(dnnl_cpu_isa_avx512_core_bf16) ? LOOM_PRODUCT_BF16_AVX512
+           : has(dnnl_cpu_isa_avx512_core)      ? LOOM_PRODUCT_BF16_EMULATED
+                                                : LOOM_PRODUCT_BF16_NONE;
+}
+
 /* ------------------------------------------------------------------------------ what differs between versions 2 and 3 */
 
 #if DNNL_VERSION_MAJOR >= 3
 typedef dnnl_memory_desc_t descriptor;
 typedef const_dnnl_memory_desc_t descriptor_reference;
 
-static bool describe(descriptor *d, const dnnl_dims_t shape, const dnnl_dims_t stride) {
-    return dnnl_memory_desc_create_with_strides(d, 2, shape, dnnl_f32, stride) == dnnl_success;
+static bool describe(descriptor *d, dnnl_data_type_t type, const dnnl_dims_t shape, const dnnl_dims_t stride) {
+    return dnnl_memory_desc_create_with_strides(d, 2, shape, type, stride) == dnnl_success;
 }
 
 static void forget(descriptor *d) {
@@ -65,8 +77,8 @@ static bool choose_implementation(dnnl_primitive_desc_t *chosen, dnnl_engine_t e
 typedef dnnl_memory_desc_t descriptor;
 typedef const dnnl_memory_desc_t *descriptor_reference;
 
-static bool describe(descriptor *d, const dnnl_dims_t shape, const dnnl_dims_t stride) {
-    return dnnl_memory_desc_init_by_strides(d, 2, shape, dnnl_f32, stride) == dnnl_success;
+static bool describe(descriptor *d, dnnl_data_type_t type, const dnnl_dims_t shape, const dnnl_dims_t stride) {
+    return dnnl_memory_desc_init_by_strides(d, 2, shape, type, stride) == dnnl_success;
 }
 
 static void forget(descriptor *d) {
@@ -158,7 +170,8 @@ static bool make_primitive(const loom_product_cache *cache, loom_product_plan *p
     dnnl_primitive_attr_t attributes = NULL;
     dnnl_primitive_desc_t chosen = NULL;
     bool ok = true;
-    for (int i = 0; i < 3 && ok; i++) ok = describe(&d[i], shape[i], stride[i]);
+    for (int i = 0; i < 3 && ok; i++)
+        ok = describe(&d[i], i < 2 && s->dtype == LOOM_BF16 ? dnnl_bf16 : dnnl_f32, shape[i], stride[i]);
     ok = ok && make_attributes(&attributes, s->accumulate) &&
          choose_implementation(&chosen, cache->engine, d, attributes) &&
          dnnl_primitive_create(&plan->primitive, chosen) == dnnl_success;
@@ -204,7 +217,7 @@ size_t loom_product_scratch(const loom_product_plan *plan) {
     return plan->scratch;
 }
 
-void loom_product_run(const loom_product_plan *plan, int thread, const float *a, const float *b, float *c,
+void loom_product_run(const loom_product_plan *plan, int thread, const void *a, const void *b, float *c,
                       void *scratch) {
     dnnl_memory_t *memory = plan->memory + 4 * thread;
     LOOM_CHECK(dnnl_memory_set_data_handle(memory[0], (void *)a) == dnnl_success);

@@ -19,6 +19,10 @@ const char *loom_product_library(void) {
     return "OpenBLAS";
 }
 
+loom_product_bf16 loom_product_has_bf16(void) {
+    return LOOM_PRODUCT_BF16_NONE;
+}
+
 loom_product_cache *loom_product_cache_create(int threads, bool alone, loom_error *error) {
     openblas_set_num_threads(alone ? threads : 1);
     loom_product_cache *cache = calloc(1, sizeof *cache);
@@ -52,7 +56,7 @@ size_t loom_product_scratch(const loom_product_plan *plan) {
     return 0;
 }
 
-void loom_product_run(const loom_product_plan *plan, int thread, const float *a, const float *b, float *c,
+void loom_product_run(const loom_product_plan *plan, int thread, const void *a, const void *b, float *c,
                       void *scratch) {
     (void)thread, (void)scratch;
     const loom_product *s = &plan->shape;

@@ -7,12 +7,20 @@
 
 typedef struct loom_tuned_matmul loom_tuned_matmul;
 
-/* `library_threads`: a product is not cut into our tiles but threaded by the library. */
-bool loom_tuned_matmul_create(loom_tuned_matmul **matmul, int threads, bool library_threads, loom_error *error);
+/* Takes library_threads and bf16 of the options. */
+bool loom_tuned_matmul_create(loom_tuned_matmul **matmul, int threads, const loom_device_options *options,
+                              loom_error *error);
 void loom_tuned_matmul_destroy(loom_tuned_matmul *matmul);
 
 /* "oneDNN 2.6.3", or "plain C". */
 const char *loom_tuned_matmul_name(void);
+
+/* What bf16 is multiplied with: "AVX512_BF16", "AMX", or "emulation" where it was asked for; NULL where it is widened. */
+const char *loom_tuned_matmul_bf16(const loom_tuned_matmul *matmul);
+
+/* Floating-point operations per second of its products of bf16 that are not widened, on `threads` threads. */
+bool loom_tuned_matmul_bf16_rate(const loom_tuned_matmul *matmul, int threads, double seconds, double *rate,
+                                 loom_error *error);
 
 /* Replaces in a copy of the definition's table what is done better here. The ops find their loom_tuned_matmul in the
  * device's implementation. */

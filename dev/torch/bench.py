@@ -1,6 +1,7 @@
 """Trains the same GPT with PyTorch and with gptloom, in turns, and compares tokens per second.
 
-Contenders: PyTorch fp32 eager, the same under torch.compile, and gptloom. Each runs in a process
+Contenders: PyTorch eager, the same under torch.compile, and gptloom, in fp32; with --dtype bf16
+PyTorch under autocast, gptloom in bf16, and gptloom in fp32 beside them. Each runs in a process
 of its own, several rounds in turns, on the same cores and the same data; a contender's speed in
 a round is that of its median step. Printed are each contender's median over the rounds, peak
 memory, and gptloom's ratio to PyTorch, of the medians and round by round: turns and ratios cancel
@@ -29,7 +30,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 PYTORCH = ("eager", "compiled")
-GPTLOOM = "gptloom"
+GPTLOOM, GPTLOOM_FP32 = "gptloom", "gptloom, fp32"
 
 SHARD_MAGIC, SHARD_VERSION, SHARD_HEADER_INTS = 20240520, 1, 256
 BYTE_VOCABULARY = 257
@@ -95,7 +96,9 @@ def read_data(path: Path):
 
 
 # --------------------------------------------------------------------------------------- PyTorch
-def train_with_pytorch(preset: Preset, compiled: bool, threads: int, data: Path) -> dict:
+def train_with_pytorch(
+    preset: Preset, compiled: bool, dtype: str, threads: int, data: Path
+) -> dict:
     """Trains in this process; returns tokens per second of the median step and peak memory."""
     import torch
 
@@ -125,7 +128,8 @@ def train_with_pytorch(preset: Preset, compiled: bool, threads: int, data: Path)
     )
 
     def loss_of(tokens, targets):
-        return mean_loss(model(tokens), targets)
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=dtype == "bf16"):
+            return mean_loss(model(tokens), targets)
 
     if compiled:
         loss_of = torch.compile(loss_of)
@@ -168,6 +172,7 @@ def run_pytorch(
     }
     command = [sys.executable, __file__, "--preset", arguments.preset, "--only", contender]
     command += ["--steps", str(preset_of(arguments).steps), "--data", str(data)]
+    command += ["--dtype", arguments.dtype]
     done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True)
     if done.returncode != 0:
         sys.exit(f"bench.py: PyTorch {contender} failed, exit code {done.returncode}")
@@ -175,7 +180,9 @@ def run_pytorch(
 
 
 # --------------------------------------------------------------------------------------- gptloom
-def run_gptloom(arguments: argparse.Namespace, cores: list[int], data: Path, scratch: Path) -> dict:
+def run_gptloom(
+    arguments: argparse.Namespace, dtype: str, cores: list[int], data: Path, scratch: Path
+) -> dict:
     """Trains with gptloom; speed comes from its metrics, peak memory from the system."""
     preset = preset_of(arguments)
     out = scratch / "run"
@@ -202,6 +209,7 @@ def run_gptloom(arguments: argparse.Namespace, cores: list[int], data: Path, scr
         "sample-every": 0,
         "checkpoint-every": 0,
         "threads": len(cores),
+        "dtype": dtype,
     }
     command = [str(arguments.gptloom), "train"]
     for name, value in flags.items():
@@ -225,17 +233,18 @@ def report(results: dict[str, list[dict]], rounds: int) -> dict:
     """Prints medians and ratios over `results`, one dict a round per contender; returns them."""
     speed = {name: [run["tokens_per_s"] for run in runs] for name, runs in results.items()}
     median = {name: statistics.median(speeds) for name, speeds in speed.items()}
-    print(f"\n{'':10} {'tokens/s':>9} {'peak MiB':>9}   each round")
+    print(f"\n{'':13} {'tokens/s':>9} {'peak MiB':>9}   each round")
     for name, runs in results.items():
         peak = max(run["peak_mib"] for run in runs)
         each = "  ".join(f"{value:.0f}" for value in speed[name])
-        print(f"{name:10} {median[name]:9.0f} {peak:9.0f}   {each}")
+        print(f"{name:13} {median[name]:9.0f} {peak:9.0f}   {each}")
     ratios = {}
-    for name in (name for name in PYTORCH if name in results and GPTLOOM in results):
+    for name in (name for name in results if name != GPTLOOM and GPTLOOM in results):
         each = [speed[GPTLOOM][i] / speed[name][i] for i in range(rounds)]
         ratios[name] = {"of_medians": median[GPTLOOM] / median[name], "each_round": each}
+        other = f"PyTorch {name}" if name in PYTORCH else name
         print(
-            f"gptloom / PyTorch {name}: {ratios[name]['of_medians']:.3f} of medians; each round "
+            f"gptloom / {other}: {ratios[name]['of_medians']:.3f} of medians; each round "
             + " ".join(f"{ratio:.3f}" for ratio in each)
         )
     return {"median_tokens_per_s": median, "ratios": ratios}
@@ -245,6 +254,9 @@ def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--preset", choices=PRESETS, default="mini", help="model and batch")
     parser.add_argument("--steps", type=int, help="timed steps in a round (default: the preset's)")
+    parser.add_argument(
+        "--dtype", choices=("fp32", "bf16"), default="fp32", help="(default: %(default)s)"
+    )
     parser.add_argument("--rounds", type=int, default=3, help="(default: %(default)s)")
     parser.add_argument("--threads", type=int, help="cores to use (default: all that are allowed)")
     parser.add_argument(
@@ -285,7 +297,7 @@ def main() -> None:
     cores = allowed[: arguments.threads or len(allowed)]
     if arguments.only:
         compiled = arguments.only == "compiled"
-        run = train_with_pytorch(preset, compiled, len(cores), arguments.data)
+        run = train_with_pytorch(preset, compiled, arguments.dtype, len(cores), arguments.data)
         print(json.dumps(run))
         return
 
@@ -295,6 +307,8 @@ def main() -> None:
         contenders.append("compiled")
     if not arguments.skip_gptloom:
         contenders.append(GPTLOOM)
+        if arguments.dtype != "fp32":
+            contenders.append(GPTLOOM_FP32)
     results = {name: [] for name in contenders}
     with tempfile.TemporaryDirectory(prefix="gptloom-bench-") as directory:
         scratch = Path(directory)
@@ -302,18 +316,20 @@ def main() -> None:
         for turn in range(arguments.rounds):
             first = turn % len(contenders)
             for name in contenders[first:] + contenders[:first]:
-                if name == GPTLOOM:
-                    run = run_gptloom(arguments, cores, data, scratch)
+                if name in (GPTLOOM, GPTLOOM_FP32):
+                    dtype = "fp32" if name == GPTLOOM_FP32 else arguments.dtype
+                    run = run_gptloom(arguments, dtype, cores, data, scratch)
                 else:
                     run = run_pytorch(name, arguments, cores, data)
                 results[name].append(run)
                 speed = run["tokens_per_s"]
-                print(f"round {turn + 1}: {name:10} {speed:9.0f} tokens/s", flush=True)
+                print(f"round {turn + 1}: {name:13} {speed:9.0f} tokens/s", flush=True)
 
     summary = report(results, arguments.rounds)
     if arguments.json:
         everything = {
             "preset": {"name": arguments.preset} | asdict(preset),
+            "dtype": arguments.dtype,
             "cores": cores,
             "runs": results,
         }

@@ -15,10 +15,18 @@ extern "C" {
 
 typedef enum loom_copy_kind { LOOM_HOST_TO_DEVICE, LOOM_DEVICE_TO_HOST, LOOM_DEVICE_TO_DEVICE } loom_copy_kind;
 
+/* How a CPU multiplies matrices stored in bf16; sums are fp32 and roundings the same in all. */
+typedef enum loom_bf16_products {
+    LOOM_BF16_AUTO, /* by the matrix library where the processor has instructions for it (AVX512_BF16, AMX), else widened */
+    LOOM_BF16_LIBRARY, /* by the library even where it has to emulate them: for tests */
+    LOOM_BF16_WIDENED  /* converted to fp32 on the way into products of fp32: everywhere the same, and slow */
+} loom_bf16_products;
+
 typedef struct loom_device_options {
     int threads;          /* CPU: 0 takes all that the process may run on */
     bool library_threads; /* CPU: products are threaded by the matrix library, which may let their bits depend on
                                   the number of threads */
+    loom_bf16_products bf16;
     bool tf32;            /* CUDA: products of fp32 matrices round their inputs to TF32 */
     bool cudnn_attention; /* CUDA: attention by cuDNN instead of our kernels */
 } loom_device_options;
@@ -33,8 +41,9 @@ struct loom_device {
     const loom_ops *ops;
     loom_dtype storage;    /* the widest that parameters and activations are stored in: fp32; fp64 on the oracle */
     loom_dtype statistics; /* of mean, rstd, lse, losses and partial sums: fp32; fp64 on the oracle */
-    int threads;           /* of the CPU, for what the host does beside the device too */
-    bool host_memory;      /* the host may touch the device's memory */
+    unsigned widened; /* bit i: products of dtype i are widened to fp32, and so no faster: slow, but the reference */
+    int threads;      /* of the CPU, for what the host does beside the device too */
+    bool host_memory; /* the host may touch the device's memory */
     /* Memory that ops can use, aligned to 256 bytes, or false with the size and what is free. */
     bool (*allocate)(loom_device *device, void **memory, size_t bytes, loom_error *error);
     void (*release)(loom_device *device, void *memory, size_t bytes);

@@ -1,0 +1,210 @@
+#include "cpu/matmul_tiles.h"
+
+#include "cpu/real.h"
+
+/* Each tile is one thread's, and its size and the order of its sums follow from the shape alone: so no bit depends on the
+ * number of threads, whatever the library does inside.
+ *
+ * Matrices that the library does not take as they are stored are widened to fp32 on the way: a part of A and of B at a
+ * time, as deep as the caches hold, each in its stored order, as the library transposes while it packs. */
+
+/* ----------------------------------------------------------------------------------------------------------------- grid */
+
+/* The largest tile: larger ones leave the cache. A product makes at least so many tiles that no thread waits long for
+ * another, unless they would become smaller than the smallest, which spend their time on calls and copies. */
+enum {
+    MOST_ROWS = 128,
+    MOST_COLUMNS = 384,
+    FEWEST_TILES = 8,
+    FEWEST_ROWS = 32,
+    FEWEST_COLUMNS = 64,
+    COLUMN_MULTIPLE = 32
+};
+
+/* Of a part that is widened: its depth; and where the library threads each product, the most rows and columns of it,
+ * which bound the scratch. */
+enum { DEPTH = 384, DEPTH_MULTIPLE = 16, MOST_ALONE = 2048 };
+
+typedef struct grid {
+    int64_t rows, columns; /* of a tile; the last ones may be smaller */
+    int64_t down, across;  /* tiles */
+} grid;
+
+static int64_t ceiling_divide(int64_t a, int64_t b) {
+    return (a + b - 1) / b;
+}
+
+static int64_t smaller(int64_t a, int64_t b) {
+    return a < b ? a : b;
+}
+
+/* n cut into near-equal parts of at most `most`, each a multiple of `multiple` but the last. */
+static int64_t near_equal(int64_t n, int64_t most, int64_t multiple) {
+    const int64_t part = ceiling_divide(n, ceiling_divide(n, most));
+    return smaller(n, ceiling_divide(part, multiple) * multiple);
+}
+
+static grid make_grid_of(int64_t m, int64_t n, int64_t most_rows, int64_t most_columns) {
+    grid g = {.rows = near_equal(m, most_rows, 1), .columns = near_equal(n, most_columns, COLUMN_MULTIPLE)};
+    g.down = ceiling_divide(m, g.rows);
+    g.across = ceiling_divide(n, g.columns);
+    return g;
+}
+
+static grid make_grid(const loom_tuned_matmul *matmul, const loom_whole *w) {
+    const int64_t m = w->shape.m, n = w->shape.n;
+    if (matmul->alone && w->shape.dtype == LOOM_F32) return (grid){m, n, 1, 1};
+    if (matmul->alone) return make_grid_of(m, n, MOST_ALONE, MOST_ALONE);
+    int64_t most_rows = MOST_ROWS, most_columns = MOST_COLUMNS;
+    for (;;) {
+        const grid g = make_grid_of(m, n, most_rows, most_columns);
+        const bool columns = g.columns > g.rows && g.columns > FEWEST_COLUMNS;
+        if (g.down * g.across >= FEWEST_TILES || (!columns && g.rows <= FEWEST_ROWS)) return g;
+        if (columns)
+            most_columns = ceiling_divide(g.columns, 2);
+        else
+            most_rows = ceiling_divide(g.rows, 2);
+    }
+}
+
+/* ---------------------------------------------------------------------------------------------------------------- plans */
+
+/* How a product runs. Only the last row and the last column of tiles, and the first and the last part of their depth,
+ * differ from the rest. */
+enum { FIRST, MIDDLE, LAST, PARTS };
+
+typedef struct recipe {
+    const loom_whole *whole;
+    grid grid;
+    bool widened;
+    int64_t depth, parts;                       /* of each tile */
+    int64_t lda, ldb, ldc;                      /* of what the library is given */
+    const loom_product_plan *plan[2][2][PARTS]; /* [last row][last column] */
+    size_t a_at, b_at, c_at, bytes;             /* scratch of a tile; the library's own comes first */
+} recipe;
+
+/* The library's product for a kind of tile and part. */
+static loom_product product_of(const recipe *r, bool bottom, bool right, int part) {
+    const loom_product *s = &r->whole->shape;
+    const grid *g = &r->grid;
+    loom_product p = *s;
+    p.m = bottom ? s->m - (g->down - 1) * g->rows : g->rows;
+    p.n = right ? s->n - (g->across - 1) * g->columns : g->columns;
+    p.k = part == LAST ? s->k - (r->parts - 1) * r->depth : r->depth;
+    p.lda = r->lda;
+    p.ldb = r->ldb;
+    p.ldc = r->ldc;
+    if (r->widened) p.dtype = LOOM_F32;
+    if (part != FIRST)
+        p.accumulate = true;
+    else if (r->whole->unstored)
+        p.accumulate = false;
+    return p;
+}
+
+/* Bytes of a matrix of floats in scratch. */
+static size_t matrix_bytes(int64_t rows, int64_t columns) {
+    return ((size_t)(rows * columns) * sizeof(float) + 255) / 256 * 256;
+}
+
+static bool make_recipe(const loom_tuned_matmul *matmul, const loom_whole *w, recipe *r, loom_error *error) {
+    const loom_product *s = &w->shape;
+    const grid g = make_grid(matmul, w);
+    *r = (recipe){.whole = w, .grid = g, .depth = s->k, .lda = s->lda, .ldb = s->ldb, .ldc = s->ldc};
+    r->widened = s->dtype != LOOM_F32 && !(s->dtype == LOOM_BF16 && matmul->bf16);
+    if (r->widened) {
+        r->depth = near_equal(s->k, DEPTH, DEPTH_MULTIPLE);
+        r->lda = s->a_transposed ? g.rows : r->depth;
+        r->ldb = s->b_transposed ? r->depth : g.columns;
+    }
+    if (w->unstored) r->ldc = g.columns;
+    r->parts = ceiling_divide(s->k, r->depth);
+    size_t library = 0;
+    for (int kind = 0; kind < 4; kind++)
+        for (int part = FIRST; part < PARTS; part++) {
+            if (part == MIDDLE ? r->parts < 3 : part == LAST && r->parts < 2) continue;
+            const loom_product product = product_of(r, kind / 2, kind % 2, part);
+            const loom_product_plan *plan = loom_product_prepare(matmul->products, &product, error);
+            if (!plan) return false;
+            r->plan[kind / 2][kind % 2][part] = plan;
+            if (loom_product_scratch(plan) > library) library = loom_product_scratch(plan);
+        }
+    r->a_at = (library + 255) / 256 * 256;
+    r->b_at = r->a_at + (r->widened ? matrix_bytes(g.rows, r->depth) : 0);
+    r->c_at = r->b_at + (r->widened ? matrix_bytes(r->depth, g.columns) : 0);
+    r->bytes = r->c_at + (w->unstored ? matrix_bytes(g.rows, g.columns) : 0);
+    return true;
+}
+
+bool loom_tiles_prepare(const loom_device *device, const loom_whole *whole, loom_error *error) {
+    recipe r;
+    return make_recipe(device->implementation, whole, &r, error);
+}
+
+size_t loom_tiles_workspace(const loom_device *device, const loom_whole *whole) {
+    const loom_tuned_matmul *matmul = device->implementation;
+    recipe r;
+    if (!make_recipe(matmul, whole, &r, NULL)) return 0;
+    return r.bytes * (size_t)(matmul->alone ? 1 : device->threads);
+}
+
+/* ------------------------------------------------------------------------------------------------------------------ run */
+
+/* Rows `row` .. and columns `column` .. of a stored matrix; with `to` as floats there, rows to_ld apart. */
+static const void *part_of(const recipe *r, const void *matrix, int64_t ld, int64_t row, int64_t column, int64_t rows,
+                           int64_t columns, float *to, int64_t to_ld, int team) {
+    const loom_dtype dtype = r->whole->shape.dtype;
+    const size_t size = loom_dtype_size(dtype);
+    const char *from = (const char *)matrix + (size_t)(row * ld + column) * size;
+    if (!r->widened) return from;
+#pragma omp parallel for schedule(static) num_threads(team) if (team > 1)
+    for (int64_t i = 0; i < rows; i++) load_reals(to + i * to_ld, from + (size_t)(i * ld) * size, dtype, columns);
+    return to;
+}
+
+/* One tile, as thread `thread`, with `team` threads where there are more to it. */
+static void run_tile(const recipe *r, int64_t tile, int thread, int team, char *scratch, loom_finish *finish,
+                     const void *context) {
+    const loom_product *s = &r->whole->shape;
+    const grid *g = &r->grid;
+    const int64_t i = tile % g->down, j = tile / g->down, row = i * g->rows, column = j * g->columns;
+    const int64_t rows = smaller(g->rows, s->m - row), columns = smaller(g->columns, s->n - column);
+    float *c = r->whole->unstored ? (float *)(scratch + r->c_at) : r->whole->c + row * s->ldc + column;
+    float *wide_a = (float *)(scratch + r->a_at), *wide_b = (float *)(scratch + r->b_at);
+    for (int64_t part = 0; part < r->parts; part++) {
+        const int64_t k = part * r->depth, depth = smaller(r->depth, s->k - k);
+        const void *a = s->a_transposed ? part_of(r, r->whole->a, s->lda, k, row, depth, rows, wide_a, r->lda, team)
+                                        : part_of(r, r->whole->a, s->lda, row, k, rows, depth, wide_a, r->lda, team);
+        const void *b = s->b_transposed
+                            ? part_of(r, r->whole->b, s->ldb, column, k, columns, depth, wide_b, r->ldb, team)
+                            : part_of(r, r->whole->b, s->ldb, k, column, depth, columns, wide_b, r->ldb, team);
+        const int kind = part == 0 ? FIRST : part == r->parts - 1 ? LAST : MIDDLE;
+        loom_product_run(r->plan[i == g->down - 1][j == g->across - 1][kind], thread, a, b, c, scratch);
+    }
+    if (!finish) return;
+#pragma omp parallel for schedule(static) num_threads(team) if (team > 1)
+    for (int64_t y = 0; y < rows; y++) finish(context, row + y, column, columns, c + y * r->ldc);
+}
+
+void loom_tiles_run(const loom_exec *exec, const loom_whole *whole, loom_finish *finish, const void *context) {
+    const loom_tuned_matmul *matmul = exec->device->implementation;
+    const int threads = exec->device->threads;
+    recipe r;
+    loom_error error;
+    LOOM_CHECK(make_recipe(matmul, whole, &r, &error)); /* was prepared, or its like was */
+    const int64_t tiles = r.grid.down * r.grid.across;
+    LOOM_CHECK(r.bytes * (size_t)(matmul->alone ? 1 : threads) <= exec->workspace_bytes);
+    if (matmul->alone) {
+        for (int64_t tile = 0; tile < tiles; tile++) run_tile(&r, tile, 0, threads, exec->workspace, finish, context);
+        return;
+    }
+    /* A region of one thread is none to OpenMP: the library would start threads of its own inside. */
+    const int before = omp_get_max_threads();
+    omp_set_num_threads(1);
+#pragma omp parallel for schedule(dynamic) num_threads(threads)
+    for (int64_t tile = 0; tile < tiles; tile++) {
+        const int thread = omp_get_thread_num();
+        run_tile(&r, tile, thread, 1, (char *)exec->workspace + r.bytes * (size_t)thread, finish, context);
+    }
+    omp_set_num_threads(before);
+}

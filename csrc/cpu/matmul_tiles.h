@@ -1,0 +1,33 @@
+/* A whole matrix product out of the library's: cut into output tiles on a grid that the shape alone decides. */
+#ifndef LOOM_CPU_MATMUL_TILES_H
+#define LOOM_CPU_MATMUL_TILES_H
+
+#include "cpu/product.h"
+#include "cpu/tuned.h"
+
+struct loom_tuned_matmul {
+    bool alone; /* the library threads each product itself */
+    bool bf16;  /* the library multiplies bf16 as it is stored; else it is widened */
+    loom_product_cache *products;
+};
+
+/* A product and where its matrices lie. */
+typedef struct loom_whole {
+    loom_product shape; /* with the dtype that A and B are stored in */
+    const void *a, *b;
+    float *c;
+    bool unstored; /* there is no C in memory: sums go to scratch and from there to `finish` */
+} loom_whole;
+
+/* What follows the sum of row `row`, columns column .. column + width - 1: of unstored products it stores them, else
+ * `sums` is their place in C. */
+typedef void loom_finish(const void *context, int64_t row, int64_t column, int64_t width, float *sums);
+
+/* From shapes alone: all plans of the library; the bytes of workspace. False and 0 where the library refuses. */
+bool loom_tiles_prepare(const loom_device *device, const loom_whole *whole, loom_error *error);
+size_t loom_tiles_workspace(const loom_device *device, const loom_whole *whole);
+
+/* `finish` may be NULL where all is stored. */
+void loom_tiles_run(const loom_exec *exec, const loom_whole *whole, loom_finish *finish, const void *context);
+
+#endif

@@ -1,0 +1,221 @@
+/* How the CPU multiplies bf16: what it says about it, and that every way rounds where the definition does. */
+#include "support.h"
+
+#include <map>
+
+namespace {
+
+using namespace support;
+
+/* One way of multiplying. */
+struct Way {
+    const char *name, *device;
+    loom_bf16_products bf16;
+    bool library_threads;
+    int threads;
+};
+
+const Way definition = {"definition", "definition", LOOM_BF16_AUTO, false, 1};
+const Way ways[] = {{"auto", "cpu", LOOM_BF16_AUTO, false, 2},
+                    {"library", "cpu", LOOM_BF16_LIBRARY, false, 3},
+                    {"library_alone", "cpu", LOOM_BF16_LIBRARY, true, 2},
+                    {"widened", "cpu", LOOM_BF16_WIDENED, false, 3},
+                    {"widened_alone", "cpu", LOOM_BF16_WIDENED, true, 2}};
+
+Device open_way(const Way &way) {
+    loom_device_options options = {};
+    options.threads = way.threads;
+    options.bf16 = way.bf16;
+    options.library_threads = way.library_threads;
+    loom_device *device = nullptr;
+    require([&](loom_error *error) { return loom_device_open(&device, way.device, &options, error); });
+    return {device, loom_device_close};
+}
+
+bool says(const Device &device, const char *what) {
+    return std::string(device->description).find(what) != std::string::npos;
+}
+
+bool is_widened(const Device &device, loom_dtype dtype) {
+    return device->widened >> dtype & 1;
+}
+
+/* --------------------------------------------------------------------------------------------------- what it says */
+
+TEST(Bf16Products, TheDescriptionSaysHowTheyAreMade) {
+    for (const Way &way : ways) {
+        const Device device = open_way(way);
+        EXPECT_TRUE(is_widened(device, LOOM_F16)) << way.name;
+        EXPECT_FALSE(is_widened(device, LOOM_F32)) << way.name;
+        EXPECT_EQ(is_widened(device, LOOM_BF16), says(device, "of bf16 widened to fp32: slow")) << device->description;
+        EXPECT_NE(is_widened(device, LOOM_BF16), says(device, "of bf16 by ")) << device->description;
+        EXPECT_TRUE(way.bf16 != LOOM_BF16_WIDENED || is_widened(device, LOOM_BF16)) << way.name;
+    }
+    EXPECT_TRUE(is_widened(open_way(definition), LOOM_BF16));
+    const Device oracle = open_device("oracle");
+    EXPECT_FALSE(says(oracle, "bf16")) << oracle->description;
+}
+
+/* What a processor lacks is not taken by itself; what it has is, where the library knows it. */
+TEST(Bf16Products, AutoGoesByTheProcessor) {
+    const Device device = open_way(ways[0]);
+#if defined(__x86_64__)
+    const bool has = __builtin_cpu_supports("avx512bf16");
+    const bool knows = says(device, "oneDNN") && !std::getenv("ONEDNN_MAX_CPU_ISA") && !std::getenv("DNNL_MAX_CPU_ISA");
+    const bool takes = says(device, "of bf16 by AVX512_BF16") || says(device, "of bf16 by AMX");
+    EXPECT_TRUE(has || is_widened(device, LOOM_BF16)) << device->description;
+    EXPECT_TRUE(!has || !knows || takes) << device->description;
+#else
+    EXPECT_TRUE(is_widened(device, LOOM_BF16)) << device->description;
+#endif
+}
+
+TEST(Bf16Products, HaveAPeak) {
+    for (const Way &way : ways) {
+        const Device device = open_way(way);
+        double peak = 0;
+        require([&](loom_error *error) { return device->peak(device.get(), LOOM_BF16, 0.005, &peak, error); });
+        EXPECT_GT(peak, 1e8) << way.name;
+    }
+}
+
+/* -------------------------------------------------------------------------------------------------- what it computes */
+
+/* Matrices of small integers: all sums are exact in fp32, in any order, and too long for bf16. So ways differ only if
+ * they round elsewhere. More than one tile in each direction, more than two parts in depth, and none of them whole. */
+enum { N = 197, I = 1013, O = 421 };
+
+/* Memory of a device, and what lies there. */
+class Memory {
+  public:
+    Memory(loom_device *device, size_t bytes) : device_(device), bytes_(bytes) {
+        require([&](loom_error *error) { return device->allocate(device, &data_, bytes, error); });
+    }
+    ~Memory() {
+        device_->release(device_, data_, bytes_);
+    }
+    Memory(const Memory &) = delete;
+    Memory &operator=(const Memory &) = delete;
+
+    void *data() const {
+        return data_;
+    }
+    std::string bytes() const {
+        return {(const char *)data_, bytes_};
+    }
+
+  private:
+    loom_device *device_;
+    void *data_ = nullptr;
+    size_t bytes_;
+};
+
+/* The results of one way, by name. */
+class Products {
+  public:
+    explicit Products(const Way &way) : device_(open_way(way)) {
+    }
+
+    std::map<std::string, std::string> run() {
+        for (const bool transposed : {false, true}) {
+            const loom_view x = integers(N, I, 1), dout = integers(N, O, 2);
+            const loom_view weight = transposed ? integers(O, I, 3) : integers(I, O, 3);
+            const std::string suffix = transposed ? " transposed" : "";
+            run_forward(x, weight, transposed, suffix);
+            const loom_view dx = filled(N, I, LOOM_BF16);
+            loom_matmul_backward_input input = {dx, dout, weight, transposed};
+            call(LOOM_OP_matmul_backward_input, input);
+            keep("dx" + suffix, dx);
+            for (const loom_dtype dtype : {LOOM_F32, LOOM_BF16})
+                for (const bool accumulate : {false, true}) {
+                    const loom_view dweight = transposed ? filled(O, I, dtype) : filled(I, O, dtype);
+                    loom_matmul_backward_weight a = {dweight, {}, dout, x, transposed, accumulate};
+                    call(LOOM_OP_matmul_backward_weight, a);
+                    keep(std::string("dweight ") + loom_dtype_name(dtype) + (accumulate ? " added" : "") + suffix,
+                         dweight);
+                }
+        }
+        return std::move(results_);
+    }
+
+  private:
+    void run_forward(const loom_view &x, const loom_view &weight, bool transposed, const std::string &suffix) {
+        loom_view bias = integers(1, O, 4);
+        bias = loom_view_1d(bias.data, LOOM_BF16, O);
+        for (const loom_activation activation : {LOOM_ACTIVATION_NONE, LOOM_ACTIVATION_GELU}) {
+            const loom_view out = filled(N, O, LOOM_BF16), before = filled(N, O, LOOM_BF16);
+            const bool activated = activation != LOOM_ACTIVATION_NONE;
+            loom_matmul_forward a = {out, activated ? before : loom_view{}, x, weight, bias, activation, transposed};
+            call(LOOM_OP_matmul_forward, a);
+            keep((activated ? "activated" : "out") + suffix, out);
+            if (activated) keep("preactivation" + suffix, before);
+        }
+    }
+
+    loom_view allocate(int64_t rows, int64_t columns, loom_dtype dtype) {
+        memories_.push_back(std::make_unique<Memory>(device_.get(), (size_t)(rows * columns) * loom_dtype_size(dtype)));
+        return loom_view_2d(memories_.back()->data(), dtype, rows, columns);
+    }
+    /* Between -7 and 7. */
+    loom_view integers(int64_t rows, int64_t columns, uint32_t seed) {
+        const loom_view view = allocate(rows, columns, LOOM_BF16);
+        uint32_t state = seed;
+        for (int64_t i = 0; i < rows * columns; i++) {
+            state = state * 1664525 + 1013904223;
+            ((uint16_t *)view.data)[i] = float_to_bf16((float)((int)(state >> 16) % 15 - 7));
+        }
+        return view;
+    }
+    /* What an output holds before: 3 everywhere. */
+    loom_view filled(int64_t rows, int64_t columns, loom_dtype dtype) {
+        const loom_view view = allocate(rows, columns, dtype);
+        for (int64_t i = 0; i < rows * columns; i++)
+            if (dtype == LOOM_F32)
+                ((float *)view.data)[i] = 3;
+            else
+                ((uint16_t *)view.data)[i] = float_to_bf16(3);
+        return view;
+    }
+    void keep(const std::string &name, const loom_view &view) {
+        results_[name] = std::string((const char *)view.data, loom_view_extent(&view));
+    }
+
+    /* Plans, prepares and runs, as the model does. */
+    template <typename Arguments> void call(loom_op op, const Arguments &arguments) {
+        const loom_ops *ops = device_->ops;
+        const char *why = "";
+        ASSERT_TRUE(ops->supports(device_.get(), op, &arguments, &why)) << why;
+        require([&](loom_error *error) { return ops->prepare(device_.get(), op, &arguments, error); });
+        const size_t bytes = ops->workspace(device_.get(), op, &arguments);
+        const Memory workspace(device_.get(), bytes);
+        loom_exec exec = {};
+        exec.ops = ops;
+        exec.device = device_.get();
+        exec.workspace = workspace.data();
+        exec.workspace_bytes = bytes;
+        run_op(&exec, arguments);
+    }
+    static void run_op(loom_exec *exec, const loom_matmul_forward &a) {
+        exec->ops->matmul_forward(exec, &a);
+    }
+    static void run_op(loom_exec *exec, const loom_matmul_backward_input &a) {
+        exec->ops->matmul_backward_input(exec, &a);
+    }
+    static void run_op(loom_exec *exec, const loom_matmul_backward_weight &a) {
+        exec->ops->matmul_backward_weight(exec, &a);
+    }
+
+    Device device_;
+    std::vector<std::unique_ptr<Memory>> memories_;
+    std::map<std::string, std::string> results_;
+};
+
+TEST(Bf16Products, RoundWhereTheDefinitionDoes) {
+    const std::map<std::string, std::string> reference = Products(definition).run();
+    EXPECT_EQ(reference.size(), 16u);
+    for (const Way &way : ways)
+        for (const auto &[name, bytes] : Products(way).run())
+            EXPECT_TRUE(bytes == reference.at(name)) << name << " by way " << way.name;
+}
+
+} // namespace
