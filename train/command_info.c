@@ -1,85 +1,12 @@
 /* gptloom info: a model's shape, parameters, memory for training, and arithmetic per token. */
 #include "command.h"
 #include "command_line.h"
+#include "planning.h"
 #include "progress.h"
 
-#include "base/file.h"
-#include "base/nearest.h"
-
-#include <string.h>
-
-typedef struct settings {
-    int64_t batch, micro_batch, seq_len;
-    loom_dtype dtype;
-    loom_switch master_weights;
-    loom_dtype optimizer_dtype, grad_dtype;
-} settings;
-
-static const char *const dtypes[] = {"fp32", "bf16", "fp16", NULL}; /* in loom_dtype's order */
-static const char *const fp32_or_bf16[] = {"fp32", "bf16", NULL};
-static const char *const switches[] = {"off", "on", NULL};
-
-static const loom_flag flags[] = {
-    {.name = "batch",
-     .type = LOOM_FLAG_INT,
-     .offset = offsetof(settings, batch),
-     .min = 1,
-     .max = 1 << 20,
-     .standard = "8",
-     .metavar = "B",
-     .group = "Training with",
-     .help = "sequences per optimizer step"},
-    {.name = "micro-batch",
-     .type = LOOM_FLAG_INT,
-     .offset = offsetof(settings, micro_batch),
-     .min = 1,
-     .max = 1 << 20,
-     .derived = "all of --batch",
-     .metavar = "B",
-     .group = "Training with",
-     .help = "sequences per forward"},
-    {.name = "seq-len",
-     .type = LOOM_FLAG_INT,
-     .offset = offsetof(settings, seq_len),
-     .min = 1,
-     .max = 1 << 20,
-     .derived = "the model's block size, at most 1024",
-     .metavar = "T",
-     .group = "Training with",
-     .help = "tokens per sequence"},
-    {.name = "dtype",
-     .type = LOOM_FLAG_CHOICE,
-     .offset = offsetof(settings, dtype),
-     .choices = dtypes,
-     .standard = "fp32",
-     .metavar = "NAME",
-     .group = "Training with",
-     .help = "what weights and activations are stored in: fp32, bf16 or fp16"},
-    {.name = "master-weights",
-     .type = LOOM_FLAG_CHOICE,
-     .offset = offsetof(settings, master_weights),
-     .choices = switches,
-     .standard = "on",
-     .metavar = "on|off",
-     .group = "Training with",
-     .help = "fp32 weights beside those of 16 bits; bf16 can do without"},
-    {.name = "optimizer-dtype",
-     .type = LOOM_FLAG_CHOICE,
-     .offset = offsetof(settings, optimizer_dtype),
-     .choices = fp32_or_bf16,
-     .standard = "fp32",
-     .metavar = "fp32|bf16",
-     .group = "Training with",
-     .help = "what AdamW's moments are stored in"},
-    {.name = "grad-dtype",
-     .type = LOOM_FLAG_CHOICE,
-     .offset = offsetof(settings, grad_dtype),
-     .choices = fp32_or_bf16,
-     .standard = "fp32",
-     .metavar = "fp32|bf16",
-     .group = "Training with",
-     .help = "what the gradients of weights are stored in; bf16 with --dtype bf16 only"},
-};
+/* The flags of `gptloom train` that it takes. */
+static const char *const flag_names[] = {"batch",          "micro-batch",     "seq-len",    "dtype",
+                                         "master-weights", "optimizer-dtype", "grad-dtype", NULL};
 
 /* 124439808 as "124,439,808". */
 static void format_whole(char *text, size_t size, int64_t number) {
@@ -109,43 +36,23 @@ static int64_t count_of_bucket(const loom_layout *layout, int bucket) {
 
 /* All that is told of a shape, gathered before the first line is printed. */
 typedef struct facts {
-    loom_gpt_config config;
+    loom_planning planning;
+    loom_checkpoint_info from; /* of a directory */
     loom_layout layout;
     loom_plan plan;
 } facts;
 
-/* Plans training on this machine. */
-static bool make_plan(facts *all, const settings *mine, loom_error *error) {
-    const int64_t block_size = all->config.block_size;
-    const int64_t T = mine->seq_len > 0 ? mine->seq_len : block_size < 1024 ? block_size : 1024;
-    const int64_t B = mine->micro_batch > 0 ? mine->micro_batch : mine->batch;
-    const loom_device_options options = {0};
-    loom_device *device;
-    if (T > block_size)
-        return loom_fail(error, "--seq-len: %lld is longer than the model's block size, %lld", (long long)T,
-                         (long long)block_size);
-    if (B > mine->batch || mine->batch % B != 0)
-        return loom_fail(error, "--micro-batch: %lld does not divide --batch, %lld", (long long)B,
-                         (long long)mine->batch);
-    if (!loom_device_open(&device, "cpu", &options, error)) return false;
-    const loom_precision_flags asked = {.dtype = mine->dtype,
-                                        .master = mine->master_weights == LOOM_ON,
-                                        .optimizer = mine->optimizer_dtype,
-                                        .gradient = mine->grad_dtype};
+/* Plans training on this machine's CPU: all sequences at a time, where nothing else is said. */
+static bool make_plan(facts *all, loom_device *device, loom_error *error) {
+    loom_train_options *o = &all->planning.options;
+    const loom_recompute everything_kept = {.kind = LOOM_RECOMPUTE_NONE};
     loom_precision precision;
-    const loom_gpt_setup setup = {
-        .purpose = LOOM_GPT_TRAIN, .precision = &precision, .B = B, .T = T, .generates = true};
-    const bool ok = loom_precision_of(device, &asked, &precision, error) &&
-                    loom_plan_make(&all->plan, &all->config, &setup, device, mine->batch, error);
+    if (!o->micro_batch) o->micro_batch = o->batch;
+    const loom_gpt_setup setup = loom_planning_setup(&all->planning, &precision, &everything_kept, o->micro_batch);
+    const bool ok = loom_planning_precision(&all->planning, device, &precision, error) &&
+                    loom_plan_make(&all->plan, &all->planning.config, &setup, device, o->batch, error);
     all->plan.available = device->available(device);
-    loom_device_close(device);
     return ok;
-}
-
-static bool gather(facts *all, const loom_gpt_config *config, const settings *mine, loom_error *error) {
-    all->config = *config;
-    if (!make_plan(all, mine, error)) return false;
-    return loom_layout_create(&all->layout, config, 1, error);
 }
 
 static void show_parameters(const loom_layout *layout) {
@@ -159,60 +66,53 @@ static void show_parameters(const loom_layout *layout) {
 static void show_training(const facts *all) {
     const loom_plan *plan = &all->plan;
     char flops[16];
-    loom_format_count(flops, sizeof flops, loom_gpt_flops_per_token(&all->config, plan->T));
-    printf("\ntraining in %s, %lld x %lld tokens at a time\n", loom_dtype_name(plan->precision.storage),
-           (long long)plan->B, (long long)plan->T);
-    for (int i = 0; i < plan->arena.n_rows; i++)
-        printf("  %-20s %18.1f MiB\n", plan->arena.row[i].name, (double)plan->arena.row[i].bytes / 0x1p20);
-    printf("  %-20s %18.1f MiB of %.1f MiB free here\n", "all", (double)plan->arena.used / 0x1p20,
-           (double)plan->available / 0x1p20);
-    printf("  %-20s %18s FLOP forward and backward\n", "each token", flops);
+    loom_format_count(flops, sizeof flops, loom_gpt_flops_per_token(&all->planning.config, plan->T));
+    printf("\ntraining in %s, %lld x %lld tokens at a time, on this machine's CPU\n",
+           loom_dtype_name(plan->precision.storage), (long long)plan->B, (long long)plan->T);
+    loom_show_plan(plan);
+    printf("  %-28s %12s FLOP forward and backward\n", "each token", flops);
 }
 
-/* Prints the facts and frees them. */
-static void show(facts *all) {
-    const loom_gpt_config *config = &all->config;
+static void show(const facts *all) {
+    const loom_gpt_config *config = &all->planning.config;
     printf("  %lld layers, %lld heads, %lld channels, block size %lld, vocabulary %lld (%lld inside)\n",
            (long long)config->n_layer, (long long)config->n_head, (long long)config->n_embd,
            (long long)config->block_size, (long long)config->vocab_size, (long long)loom_gpt_padded_vocabulary(config));
     show_parameters(&all->layout);
     show_training(all);
-    loom_layout_destroy(&all->layout);
 }
 
-static bool show_checkpoint(const char *path, const settings *mine, loom_error *error) {
-    loom_checkpoint_info info;
-    facts all;
+static void show_checkpoint(const loom_checkpoint_info *info) {
     char tokens[48];
-    if (!loom_checkpoint_open(path, &info, error) || !gather(&all, &info.config, mine, error)) return false;
-    printf("%s\n", info.directory);
-    if (info.has_optimizer) {
-        format_whole(tokens, sizeof tokens, info.state.tokens);
-        printf("  after step %lld: %s tokens seen in %s, seed %llu\n", (long long)info.state.step, tokens,
-               loom_dtype_name(info.state.dtype), (unsigned long long)info.state.seed);
+    printf("%s\n", info->directory);
+    if (info->has_optimizer) {
+        format_whole(tokens, sizeof tokens, info->state.tokens);
+        printf("  after step %lld: %s tokens seen in %s, seed %llu\n", (long long)info->state.step, tokens,
+               loom_dtype_name(info->state.dtype), (unsigned long long)info->state.seed);
     }
-    printf("  %s; %s\n", info.bytes ? "a model of bytes" : "a model of token ids",
-           info.has_optimizer ? "training can go on from it" : "weights only");
-    show(&all);
+    printf("  %s; %s\n", info->bytes ? "a model of bytes" : "a model of token ids",
+           info->has_optimizer ? "training can go on from it" : "weights only");
+}
+
+static bool gather_and_show(facts *all, const char *name, loom_device *device, loom_error *error) {
+    if (!loom_planning_settle(&all->planning, name, &all->from, error) || !make_plan(all, device, error) ||
+        !loom_layout_create(&all->layout, &all->planning.config, 1, error))
+        return false;
+    if (all->from.directory[0])
+        show_checkpoint(&all->from);
+    else
+        printf("%s: %s\n", all->planning.name, all->planning.note);
+    show(all);
+    loom_layout_destroy(&all->layout);
     return true;
 }
 
-static bool show_named(const char *name, const settings *mine, loom_error *error) {
-    loom_gpt_named named;
-    facts all;
-    if (!loom_gpt_config_by_name(name, &named, error)) {
-        const char *names[128] = {NULL};
-        const loom_gpt_named *catalogue = loom_gpt_catalogue();
-        for (int i = 0; i < 127 && catalogue[i].name; i++) names[i] = catalogue[i].name;
-        const char *nearest = loom_nearest_name(name, names);
-        return loom_fail(error, "'%.200s': is neither a directory nor a named model; %s%s%s", name,
-                         nearest ? "did you mean '" : "", nearest ? nearest : "'gptloom info' lists the models",
-                         nearest ? "'?" : "");
-    }
-    if (!gather(&all, &named.config, mine, error)) return false;
-    printf("%s: %s\n", named.name, named.note);
-    show(&all);
-    return true;
+static bool tell(facts *all, const char *name, loom_error *error) {
+    loom_device *device;
+    if (!loom_device_open(&device, "cpu", NULL, error)) return false;
+    const bool ok = gather_and_show(all, name, device, error);
+    loom_device_close(device);
+    return ok;
 }
 
 static bool show_catalogue(loom_error *error) {
@@ -235,8 +135,9 @@ static bool show_catalogue(loom_error *error) {
 }
 
 int loom_command_info(int argc, char **argv) {
-    settings mine;
-    loom_flag_table table = {flags, sizeof flags / sizeof *flags, &mine, {false}};
+    facts all = {.planning.options = loom_train_options_defaults()};
+    loom_flag flags[sizeof flag_names / sizeof *flag_names];
+    loom_flag_table table = {flags, loom_train_option_rows(flag_names, flags), &all.planning.options, {false}};
     loom_command_line line = {
         .command = "info",
         .arguments = "[DIR|NAME]",
@@ -249,12 +150,11 @@ int loom_command_info(int argc, char **argv) {
         .n_tables = 1,
     };
     loom_error error;
-    loom_flags_defaults(flags, table.n, &mine);
-    const int code = loom_command_line_read(&line, argc, argv);
-    if (code >= 0) return code;
-    const char *name = line.n_arguments ? line.argument[0] : NULL;
-    const bool ok = !name                     ? show_catalogue(&error)
-                    : loom_is_directory(name) ? show_checkpoint(name, &mine, &error)
-                                              : show_named(name, &mine, &error);
-    return ok ? 0 : loom_command_failed(&error);
+    int code = loom_command_line_read(&line, argc, argv);
+    if (code < 0) {
+        const bool ok = line.n_arguments ? tell(&all, line.argument[0], &error) : show_catalogue(&error);
+        code = ok ? 0 : loom_command_failed(&error);
+    }
+    loom_train_options_free(&all.planning.options);
+    return code;
 }

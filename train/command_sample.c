@@ -143,17 +143,14 @@ static bool load(loaded *model, const loom_checkpoint_info *info, const settings
     const loom_precision_flags asked = {.dtype = mine->dtype, .master = true};
     loom_precision precision;
     const loom_gpt_setup setup = {.purpose = LOOM_GPT_INFER, .precision = &precision, .B = 1, .T = T};
+    loom_plan plan;
     if (!loom_device_open(&model->device, mine->device, &options, error) ||
         !loom_precision_of(model->device, &asked, &precision, error) ||
-        !loom_gpt_create(&model->gpt, &info->config, &setup, model->device, error))
+        !loom_plan_make(&plan, &info->config, &setup, model->device, 1, error))
         return false;
-    loom_plan plan = {.arena = loom_arena_measure(),
-                      .B = 1,
-                      .T = T,
-                      .parameters = loom_gpt_get_layout(model->gpt)->count,
-                      .available = model->device->available(model->device)};
-    loom_gpt_lay_out(model->gpt, &plan.arena);
-    if (!loom_plan_check(&plan, error)) return false;
+    plan.available = model->device->available(model->device);
+    if (!loom_plan_check(&plan, error) || !loom_gpt_create(&model->gpt, &info->config, &setup, model->device, error))
+        return false;
     if (!model->device->allocate(model->device, &model->memory, plan.arena.used, error)) return false;
     model->bytes = plan.arena.used;
     loom_arena arena = loom_arena_over(model->memory, model->bytes, model->device->host_memory);

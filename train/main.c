@@ -14,6 +14,7 @@ static const loom_command commands[] = {
     {"train", "train a GPT on text or token shards", loom_command_train},
     {"sample", "let a trained model write", loom_command_sample},
     {"info", "a model's shape, parameters, memory and arithmetic", loom_command_info},
+    {"plan", "what a training needs and how fast it will be, here or on a GPU by name", loom_command_plan},
     {"plot", "draw runs as one SVG: losses, learning rate, gradient norm, tokens per second", loom_command_plot},
     {"parity", "compare every op with its definition in double precision", loom_command_parity},
     {"bench", "time every op against what the machine can do", loom_command_bench},

@@ -191,6 +191,16 @@ const loom_flag *loom_train_option_table(int *n) {
     return table;
 }
 
+int loom_train_option_rows(const char *const *names, loom_flag *rows) {
+    int n = 0;
+    for (; names[n]; n++) {
+        const loom_flag *row = loom_flag_find(table, ROWS, names[n]);
+        LOOM_CHECK(row);
+        rows[n] = *row;
+    }
+    return n;
+}
+
 loom_train_options loom_train_options_defaults(void) {
     loom_train_options options;
     memset(&options, 0, sizeof options);
@@ -387,9 +397,7 @@ static bool check_conflicts(const loom_train_options *options, loom_error *error
         return loom_fail(error, "--choices: does not go with --resume, which takes the run's own");
     if (options->fresh_choices && !options->resume)
         return loom_fail(error, "--fresh-choices: goes with --resume; a new run makes its own choices");
-    const loom_precision_flags precision = loom_train_options_precision(options);
-    loom_recompute recompute;
-    return loom_precision_check(&precision, error) && loom_recompute_parse(options->recompute, &recompute, error);
+    return true;
 }
 
 static void take_if_unset(int64_t *value, int64_t standard) {
@@ -445,7 +453,14 @@ static bool resolve_schedule(loom_train_options *options, loom_error *error) {
     return true;
 }
 
+bool loom_train_options_resolve_shapes(loom_train_options *options, loom_error *error) {
+    const loom_precision_flags precision = loom_train_options_precision(options);
+    loom_recompute recompute;
+    return loom_precision_check(&precision, error) && loom_recompute_parse(options->recompute, &recompute, error) &&
+           resolve_shape(options, error) && resolve_batches(options, error);
+}
+
 bool loom_train_options_resolve(loom_train_options *options, loom_error *error) {
-    return check_values(options, error) && check_conflicts(options, error) && resolve_shape(options, error) &&
-           resolve_batches(options, error) && resolve_schedule(options, error);
+    return check_values(options, error) && check_conflicts(options, error) &&
+           loom_train_options_resolve_shapes(options, error) && resolve_schedule(options, error);
 }

@@ -13,3 +13,10 @@ bool loom_cuda_open(loom_device **device, const loom_device_options *options, bo
                      "--device cuda: this program was built without CUDA, as nvcc was not found; install the CUDA "
                      "Toolkit and build again, or take --device cpu");
 }
+
+bool loom_cuda_open_shapes(loom_device **device, size_t memory, size_t reserved, loom_error *error) {
+    (void)memory, (void)reserved;
+    *device = NULL;
+    return loom_fail(error, "this program was built without CUDA, as nvcc was not found, and does not know what a GPU "
+                            "needs; build/emulated/gptloom does");
+}

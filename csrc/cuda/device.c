@@ -102,14 +102,23 @@ static bool synchronize(loom_device *device, loom_stream *stream, loom_error *er
     return tell_failure(cuda, error);
 }
 
-/* What the driver has free, less what libraries will still take for their code, and the room in which matrix products are
- * measured at the start. */
+/* What libraries will still take for their code, and the room in which matrix products are measured at the start. */
+static const size_t reserve = (size_t)1 << 30;
+
+/* What the driver has free, but for that. */
 static size_t available(const loom_device *device) {
-    const size_t reserve = (size_t)1 << 30;
     size_t free_bytes = 0, total;
     (void)device;
     if (cudaMemGetInfo(&free_bytes, &total) != cudaSuccess) return 0;
     return free_bytes > reserve ? free_bytes - reserve : 0;
+}
+
+/* Before anything is allocated: what the context (and whatever else runs on the GPU) has taken, and the reserve. */
+static bool find_reserved(loom_cuda *cuda, loom_error *error) {
+    size_t free_bytes, total;
+    if (!loom_cuda_ok(cudaMemGetInfo(&free_bytes, &total), "cudaMemGetInfo", error)) return false;
+    cuda->device.reserved = total - free_bytes + reserve;
+    return true;
 }
 
 /* -------------------------------------------------------------------------------------------------------------- streams */
@@ -326,6 +335,7 @@ static bool open_parts(loom_cuda *cuda, const loom_device_options *options, loom
            loom_cuda_ok(cudaEventCreateWithFlags(&cuda->stopped, cudaEventDefault), "cudaEventCreateWithFlags",
                         error) &&
            loom_cuda_matmul_create(&cuda->matmul, error) && describe(cuda, error) && try_kernel(cuda, error) &&
+           find_reserved(cuda, error) &&
            (!options->cudnn_attention || loom_cuda_cudnn_create(&cuda->cudnn, cuda, error));
 }
 

@@ -7,4 +7,7 @@
 /* Opens the first GPU. *there says whether one was found, working or not. */
 bool loom_cuda_open(loom_device **device, const loom_device_options *options, bool *there, loom_error *error);
 
+/* As loom_device_open_shapes says. */
+bool loom_cuda_open_shapes(loom_device **device, size_t memory, size_t reserved, loom_error *error);
+
 #endif

@@ -56,3 +56,28 @@ int64_t loom_recompute_segment(const loom_recompute *recompute, int64_t n_layer)
     default: return 1;
     }
 }
+
+int loom_recompute_policies(int64_t n_layer, loom_recompute policies[LOOM_MOST_POLICIES]) {
+    int n = 0;
+    for (int kind = LOOM_RECOMPUTE_NONE; kind <= LOOM_RECOMPUTE_BLOCK; kind++)
+        policies[n++] = (loom_recompute){.kind = (loom_recompute_kind)kind};
+    const loom_recompute sqrt = {.kind = LOOM_RECOMPUTE_SQRT};
+    const int64_t largest = loom_recompute_segment(&sqrt, n_layer);
+    for (int64_t K = 2; K < largest; K++) policies[n++] = (loom_recompute){LOOM_RECOMPUTE_EVERY, K};
+    if (largest > 1) policies[n++] = sqrt;
+    LOOM_CHECK(n <= LOOM_MOST_POLICIES);
+    return n;
+}
+
+/* As loom_gpt_backward does it. Of what ran last, forward's last segment or a segment that was run again, the last block
+ * is there, and of the others of a segment their inputs are. */
+loom_recomputed loom_recompute_count(const loom_recompute *recompute, int64_t n_layer) {
+    const int64_t K = loom_recompute_segment(recompute, n_layer);
+    const int64_t segments_again = (n_layer - 1) / K, last = n_layer - segments_again * K;
+    loom_recomputed count = {.kind = recompute->kind, .recomputes = last - 1 + segments_again * K};
+    if (count.kind == LOOM_RECOMPUTE_EVERY || count.kind == LOOM_RECOMPUTE_SQRT) {
+        count.kind = LOOM_RECOMPUTE_BLOCK;
+        count.forwards = segments_again * (K - 1);
+    }
+    return count;
+}

@@ -172,6 +172,15 @@ const char *loom_check_arguments(loom_op op, const void *arguments, loom_dtype r
     return check_together(op, arguments);
 }
 
+double loom_argument_bytes(loom_op op, const void *arguments) {
+    double bytes = 0;
+    for (size_t i = 0; i < sizeof arguments_of_ops / sizeof *arguments_of_ops; i++) {
+        const loom_view *view = view_of(&arguments_of_ops[i], op, arguments);
+        if (view) bytes += (double)loom_view_elements(view) * (double)loom_dtype_size(view->dtype);
+    }
+    return bytes;
+}
+
 bool loom_rows_regular(const loom_view *view) {
     const int64_t *shape = view->shape, *stride = view->stride;
     return (shape[1] == 1 || stride[1] == shape[2] * stride[2]) &&

@@ -9,6 +9,9 @@
  * caller may well get them wrong. */
 const char *loom_check_arguments(loom_op op, const void *arguments, loom_dtype real, unsigned stored);
 
+/* Bytes of all of an op's views that are given, each once. */
+double loom_argument_bytes(loom_op op, const void *arguments);
+
 /* Whether a view's rows, counted over all but the innermost dimension, lie one stride apart: row n starts at element
  * n * stride[2]. */
 bool loom_rows_regular(const loom_view *view);

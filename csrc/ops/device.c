@@ -36,6 +36,10 @@ bool loom_device_open(loom_device **device, const char *name, const loom_device_
                      nearest ? "did you mean " : "", nearest ? nearest : "", nearest ? "? " : "");
 }
 
+bool loom_device_open_shapes(loom_device **device, size_t memory, size_t reserved, loom_error *error) {
+    return loom_cuda_open_shapes(device, memory, reserved, error);
+}
+
 bool loom_device_read_choices(loom_device *device, const char *path, loom_error *error) {
     loom_mapping mapping;
     if (!loom_file_map(path, &mapping, error)) return false;

@@ -2,7 +2,8 @@
 
 #include "gptloom/device.h"
 
-/* The two tables that walk a sequence of ops without running it. Both ask the device first whether it can run the op. */
+/* The tables that walk a sequence of ops without running it. Planning and preparing ask the device first whether it can
+ * run the op. */
 
 const char *loom_op_name(loom_op op) {
     static const char *const names[] = {
@@ -33,15 +34,18 @@ static void prepare(loom_exec *exec, loom_op op, const void *arguments) {
     if (!exec->device->ops->prepare(exec->device, op, arguments, exec->error)) exec->failed = true;
 }
 
-#define PLAN(name)                                                                                                     \
+#define WALK(name)                                                                                                     \
     static void plan_##name(loom_exec *exec, const struct loom_##name *arguments) {                                    \
         plan(exec, LOOM_OP_##name, arguments);                                                                         \
     }                                                                                                                  \
     static void prepare_##name(loom_exec *exec, const struct loom_##name *arguments) {                                 \
         prepare(exec, LOOM_OP_##name, arguments);                                                                      \
+    }                                                                                                                  \
+    static void visit_##name(loom_exec *exec, const struct loom_##name *arguments) {                                   \
+        exec->visit(exec->visitor, LOOM_OP_##name, arguments);                                                         \
     }
-LOOM_OP_LIST(PLAN)
-#undef PLAN
+LOOM_OP_LIST(WALK)
+#undef WALK
 
 const loom_ops *loom_planning_ops(void) {
 #define MEMBER(name) .name = plan_##name,
@@ -52,6 +56,13 @@ const loom_ops *loom_planning_ops(void) {
 
 const loom_ops *loom_preparing_ops(void) {
 #define MEMBER(name) .name = prepare_##name,
+    static const loom_ops ops = {LOOM_OP_LIST(MEMBER)};
+#undef MEMBER
+    return &ops;
+}
+
+const loom_ops *loom_visiting_ops(void) {
+#define MEMBER(name) .name = visit_##name,
     static const loom_ops ops = {LOOM_OP_LIST(MEMBER)};
 #undef MEMBER
     return &ops;

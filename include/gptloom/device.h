@@ -44,6 +44,7 @@ struct loom_device {
     unsigned widened; /* bit i: products of dtype i are widened to fp32, and so no faster: slow, but the reference */
     int threads;      /* of the CPU, for what the host does beside the device too */
     bool host_memory; /* the host may touch the device's memory */
+    size_t reserved;  /* of its memory, which a run cannot have: a GPU's, for the CUDA context and libraries */
     /* Memory that ops can use, aligned to 256 bytes, or false with the size and what is free. */
     bool (*allocate)(loom_device *device, void **memory, size_t bytes, loom_error *error);
     void (*release)(loom_device *device, void *memory, size_t bytes);
@@ -86,6 +87,10 @@ struct loom_device {
 /* "auto" takes the fastest device that works: a GPU, if it is none that is emulated. */
 bool loom_device_open(loom_device **device, const char *name, const loom_device_options *options, loom_error *error);
 void loom_device_close(loom_device *device);
+
+/* A GPU that is not here, with so much memory, of which so much is reserved. It answers for shapes (supports, workspace,
+ * available): enough to plan a run on it. Nothing can be allocated there and nothing runs. */
+bool loom_device_open_shapes(loom_device **device, size_t memory, size_t reserved, loom_error *error);
 
 /* What of CUDA is in this program: "CUDA 13.0, cuBLASLt 13.1.0", or that it is not. */
 const char *loom_device_cuda_build(void);

@@ -133,6 +133,20 @@ void loom_recompute_name(const loom_recompute *recompute, char name[LOOM_RECOMPU
 /* Blocks of a segment: 1 where each block is recomputed from its own input. */
 int64_t loom_recompute_segment(const loom_recompute *recompute, int64_t n_layer);
 
+/* The policies to choose among, from what computes nothing again to what computes most: none .. block, every:2 and so on,
+ * sqrt; returns how many. A larger K than sqrt's would keep more and compute more. */
+enum { LOOM_MOST_POLICIES = LOOM_RECOMPUTE_EVERY + 32 };
+int loom_recompute_policies(int64_t n_layer, loom_recompute policies[LOOM_MOST_POLICIES]);
+
+/* What backward computes once more of a micro-batch: whole blocks' forwards, and blocks' forwards as far as policy `kind`,
+ * none of segments, leaves them to backward. */
+typedef struct loom_recomputed {
+    int64_t forwards, recomputes;
+    loom_recompute_kind kind;
+} loom_recomputed;
+
+loom_recomputed loom_recompute_count(const loom_recompute *recompute, int64_t n_layer);
+
 /* ------------------------------------------------------------------------------------------------------- the model */
 typedef enum loom_gpt_purpose { LOOM_GPT_TRAIN, LOOM_GPT_INFER } loom_gpt_purpose;
 

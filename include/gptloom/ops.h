@@ -322,8 +322,18 @@ typedef struct loom_ops {
     bool (*prepare)(loom_device *device, loom_op op, const void *arguments, loom_error *error);
 } loom_ops;
 
-/* Where and how a sequence of ops runs. The same sequence runs three times: with loom_planning_ops() it only adds up the
- * workspace it will need; with loom_preparing_ops() it makes the device's plans; with the device's own ops it runs. */
+/* What an op has to do at least: floating-point operations, of matrix products and attention alone (2mnk; causal
+ * attention's products at half their square, two forward and five backward), and bytes: every given view once, what is
+ * added to twice, and of embedding tables the rows that the batch can touch. From shapes alone. */
+typedef struct loom_work {
+    double flops, bytes;
+} loom_work;
+
+loom_work loom_op_work(loom_op op, const void *arguments);
+
+/* Where and how a sequence of ops runs. The same sequence runs several times: with loom_planning_ops() it only adds up the
+ * workspace it will need; with loom_preparing_ops() it makes the device's plans; with the device's own ops it runs. With
+ * loom_visiting_ops() it is shown op by op, to be counted. */
 struct loom_exec {
     const loom_ops *ops;
     loom_device *device;
@@ -332,11 +342,15 @@ struct loom_exec {
     size_t workspace_bytes; /* given; while planning: the largest need so far */
     loom_error *error;      /* while preparing: filled by the first op that fails, with `failed` */
     bool failed;
+    /* While visiting: called for each op. */
+    void (*visit)(void *visitor, loom_op op, const void *arguments);
+    void *visitor;
 };
 
-/* Both tables call `supports` first and fail on what the device cannot run. */
+/* The first two call `supports` first and fail on what the device cannot run. */
 const loom_ops *loom_planning_ops(void);
 const loom_ops *loom_preparing_ops(void);
+const loom_ops *loom_visiting_ops(void);
 
 #ifdef __cplusplus
 }

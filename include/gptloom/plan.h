@@ -10,6 +10,12 @@ extern "C" {
 #endif
 
 /* ---------------------------------------------------------------------------------------------------------- memory */
+/* Data parallelism: what of the model each of `ranks` holds   (Rajbhandari et al., "ZeRO", 2020). */
+typedef struct loom_sharding {
+    int ranks;
+    int zero; /* 0: everything; 1: its share of moments and master weights; 2: and of gradients; 3: and of parameters */
+} loom_sharding;
+
 typedef struct loom_plan {
     loom_arena arena; /* measured: its rows are the plan's, its `used` the total */
     int64_t B, T;
@@ -17,25 +23,20 @@ typedef struct loom_plan {
     loom_recompute recompute;
     int64_t logits_rows; /* rows of logits at a time */
     int64_t parameters;  /* as users count them */
-    int64_t elements;    /* of the layout: what one rank's optimizer updates */
+    int64_t elements;    /* that one rank's optimizer updates, padding included */
     size_t available;    /* what the device (or --memory) has; 0: not asked */
 
     /* What was planned, to plan something like it. */
     loom_gpt_config config;
-    loom_gpt_setup setup; /* its precision is not to be used: the plan's own is */
+    loom_gpt_setup setup; /* its precision is NULL: the plan's own counts */
     loom_device *device;  /* only shapes are asked of it */
     int64_t sequences;    /* in a step of one rank */
+    loom_sharding sharding;
 } loom_plan;
 
 /* Plans training (or inference) of a model on a device, with `sequences` in a step. */
 bool loom_plan_make(loom_plan *plan, const loom_gpt_config *config, const loom_gpt_setup *setup, loom_device *device,
                     int64_t sequences, loom_error *error);
-
-/* Data parallelism: what of the model each of `ranks` holds   (Rajbhandari et al., "ZeRO", 2020). */
-typedef struct loom_sharding {
-    int ranks;
-    int zero; /* 0: everything; 1: its share of moments and master weights; 2: and of gradients; 3: and of parameters */
-} loom_sharding;
 
 /* Makes the plan of a training that of one rank, whose `sequences` it was made for. */
 bool loom_plan_shard(loom_plan *plan, const loom_sharding *sharding, loom_error *error);
@@ -56,6 +57,9 @@ enum { LOOM_MOST_SUGGESTIONS = 3 };
 /* Finds up to three of them, those first that change the least: more recomputation; a smaller micro-batch; both; bf16;
  * bf16 without master weights; half the sequence length. Returns how many. plan->device must still be open. */
 int loom_plan_suggest(const loom_plan *plan, loom_suggestion found[LOOM_MOST_SUGGESTIONS]);
+
+/* The same in words: "these would fit: --recompute act; --micro-batch 4", or what to try where none is found. */
+void loom_plan_advise(const loom_plan *plan, char *text, size_t size);
 
 /* Whether it fits in plan->available; the error gives the total, what there is, the largest rows, and what would fit. */
 bool loom_plan_check(const loom_plan *plan, loom_error *error);

@@ -1,0 +1,131 @@
+#include "plan/one_layer.h"
+
+#include <math.h>
+#include <stdlib.h>
+#include <time.h>
+
+/* Costs by measuring: rounds of all parts, one after the other as they are in a step, and the median of each over the
+ * rounds. A round begins with the ends, which write the residual stream and its gradient afresh: run over and over by
+ * itself, a block would let them grow beyond all bounds. */
+
+enum { FEWEST_ROUNDS = 3, MOST_ROUNDS = 200 };
+
+/* Rounds go on for so long, and end early after much longer. */
+static const double ENOUGH_SECONDS = 1, TOO_MANY_SECONDS = 20;
+
+typedef struct bench {
+    loom_one_layer model;
+    loom_device *device;
+    void *memory;
+    size_t bytes;
+    loom_recording *recording[LOOM_COST_PARTS]; /* where the device records; else NULL */
+} bench;
+
+static double seconds_now(void) {
+    struct timespec now;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return (double)now.tv_sec + 1e-9 * (double)now.tv_nsec;
+}
+
+static void bench_close(bench *b) {
+    for (int part = 0; part < LOOM_COST_PARTS; part++)
+        if (b->recording[part]) b->device->recording_close(b->device, b->recording[part]);
+    loom_one_layer_destroy(&b->model);
+    if (b->memory) b->device->release(b->device, b->memory, b->bytes);
+}
+
+/* Tokens that any vocabulary has, spread over it, and the scalars of an ordinary step that changes nothing. */
+static bool fill_in(bench *b, const loom_gpt_config *config, loom_error *error) {
+    const int64_t N = b->model.B * b->model.T;
+    loom_device *device = b->device;
+    int32_t *tokens = malloc((size_t)N * sizeof *tokens);
+    if (!tokens) return loom_fail(error, "no memory for %lld tokens", (long long)N);
+    for (int64_t i = 0; i < N; i++) tokens[i] = (int32_t)(i * 7919 % config->vocab_size);
+    loom_gpt_set_batch(b->model.gpt, tokens, tokens, LOOM_HOST_TO_DEVICE);
+    const loom_scalars_in in = {
+        .beta1 = 0.9f, .beta2 = 0.95f, .epsilon = 1e-8f, .clip_norm = 1, .loss_gradient = 1 / (float)N};
+    device->copy(device, NULL, &loom_gpt_get_scalars(b->model.gpt)->in, &in, sizeof in, LOOM_HOST_TO_DEVICE);
+    const bool ok = device->synchronize(device, NULL, error);
+    free(tokens);
+    return ok;
+}
+
+static bool bench_open(bench *b, const loom_gpt_config *config, const loom_gpt_setup *setup, loom_device *device,
+                       loom_error *error) {
+    loom_arena plan = loom_arena_measure();
+    *b = (bench){.device = device};
+    if (!loom_one_layer_create(&b->model, config, setup, device, error) || !loom_gpt_make_plans(b->model.gpt, error))
+        return false;
+    loom_one_layer_lay_out(&b->model, &plan);
+    b->bytes = plan.used;
+    if (plan.used > device->available(device))
+        return loom_fail(error, "a layer cannot be measured: %.0f MiB are needed and %.0f MiB are free",
+                         (double)plan.used / 0x1p20, (double)device->available(device) / 0x1p20);
+    if (!device->allocate(device, &b->memory, b->bytes, error)) return false;
+    loom_arena arena = loom_arena_over(b->memory, b->bytes, device->host_memory);
+    loom_one_layer_lay_out(&b->model, &arena);
+    return loom_gpt_prepare(b->model.gpt, error) && loom_optimizer_prepare(&b->model.optimizer, error) &&
+           loom_gpt_initialise(b->model.gpt, 0, error) && fill_in(b, config, error);
+}
+
+/* Where everything is kept nothing is recomputed. */
+static bool is_empty(int part) {
+    return part == LOOM_COST_RECOMPUTE + LOOM_RECOMPUTE_NONE;
+}
+
+/* As they run in a step: the first time as they are, then recorded where the device can. */
+static bool warm_up(bench *b, loom_error *error) {
+    loom_gpt_forward(b->model.gpt);
+    for (int part = 0; part < LOOM_COST_PARTS; part++) loom_one_layer_run(&b->model, part);
+    if (!b->device->synchronize(b->device, NULL, error)) return false;
+    for (int part = 0; part < LOOM_COST_PARTS && b->device->record_begin; part++) {
+        if (is_empty(part)) continue;
+        if (!b->device->record_begin(b->device, error)) return false;
+        loom_one_layer_run(&b->model, part);
+        if (!b->device->record_end(b->device, &b->recording[part], error)) return false;
+    }
+    return true;
+}
+
+static bool time_part(bench *b, int part, double *seconds, loom_error *error) {
+    b->device->timer_start(b->device);
+    if (b->recording[part])
+        b->device->replay(b->device, b->recording[part]);
+    else
+        loom_one_layer_run(&b->model, part);
+    return b->device->timer_stop(b->device, seconds, error);
+}
+
+static int by_size(const void *a, const void *b) {
+    const double x = *(const double *)a, y = *(const double *)b;
+    return (x > y) - (x < y);
+}
+
+/* The times are sorted by the way. */
+static double median(double *times, int n) {
+    qsort(times, (size_t)n, sizeof *times, by_size);
+    return n % 2 ? times[n / 2] : (times[n / 2 - 1] + times[n / 2]) / 2;
+}
+
+static bool time_parts(bench *b, loom_cost *cost, loom_error *error) {
+    double times[LOOM_COST_PARTS][MOST_ROUNDS] = {{0}};
+    const double begin = seconds_now();
+    int n = 0;
+    for (double spent = 0; n < MOST_ROUNDS; spent = seconds_now() - begin) {
+        if (n > 0 && (spent > TOO_MANY_SECONDS || (n >= FEWEST_ROUNDS && spent > ENOUGH_SECONDS))) break;
+        for (int part = 0; part < LOOM_COST_PARTS; part++)
+            if (!is_empty(part) && !time_part(b, part, &times[part][n], error)) return false;
+        n++;
+    }
+    for (int part = 0; part < LOOM_COST_PARTS; part++)
+        loom_one_layer_enter(&b->model, cost, part, median(times[part], n));
+    return true;
+}
+
+bool loom_cost_measure(loom_cost *cost, const loom_gpt_config *config, const loom_gpt_setup *setup, loom_device *device,
+                       loom_error *error) {
+    bench b;
+    const bool ok = bench_open(&b, config, setup, device, error) && warm_up(&b, error) && time_parts(&b, cost, error);
+    bench_close(&b);
+    return ok;
+}

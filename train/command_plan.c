@@ -1,0 +1,269 @@
+/* gptloom plan: what a training needs and how fast it will be, without training, and for a GPU without having it. */
+#include "command.h"
+#include "command_line.h"
+#include "plan_answer.h"
+#include "progress.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+typedef struct settings {
+    char *on, *json;
+    int64_t ranks, zero;
+    bool measure;
+} settings;
+
+static const loom_flag own_flags[] = {
+    {.name = "on",
+     .type = LOOM_FLAG_STRING,
+     .offset = offsetof(settings, on),
+     .standard = "here",
+     .metavar = "DEVICE",
+     .group = "Machine",
+     .help =
+         "here (what --device auto takes on this machine), cpu, cuda, or a GPU by name, which need not be here: h100, "
+         "h200, a100, rtx-4090, ..."},
+    {.name = "ranks",
+     .type = LOOM_FLAG_INT,
+     .offset = offsetof(settings, ranks),
+     .min = 1,
+     .max = 1 << 16,
+     .standard = "1",
+     .metavar = "N",
+     .group = "Machine",
+     .help = "so many such devices, each with its share of the batch"},
+    {.name = "zero",
+     .type = LOOM_FLAG_INT,
+     .offset = offsetof(settings, zero),
+     .min = 0,
+     .max = 3,
+     .standard = "0",
+     .metavar = "0..3",
+     .group = "Machine",
+     .help = "what ranks share out instead of each having it: 1 moments and master weights, 2 and gradients, 3 and "
+             "parameters"},
+    {.name = "measure",
+     .type = LOOM_FLAG_BOOL,
+     .offset = offsetof(settings, measure),
+     .standard = "true",
+     .group = "Machine",
+     .help = "on a device that is here, run one layer for a second or two to know how fast it is"},
+    {.name = "json",
+     .type = LOOM_FLAG_STRING,
+     .offset = offsetof(settings, json),
+     .metavar = "FILE",
+     .group = "Output",
+     .help = "write the answer as JSON, in bytes and seconds, instead of printing it; - for stdout"},
+};
+
+enum { OWN_FLAGS = sizeof own_flags / sizeof *own_flags };
+
+/* The flags of `gptloom train` that it takes. */
+static const char *const train_flags[] = {"model",      "n-layer",     "n-head", "n-embd",         "block-size",
+                                          "vocab-size", "activation",  "dtype",  "master-weights", "optimizer-dtype",
+                                          "grad-dtype", "tf32",        "batch",  "micro-batch",    "seq-len",
+                                          "recompute",  "logits-rows", "memory", "threads",        NULL};
+
+enum { TRAIN_FLAGS = sizeof train_flags / sizeof *train_flags - 1 };
+
+/* What of these flags is otherwise here than in training. */
+static void adapt_flags(loom_flag *flags) {
+    for (int i = 0; i < TRAIN_FLAGS; i++) {
+        loom_flag *flag = &flags[i];
+        if (!strcmp(flag->name, "vocab-size")) flag->derived = "the model's; else 50257";
+        if (!strcmp(flag->name, "recompute")) {
+            flag->standard = "auto";
+            flag->help =
+                "look at this policy alone: none, act, norm, block-attn, block, every:K, sqrt; auto: at all of "
+                "them";
+        }
+        if (!strcmp(flag->name, "memory")) {
+            flag->derived = "what the device has";
+            flag->help = "of each device, as 24GiB; of a GPU with what the CUDA context and libraries take of it";
+        }
+    }
+}
+
+/* ---------------------------------------------------------------------------------------------------------- the device */
+
+static bool is_here(const char *on) {
+    return !strcmp(on, "here") || !strcmp(on, "cpu") || !strcmp(on, "cuda");
+}
+
+static bool open_here(loom_plan_answer *a, const char *on, loom_error *error) {
+    const loom_train_options *o = &a->planning.options;
+    const loom_device_options options = {.threads = (int)o->threads, .tf32 = o->tf32};
+    if (!loom_device_open(&a->device, strcmp(on, "here") ? on : "auto", &options, error)) return false;
+    a->available = a->device->available(a->device);
+    snprintf(a->title, sizeof a->title, "%s: %s", a->device->name, a->device->description);
+    return true;
+}
+
+static bool open_named(loom_plan_answer *a, const char *on, loom_error *error) {
+    loom_error why;
+    a->gpu = loom_gpu_by_name(on, &why);
+    if (!a->gpu) return loom_fail(error, "--on: %s; or here, cpu, cuda", why.message);
+    if (!loom_device_open_shapes(&a->device, (size_t)a->gpu->memory, (size_t)loom_gpu_assumed.reserved, &why))
+        return loom_fail(error, "--on: %s", why.message);
+    a->available = a->device->available(a->device);
+    snprintf(a->title, sizeof a->title, "%s", a->gpu->title);
+    return true;
+}
+
+static bool open_device(loom_plan_answer *a, const char *on, loom_error *error) {
+    const double memory = a->planning.options.memory;
+    if (!(is_here(on) ? open_here(a, on, error) : open_named(a, on, error))) return false;
+    if (a->planning.options.tf32 && a->device->host_memory)
+        return loom_fail(error, "--tf32: is for GPUs; this is planned on %s", a->device->name);
+    if (memory == 0) return true;
+    const size_t asked = (size_t)memory, reserved = a->device->reserved;
+    if (asked <= reserved)
+        return loom_fail(error, "--memory: the CUDA context and libraries alone take %.0f MiB",
+                         (double)reserved / 0x1p20);
+    a->available = asked - reserved;
+    return true;
+}
+
+/* ------------------------------------------------------------------------------------------------------------ planning */
+
+static bool make_plan(const loom_plan_answer *a, const loom_recompute *recompute, int64_t B, loom_plan *plan,
+                      loom_error *error) {
+    const loom_gpt_setup setup = loom_planning_setup(&a->planning, &a->precision, recompute, B);
+    if (!loom_plan_make(plan, &a->planning.config, &setup, a->device, a->sequences, error) ||
+        !loom_plan_shard(plan, &a->sharding, error))
+        return false;
+    plan->available = a->available;
+    return true;
+}
+
+/* The micro-batch, as training takes it where none is said: the largest that fits with that policy, 1 if none does. */
+static bool settle_micro_batch(loom_plan_answer *a, const loom_recompute *recompute, loom_error *error) {
+    const int64_t T = a->planning.options.seq_len, most = (INT64_C(1) << 31) / T;
+    int64_t B = a->planning.options.micro_batch;
+    if (B > 0 && a->sequences % B != 0)
+        return loom_fail(error, "--micro-batch: %lld does not divide a rank's share of --batch, %lld", (long long)B,
+                         (long long)a->sequences);
+    a->micro_batch = B;
+    for (B = a->sequences < most ? a->sequences : most; !a->micro_batch; B--) {
+        loom_plan plan;
+        if (a->sequences % B != 0) continue;
+        if (!make_plan(a, recompute, B, &plan, error)) return false;
+        if (loom_plan_fits(&plan) || B == 1) a->micro_batch = B;
+    }
+    return true;
+}
+
+/* What a step costs in operations, and in seconds where that can be known. */
+static bool find_costs(loom_plan_answer *a, bool measure, loom_error *error) {
+    const loom_recompute everything_kept = {.kind = LOOM_RECOMPUTE_NONE};
+    const loom_gpt_config *config = &a->planning.config;
+    const loom_gpt_setup setup = loom_planning_setup(&a->planning, &a->precision, &everything_kept, a->micro_batch);
+    if (!loom_cost_count(&a->flops, config, &setup, a->device, error)) return false;
+    if (a->gpu) {
+        a->speed = LOOM_SPEED_PREDICTED;
+        return loom_cost_predict(&a->seconds, config, &setup, a->device, a->gpu, a->planning.options.tf32, error);
+    }
+    if (measure && loom_cost_measure(&a->seconds, config, &setup, a->device, &a->unmeasured))
+        a->speed = LOOM_SPEED_MEASURED;
+    else if (!measure)
+        loom_fail(&a->unmeasured, "--no-measure");
+    return true;
+}
+
+static bool add_policy(loom_plan_answer *a, const loom_recompute *recompute, loom_error *error) {
+    const loom_gpt_config *config = &a->planning.config;
+    const loom_recompute everything_kept = {.kind = LOOM_RECOMPUTE_NONE};
+    const int64_t micro_batches = a->sequences / a->micro_batch;
+    loom_plan_policy *p = &a->policy[a->n_policies++];
+    p->recompute = *recompute;
+    if (!make_plan(a, recompute, a->micro_batch, &p->plan, error)) return false;
+    p->fits = loom_plan_fits(&p->plan);
+    p->extra_flops = loom_cost_step(&a->flops, config, recompute, 1, 0) /
+                         loom_cost_step(&a->flops, config, &everything_kept, 1, 0) -
+                     1;
+    if (a->speed == LOOM_SPEED_UNKNOWN) return true;
+    const double tokens = (double)(a->planning.options.batch * a->planning.options.seq_len);
+    p->seconds = loom_cost_step(&a->seconds, config, recompute, micro_batches, p->plan.elements);
+    p->tokens_per_s = tokens / p->seconds;
+    return true;
+}
+
+/* The fastest policy that fits; where speeds are not known, that of the fewest operations; where none fits, that of the
+ * least memory. */
+static const loom_plan_policy *best_of(const loom_plan_answer *a) {
+    const loom_plan_policy *best = &a->policy[0];
+    for (int i = 1; i < a->n_policies; i++) {
+        const loom_plan_policy *p = &a->policy[i];
+        const bool faster = a->speed == LOOM_SPEED_UNKNOWN ? p->extra_flops < best->extra_flops
+                                                           : p->tokens_per_s > best->tokens_per_s;
+        const bool smaller = p->plan.arena.used < best->plan.arena.used;
+        if (p->fits != best->fits ? p->fits : p->fits ? faster : smaller) best = p;
+    }
+    return best;
+}
+
+static bool find_answer(loom_plan_answer *a, const char *model, const settings *mine, loom_error *error) {
+    loom_train_options *o = &a->planning.options;
+    loom_checkpoint_info from = {0};
+    loom_recompute policies[LOOM_MOST_POLICIES];
+    if (!loom_planning_settle(&a->planning, model, &from, error) ||
+        !loom_recompute_parse(o->recompute, &policies[0], error))
+        return false;
+    int n = 1;
+    if (policies[0].kind == LOOM_RECOMPUTE_AUTO) n = loom_recompute_policies(o->n_layer, policies);
+    a->sharding = (loom_sharding){.ranks = (int)mine->ranks, .zero = (int)mine->zero};
+    a->sequences = o->batch / mine->ranks;
+    if (o->batch % mine->ranks != 0)
+        return loom_fail(error, "--ranks: %lld do not divide --batch, %lld", (long long)mine->ranks,
+                         (long long)o->batch);
+    if (!open_device(a, mine->on, error) || !loom_planning_precision(&a->planning, a->device, &a->precision, error) ||
+        !settle_micro_batch(a, &policies[0], error) || !find_costs(a, mine->measure, error))
+        return false;
+    for (int i = 0; i < n; i++)
+        if (!add_policy(a, &policies[i], error)) return false;
+    a->best = best_of(a);
+    return true;
+}
+
+int loom_command_plan(int argc, char **argv) {
+    settings mine = {0};
+    loom_error error;
+    loom_plan_answer *a = calloc(1, sizeof *a);
+    loom_flag flags[TRAIN_FLAGS + 1];
+    if (!a) {
+        loom_fail(&error, "no memory for a plan");
+        return loom_command_failed(&error);
+    }
+    loom_train_option_rows(train_flags, flags);
+    adapt_flags(flags);
+    a->planning.options = loom_train_options_defaults();
+    loom_flags_defaults(own_flags, OWN_FLAGS, &mine);
+    loom_flag_reset(loom_flag_find(flags, TRAIN_FLAGS, "recompute"), &a->planning.options);
+    loom_flag_table tables[] = {{flags, TRAIN_FLAGS, &a->planning.options, {false}},
+                                {own_flags, OWN_FLAGS, &mine, {false}}};
+    loom_command_line line = {
+        .command = "plan",
+        .arguments = "[DIR|NAME]",
+        .about = "Tells, without training, what memory a training takes, whether it fits, and how fast it will be, for "
+                 "each policy of recomputing activations. For a device that is here it measures one layer; for a GPU "
+                 "by name it predicts from the data sheet. The model is a named one, one with a shape of its own, or "
+                 "that of a run or checkpoint.",
+        .examples = "  gptloom plan gpt2 --batch 8 --seq-len 256\n"
+                    "  gptloom plan gpt2-xl --on h100 --dtype bf16 --batch 64 --ranks 8 --zero 1\n"
+                    "  gptloom plan gpt3-1.3b --on rtx-4090 --dtype bf16 --batch 16 --micro-batch 1\n",
+        .most = 1,
+        .tables = tables,
+        .n_tables = 2,
+    };
+    int code = loom_command_line_read(&line, argc, argv);
+    if (code < 0) {
+        const bool ok = find_answer(a, line.n_arguments ? line.argument[0] : NULL, &mine, &error) &&
+                        (mine.json ? loom_plan_answer_write(a, mine.json, &error) : loom_plan_answer_show(a));
+        code = ok ? 0 : loom_command_failed(&error);
+    }
+    loom_device_close(a->device);
+    loom_train_options_free(&a->planning.options);
+    loom_flags_free(own_flags, OWN_FLAGS, &mine);
+    free(a);
+    return code;
+}
