@@ -111,7 +111,7 @@ TESTS           := $(patsubst test/%.cpp,$(BUILD)/test/%,$(filter-out $(if $(CUD
                      $(wildcard test/test_*.cpp)))
 # Those of CUDA run on the emulation.
 EMULATED_TESTS  := $(patsubst %,$(BUILD)/test/test_%,emulation ptx runtime cublaslt matmul_plans adamw bias_gradient \
-                     recompute cuda_ops cuda_device cuda_train)
+                     recompute offload cuda_ops cuda_device cuda_train)
 
 # One short line per file; V=1 shows the commands.
 V ?= 0

@@ -180,6 +180,7 @@ struct ModelOptions {
     bool master = true;
     loom_dtype optimizer = LOOM_F32, gradient = LOOM_F32;
     loom_recompute recompute = {};
+    bool offload = false;
     int64_t logits_rows = 0;
     int64_t sequences = 0; /* of a step, for the optimizer; 0: one micro-batch */
     int fill = 0xFF;       /* what every byte of the memory holds at first: 0xFF makes NaNs of every type */
@@ -196,6 +197,7 @@ class Model {
         loom_precision precision;
         Setup setup = setup_of(B, T, options.purpose, &precision);
         setup.recompute = options.recompute;
+        setup.offload = options.offload;
         setup.logits_rows = options.logits_rows;
         require([&](loom_error *error) {
             return loom_precision_of(device_.get(), &flags, &precision, error) &&

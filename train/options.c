@@ -23,6 +23,7 @@ static const char *const dtypes[] = {"fp32", "bf16", "fp16", NULL};
 static const char *const fp32_or_bf16[] = {"fp32", "bf16", NULL};
 static const char *const switches[] = {"off", "on", NULL};
 static const char *const attentions[] = {"own", "cudnn", NULL};
+static const char *const offloads[] = {"none", "activations", NULL};
 
 #define AT(field) .offset = offsetof(loom_train_options, field)
 
@@ -172,6 +173,10 @@ static const loom_flag table[] = {
      .help = "what backward computes once more instead of keeping it, to the same bits: none, act (the activation), norm "
              "(and layernorms), block-attn (blocks, but for attention), block, every:K (segments of K blocks), sqrt (the K "
              "that keeps least), or auto (the fastest that fits, measured at the start)"},
+    {.name = "offload", .type = LOOM_FLAG_CHOICE, AT(offload), .choices = offloads, .standard = "none",
+     .metavar = "NAME", .group = "Memory",
+     .help = "activations: what --recompute keeps waits in host memory for backward, copied out and back beside the "
+             "computing, to the same bits; the GPU holds two blocks' (or segments') at a time. --device cuda only"},
     {.name = "logits-rows", .type = LOOM_FLAG_INT, AT(logits_rows), .min = 1, .max = 0x1p31,
      .derived = "an eighth of the micro-batch's rows", .metavar = "N", .group = "Memory",
      .help = "rows of logits that exist at a time, rounded up to whole groups of rows; the fewer, the less memory and "

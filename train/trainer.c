@@ -124,6 +124,7 @@ static loom_gpt_setup setup_of(const loom_trainer *t, int64_t micro_batch) {
                             .B = micro_batch,
                             .T = o->seq_len,
                             .recompute = t->recompute,
+                            .offload = o->offload == LOOM_OFFLOAD_ACTIVATIONS,
                             .logits_rows = o->logits_rows,
                             .generates = o->sample_every > 0};
 }
@@ -142,7 +143,7 @@ static bool plan_memory(loom_trainer *t, loom_error *error) {
         const loom_gpt_setup setup = setup_of(t, B);
         if (!loom_plan_make(&t->plan, &shape, &setup, t->device, o->batch, error)) return false;
         t->plan.available = allowed;
-        if (t->plan.arena.used <= allowed || B == 1 || o->micro_batch) break;
+        if (loom_plan_check(&t->plan, NULL) || B == 1 || o->micro_batch) break;
     }
     o->micro_batch = B;
     o->logits_rows = t->plan.logits_rows;
@@ -446,7 +447,7 @@ bool loom_trainer_validate(loom_trainer *t, int64_t batches, double *loss, loom_
         ok = fill_validation_batch(t, i * B, windows, inputs, targets, error);
         if (!ok) break;
         loom_gpt_set_batch(t->gpt, inputs, targets, LOOM_HOST_TO_DEVICE);
-        loom_gpt_forward(t->gpt);
+        loom_gpt_forward_alone(t->gpt);
         loom_gpt_loss(t->gpt, false, false);
         ok = add_losses(t, targets, losses, &sum, &rows, error);
     }

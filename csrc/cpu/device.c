@@ -160,8 +160,7 @@ static size_t read_number(const char *path) {
 }
 
 /* What the machine has free, or what is left of the control group's limit (a container's). */
-static size_t available(const loom_device *device) {
-    (void)device;
+size_t loom_cpu_available(void) {
     size_t bytes = read_kilobytes("/proc/meminfo", "MemAvailable:");
     if (bytes == 0) bytes = SIZE_MAX;
     const size_t limit = read_number("/sys/fs/cgroup/memory.max"), used = read_number("/sys/fs/cgroup/memory.current");
@@ -170,6 +169,11 @@ static size_t available(const loom_device *device) {
         if (left < bytes) bytes = left;
     }
     return bytes;
+}
+
+static size_t available(const loom_device *device) {
+    (void)device;
+    return loom_cpu_available();
 }
 
 /* -------------------------------------------------------------------------------------------------------------- threads */
@@ -265,6 +269,7 @@ bool loom_cpu_open(loom_device **out, loom_cpu_table table, const loom_device_op
                             .choices_set = choices_set,
                             .peak = peak,
                             .available = available,
+                            .available_host = available,
                             .close = close_device};
     c->ops = oracle ? *loom_oracle_ops() : *loom_definition_ops();
     if (table == LOOM_CPU_TUNED) {

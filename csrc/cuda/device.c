@@ -72,7 +72,13 @@ static void release(loom_device *device, void *memory, size_t bytes) {
 
 static bool allocate_host(loom_device *device, void **memory, size_t bytes, loom_error *error) {
     (void)device;
-    return loom_cuda_ok(cudaHostAlloc(memory, bytes ? bytes : 1, cudaHostAllocDefault), "cudaHostAlloc", error);
+    *memory = NULL;
+    const cudaError_t result = cudaHostAlloc(memory, bytes ? bytes : 1, cudaHostAllocDefault);
+    if (result == cudaSuccess) return true;
+    cudaGetLastError();
+    if (result != cudaErrorMemoryAllocation) return loom_cuda_ok(result, "cudaHostAlloc", error);
+    return loom_fail(error, "not enough host memory: %.1f MiB cannot be pinned and %.1f MiB are free",
+                     (double)bytes / 0x1p20, (double)loom_cpu_available() / 0x1p20);
 }
 
 static void release_host(loom_device *device, void *memory, size_t bytes) {
@@ -119,6 +125,13 @@ static bool find_reserved(loom_cuda *cuda, loom_error *error) {
     if (!loom_cuda_ok(cudaMemGetInfo(&free_bytes, &total), "cudaMemGetInfo", error)) return false;
     cuda->device.reserved = total - free_bytes + reserve;
     return true;
+}
+
+/* Pinned pages are never given to anyone else: an eighth of what is free stays for all that the machine does beside. */
+static size_t available_host(const loom_device *device) {
+    const size_t free_bytes = loom_cpu_available();
+    (void)device;
+    return free_bytes - free_bytes / 8;
 }
 
 /* -------------------------------------------------------------------------------------------------------------- streams */
@@ -375,6 +388,7 @@ bool loom_cuda_open(loom_device **out, const loom_device_options *options, bool 
                                  .choices_set = choices_set,
                                  .peak = loom_cuda_peak,
                                  .available = available,
+                                 .available_host = available_host,
                                  .close = close_device};
     if (!open_parts(cuda, options, error)) {
         close_device(&cuda->device);

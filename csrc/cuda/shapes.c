@@ -15,6 +15,12 @@ static size_t available(const loom_device *device) {
     return ((const absent_gpu *)device)->available;
 }
 
+/* Nothing is known of the host of a GPU that is not here. */
+static size_t available_host(const loom_device *device) {
+    (void)device;
+    return SIZE_MAX;
+}
+
 static void close_device(loom_device *device) {
     free(device);
 }
@@ -30,6 +36,7 @@ bool loom_cuda_open_shapes(loom_device **device, size_t memory, size_t reserved,
                                 .threads = 1,
                                 .reserved = reserved,
                                 .available = available,
+                                .available_host = available_host,
                                 .close = close_device};
     *device = &gpu->device;
     return true;

@@ -26,7 +26,9 @@ static bool walk_with(loom_gpt *g, const loom_ops *ops, loom_error *error) {
     g->exec.ops = ops;
     g->exec.error = error;
     g->exec.failed = false;
+    g->walking = true;
     walk(g);
+    g->walking = false;
     g->exec.ops = g->device->ops;
     g->exec.error = NULL;
     return !g->exec.failed;
@@ -48,7 +50,8 @@ static int64_t rows_of_chunk(const loom_gpt *g, int64_t asked) {
     return rows < N ? rows : N;
 }
 
-static bool check_setup(const loom_gpt_config *config, const loom_gpt_setup *setup, loom_error *error) {
+static bool check_setup(const loom_gpt_config *config, const loom_gpt_setup *setup, const loom_device *device,
+                        loom_error *error) {
     const int64_t B = setup->B, T = setup->T;
     LOOM_CHECK(B >= 1 && T >= 1);
     if (T > config->block_size)
@@ -57,11 +60,16 @@ static bool check_setup(const loom_gpt_config *config, const loom_gpt_setup *set
     if (B > (INT64_C(1) << 31) / T)
         return loom_fail(error, "--micro-batch: %lld sequences of %lld tokens are more than 2^31 tokens", (long long)B,
                          (long long)T);
+    if (setup->offload && device->host_memory)
+        return loom_fail(error,
+                         "--offload: activations are in host memory already on --device %s; leave it out, or take "
+                         "--device cuda",
+                         device->name);
     return true;
 }
 
-/* What each block keeps, and how many run once more together. */
-static void take_policy(loom_gpt *g, const loom_recompute *recompute) {
+/* What each block keeps, how many run once more together, and whether what is kept leaves the device. */
+static void take_policy(loom_gpt *g, const loom_recompute *recompute, bool offload) {
     g->recompute = *recompute;
     g->segment = loom_recompute_segment(recompute, g->config.n_layer);
     if (recompute->kind == LOOM_RECOMPUTE_SQRT || recompute->kind == LOOM_RECOMPUTE_EVERY) {
@@ -71,11 +79,12 @@ static void take_policy(loom_gpt *g, const loom_recompute *recompute) {
         g->policy = 1u << recompute->kind;
     }
     if (g->purpose == LOOM_GPT_INFER) g->policy = LOOM_KEEP_INFERENCE;
+    g->offload.on = offload && g->purpose == LOOM_GPT_TRAIN && g->config.n_layer > LOOM_SLOTS * g->segment;
 }
 
 bool loom_gpt_create(loom_gpt **out, const loom_gpt_config *config, const loom_gpt_setup *setup, loom_device *device,
                      loom_error *error) {
-    if (!check_setup(config, setup, error)) return false;
+    if (!check_setup(config, setup, device, error)) return false;
     loom_gpt *g = calloc(1, sizeof *g);
     if (!g) return loom_fail(error, "no memory for a model");
     g->config = *config;
@@ -99,7 +108,7 @@ bool loom_gpt_create(loom_gpt **out, const loom_gpt_config *config, const loom_g
         loom_fail(error, "no memory for a model");
         goto failed;
     }
-    take_policy(g, &setup->recompute);
+    take_policy(g, &setup->recompute, setup->offload);
     if (!walk_with(g, loom_planning_ops(), error)) goto failed;
     g->workspace_bytes = g->exec.workspace_bytes;
     *out = g;
@@ -111,40 +120,51 @@ failed:
 
 void loom_gpt_destroy(loom_gpt *g) {
     if (!g) return;
+    loom_offload_close(g);
     loom_layout_destroy(&g->layout);
     free(g->acts);
     free(g->seen);
     free(g);
 }
 
-/* What every block, or every segment's first, keeps is its own; what the other blocks of a segment keep, they keep where
- * the same blocks of other segments do. */
-static void lay_out_kept(loom_gpt *g, int name, size_t size, loom_arena *arena) {
-    for (int64_t l = 0; l < g->config.n_layer; l++) {
-        const bool own = l % g->segment == 0 || l < g->segment;
-        g->acts[l][name] = own ? loom_arena_take(arena, "activations", size) : g->acts[l % g->segment][name];
-    }
+static size_t bytes_of_activation(const loom_gpt *g, int name) {
+    const bool channels = loom_act_table[name].shape == LOOM_ACT_PER_CHANNEL;
+    return loom_bytes(loom_act_elements(name, &g->config, g->B, g->T),
+                      channels ? g->precision.storage : g->device->statistics);
 }
 
-/* Each row of the table of activations: one tensor per block where it is kept, else one for all. */
+/* The block in whose memory block l keeps what it keeps, if not in its own. Every block, or every segment's first, has
+ * memory of its own, or a slot; the other blocks of a segment share theirs with the same blocks of other segments. */
+static int64_t shares_with(const loom_gpt *g, int64_t l) {
+    if (l % g->segment != 0) return l % g->segment;
+    return g->offload.on ? l / g->segment % LOOM_SLOTS * g->segment : l;
+}
+
+/* Each row of the table of activations: one tensor per block where it is kept, in one piece with all that the block
+ * keeps; else one for all. */
 static void lay_out_activations(loom_gpt *g, loom_arena *arena) {
+    const unsigned kept = loom_act_kept(g->policy);
+    for (int64_t l = 0; l < g->config.n_layer; l++) {
+        const size_t before = arena->used;
+        const int64_t with = shares_with(g, l);
+        for (int name = 0; name < LOOM_ACT_COUNT; name++)
+            if (kept & loom_act_bit(name))
+                g->acts[l][name] = with < l ? g->acts[with][name]
+                                            : loom_arena_take(arena, "activations", bytes_of_activation(g, name));
+        if (l == 0) g->offload.slot_bytes = arena->used - before;
+    }
     for (int name = 0; name < LOOM_ACT_COUNT; name++) {
-        const loom_dtype dtype = loom_act_table[name].shape == LOOM_ACT_PER_CHANNEL ? g->precision.storage
-                                                                                    : g->device->statistics;
-        const size_t size = loom_bytes(loom_act_elements(name, &g->config, g->B, g->T), dtype);
-        if (loom_act_table[name].kept & g->policy) {
-            lay_out_kept(g, name, size, arena);
-            continue;
-        }
-        void *shared = loom_arena_take(arena, "scratch", size);
+        if (kept & loom_act_bit(name)) continue;
+        void *shared = loom_arena_take(arena, "scratch", bytes_of_activation(g, name));
         for (int64_t l = 0; l < g->config.n_layer; l++) g->acts[l][name] = shared;
     }
 }
 
-/* Generation keeps keys and values where training does, or beside it where training does not. */
+/* Generation keeps keys and values where training does, or beside it where training does not, or not for all blocks at
+ * a time. */
 static void lay_out_seen(loom_gpt *g, loom_arena *arena) {
     const size_t size = loom_bytes(loom_act_elements(LOOM_ACT_QKV, &g->config, 1, g->T), g->precision.storage);
-    const bool kept = loom_act_table[LOOM_ACT_QKV].kept & g->policy;
+    const bool kept = (loom_act_table[LOOM_ACT_QKV].kept & g->policy) && !g->offload.on;
     for (int64_t l = 0; l < g->config.n_layer; l++)
         g->seen[l] = kept ? g->acts[l][LOOM_ACT_QKV] : loom_arena_take(arena, "keys and values of samples", size);
 }
@@ -203,7 +223,7 @@ bool loom_gpt_make_plans(loom_gpt *g, loom_error *error) {
 
 bool loom_gpt_prepare(loom_gpt *g, loom_error *error) {
     const loom_scalars scalars = {.state.loss_scale = 1};
-    if (!loom_gpt_make_plans(g, error)) return false;
+    if (!loom_gpt_make_plans(g, error) || !loom_offload_open(g, error)) return false;
     g->device->copy(g->device, g->exec.stream, g->scalars, &scalars, sizeof scalars, LOOM_HOST_TO_DEVICE);
     clear(g, g->parameters, g->precision.storage);
     if (loom_has_master(&g->precision)) clear(g, g->master, g->precision.master);
@@ -253,6 +273,10 @@ const loom_recompute *loom_gpt_get_recompute(const loom_gpt *g) {
 
 int64_t loom_gpt_get_logits_rows(const loom_gpt *g) {
     return g->chunk_rows;
+}
+
+size_t loom_gpt_get_host_bytes(const loom_gpt *g) {
+    return loom_offload_host_bytes(g);
 }
 
 void *loom_gpt_get_master(loom_gpt *g) {

@@ -244,17 +244,25 @@ static void find_activations(const loom_gpt *g, int64_t l, bool generating, void
     if (generating) acts[LOOM_ACT_QKV] = g->seen[l];
 }
 
+/* What blocks run forward for. */
+typedef enum purpose {
+    FOR_BACKWARD, /* which comes later, and for which they are kept */
+    FOR_LOSS,     /* alone, or to have the inputs of a segment's blocks once more */
+    FOR_A_TOKEN   /* with the keys and values of those before it */
+} purpose;
+
 /* Blocks first .. last - 1, one after another, from x of the first, which is there; of the last one `last_wanted`. */
-static void run_blocks(loom_gpt *g, int64_t first, int64_t last, span s, bool generating, unsigned last_wanted) {
+static void run_blocks(loom_gpt *g, int64_t first, int64_t last, span s, purpose what_for, unsigned last_wanted) {
     loom_view residual = rows(g, g->acts[first][LOOM_ACT_X], s, 1);
     const loom_view delta = rows(g, g->delta, s, 1);
     for (int64_t l = first; l < last; l++) {
         void *acts[LOOM_ACT_COUNT];
-        find_activations(g, l, generating, acts);
+        find_activations(g, l, what_for == FOR_A_TOKEN, acts);
         begin_range(g, "forward", l);
         acquire(g, l + 1);
         block_forward(g, l, acts, residual, l > first ? &delta : NULL, s, l < last - 1 ? LOOM_ACT_ALL : last_wanted);
         release(g, l + 1);
+        if (what_for == FOR_BACKWARD) loom_offload_after_forward(g, l);
         end_range(g);
         residual = rows(g, acts[LOOM_ACT_MID], s, 1);
     }
@@ -281,14 +289,18 @@ static void last_layernorm(loom_gpt *g, span s) {
     release(g, L + 1);
 }
 
-static void forward(loom_gpt *g, span s, bool generating) {
+static void forward(loom_gpt *g, span s, purpose what_for) {
     embed(g, s);
-    run_blocks(g, 0, g->config.n_layer, s, generating, LOOM_ACT_ALL);
+    run_blocks(g, 0, g->config.n_layer, s, what_for, LOOM_ACT_ALL);
     last_layernorm(g, s);
 }
 
 void loom_gpt_forward(loom_gpt *g) {
-    forward(g, (span){g->B, g->T, 0}, false);
+    forward(g, (span){g->B, g->T, 0}, FOR_BACKWARD);
+}
+
+void loom_gpt_forward_alone(loom_gpt *g) {
+    forward(g, (span){g->B, g->T, 0}, FOR_LOSS);
 }
 
 /* ---------------------------------------------------------------------------------------------- the classifier and loss */
@@ -435,6 +447,7 @@ static void recompute_and_backward(loom_gpt *g, int64_t l, span s, bool there, b
     block_backward(g, l, s, accumulate);
     release(g, l + 1);
     ready(g, l + 1);
+    loom_offload_after_backward(g, l);
     end_range(g);
 }
 
@@ -466,7 +479,7 @@ void loom_gpt_backward(loom_gpt *g, bool accumulate) {
         first = (end - 1) / g->segment * g->segment;
         /* The inputs of a segment's blocks; forward left those of the last segment, whose blocks ran last. */
         const bool run_again = end < L && end - first > 1;
-        if (run_again) run_blocks(g, first, end, s, false, LOOM_ACT_ALL & ~loom_act_bit(LOOM_ACT_OUTPUT));
+        if (run_again) run_blocks(g, first, end, s, FOR_LOSS, LOOM_ACT_ALL & ~loom_act_bit(LOOM_ACT_OUTPUT));
         for (int64_t l = end - 1; l >= first; l--)
             recompute_and_backward(g, l, s, l == end - 1 && (end == L || run_again), accumulate);
     }
@@ -494,7 +507,7 @@ void loom_gpt_run_part(loom_gpt *g, loom_gpt_part part, loom_recompute_kind poli
 
 void loom_gpt_infer(loom_gpt *g, int64_t n, int64_t past) {
     const span s = {1, n, past};
-    forward(g, s, true);
+    forward(g, s, FOR_A_TOKEN);
     acquire(g, 0);
     const loom_view logits = loom_view_2d(g->logits, g->precision.storage, 1, g->padded_vocabulary);
     classify(g, logits, loom_view_rows(rows(g, g->lnf, s, 1), n - 1, 1));

@@ -3,6 +3,7 @@
 #define LOOM_MODEL_GPT_H
 
 #include "model/activations.h"
+#include "model/offload.h"
 
 struct loom_gpt {
     loom_gpt_config config;
@@ -19,16 +20,18 @@ struct loom_gpt {
     loom_recompute recompute; /* none of `sqrt` and `auto` */
     int64_t segment;          /* blocks that backward runs once more together */
     unsigned policy;          /* LOOM_KEEP_...: what each block (of a segment) keeps */
+    loom_offload offload;     /* of what the first of each segment's blocks keeps */
     bool generates;
     size_t workspace_bytes;
     bool planned; /* the device has made its plans */
+    bool walking; /* over a table of ops that runs nothing */
 
     void *parameters, *gradients;      /* in the layout */
     void *master;                      /* the same as parameters where there is no master beside them */
     loom_scalars *scalars;             /* device memory */
     int32_t *tokens, *targets;         /* (B,T) */
     void *losses;                      /* (B,T) statistics */
-    void *(*acts)[LOOM_ACT_COUNT];     /* [n_layer]: each block's own memory, or the scratch all share */
+    void *(*acts)[LOOM_ACT_COUNT];     /* [n_layer]: each block's own memory, a slot, or the scratch all share */
     void **seen;                       /* [n_layer]: packed keys and values while generating, (T,3C) or larger */
     void *delta;                       /* (B,T,C): what the last projection adds to the residual stream */
     void *last, *lnf, *meanf, *rstdf;  /* (B,T,C) twice, (B,T) twice: the final layernorm's input, output, statistics */

@@ -33,6 +33,8 @@ bool loom_plan_make(loom_plan *plan, const loom_gpt_config *config, const loom_g
     plan->recompute = *loom_gpt_get_recompute(gpt);
     plan->logits_rows = loom_gpt_get_logits_rows(gpt);
     plan->setup.precision = NULL; /* the caller's; the plan has a copy */
+    plan->host_bytes = loom_gpt_get_host_bytes(gpt);
+    plan->host_available = device->available_host(device);
     loom_gpt_destroy(gpt);
     return true;
 }
@@ -98,7 +100,7 @@ bool loom_plan_shard(loom_plan *plan, const loom_sharding *sharding, loom_error 
 /* ------------------------------------------------------------------------------------------------------------- fitting */
 
 bool loom_plan_fits(const loom_plan *plan) {
-    return plan->available == 0 || plan->arena.used <= plan->available;
+    return (plan->available == 0 || plan->arena.used <= plan->available) && plan->host_bytes <= plan->host_available;
 }
 
 static double mebibytes(size_t bytes) {
@@ -141,6 +143,11 @@ void loom_plan_advise(const loom_plan *plan, char *text, size_t size) {
 bool loom_plan_check(const loom_plan *plan, loom_error *error) {
     char largest[160] = "", advice[512];
     if (loom_plan_fits(plan)) return true;
+    if (plan->host_bytes > plan->host_available)
+        return loom_fail(error,
+                         "--offload: %.0f MiB of host memory are needed and %.0f MiB can be pinned; take a smaller "
+                         "--micro-batch or another --recompute",
+                         mebibytes(plan->host_bytes), mebibytes(plan->host_available));
     name_largest(&plan->arena, largest, sizeof largest);
     loom_plan_advise(plan, advice, sizeof advice);
     return loom_fail(error, "--memory: %.0f MiB are needed and %.0f MiB are there (the largest parts in MiB: %s); %s",

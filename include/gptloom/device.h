@@ -80,6 +80,8 @@ struct loom_device {
     bool (*peak)(loom_device *device, loom_dtype dtype, double seconds, double *rate, loom_error *error);
     /* Bytes that can still be allocated without harm. */
     size_t (*available)(const loom_device *device);
+    /* Bytes of host memory (`allocate_host`) of which the same is true. */
+    size_t (*available_host)(const loom_device *device);
     void (*close)(loom_device *device);
     void *implementation;
 };

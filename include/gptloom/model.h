@@ -156,6 +156,7 @@ typedef struct loom_gpt_setup {
     const loom_precision *precision; /* NULL: the device's own, fp32 (fp64 on the oracle). Read while creating */
     int64_t B, T;                    /* of a micro-batch: sequences, and tokens in each */
     loom_recompute recompute;
+    bool offload;        /* what blocks keep for backward waits in host memory; for devices with memory of their own */
     int64_t logits_rows; /* rows of logits that exist at a time, rounded up to whole groups; 0: about an eighth */
     bool generates;      /* a model that trains generates too, and has room for keys and values */
 } loom_gpt_setup;
@@ -183,8 +184,8 @@ void loom_gpt_lay_out(loom_gpt *gpt, loom_arena *arena);
  * taken, as devices measure in memory of their own. */
 bool loom_gpt_make_plans(loom_gpt *gpt, loom_error *error);
 
-/* After the real lay-out: makes the device's plans if they are not made, clears what must start as zero, and sets the loss
- * scale to 1. */
+/* After the real lay-out: makes the device's plans if they are not made, takes the host memory to offload to, clears what
+ * must start as zero, and sets the loss scale to 1. */
 bool loom_gpt_prepare(loom_gpt *gpt, loom_error *error);
 
 /* GPT-2's initialisation: weights normal(0, 0.02), residual projections scaled by 1/sqrt(2 n_layer), positions
@@ -202,6 +203,7 @@ loom_exec *loom_gpt_get_exec(loom_gpt *gpt);
 const loom_precision *loom_gpt_get_precision(const loom_gpt *gpt);
 const loom_recompute *loom_gpt_get_recompute(const loom_gpt *gpt); /* never `sqrt`: the `every` it comes to */
 int64_t loom_gpt_get_logits_rows(const loom_gpt *gpt);             /* what logits_rows came to */
+size_t loom_gpt_get_host_bytes(const loom_gpt *gpt); /* pinned host memory to offload to; after a lay-out */
 /* Device memory, in the layout. */
 void *loom_gpt_get_parameters(loom_gpt *gpt); /* as the model reads them */
 void *loom_gpt_get_master(loom_gpt *gpt); /* as the optimizer updates them; the same place where there is no master */
@@ -216,6 +218,9 @@ void loom_gpt_set_batch(loom_gpt *gpt, const int32_t *tokens, const int32_t *tar
 
 /* tokens -> the final layernorm's output; keeps what backward needs. */
 void loom_gpt_forward(loom_gpt *gpt);
+
+/* The same where no backward follows. */
+void loom_gpt_forward_alone(loom_gpt *gpt);
 
 /* The classifier and the loss, row chunk by row chunk: losses (B,T); when training also the classifier's gradients,
  * with `accumulate` as for parameter gradients. Losses and the gradients of activations do not depend on the size of a

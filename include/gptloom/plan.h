@@ -21,10 +21,12 @@ typedef struct loom_plan {
     int64_t B, T;
     loom_precision precision;
     loom_recompute recompute;
-    int64_t logits_rows; /* rows of logits at a time */
-    int64_t parameters;  /* as users count them */
-    int64_t elements;    /* that one rank's optimizer updates, padding included */
-    size_t available;    /* what the device (or --memory) has; 0: not asked */
+    int64_t logits_rows;   /* rows of logits at a time */
+    int64_t parameters;    /* as users count them */
+    int64_t elements;      /* that one rank's optimizer updates, padding included */
+    size_t available;      /* what the device (or --memory) has; 0: not asked */
+    size_t host_bytes;     /* pinned host memory to offload to, beside the arena */
+    size_t host_available; /* to be pinned */
 
     /* What was planned, to plan something like it. */
     loom_gpt_config config;

@@ -20,6 +20,7 @@ enum { LOOM_MAX_DATA = 64 };
 
 typedef enum loom_switch { LOOM_OFF, LOOM_ON } loom_switch;
 typedef enum loom_attention_kind { LOOM_ATTENTION_OWN, LOOM_ATTENTION_CUDNN } loom_attention_kind;
+typedef enum loom_offload_kind { LOOM_OFFLOAD_NONE, LOOM_OFFLOAD_ACTIVATIONS } loom_offload_kind;
 
 typedef struct loom_train_options {
     char *data[LOOM_MAX_DATA], *val_data[LOOM_MAX_DATA];
@@ -50,8 +51,9 @@ typedef struct loom_train_options {
     char *init;
     bool resume, fresh_choices;
     char *choices;
-    double memory;       /* bytes the run may use; 0: what the device has */
-    char *recompute;     /* as loom_recompute_parse reads it */
+    double memory;   /* bytes the run may use; 0: what the device has */
+    char *recompute; /* as loom_recompute_parse reads it */
+    loom_offload_kind offload;
     int64_t logits_rows; /* 0: from shapes */
 } loom_train_options;
 
