@@ -276,7 +276,8 @@ loom_plan plan(const Places &places) {
     setup.recompute = policy(places.recompute);
     setup.offload = places.offload;
     require([&](loom_error *error) {
-        return loom_precision_of(device.get(), places.dtype, true, &precision, error) &&
+        const loom_precision_flags flags = {places.dtype, true, LOOM_F32, LOOM_F32};
+        return loom_precision_of(device.get(), &flags, &precision, error) &&
                loom_plan_make(&made, &shape, setup, device.get(), B, error);
     });
     return made;
@@ -478,13 +479,13 @@ TEST_F(OffloadTrain, FitsWhereKeepingAllOnTheDeviceDoesNot) {
     const size_t needed = loom_trainer_plan(open_trainer(options).get())->arena.used;
     const Options whole(run("a", changes + Options::Pairs{{"memory", std::to_string(needed)}}));
     loom_trainer *trainer;
-    refusal([&](loom_error *error) { return loom_trainer_open(&trainer, whole.get(), error); }, {"--memory"});
+    refusal([&](loom_error *error) { return loom_trainer_open(&trainer, whole.get(), NULL, error); }, {"--memory"});
 }
 
 TEST_F(OffloadTrain, IsRefusedOnTheCpuInOneLine) {
     const Options options(run("a", {{"device", "cpu"}, {"offload", "activations"}}));
     loom_trainer *trainer;
-    refusal([&](loom_error *error) { return loom_trainer_open(&trainer, options.get(), error); },
+    refusal([&](loom_error *error) { return loom_trainer_open(&trainer, options.get(), NULL, error); },
             {"--offload: activations are in host memory already on --device cpu"});
 }
 

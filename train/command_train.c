@@ -173,12 +173,14 @@ static void show_precision(const loom_precision *precision, const loom_device *d
 static void show_memory(const loom_plan *plan) {
     printf("  memory      %.1f MiB", mebibytes(plan->arena.used));
     if (plan->available > 0) printf(" of %.0f MiB", mebibytes(plan->available));
-    printf("\n");
+    char policy[LOOM_RECOMPUTE_NAME];
+    loom_recompute_name(&plan->recompute, policy);
+    printf("%s%s\n", plan->recompute.kind == LOOM_RECOMPUTE_NONE ? "" : "; recomputes ",
+           plan->recompute.kind == LOOM_RECOMPUTE_NONE ? "" : policy);
     for (int i = 0; i < plan->arena.n_rows; i++)
         printf("  %10s  %10.1f  %s\n", "", mebibytes(plan->arena.row[i].bytes), plan->arena.row[i].name);
     if (plan->host_bytes > 0)
-        printf("  %10s  %10.1f  offloaded activations, beside these: host memory\n", "",
-               mebibytes(plan->host_bytes));
+        printf("  %10s  %10.1f  offloaded activations, beside these: host memory\n", "", mebibytes(plan->host_bytes));
 }
 
 /* --------------------------------------------------------------------------------------------------------- observer */
@@ -188,6 +190,14 @@ typedef struct session {
     bool quiet;
     bool bytes; /* samples are text */
 } session;
+
+/* A run that fits shows its memory when it starts. */
+static void on_planned(void *user, const loom_plan *plan) {
+    session *now = user;
+    if (now->quiet || loom_plan_fits(plan)) return;
+    show_memory(plan);
+    fflush(stdout);
+}
 
 static void on_started(void *user, loom_trainer *trainer) {
     session *now = user;
@@ -210,6 +220,10 @@ static void on_started(void *user, loom_trainer *trainer) {
     show_precision(loom_gpt_get_precision(gpt), device);
     show_data(options, loom_trainer_data(trainer));
     show_steps(options, done, planned);
+    const double seconds = loom_trainer_predicted_seconds(trainer);
+    if (seconds > 0)
+        printf("  prediction  %.3g s a step, %.0f tok/s, by what was measured at the start\n", seconds,
+               (double)options->batch * (double)options->seq_len / seconds);
     if (loom_trainer_note(trainer)[0]) printf("  note        %s\n", loom_trainer_note(trainer));
     show_memory(loom_trainer_plan(trainer));
     fflush(stdout);
@@ -308,6 +322,7 @@ static int train(const loom_train_options *options, bool quiet) {
     loom_error error;
     session now = {.quiet = quiet};
     const loom_train_observer observer = {.user = &now,
+                                          .planned = on_planned,
                                           .started = on_started,
                                           .stepped = on_stepped,
                                           .validated = on_validated,

@@ -19,7 +19,8 @@ typedef struct run {
     const loom_train_options *options; /* the trainer's, resolved */
     const loom_train_observer *observer;
     FILE *metrics;
-    char metrics_path[PATH_MAX], samples_path[PATH_MAX], config_path[PATH_MAX], choices_path[PATH_MAX];
+    char metrics_path[PATH_MAX], samples_path[PATH_MAX], config_path[PATH_MAX], plan_path[PATH_MAX],
+        choices_path[PATH_MAX];
     int64_t saved_step, validated_step;
     double validation_loss;
     int not_finite; /* steps in a row whose loss or gradient was no number */
@@ -89,7 +90,9 @@ static bool open_directory(run *r, loom_error *error) {
         !loom_join_path(r->samples_path, sizeof r->samples_path, out, "samples.txt", error) ||
         !loom_join_path(r->config_path, sizeof r->config_path, out, "config.ini", error) ||
         !loom_join_path(r->choices_path, sizeof r->choices_path, out, "choices.txt", error) ||
-        !loom_train_options_write(r->options, r->config_path, error) || !write_choices(r, error) ||
+        !loom_join_path(r->plan_path, sizeof r->plan_path, out, "plan.json", error) ||
+        !loom_train_options_write(r->options, r->config_path, error) ||
+        !loom_trainer_write_plan(r->trainer, r->plan_path, error) || !write_choices(r, error) ||
         !drop_metrics_after(r->metrics_path, loom_trainer_steps_done(r->trainer), error))
         return false;
     r->metrics = fopen(r->metrics_path, "ae");
@@ -224,7 +227,7 @@ static bool run_steps(run *r, loom_error *error) {
 bool loom_train(const loom_train_options *options, const loom_train_observer *observer, loom_error *error) {
     static const loom_train_observer nobody;
     run r = {.observer = observer ? observer : &nobody, .saved_step = -1, .validated_step = -1};
-    if (!check_place(options, error) || !loom_trainer_open(&r.trainer, options, error)) return false;
+    if (!check_place(options, error) || !loom_trainer_open(&r.trainer, options, r.observer, error)) return false;
     r.options = loom_trainer_options(r.trainer);
     bool ok = open_directory(&r, error);
     if (ok) {

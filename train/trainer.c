@@ -12,10 +12,6 @@
 
 /* --------------------------------------------------------------------------------------------------------- the model's shape */
 
-static loom_gpt_config shape_of(const loom_train_options *o) {
-    return (loom_gpt_config){o->n_layer, o->n_head, o->n_embd, o->block_size, o->vocab_size, o->activation};
-}
-
 /* A resumed or initialised run has the checkpoint's shape; what was said about it otherwise must agree. */
 static bool take_shape(loom_train_options *o, const loom_checkpoint_info *from, loom_error *error) {
     loom_gpt_named named;
@@ -111,50 +107,11 @@ static bool settle_steps(loom_trainer *t, loom_error *error) {
 
 /* ------------------------------------------------------------------------------------------------------------------- memory */
 
-/* Host memory that the plan does not hold: the loader's two batches, a batch of validation, and what libraries keep. */
-static size_t bytes_beside_plan(const loom_train_options *o) {
-    const size_t libraries = (size_t)64 << 20;
-    return libraries + (size_t)o->batch * (size_t)o->seq_len * 8 * sizeof(int32_t);
-}
-
-static loom_gpt_setup setup_of(const loom_trainer *t, int64_t micro_batch) {
-    const loom_train_options *o = &t->options;
-    return (loom_gpt_setup){.purpose = LOOM_GPT_TRAIN,
-                            .precision = &t->precision,
-                            .B = micro_batch,
-                            .T = o->seq_len,
-                            .recompute = t->recompute,
-                            .offload = o->offload == LOOM_OFFLOAD_ACTIVATIONS,
-                            .logits_rows = o->logits_rows,
-                            .generates = o->sample_every > 0};
-}
-
-/* The micro-batch: what was said, or the largest divisor of the batch that fits. */
-static bool plan_memory(loom_trainer *t, loom_error *error) {
-    loom_train_options *o = &t->options;
-    const loom_gpt_config shape = shape_of(o);
-    const size_t found = t->device->available(t->device), beside = t->device->host_memory ? bytes_beside_plan(o) : 0;
-    const size_t free_bytes = found > beside ? found - beside : 1;
-    const size_t allowed = o->memory > 0 && o->memory < (double)free_bytes ? (size_t)o->memory : free_bytes;
-    const int64_t most = (INT64_C(1) << 31) / o->seq_len;
-    int64_t B = o->micro_batch ? o->micro_batch : o->batch < most ? o->batch : most;
-    for (;; B--) {
-        if (o->batch % B != 0) continue;
-        const loom_gpt_setup setup = setup_of(t, B);
-        if (!loom_plan_make(&t->plan, &shape, &setup, t->device, o->batch, error)) return false;
-        t->plan.available = allowed;
-        if (loom_plan_check(&t->plan, NULL) || B == 1 || o->micro_batch) break;
-    }
-    o->micro_batch = B;
-    o->logits_rows = t->plan.logits_rows;
-    return loom_plan_check(&t->plan, error);
-}
-
 static bool allocate(loom_trainer *t, loom_error *error) {
     const loom_train_options *o = &t->options;
-    const loom_gpt_config shape = shape_of(o);
+    const loom_gpt_config shape = loom_trainer_shape(t);
     t->memory_bytes = t->plan.arena.used;
-    const loom_gpt_setup setup = setup_of(t, o->micro_batch);
+    const loom_gpt_setup setup = loom_trainer_setup(t, o->micro_batch);
     if (!loom_gpt_create(&t->gpt, &shape, &setup, t->device, error) || !loom_gpt_make_plans(t->gpt, error) ||
         !t->device->allocate(t->device, &t->memory, t->memory_bytes, error))
         return false;
@@ -347,7 +304,8 @@ static bool find_checkpoint(loom_trainer *t, loom_checkpoint_info *info, const l
            (!t->options.seq_len || check_order("--seq-len", t->options.seq_len, info->state.seq_len, path, error));
 }
 
-static bool open_everything(loom_trainer *t, loom_checkpoint_info *info, loom_error *error) {
+static bool open_everything(loom_trainer *t, loom_checkpoint_info *info, const loom_train_observer *observer,
+                            loom_error *error) {
     const loom_checkpoint_info *from;
     if (!find_checkpoint(t, info, &from, error)) return false;
     if (!loom_train_options_resolve(&t->options, error) ||
@@ -356,7 +314,7 @@ static bool open_everything(loom_trainer *t, loom_checkpoint_info *info, loom_er
     if (!split_data(t, error) || !settle_steps(t, error)) return false;
     if (t->options.resume && from && !check_resumable(t, from, error)) return false;
     if (!open_device(t, error) || !restore_choices(t, from, error)) return false;
-    if (!plan_memory(t, error) || !allocate(t, error) || !start(t, from, error)) return false;
+    if (!loom_trainer_plan_memory(t, observer, error) || !allocate(t, error) || !start(t, from, error)) return false;
     const loom_loader_options order = {.T = t->options.seq_len,
                                        .batch = t->options.batch,
                                        .micro_batch = t->options.micro_batch,
@@ -368,14 +326,15 @@ static bool open_everything(loom_trainer *t, loom_checkpoint_info *info, loom_er
            loom_feeder_open(&t->feeder, t->device, loader, error);
 }
 
-bool loom_trainer_open(loom_trainer **out, const loom_train_options *options, loom_error *error) {
+bool loom_trainer_open(loom_trainer **out, const loom_train_options *options, const loom_train_observer *observer,
+                       loom_error *error) {
     loom_trainer *t = calloc(1, sizeof *t);
     loom_checkpoint_info *info = calloc(1, sizeof *info);
     bool ok = t && info;
     if (!ok) loom_fail(error, "no memory for a trainer");
     if (ok) {
         t->options = *options;
-        ok = open_everything(t, info, error);
+        ok = open_everything(t, info, observer, error);
     }
     free(info);
     if (!ok) {
@@ -498,6 +457,10 @@ const loom_train_options *loom_trainer_options(const loom_trainer *t) {
 
 const loom_plan *loom_trainer_plan(const loom_trainer *t) {
     return &t->plan;
+}
+
+double loom_trainer_predicted_seconds(const loom_trainer *t) {
+    return t->prediction.seconds;
 }
 
 loom_gpt *loom_trainer_gpt(loom_trainer *t) {

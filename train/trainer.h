@@ -1,4 +1,5 @@
-/* The inside of a trainer: what trainer.c (opening, closing, loading, saving) and step.c (the step) share. */
+/* The inside of a trainer: what trainer.c (opening, closing, loading, saving), memory.c (the plan) and step.c (the step)
+ * share. */
 #ifndef LOOM_TRAIN_TRAINER_H
 #define LOOM_TRAIN_TRAINER_H
 
@@ -6,6 +7,12 @@
 
 /* What is recorded of a step. */
 typedef enum loom_piece { LOOM_FIRST_MICRO_BATCH, LOOM_FURTHER_MICRO_BATCH, LOOM_UPDATE, LOOM_PIECES } loom_piece;
+
+/* What `--recompute auto` measured, and what a step should take by it. */
+typedef struct loom_trainer_prediction {
+    loom_cost cost;
+    double seconds; /* 0: nothing was measured */
+} loom_trainer_prediction;
 
 struct loom_trainer {
     loom_train_options options; /* resolved */
@@ -16,7 +23,9 @@ struct loom_trainer {
     loom_precision precision;
     loom_feeder feeder; /* which has the loader */
     loom_recompute recompute;
+    char recompute_name[LOOM_RECOMPUTE_NAME];
     loom_plan plan;
+    loom_trainer_prediction prediction;
     void *memory;
     size_t memory_bytes;
     loom_gpt *gpt;
@@ -28,5 +37,12 @@ struct loom_trainer {
     loom_recording *recording[LOOM_PIECES]; /* NULL until they are made */
     bool has_run[LOOM_PIECES];
 };
+
+loom_gpt_config loom_trainer_shape(const loom_trainer *trainer);
+loom_gpt_setup loom_trainer_setup(const loom_trainer *trainer, int64_t micro_batch);
+
+/* Decides the micro-batch and what is recomputed, where the options leave it open, shows the plan to the observer, which
+ * may be NULL, and refuses what does not fit. */
+bool loom_trainer_plan_memory(loom_trainer *trainer, const loom_train_observer *observer, loom_error *error);
 
 #endif

@@ -83,6 +83,7 @@ int64_t loom_train_default_warmup(int64_t steps);
 
 /* ----------------------------------------------------------------------------------------------------------- trainer */
 typedef struct loom_trainer loom_trainer;
+typedef struct loom_train_observer loom_train_observer; /* below */
 
 typedef struct loom_step_report {
     int64_t step;   /* 1 for the first */
@@ -93,8 +94,10 @@ typedef struct loom_step_report {
 } loom_step_report;
 
 /* Opens data and device, shapes the model, plans memory (refusing what does not fit), allocates once, initialises or
- * loads. Nothing is written. The options' strings must outlive the trainer. */
-bool loom_trainer_open(loom_trainer **trainer, const loom_train_options *options, loom_error *error);
+ * loads. Nothing is written. The options' strings must outlive the trainer. Of the observer, which may be NULL, `planned`
+ * is told. */
+bool loom_trainer_open(loom_trainer **trainer, const loom_train_options *options, const loom_train_observer *observer,
+                       loom_error *error);
 void loom_trainer_close(loom_trainer *trainer);
 
 /* data -> forward -> loss -> backward -> clip -> AdamW, once. */
@@ -103,7 +106,7 @@ bool loom_trainer_step(loom_trainer *trainer, loom_step_report *report, loom_err
 /* Mean loss over the validation split (its first `batches` micro-batches; 0: all of it). */
 bool loom_trainer_validate(loom_trainer *trainer, int64_t batches, double *loss, loom_error *error);
 
-/* Continues a new line (bytes) or end-of-text (other vocabularies) by n tokens. */
+/* Continues a new line (bytes) or end-of-text (other vocabularies) by n tokens; in runs with --sample-every. */
 bool loom_trainer_sample(loom_trainer *trainer, int64_t n, bool (*emit)(void *user, int32_t token), void *user,
                          loom_error *error);
 
@@ -117,23 +120,28 @@ int64_t loom_trainer_steps_planned(const loom_trainer *trainer); /* --steps, or 
 bool loom_trainer_has_validation(const loom_trainer *trainer);
 const loom_train_options *loom_trainer_options(const loom_trainer *trainer); /* fully resolved */
 const loom_plan *loom_trainer_plan(const loom_trainer *trainer);
+/* Seconds that a step should take, by what `--recompute auto` measured; 0 where it did not. */
+double loom_trainer_predicted_seconds(const loom_trainer *trainer);
+/* Writes the plan, and what was measured for it, as JSON. */
+bool loom_trainer_write_plan(const loom_trainer *trainer, const char *path, loom_error *error);
 loom_gpt *loom_trainer_gpt(loom_trainer *trainer);
 const loom_dataset *loom_trainer_data(const loom_trainer *trainer);
 
 /* -------------------------------------------------------------------------------------------------------- whole runs
  * loom_train runs options to the end in a run directory:
- *   OUT/config.ini  OUT/metrics.jsonl  OUT/checkpoints/  OUT/samples.txt
+ *   OUT/config.ini  OUT/plan.json  OUT/metrics.jsonl  OUT/checkpoints/  OUT/samples.txt
  * and, where the device chose something by measuring, OUT/choices.txt;
  * and tells an observer, all of whose functions may be NULL. */
-typedef struct loom_train_observer {
+struct loom_train_observer {
     void *user;
+    void (*planned)(void *user, const loom_plan *plan); /* before anything is allocated; it may not fit */
     void (*started)(void *user, loom_trainer *trainer); /* after everything is open, before the first step */
     void (*stepped)(void *user, const loom_step_report *report);
     void (*validated)(void *user, int64_t step, double loss);
     void (*sampled)(void *user, int64_t step, const char *text);
     void (*saved)(void *user, int64_t step, const char *directory);
     bool (*should_stop)(void *user); /* asked after every step: true saves and ends the run in order */
-} loom_train_observer;
+};
 
 bool loom_train(const loom_train_options *options, const loom_train_observer *observer, loom_error *error);
 

@@ -1,0 +1,173 @@
+#include "trainer.h"
+
+#include "base/file.h"
+
+#include <cjson/cJSON.h>
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+/* What a run does with memory: how many sequences at a time, and what backward computes once more. */
+
+/* Host memory that the plan does not hold: the loader's two batches, a batch of validation, and what libraries keep. */
+static size_t bytes_beside_plan(const loom_train_options *o) {
+    const size_t libraries = (size_t)64 << 20;
+    return libraries + (size_t)o->batch * (size_t)o->seq_len * 8 * sizeof(int32_t);
+}
+
+/* Bytes that the run may take: what is free, or --memory where that is less. */
+static size_t bytes_allowed(const loom_trainer *t) {
+    const loom_train_options *o = &t->options;
+    const size_t found = t->device->available(t->device), beside = t->device->host_memory ? bytes_beside_plan(o) : 0;
+    const size_t free_bytes = found > beside ? found - beside : 1;
+    return o->memory > 0 && o->memory < (double)free_bytes ? (size_t)o->memory : free_bytes;
+}
+
+loom_gpt_config loom_trainer_shape(const loom_trainer *t) {
+    const loom_train_options *o = &t->options;
+    return (loom_gpt_config){o->n_layer, o->n_head, o->n_embd, o->block_size, o->vocab_size, o->activation};
+}
+
+loom_gpt_setup loom_trainer_setup(const loom_trainer *t, int64_t micro_batch) {
+    const loom_train_options *o = &t->options;
+    return (loom_gpt_setup){.purpose = LOOM_GPT_TRAIN,
+                            .precision = &t->precision,
+                            .B = micro_batch,
+                            .T = o->seq_len,
+                            .recompute = t->recompute,
+                            .offload = o->offload == LOOM_OFFLOAD_ACTIVATIONS,
+                            .logits_rows = o->logits_rows,
+                            .generates = o->sample_every > 0};
+}
+
+/* The largest micro-batch that divides the batch and whose tokens can be counted, below `limit`; 0: there is none. */
+static int64_t next_micro_batch(const loom_train_options *o, int64_t limit) {
+    const int64_t most = (INT64_C(1) << 31) / o->seq_len;
+    for (int64_t B = limit - 1 < most ? limit - 1 : most; B > 0; B--)
+        if (o->batch % B == 0) return B;
+    return 0;
+}
+
+static bool make_plan(loom_trainer *t, int64_t B, size_t allowed, loom_error *error) {
+    const loom_gpt_config shape = loom_trainer_shape(t);
+    const loom_gpt_setup setup = loom_trainer_setup(t, B);
+    if (!loom_plan_make(&t->plan, &shape, &setup, t->device, t->options.batch, error)) return false;
+    t->plan.available = allowed;
+    return true;
+}
+
+/* With a policy that was said: the micro-batch that was said, or the largest that fits. */
+static bool plan_by_policy(loom_trainer *t, size_t allowed, loom_error *error) {
+    const int64_t said = t->options.micro_batch;
+    int64_t B = said ? said : next_micro_batch(&t->options, INT64_MAX);
+    for (;;) {
+        if (!make_plan(t, B, allowed, error)) return false;
+        if (loom_plan_fits(&t->plan) || B == 1 || said) return true;
+        B = next_micro_batch(&t->options, B);
+    }
+}
+
+/* The fastest policy for one micro-batch; *fits tells whether there is one, and then t->prediction how fast it is. */
+static bool plan_fastest(loom_trainer *t, int64_t B, size_t allowed, bool *fits, loom_error *error) {
+    const loom_gpt_config shape = loom_trainer_shape(t);
+    const loom_gpt_setup setup = loom_trainer_setup(t, B);
+    t->recompute = (loom_recompute){.kind = LOOM_RECOMPUTE_SQRT};
+    if (!make_plan(t, B, allowed, error)) return false;
+    *fits = loom_plan_fits(&t->plan);
+    if (!*fits) return true; /* nothing keeps less */
+    if (!loom_cost_measure(&t->prediction.cost, &shape, &setup, t->device, error) ||
+        !loom_plan_choose(&t->plan, &shape, &setup, t->device, t->options.batch, allowed, &t->prediction.cost, error))
+        return false;
+    t->recompute = t->plan.recompute;
+    t->prediction.seconds = loom_cost_step(&t->prediction.cost, &shape, &t->recompute, t->options.batch / B,
+                                           t->plan.elements);
+    return true;
+}
+
+/* The fastest policy that fits, measured here, and unless it was said, the micro-batch: the largest ones that fit with
+ * any policy are tried, down to one that can keep everything, as smaller ones would only start more ops. */
+static bool plan_automatically(loom_trainer *t, size_t allowed, loom_error *error) {
+    enum { MOST_TRIES = 4 };
+    const int64_t said = t->options.micro_batch;
+    loom_trainer_prediction best = {.seconds = INFINITY};
+    loom_plan plan = {.B = 0};
+    int tries = 0;
+    for (int64_t B = said ? said : next_micro_batch(&t->options, INT64_MAX); B > 0 && tries < MOST_TRIES;
+         B = said ? 0 : next_micro_batch(&t->options, B)) {
+        bool fits;
+        if (!plan_fastest(t, B, allowed, &fits, error)) return false;
+        if (!fits) continue;
+        tries++;
+        if (t->prediction.seconds < best.seconds) {
+            best = t->prediction;
+            plan = t->plan;
+        }
+        if (t->recompute.kind == LOOM_RECOMPUTE_NONE) break;
+    }
+    if (tries == 0) return true; /* the plan is that of the last try, and too large */
+    t->prediction = best;
+    t->plan = plan;
+    t->recompute = plan.recompute;
+    return true;
+}
+
+/* The policy and the micro-batch become options, so that a resumed run goes on with them. */
+static void keep_plan(loom_trainer *t) {
+    loom_recompute_name(&t->plan.recompute, t->recompute_name);
+    t->options.recompute = t->recompute_name;
+    t->options.micro_batch = t->plan.B;
+    t->options.logits_rows = t->plan.logits_rows;
+}
+
+bool loom_trainer_plan_memory(loom_trainer *t, const loom_train_observer *observer, loom_error *error) {
+    const size_t allowed = bytes_allowed(t);
+    const bool automatic = t->recompute.kind == LOOM_RECOMPUTE_AUTO;
+    if (!(automatic ? plan_automatically(t, allowed, error) : plan_by_policy(t, allowed, error))) return false;
+    if (observer && observer->planned) observer->planned(observer->user, &t->plan);
+    if (!loom_plan_check(&t->plan, error)) return false;
+    keep_plan(t);
+    return true;
+}
+
+/* ------------------------------------------------------------------------------------------------------ the run's record */
+
+static bool add_rows(cJSON *json, const loom_plan *plan) {
+    cJSON *rows = cJSON_AddObjectToObject(json, "bytes");
+    bool ok = rows;
+    for (int i = 0; ok && i < plan->arena.n_rows; i++)
+        ok = cJSON_AddNumberToObject(rows, plan->arena.row[i].name, (double)plan->arena.row[i].bytes);
+    return ok && cJSON_AddNumberToObject(rows, "all", (double)plan->arena.used) &&
+           cJSON_AddNumberToObject(rows, "available", (double)plan->available);
+}
+
+/* Seconds of the parts of a micro-batch, as loom_cost says. */
+static bool add_prediction(cJSON *json, const loom_trainer_prediction *prediction) {
+    const loom_cost *cost = &prediction->cost;
+    cJSON *parts = cJSON_AddObjectToObject(json, "measured_seconds");
+    cJSON *recompute = parts ? cJSON_AddObjectToObject(parts, "recompute_block") : NULL;
+    bool ok = recompute && cJSON_AddNumberToObject(json, "predicted_step_seconds", prediction->seconds) &&
+              cJSON_AddNumberToObject(parts, "ends", cost->ends) &&
+              cJSON_AddNumberToObject(parts, "forward_block", cost->forward) &&
+              cJSON_AddNumberToObject(parts, "backward_block", cost->backward) &&
+              cJSON_AddNumberToObject(parts, "update_element", cost->update);
+    for (int kind = LOOM_RECOMPUTE_ACT; ok && kind < LOOM_RECOMPUTE_EVERY; kind++) {
+        char name[LOOM_RECOMPUTE_NAME];
+        loom_recompute_name(&(loom_recompute){.kind = (loom_recompute_kind)kind}, name);
+        ok = cJSON_AddNumberToObject(recompute, name, cost->recompute[kind]);
+    }
+    return ok;
+}
+
+bool loom_trainer_write_plan(const loom_trainer *t, const char *path, loom_error *error) {
+    cJSON *json = cJSON_CreateObject();
+    char *text = NULL;
+    bool ok = json && cJSON_AddStringToObject(json, "device", t->device->name) &&
+              cJSON_AddStringToObject(json, "recompute", t->options.recompute) &&
+              cJSON_AddNumberToObject(json, "micro_batch", (double)t->plan.B) && add_rows(json, &t->plan) &&
+              (!(t->prediction.seconds > 0) || add_prediction(json, &t->prediction));
+    if (ok) ok = (text = cJSON_Print(json)) != NULL;
+    cJSON_Delete(json);
+    ok = ok ? loom_file_replace(path, text, strlen(text), error) : loom_fail(error, "%s: no memory to write it", path);
+    free(text);
+    return ok;
+}
