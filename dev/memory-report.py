@@ -75,7 +75,7 @@ def train(options, policy: str, data: Path, shape: list[str], steps: int) -> dic
 def plan(options) -> dict:
     """What `gptloom plan` says of each policy: extra operations."""
     command = [options.program, "plan", "--model", options.model, "--seq-len", options.seq_len, "--dtype", options.dtype]
-    command += ["--batch", options.batch, "--micro-batch", options.batch, "--no-measure", "--json"]
+    command += ["--batch", options.batch, "--micro-batch", options.batch, "--no-measure", "--on", "cpu", "--json", "-"]
     done = subprocess.run([str(word) for word in command], capture_output=True, text=True)
     if done.returncode != 0:
         sys.exit(done.stderr.strip())
@@ -101,7 +101,7 @@ def table(options, results: dict, extra: dict, baseline: int) -> list[str]:
             f"| {(max(run['real'] for run in runs) - baseline) / MIB:.1f} MiB "
             f"| {tokens / statistics.median(best[policy]) * 1000:.1f} "
             f"| {', '.join(f'{ratio:.2f}' for ratio in ratios)} "
-            f"| {extra[policy]['extra_flops_percent']:.1f} % |"
+            f"| {100 * extra[policy]['extra_flops']:.1f} % |"
         )
     return lines
 
