@@ -110,7 +110,7 @@ TEST_OBJECTS    := $(filter-out $(BUILD)/obj/train/main.o,$(PROGRAM_OBJECTS))
 TESTS           := $(patsubst test/%.cpp,$(BUILD)/test/%,$(filter-out $(if $(CUDNN_INCLUDE),,test/test_cudnn.cpp),\
                      $(wildcard test/test_*.cpp)))
 # Those of CUDA run on the emulation.
-EMULATED_TESTS  := $(patsubst %,$(BUILD)/test/test_%,emulation ptx runtime cublaslt matmul_plans adamw bias_gradient \
+EMULATED_TESTS  := $(patsubst %,$(BUILD)/test/test_%,emulation ptx runtime cublaslt matmul_plans adamw bias_gradient plan \
                      recompute offload cuda_ops cuda_device cuda_train)
 
 # One short line per file; V=1 shows the commands.

@@ -121,5 +121,5 @@ const loom_op_cases loom_op_cases_adamw = {
     .shapes = shapes,
     .n_shapes = sizeof shapes / sizeof *shapes,
     .tensors = tensors,
-    .op = {{LOOM_OP_adamw, arguments, NULL, NULL, formula}},
+    .op = {{LOOM_OP_adamw, arguments, formula}},
 };

@@ -124,20 +124,6 @@ static float scale(const loom_case *c) {
     return 1 / sqrtf((float)loom_case_dim(c, "D"));
 }
 
-/* Pairs of a query and a key that it sees, over all heads. */
-static double pairs(loom_case *c) {
-    const double Tq = (double)loom_case_dim(c, "Tq"), first = (double)loom_case_dim(c, "first");
-    return (double)(loom_case_dim(c, "B") * loom_case_dim(c, "H")) * (Tq * first + Tq * (Tq + 1) / 2);
-}
-
-static double forward_flops(loom_case *c) {
-    return 2 * 2 * (double)loom_case_dim(c, "D") * pairs(c);
-}
-
-static double backward_flops(loom_case *c) {
-    return 5 * 2 * (double)loom_case_dim(c, "D") * pairs(c);
-}
-
 static void forward(loom_case *c, loom_case_arguments *a) {
     a->attention_forward = (struct loom_attention_forward){
         .out = loom_case_writes(c, "out"),
@@ -204,6 +190,5 @@ const loom_op_cases loom_op_cases_attention = {
     .shapes = shapes,
     .n_shapes = sizeof shapes / sizeof *shapes,
     .tensors = tensors,
-    .op = {{LOOM_OP_attention_forward, forward, forward_flops, NULL, forward_formula},
-           {LOOM_OP_attention_backward, backward, backward_flops, NULL, NULL}},
+    .op = {{LOOM_OP_attention_forward, forward, forward_formula}, {LOOM_OP_attention_backward, backward, NULL}},
 };

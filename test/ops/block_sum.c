@@ -57,5 +57,5 @@ const loom_op_cases loom_op_cases_block_sum = {
     .shapes = shapes,
     .n_shapes = sizeof shapes / sizeof *shapes,
     .tensors = tensors,
-    .op = {{LOOM_OP_block_sum, arguments, NULL, NULL, formula}},
+    .op = {{LOOM_OP_block_sum, arguments, formula}},
 };

@@ -64,9 +64,7 @@ typedef struct loom_case_shape {
 typedef struct loom_case_op {
     loom_op op;
     void (*arguments)(loom_case *c, loom_case_arguments *a); /* NULL ends the list */
-    double (*flops)(loom_case *c);                           /* floating-point operations; NULL: not counted */
-    double (*elements)(loom_case *c); /* read or written, all of one dtype; NULL: each element of each tensor once */
-    void (*formula)(loom_case *c);    /* loom_case_value -> loom_case_expected; NULL: none beside the gradient check */
+    void (*formula)(loom_case *c); /* loom_case_value -> loom_case_expected; NULL: none beside the gradient check */
 } loom_case_op;
 
 typedef struct loom_op_cases {
@@ -279,10 +277,9 @@ bool loom_case_flush_open(loom_case_flush *flush, loom_device *device, size_t by
 void loom_case_flush_close(loom_case_flush *flush, loom_device *device);
 
 typedef struct loom_case_timing {
-    double ms;    /* the median */
-    int runs;     /* timed */
-    double flops; /* 0: not counted */
-    double bytes; /* what must be read and written at least, whatever the implementation does */
+    double ms;           /* the median */
+    int runs;            /* timed */
+    double flops, bytes; /* what there is to do at least (loom_op_work) */
 } loom_case_timing;
 
 /* Times one op by the device's clock, for about `seconds` (5 runs at least) after warm-up runs. */

@@ -113,20 +113,6 @@ static unsigned needed_ops(const loom_case *c, int op) {
     return needed;
 }
 
-/* Bytes read and written, each element once, or as the case counts them. */
-static double moved_bytes(loom_case *c, int op) {
-    double bytes = 0;
-    const loom_case_op *row = &c->cases->op[op];
-    if (row->elements) return row->elements(c) * (double)loom_dtype_size(c->dtypes.storage);
-    for (int i = 0; i < c->n_tensors; i++) {
-        const loom_case_tensor *t = &c->tensor[i];
-        if (t->kind == LOOM_CASE_SCALARS || t->role[op] == LOOM_CASE_UNUSED) continue;
-        const double times = t->role[op] == LOOM_CASE_UPDATED ? 2 : 1;
-        bytes += times * (double)t->elements * (double)loom_case_tensor_item(c, t);
-    }
-    return bytes;
-}
-
 /* ----------------------------------------------------------------------------------------------------------- timing */
 
 /* One timed run: the device's own clock runs from when the caches have been flushed to when the op is done. */
@@ -147,10 +133,10 @@ static bool time_runs(loom_case *c, int op, loom_device *device, const loom_case
         if (!time_run(c, op, device, flush, &times[n], error)) return false;
         n++;
     }
-    timing->ms = 1e3 * median(times, n);
-    timing->runs = n;
-    timing->bytes = moved_bytes(c, op);
-    timing->flops = c->cases->op[op].flops ? c->cases->op[op].flops(c) : 0;
+    loom_case_arguments arguments;
+    loom_case_bind(c, op, LOOM_CASE_SHAPES, &arguments);
+    const loom_work work = loom_op_work(c->cases->op[op].op, &arguments);
+    *timing = (loom_case_timing){.ms = 1e3 * median(times, n), .runs = n, .flops = work.flops, .bytes = work.bytes};
     return true;
 }
 

@@ -56,5 +56,5 @@ const loom_op_cases loom_op_cases_cast = {
     .shapes = shapes,
     .n_shapes = sizeof shapes / sizeof *shapes,
     .tensors = tensors,
-    .op = {{LOOM_OP_cast, arguments, NULL, NULL, formula}},
+    .op = {{LOOM_OP_cast, arguments, formula}},
 };

@@ -113,5 +113,5 @@ const loom_op_cases loom_op_cases_cross_entropy = {
     .shapes = shapes,
     .n_shapes = sizeof shapes / sizeof *shapes,
     .tensors = tensors,
-    .op = {{LOOM_OP_cross_entropy, arguments, NULL, NULL, formula}},
+    .op = {{LOOM_OP_cross_entropy, arguments, formula}},
 };

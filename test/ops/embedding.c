@@ -88,20 +88,6 @@ static void backward(loom_case *c, loom_case_arguments *a) {
     };
 }
 
-/* Of the tables, only the rows of the batch's tokens and positions. */
-static double forward_elements(loom_case *c) {
-    const int64_t B = loom_case_dim(c, "B"), T = loom_case_dim(c, "T");
-    return (double)((2 * B * T + T) * loom_case_dim(c, "C"));
-}
-
-/* A table that is added to is read and written in those rows; else it is written everywhere. */
-static double backward_elements(loom_case *c) {
-    const int64_t B = loom_case_dim(c, "B"), T = loom_case_dim(c, "T");
-    const int64_t tokens = loom_case_option(c, "add-tokens") ? 2 * B * T : loom_case_dim(c, "V");
-    const int64_t positions = loom_case_option(c, "add-positions") ? 2 * T : loom_case_dim(c, "P");
-    return (double)((B * T + tokens + positions) * loom_case_dim(c, "C"));
-}
-
 const loom_op_cases loom_op_cases_embedding = {
     .name = "embedding",
     .dims = "B T C V P first",
@@ -109,6 +95,5 @@ const loom_op_cases loom_op_cases_embedding = {
     .shapes = shapes,
     .n_shapes = sizeof shapes / sizeof *shapes,
     .tensors = tensors,
-    .op = {{LOOM_OP_embedding_forward, forward, NULL, forward_elements, forward_formula},
-           {LOOM_OP_embedding_backward, backward, NULL, backward_elements, NULL}},
+    .op = {{LOOM_OP_embedding_forward, forward, forward_formula}, {LOOM_OP_embedding_backward, backward, NULL}},
 };

@@ -34,5 +34,5 @@ const loom_op_cases loom_op_cases_fill = {
     .shapes = shapes,
     .n_shapes = sizeof shapes / sizeof *shapes,
     .tensors = tensors,
-    .op = {{LOOM_OP_fill, arguments, NULL, NULL, formula}},
+    .op = {{LOOM_OP_fill, arguments, formula}},
 };

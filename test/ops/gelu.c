@@ -69,6 +69,5 @@ const loom_op_cases loom_op_cases_gelu = {
     .shapes = shapes,
     .n_shapes = sizeof shapes / sizeof *shapes,
     .tensors = tensors,
-    .op = {{LOOM_OP_gelu_forward, forward, NULL, NULL, forward_formula},
-           {LOOM_OP_gelu_backward, backward, NULL, NULL, NULL}},
+    .op = {{LOOM_OP_gelu_forward, forward, forward_formula}, {LOOM_OP_gelu_backward, backward, NULL}},
 };

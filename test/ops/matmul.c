@@ -111,10 +111,6 @@ static void tensors(loom_case *c) {
     }
 }
 
-static double flops(loom_case *c) {
-    return 2.0 * (double)loom_case_dim(c, "N") * (double)loom_case_dim(c, "I") * (double)loom_case_dim(c, "O");
-}
-
 static void forward(loom_case *c, loom_case_arguments *a) {
     a->matmul_forward = (struct loom_matmul_forward){
         .out = loom_case_writes(c, "out"),
@@ -177,7 +173,7 @@ const loom_op_cases loom_op_cases_matmul = {
     .shapes = shapes,
     .n_shapes = sizeof shapes / sizeof *shapes,
     .tensors = tensors,
-    .op = {{LOOM_OP_matmul_forward, forward, flops, NULL, forward_formula},
-           {LOOM_OP_matmul_backward_input, backward_input, flops, NULL, NULL},
-           {LOOM_OP_matmul_backward_weight, backward_weight, flops, NULL, NULL}},
+    .op = {{LOOM_OP_matmul_forward, forward, forward_formula},
+           {LOOM_OP_matmul_backward_input, backward_input, NULL},
+           {LOOM_OP_matmul_backward_weight, backward_weight, NULL}},
 };

@@ -65,6 +65,5 @@ const loom_op_cases loom_op_cases_relu = {
     .shapes = shapes,
     .n_shapes = sizeof shapes / sizeof *shapes,
     .tensors = tensors,
-    .op = {{LOOM_OP_relu_forward, forward, NULL, NULL, forward_formula},
-           {LOOM_OP_relu_backward, backward, NULL, NULL, NULL}},
+    .op = {{LOOM_OP_relu_forward, forward, forward_formula}, {LOOM_OP_relu_backward, backward, NULL}},
 };

@@ -114,5 +114,5 @@ const loom_op_cases loom_op_cases_step_scalars = {
     .shapes = shapes,
     .n_shapes = sizeof shapes / sizeof *shapes,
     .tensors = tensors,
-    .op = {{LOOM_OP_step_scalars, arguments, NULL, NULL, formula}},
+    .op = {{LOOM_OP_step_scalars, arguments, formula}},
 };
