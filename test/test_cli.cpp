@@ -214,7 +214,7 @@ class Program : public ::testing::Test {
     }
 };
 
-const Words commands = {"train", "sample", "info", "plot", "parity", "bench", "devices"};
+const Words commands = {"train", "sample", "info", "plan", "plot", "parity", "bench", "devices"};
 
 /* ---------------------------------------------------------------------------------------------------- help and names */
 
@@ -547,6 +547,26 @@ TEST_F(Program, SampleAndInfoMistakes) {
     expect_mistake({"sample", "--from", "run", "--dtype", "half"}, {"--dtype: 'half'"});
 }
 
+TEST_F(Program, PlanMistakes) {
+    expect_mistake({"plan", "gpt22"}, {"'gpt22'", "'gpt2'"});
+    expect_mistake({"plan", "gpt2", "mini"}, {"'mini'"});
+    expect_mistake({"plan", "gpt2", "--model", "mini"}, {"--model", "'gpt2'"});
+    expect_mistake({"plan", folder}, {folder});
+    expect_mistake({"plan", "--on", "h10"}, {"--on: 'h10'", "h100"});
+    expect_mistake({"plan", "--on", "xyzzy"}, {"--on: 'xyzzy'", "rtx-4090", "cpu"});
+    expect_mistake({"plan", "--ranks", "3"}, {"--ranks: 3", "--batch, 8"});
+    expect_mistake({"plan", "--ranks", "0"}, {"--ranks: 0"});
+    expect_mistake({"plan", "--zero", "4"}, {"--zero: 4"});
+    expect_mistake({"plan", "--micro-batch", "3"}, {"--micro-batch: 3"});
+    expect_mistake({"plan", "--ranks", "4", "--micro-batch", "8", "--no-measure"}, {"--micro-batch: 8", "share", "2"});
+    expect_mistake({"plan", "gpt2", "--seq-len", "2048"}, {"--seq-len: 2048"});
+    expect_mistake({"plan", "--recompute", "blocks"}, {"--recompute: 'blocks'", "block"});
+    expect_mistake({"plan", "--dtype", "fp32", "--master-weights", "off"}, {"--master-weights", "fp32"});
+    expect_mistake({"plan", "--tf32", "--on", "cpu"}, {"--tf32"});
+    expect_mistake({"plan", "--memory", "lots"}, {"--memory: 'lots'"});
+    expect_mistake({"plan", "--no-measure", "--json", "nowhere/plan.json"}, {"nowhere/plan.json"});
+}
+
 /* --------------------------------------------------------------------------------------------------------- what it does */
 
 TEST_F(Program, ARunLeavesItsFiles) {
@@ -714,6 +734,48 @@ TEST_F(Program, InfoCountsParameters) {
     const Outcome directory = run({"info", "run"});
     EXPECT_EQ(directory.code, 0) << directory.err;
     EXPECT_NE(directory.out.find("after step 4"), std::string::npos) << directory.out;
+}
+
+TEST_F(Program, PlansHere) {
+    const Outcome mini = run({"plan", "mini", "--batch", "2"});
+    EXPECT_EQ(mini.code, 0) << mini.err;
+    for (const char *word : {"834K parameters", "batch       2 x 64 tokens, 2 at a time", "activations", "moments",
+                             "MiB of", "block-attn", "sqrt", "fits, the fastest", "measured just now"})
+        EXPECT_NE(mini.out.find(word), std::string::npos) << word << "\n" << mini.out;
+    const Outcome short_of_memory = run({"plan", "mini", "--memory", "17MiB", "--micro-batch", "8", "--no-measure"});
+    EXPECT_EQ(short_of_memory.code, 0) << short_of_memory.err;
+    for (const char *word : {"does not fit", "nothing of this fits; with --recompute", "would fit: --micro-batch",
+                             "not known: --no-measure"})
+        EXPECT_NE(short_of_memory.out.find(word), std::string::npos) << word << "\n" << short_of_memory.out;
+    expect_run(training({}));
+    expect_mistake({"plan", "run", "--n-layer", "3"}, {"'run'", "shape"});
+    const Outcome one = run({"plan", "run", "--no-measure", "--recompute", "block", "--seq-len", "16"});
+    EXPECT_EQ(one.code, 0) << one.err;
+    EXPECT_NE(one.out.find("memory with --recompute block"), std::string::npos) << one.out;
+    EXPECT_EQ(one.out.find("sqrt"), std::string::npos) << one.out;
+}
+
+/* Without a CUDA toolkit the build says in a line who can. */
+TEST_F(Program, PlansForGpusThatAreNotHere) {
+    const Words xl = {"plan",    "gpt2-xl", "--on",    "h100", "--dtype", "bf16",
+                      "--batch", "64",      "--ranks", "8",    "--zero",  "1"};
+    if (run({"--version"}).out.find("not built in") != std::string::npos) {
+        expect_mistake(xl, {"--on: ", "build/emulated/gptloom"});
+        return;
+    }
+    const Outcome outcome = run(xl);
+    EXPECT_EQ(outcome.code, 0) << outcome.err;
+    for (const char *word : {"NVIDIA H100 SXM", "ZeRO stage 1", "communication", "CUDA context and libraries",
+                             "MiB of 81920.0 MiB", "fits, the fastest", "predicted, not measured", "not modelled"})
+        EXPECT_NE(outcome.out.find(word), std::string::npos) << word << "\n" << outcome.out;
+    const Outcome large = run({"plan", "gpt3-175b", "--on", "rtx-4090", "--json", "-"});
+    EXPECT_EQ(large.code, 0) << large.err;
+    EXPECT_NE(large.out.find("\"best\":\tnull"), std::string::npos) << large.out;
+    expect_run({"plan", "gpt2", "--on", "4090", "--json", "plan.json"});
+    const std::string document = slurp(folder / "plan.json");
+    for (const char *word :
+         {"\"best\":\t\"none\"", "\"speed\":\t\"predicted\"", "\"tokens_per_s\"", "\"matmul_of_peak\""})
+        EXPECT_NE(document.find(word), std::string::npos) << word << "\n" << document;
 }
 
 TEST_F(Program, RunsInSixteenBits) {

@@ -81,7 +81,7 @@ bool loom_plan_answer_show(const loom_plan_answer *a) {
     if (!a->best->fits) {
         loom_recompute_name(&a->best->recompute, name);
         loom_plan_advise(&a->best->plan, advice, sizeof advice);
-        printf("nothing of this fits; beside --recompute %s %s\n", name, advice);
+        printf("nothing of this fits; with --recompute %s %s\n", name, advice);
     }
     return true;
 }
