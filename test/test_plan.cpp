@@ -38,9 +38,10 @@ Device shapes_of(double memory, double reserved = 0) {
     return Device(device, loom_device_close);
 }
 
-loom_precision precision_of(loom_device *device, loom_dtype dtype, bool master = true) {
+loom_precision precision_of(loom_device *device, loom_dtype dtype, bool master = true, loom_dtype moments = LOOM_F32) {
     loom_precision precision;
-    require([&](loom_error *error) { return loom_precision_of(device, dtype, master, &precision, error); });
+    const loom_precision_flags flags = {dtype, master, moments, LOOM_F32};
+    require([&](loom_error *error) { return loom_precision_of(device, &flags, &precision, error); });
     return precision;
 }
 
@@ -436,7 +437,7 @@ std::vector<std::string> told(int64_t B, int64_t other_B, int64_t other_T, const
     const Device device = open_device("cpu");
     const loom_gpt_config config = gpt_shape(9, 2, 32, 64, 61);
     const loom_precision precision = precision_of(device.get(), std::string(dtype) == "bf16" ? LOOM_BF16 : LOOM_F32,
-                                                  master);
+                                                  master, master ? LOOM_F32 : LOOM_BF16);
     Setup other = setup_of(other_B, other_T, LOOM_GPT_TRAIN, &precision);
     other.recompute = policy(recompute);
     const size_t available = plan_of(config, other, device.get(), 8).arena.used;
@@ -448,12 +449,15 @@ TEST(Suggestions, GoFromOneChangeToAllAtOnce) {
     EXPECT_EQ(told(8, 8, 64, "fp32", true, "sqrt"), (Flags{"--recompute sqrt", "--micro-batch 1"}));
     EXPECT_EQ(told(8, 1, 64, "fp32", true, "none"), (Flags{"--micro-batch 1"}));
     EXPECT_EQ(told(8, 1, 64, "fp32", true, "block"), (Flags{"--micro-batch 1 --recompute block"}));
-    EXPECT_EQ(told(8, 8, 64, "bf16", true, "none"), (Flags{"--recompute block-attn", "--micro-batch 4", "--dtype bf16"}));
-    EXPECT_EQ(told(1, 1, 64, "bf16", false, "none"), (Flags{"--recompute block", "--dtype bf16 --master-weights off"}));
-    EXPECT_EQ(told(1, 1, 32, "fp32", true, "none"), (Flags{"--recompute block-attn", "--dtype bf16 --master-weights off", "--seq-len 32"}));
-    EXPECT_EQ(told(8, 1, 64, "bf16", true, "block"), (Flags{"--micro-batch 1 --recompute block-attn"}));
+    EXPECT_EQ(told(8, 8, 64, "bf16", true, "none"),
+              (Flags{"--recompute block-attn", "--micro-batch 4", "--dtype bf16"}));
+    EXPECT_EQ(told(1, 1, 64, "bf16", false, "none"),
+              (Flags{"--dtype bf16 --master-weights off --optimizer-dtype bf16"}));
+    EXPECT_EQ(
+        told(1, 1, 32, "fp32", true, "none"),
+        (Flags{"--recompute block-attn", "--dtype bf16 --master-weights off --optimizer-dtype bf16", "--seq-len 32"}));
     EXPECT_EQ(told(8, 1, 64, "bf16", false, "block"),
-              (Flags{"--dtype bf16 --master-weights off --micro-batch 1 --recompute block"}));
+              (Flags{"--dtype bf16 --master-weights off --optimizer-dtype bf16 --micro-batch 1 --recompute block"}));
     const Device device = open_device("cpu");
     const loom_gpt_config config = gpt_shape(9, 2, 32, 64, 61);
     EXPECT_TRUE(suggestions_of(short_of_memory(config, setup_of(8, 64), device.get(), 1000)).empty());

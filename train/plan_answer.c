@@ -68,6 +68,8 @@ static void show_grounds(const loom_plan_answer *a) {
                assumed->reserved / 0x1p20);
         break;
     }
+    if (a->speed != LOOM_SPEED_UNKNOWN && a->best->plan.host_bytes)
+        printf("copies to host memory and back are taken to hide behind the computing\n");
     if (a->sharding.ranks > 1)
         printf("ranks are taken to add up without loss: the time that communication takes is not modelled\n");
 }
@@ -100,6 +102,7 @@ static void add_policy(const loom_plan_answer *a, const loom_plan_policy *p, cJS
         cJSON_AddNumberToObject(rows, arena->row[i].name, (double)arena->row[i].bytes);
     if (a->device->reserved) cJSON_AddNumberToObject(rows, "CUDA context and libraries", (double)a->device->reserved);
     cJSON_AddItemToObject(line, "memory", rows);
+    cJSON_AddNumberToObject(line, "host_bytes", (double)p->plan.host_bytes);
     cJSON_AddNumberToObject(line, "extra_flops", p->extra_flops);
     if (a->speed != LOOM_SPEED_UNKNOWN) {
         cJSON_AddNumberToObject(line, "seconds_per_step", p->seconds);

@@ -75,6 +75,7 @@ loom_gpt_setup loom_planning_setup(const loom_planning *p, const loom_precision 
                             .B = B,
                             .T = p->options.seq_len,
                             .recompute = *recompute,
+                            .offload = p->options.offload == LOOM_OFFLOAD_ACTIVATIONS,
                             .logits_rows = p->options.logits_rows,
                             .generates = p->options.sample_every > 0};
 }
@@ -90,4 +91,5 @@ void loom_show_plan(const loom_plan *plan) {
     if (reserved) show_row("CUDA context and libraries", reserved, "");
     snprintf(there, sizeof there, " of %.1f MiB", (double)(plan->available + reserved) / 0x1p20);
     show_row("all", plan->arena.used + reserved, there);
+    if (plan->host_bytes) show_row("offloaded activations", plan->host_bytes, " of host memory, beside these");
 }

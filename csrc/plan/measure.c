@@ -1,6 +1,5 @@
 #include "plan/one_layer.h"
 
-#include <math.h>
 #include <stdlib.h>
 #include <time.h>
 
@@ -73,11 +72,8 @@ static bool is_empty(int part) {
     return part == LOOM_COST_RECOMPUTE + LOOM_RECOMPUTE_NONE;
 }
 
-/* As they run in a step: the first time as they are, then recorded where the device can. */
-static bool warm_up(bench *b, loom_error *error) {
-    loom_gpt_forward(b->model.gpt);
-    for (int part = 0; part < LOOM_COST_PARTS; part++) loom_one_layer_run(&b->model, part);
-    if (!b->device->synchronize(b->device, NULL, error)) return false;
+/* As a step would, where the device records. */
+static bool record(bench *b, loom_error *error) {
     for (int part = 0; part < LOOM_COST_PARTS && b->device->record_begin; part++) {
         if (is_empty(part)) continue;
         if (!b->device->record_begin(b->device, error)) return false;
@@ -107,25 +103,42 @@ static double median(double *times, int n) {
     return n % 2 ? times[n / 2] : (times[n / 2 - 1] + times[n / 2]) / 2;
 }
 
-static bool time_parts(bench *b, loom_cost *cost, loom_error *error) {
-    double times[LOOM_COST_PARTS][MOST_ROUNDS] = {{0}};
-    const double begin = seconds_now();
-    int n = 0;
-    for (double spent = 0; n < MOST_ROUNDS; spent = seconds_now() - begin) {
-        if (n > 0 && (spent > TOO_MANY_SECONDS || (n >= FEWEST_ROUNDS && spent > ENOUGH_SECONDS))) break;
-        for (int part = 0; part < LOOM_COST_PARTS; part++)
-            if (!is_empty(part) && !time_part(b, part, &times[part][n], error)) return false;
-        n++;
-    }
+typedef double part_times[LOOM_COST_PARTS][MOST_ROUNDS];
+
+static bool time_round(bench *b, part_times times, int round, loom_error *error) {
     for (int part = 0; part < LOOM_COST_PARTS; part++)
-        loom_one_layer_enter(&b->model, cost, part, median(times[part], n));
+        if (!is_empty(part) && !time_part(b, part, &times[part][round], error)) return false;
+    return true;
+}
+
+/* Until enough is known. The first round warms up and is forgotten, unless it has taken too long to be run again. */
+static bool time_rounds(bench *b, part_times times, int *n, loom_error *error) {
+    double begin = seconds_now();
+    if (!time_round(b, times, 0, error)) return false;
+    *n = 1;
+    if (seconds_now() - begin > TOO_MANY_SECONDS) return true;
+    if (!record(b, error)) return false;
+    begin = seconds_now();
+    for (*n = 0; *n < MOST_ROUNDS; ++*n) {
+        const double spent = seconds_now() - begin;
+        if (*n > 0 && (spent > TOO_MANY_SECONDS || (*n >= FEWEST_ROUNDS && spent > ENOUGH_SECONDS))) break;
+        if (!time_round(b, times, *n, error)) return false;
+    }
     return true;
 }
 
 bool loom_cost_measure(loom_cost *cost, const loom_gpt_config *config, const loom_gpt_setup *setup, loom_device *device,
                        loom_error *error) {
     bench b;
-    const bool ok = bench_open(&b, config, setup, device, error) && warm_up(&b, error) && time_parts(&b, cost, error);
+    part_times times = {{0}};
+    int n = 0;
+    bool ok = bench_open(&b, config, setup, device, error);
+    if (ok) {
+        loom_gpt_forward(b.model.gpt); /* what each part reads is there from now on */
+        ok = time_rounds(&b, times, &n, error);
+    }
+    for (int part = 0; ok && part < LOOM_COST_PARTS; part++)
+        loom_one_layer_enter(&b.model, cost, part, median(times[part], n));
     bench_close(&b);
     return ok;
 }

@@ -108,10 +108,12 @@ static bool round_weights(const search *s, bool master, loom_suggestion *setting
 /* A change by itself. */
 static void try_precision(search *s) {
     loom_suggestion settings = settings_of(s->plan);
-    const bool was_wide = s->plan->precision.storage == LOOM_F32;
-    if (was_wide && round_weights(s, true, &settings) && fits(s, &settings))
+    const loom_precision *precision = &s->plan->precision;
+    const bool wide = precision->storage == LOOM_F32;
+    const bool narrowest = precision->master == LOOM_BF16 && precision->moment == LOOM_BF16;
+    if (wide && round_weights(s, true, &settings) && fits(s, &settings))
         keep(s, settings);
-    else if (s->plan->precision.master != LOOM_BF16 && round_weights(s, false, &settings) && fits(s, &settings))
+    else if (!narrowest && round_weights(s, false, &settings) && fits(s, &settings))
         keep(s, settings);
 }
 
