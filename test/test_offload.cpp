@@ -233,6 +233,61 @@ TEST_F(Offload, EveryWaitIsNeeded) {
     }
 }
 
+/* What is put into streams, in the order of the calls: blocks' names, `order`s and copies of a stream beside the default
+ * one. */
+struct Trace {
+    static inline void (*order)(loom_device *, loom_stream *, loom_stream *);
+    static inline void (*copy)(loom_device *, loom_stream *, void *, const void *, size_t, loom_copy_kind);
+    static inline void (*range_push)(loom_device *, const char *);
+    static inline std::string calls;
+
+    static void watch(loom_device *device) {
+        order = device->order;
+        copy = device->copy;
+        range_push = device->range_push;
+        calls.clear();
+        device->order = [](loom_device *d, loom_stream *later, loom_stream *earlier) {
+            calls += later ? "copies-wait " : "compute-waits ";
+            order(d, later, earlier);
+        };
+        device->copy = [](loom_device *d, loom_stream *stream, void *to, const void *from, size_t bytes,
+                          loom_copy_kind kind) {
+            if (stream) calls += kind == LOOM_DEVICE_TO_HOST ? "out " : "back ";
+            copy(d, stream, to, from, bytes, kind);
+        };
+        device->range_push = [](loom_device *d, const char *name) {
+            calls += std::string(name) + " ";
+            range_push(d, name);
+        };
+    }
+};
+
+/* A copy runs beside the next block: compute waits for it no sooner than that one is done. */
+TEST_F(Offload, ACopyRunsBesideTheNextBlock) {
+    const auto trace_of = [](const char *recompute, int64_t n_layer) {
+        const auto model = make_model({recompute, LOOM_F32, n_layer});
+        set_batch(*model, 0);
+        Trace::watch(model->device());
+        compute(*model, false);
+        return Trace::calls;
+    };
+    EXPECT_EQ(trace_of("none", 4), "forward 0 copies-wait out "
+                                   "forward 1 compute-waits copies-wait out "
+                                   "forward 2 compute-waits "
+                                   "forward 3 "
+                                   "backward 3 copies-wait back "
+                                   "backward 2 compute-waits copies-wait back "
+                                   "backward 1 compute-waits "
+                                   "backward 0 ");
+    EXPECT_EQ(trace_of("every:2", 5), "forward 0 forward 1 copies-wait out "
+                                      "forward 2 forward 3 compute-waits "
+                                      "forward 4 "
+                                      "backward 4 copies-wait back "
+                                      "forward 2 forward 3 backward 3 backward 2 compute-waits "
+                                      "forward 0 forward 1 backward 1 backward 0 ");
+    EXPECT_EQ(trace_of("none", 2), "forward 0 forward 1 backward 1 backward 0 ");
+}
+
 /* ------------------------------------------------------------------------------------------------- loss alone, samples */
 
 /* Validation waits for no copies and makes none; generation keeps keys and values beside the slots. Neither changes what

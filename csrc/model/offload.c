@@ -26,11 +26,10 @@ bool loom_offload_open(loom_gpt *g, loom_error *error) {
     return g->device->stream_open(g->device, &g->offload.copies, error);
 }
 
+/* Compute waits for every copy, so that who waits for compute has waited for all. */
 void loom_offload_close(loom_gpt *g) {
-    if (g->offload.copies) {
-        g->device->synchronize(g->device, g->offload.copies, NULL);
-        g->device->stream_close(g->device, g->offload.copies);
-    }
+    if (g->offload.host) g->device->synchronize(g->device, g->exec.stream, NULL);
+    if (g->offload.copies) g->device->stream_close(g->device, g->offload.copies);
     if (g->offload.host) g->device->release_host(g->device, g->offload.host, loom_offload_host_bytes(g));
     g->offload = (loom_offload){0};
 }
