@@ -163,15 +163,16 @@ class Program : public ::testing::Test {
             EXPECT_NE(outcome.err.find(word), std::string::npos) << "'" << outcome.err << "' lacks '" << word << "'";
     }
 
-    /* The promise for every mistake. */
-    void expect_mistake(const Words &arguments, const Words &words) {
+    /* The promise for every mistake; `shown`, a word of what is printed beside the line. */
+    void expect_mistake(const Words &arguments, const Words &words, const std::string &shown = "") {
         const auto before = everything();
         const Outcome outcome = run(arguments);
         std::string told;
         for (const std::string &argument : arguments) told += argument + " ";
         SCOPED_TRACE(told);
         expect_one_line(outcome, words);
-        EXPECT_EQ(outcome.out, "");
+        EXPECT_EQ(outcome.out.empty(), shown.empty()) << outcome.out;
+        EXPECT_NE(outcome.out.find(shown), std::string::npos) << outcome.out;
         EXPECT_EQ(everything(), before) << "something was written";
     }
 
@@ -397,10 +398,12 @@ TEST_F(Program, TooLittleMemoryIsSaidBeforeAllocating) {
     const Words big = {"train", "--data", "text.txt", "--out", "run", "--threads", "1", "--block-size", "64"};
     Words small = big;
     small.insert(small.end(), {"--model", "gpt2", "--memory", "64MiB", "--batch", "1"});
+    expect_mistake(small, {"MiB", "64", "--memory"}, "moments");
+    small.push_back("--quiet");
     expect_mistake(small, {"MiB", "64", "--memory"});
     Words impossible = big;
     impossible.insert(impossible.end(), {"--model", "gpt3-175b", "--batch", "1"});
-    expect_mistake(impossible, {"MiB"});
+    expect_mistake(impossible, {"MiB"}, "moments");
 }
 
 /* ---------------------------------------------------------------------------------------------------------- bad files */
