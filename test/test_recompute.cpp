@@ -164,13 +164,38 @@ TEST(Memory, SamplesHaveKeysAndValuesOfTheirOwnWhereTrainingKeepsNone) {
 }
 
 TEST(Memory, ThePlanIsTheArenasUse) {
-    for (const char *name : policies) {
-        const loom_gpt_config shape = gpt_shape(5, 2, 16, T, 61);
-        ModelOptions options;
-        options.recompute = policy(name);
-        options.sequences = 2 * B;
-        EXPECT_EQ(plan(shape, name, true).arena.used, Model(shape, B, T, options).arena.used) << name;
-    }
+    struct Numbers {
+        loom_dtype dtype;
+        bool master;
+        loom_dtype optimizer, gradient;
+    };
+    for (const char *device : {"cpu", "cuda"})
+        for (const loom_gpt_config &shape : {gpt_shape(5, 2, 16, T, 61), gpt_shape(3, 3, 24, 2 * T, 300)})
+            for (const Numbers &n : {Numbers{LOOM_F32, true, LOOM_F32, LOOM_F32},
+                                     {LOOM_BF16, true, LOOM_F32, LOOM_F32},
+                                     {LOOM_BF16, false, LOOM_BF16, LOOM_BF16},
+                                     {LOOM_F16, true, LOOM_BF16, LOOM_F32}})
+                for (const char *name : {"none", "act", "norm", "block-attn", "block", "every:2", "sqrt"}) {
+                    ModelOptions options;
+                    options.device = device;
+                    options.dtype = n.dtype;
+                    options.master = n.master;
+                    options.optimizer = n.optimizer;
+                    options.gradient = n.gradient;
+                    options.recompute = policy(name);
+                    options.sequences = 2 * B;
+                    const Model model(shape, B, T, options);
+                    auto setup = setup_of(B, T, LOOM_GPT_TRAIN, &model.precision());
+                    setup.recompute = policy(name);
+                    loom_plan made;
+                    require([&](loom_error *error) {
+                        return loom_plan_make(&made, &shape, setup, model.device(), 2 * B, error);
+                    });
+                    EXPECT_EQ(made.arena.used, model.arena.used) << device << " " << name;
+                    ASSERT_EQ(made.arena.n_rows, model.arena.n_rows);
+                    for (int i = 0; i < made.arena.n_rows; i++)
+                        EXPECT_EQ(made.arena.row[i].bytes, bytes_of_row(model.arena, made.arena.row[i].name));
+                }
 }
 
 /* -------------------------------------------------------------------------------------------------------- samples */

@@ -179,6 +179,8 @@ static void show_memory(const loom_plan *plan) {
            plan->recompute.kind == LOOM_RECOMPUTE_NONE ? "" : policy);
     for (int i = 0; i < plan->arena.n_rows; i++)
         printf("  %10s  %10.1f  %s\n", "", mebibytes(plan->arena.row[i].bytes), plan->arena.row[i].name);
+    if (plan->device->reserved > 0)
+        printf("  %10s  %10.1f  CUDA context and libraries, beside these\n", "", mebibytes(plan->device->reserved));
     if (plan->host_bytes > 0)
         printf("  %10s  %10.1f  offloaded activations, beside these: host memory\n", "", mebibytes(plan->host_bytes));
 }
