@@ -52,6 +52,23 @@ TEST(Philox, SeedPurposeStepAndIndexHaveTheirOwnPlaces) {
     EXPECT_EQ(memcmp(&direct, &named, sizeof named), 0);
 }
 
+/* Many at once are those of one at a time, over the end of the low half of the index too. */
+TEST(Philox, WordsOfManyIndicesAreThoseOfEach) {
+    const uint64_t seed = 0x0123456789ABCDEFull;
+    for (const uint64_t first : {uint64_t{0}, (uint64_t{1} << 32) - 7, UINT64_MAX - 40}) {
+        for (const int64_t n : {int64_t{1}, int64_t{3}, int64_t{41}}) {
+            std::vector<uint32_t> words(4 * (size_t)n + 1, 7);
+            loom_random_words(words.data(), n, seed, LOOM_RANDOM_ROUNDING, 9, first);
+            for (int64_t i = 0; i < n; i++) {
+                const loom_random4 one = loom_random(seed, LOOM_RANDOM_ROUNDING, 9, first + (uint64_t)i);
+                for (int w = 0; w < 4; w++)
+                    ASSERT_EQ(words[4 * (size_t)i + (size_t)w], one.word[w]) << first << " " << i;
+            }
+            EXPECT_EQ(words.back(), 7u);
+        }
+    }
+}
+
 TEST(Philox, UniformValuesFillTheUnitIntervalWithoutItsEnd) {
     EXPECT_EQ(loom_random_uniform(0), 0.0f);
     EXPECT_EQ(loom_random_uniform(0x80000000), 0.5f);

@@ -24,20 +24,26 @@ static void update(const factors *f, real *restrict p, real *restrict m, real *r
 }
 
 /* What is not finite is not rounded: random bits would make infinity a NaN. */
-static uint16_t round_stochastically(float value, uint32_t random) {
+static inline uint16_t round_stochastically(float value, uint32_t random) {
     uint32_t wide;
     memcpy(&wide, &value, sizeof wide);
-    return isfinite(value) ? (uint16_t)((wide + random) >> 16) : float_to_bf16(value);
+    const uint32_t rounded = (wide + random) >> 16, nearest = float_to_bf16(value);
+    return (uint16_t)((wide & 0x7F800000u) == 0x7F800000u ? nearest : rounded);
 }
 
-static void store_stochastically(uint16_t *to, const real *from, int64_t n, const struct loom_adamw *a, int64_t first,
-                                 loom_random_purpose purpose) {
-    loom_random4 random;
-    for (int64_t i = 0; i < n; i++) {
-        const uint64_t place = (uint64_t)(a->first + first + i), half = place % 8;
-        if (i == 0 || half == 0) random = loom_random(a->seed, purpose, (uint32_t)a->scalars->state.updates, place / 8);
-        to[i] = round_stochastically((float)from[i], random.word[half / 2] >> 16 * (half % 2) & 0xFFFFu);
+static void store_stochastically(uint16_t *restrict to, const real *restrict from, int64_t n,
+                                 const struct loom_adamw *a, int64_t first, loom_random_purpose purpose) {
+    enum { COUNTERS = CHUNK / 8 + 1 };
+    uint32_t word[4 * COUNTERS];
+    uint16_t half[8 * COUNTERS];
+    const uint64_t place = (uint64_t)(a->first + first);
+    const int64_t before = (int64_t)(place % 8), counters = (before + n + 7) / 8;
+    loom_random_words(word, counters, a->seed, purpose, (uint32_t)a->scalars->state.updates, place / 8);
+    for (int64_t i = 0; i < 4 * counters; i++) {
+        half[2 * i] = (uint16_t)word[i];
+        half[2 * i + 1] = (uint16_t)(word[i] >> 16);
     }
+    for (int64_t i = 0; i < n; i++) to[i] = round_stochastically((float)from[i], half[before + i]);
 }
 
 static void *element(const loom_view *view, int64_t i) {

@@ -76,10 +76,16 @@ static void end_sum(const column *c, const loom_view *table, int64_t row) {
 
 static void add_tokens(const struct loom_embedding_backward *a, const token_places *places, column *c) {
     const loom_view *table = &a->token_gradient;
-    for (int64_t v = 0; v < table->shape[2]; v++) {
-        if (places->first[v] < 0 && a->accumulate_tokens) continue;
+    const int64_t V = a->accumulate_tokens ? 0 : table->shape[2], N = loom_view_row_count(&a->dout);
+    const int32_t *tokens = a->tokens.data;
+    begin_sum(c, table, 0, false);
+    for (int64_t v = 0; v < V; v++)
+        if (places->first[v] < 0) end_sum(c, table, v);
+    for (int64_t first = 0; first < N; first++) {
+        const int64_t v = tokens[first];
+        if (places->first[v] != first) continue; /* it was added with an earlier one */
         begin_sum(c, table, v, a->accumulate_tokens);
-        for (int64_t n = places->first[v]; n >= 0; n = places->next[n]) add_row(c, &a->dout, n);
+        for (int64_t n = first; n >= 0; n = places->next[n]) add_row(c, &a->dout, n);
         end_sum(c, table, v);
     }
 }

@@ -31,6 +31,10 @@ loom_random4 loom_philox(const uint32_t counter[4], const uint32_t key[2]);
 /* Four words for (seed, purpose, step, index). step < 2^32 keeps its whole range apart from other purposes. */
 loom_random4 loom_random(uint64_t seed, loom_random_purpose purpose, uint32_t step, uint64_t index);
 
+/* The same for n indices from `first` on, 4n words, many times as fast. */
+void loom_random_words(uint32_t *words, int64_t n, uint64_t seed, loom_random_purpose purpose, uint32_t step,
+                       uint64_t first);
+
 /* Uniform in [0, 1) with 24 random bits, from one word. */
 float loom_random_uniform(uint32_t word);
 
