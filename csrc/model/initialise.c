@@ -12,9 +12,12 @@ static bool ends_in(const char *name, const char *end) {
     return n >= m && !strcmp(name + n - m, end);
 }
 
-/* A tensor's values in host memory. */
-static void initial_values(const loom_gpt *g, const loom_parameter *p, uint64_t seed, float *values) {
-    const int64_t n = p->rows * p->columns;
+/* Values are made in host memory so many at a time: what a run takes beside its plan is to be little. */
+enum { CHUNK = 1 << 20, PIECE = 1 << 16 };
+
+/* Values first .. first + n - 1 of a tensor. */
+static void initial_values(const loom_gpt *g, const loom_parameter *p, uint64_t seed, int64_t first, int64_t n,
+                           float *values) {
     if (p->vector) {
         const bool layernorm_weight = ends_in(p->name, ".weight");
         for (int64_t i = 0; i < n; i++) values[i] = layernorm_weight ? 1.0f : 0.0f;
@@ -22,52 +25,50 @@ static void initial_values(const loom_gpt *g, const loom_parameter *p, uint64_t 
     }
     const bool residual_projection = ends_in(p->name, "c_proj.weight");
     const float deviation = residual_projection ? 0.02f / sqrtf(2.0f * (float)g->config.n_layer) : 0.02f;
-    const uint64_t first = (uint64_t)(p->offset - g->layout.bucket[p->bucket].offset);
-    const int64_t piece = 1 << 16;
+    const int64_t in_bucket = p->offset - g->layout.bucket[p->bucket].offset + first;
 #pragma omp parallel for schedule(static) num_threads(g->device->threads)
-    for (int64_t start = 0; start < n; start += piece) {
-        const int64_t count = n - start < piece ? n - start : piece;
-        loom_random_normal(values + start, count, seed, LOOM_RANDOM_INIT, (uint32_t)p->bucket, first + (uint64_t)start);
+    for (int64_t start = 0; start < n; start += PIECE) {
+        const int64_t count = n - start < PIECE ? n - start : PIECE;
+        loom_random_normal(values + start, count, seed, LOOM_RANDOM_INIT, (uint32_t)p->bucket,
+                           (uint64_t)(in_bucket + start));
         for (int64_t i = start; i < start + count; i++) values[i] *= deviation;
     }
 }
 
-/* The same values in the master's type: `values` itself where that is fp32; NULL without memory. */
-static void *converted(float *values, int64_t n, loom_dtype dtype) {
+/* The same values in the master's type, in `out`; or as they are, where that is fp32. */
+static const void *converted(const float *values, int64_t n, loom_dtype dtype, double *out) {
     if (dtype == LOOM_F32) return values;
-    void *out = malloc((size_t)n * loom_dtype_size(dtype));
-    for (int64_t i = 0; out && i < n; i++) {
+    for (int64_t i = 0; i < n; i++) {
         if (dtype == LOOM_F64)
-            ((double *)out)[i] = (double)values[i];
+            out[i] = (double)values[i];
         else
             ((uint16_t *)out)[i] = dtype == LOOM_BF16 ? float_to_bf16(values[i]) : float_to_fp16(values[i]);
     }
     return out;
 }
 
-/* Writes one tensor's values to the device and waits for them. */
-static bool initialise(loom_gpt *g, const loom_parameter *p, uint64_t seed, loom_error *error) {
-    const int64_t n = p->rows * p->columns;
+/* Writes one tensor's values to the device. */
+static bool initialise(loom_gpt *g, const loom_parameter *p, uint64_t seed, float *values, double *wide,
+                       loom_error *error) {
     const loom_dtype dtype = g->precision.master;
-    float *values = malloc((size_t)n * sizeof *values);
-    if (values) initial_values(g, p, seed, values);
-    void *stored = values ? converted(values, n, dtype) : NULL;
-    bool ok = stored;
-    if (stored) {
-        g->device->copy(g->device, g->exec.stream, loom_advance(g->master, p->offset, dtype), stored,
-                        loom_bytes(n, dtype), LOOM_HOST_TO_DEVICE);
-        ok = g->device->synchronize(g->device, g->exec.stream, error);
-    } else {
-        loom_fail(error, "not enough memory to initialise %s", p->name);
+    const int64_t all = p->rows * p->columns;
+    for (int64_t first = 0; first < all; first += CHUNK) {
+        const int64_t n = all - first < CHUNK ? all - first : CHUNK;
+        initial_values(g, p, seed, first, n, values);
+        g->device->copy(g->device, g->exec.stream, loom_advance(g->master, p->offset + first, dtype),
+                        converted(values, n, dtype, wide), loom_bytes(n, dtype), LOOM_HOST_TO_DEVICE);
+        if (!g->device->synchronize(g->device, g->exec.stream, error)) return false;
     }
-    if (stored != values) free(stored);
-    free(values);
-    return ok;
+    return true;
 }
 
 bool loom_gpt_initialise(loom_gpt *g, uint64_t seed, loom_error *error) {
-    for (int i = 0; i < g->layout.n_parameters; i++)
-        if (!initialise(g, &g->layout.parameter[i], seed, error)) return false;
+    double *wide = malloc(CHUNK * (sizeof *wide + sizeof(float)));
+    bool ok = wide || loom_fail(error, "no memory to initialise the model");
+    for (int i = 0; i < g->layout.n_parameters && ok; i++)
+        ok = initialise(g, &g->layout.parameter[i], seed, (float *)(wide + CHUNK), wide, error);
+    free(wide);
+    if (!ok) return false;
     loom_gpt_copy_master(g);
     return g->device->synchronize(g->device, g->exec.stream, error);
 }
