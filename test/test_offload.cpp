@@ -537,6 +537,14 @@ TEST_F(OffloadTrain, FitsWhereKeepingAllOnTheDeviceDoesNot) {
     refusal([&](loom_error *error) { return loom_trainer_open(&trainer, whole.get(), NULL, error); }, {"--memory"});
 }
 
+/* What it chooses by counts computing alone. */
+TEST_F(OffloadTrain, DoesNotGoWithAPolicyThatIsChosenByItsSpeed) {
+    const Options options(run("a", {{"recompute", "auto"}, {"offload", "activations"}}));
+    loom_trainer *trainer;
+    refusal([&](loom_error *error) { return loom_trainer_open(&trainer, options.get(), NULL, error); },
+            {"--recompute: auto", "--offload", "block"});
+}
+
 TEST_F(OffloadTrain, IsRefusedOnTheCpuInOneLine) {
     const Options options(run("a", {{"device", "cpu"}, {"offload", "activations"}}));
     loom_trainer *trainer;

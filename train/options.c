@@ -402,6 +402,10 @@ static bool check_conflicts(const loom_train_options *options, loom_error *error
         return loom_fail(error, "--choices: does not go with --resume, which takes the run's own");
     if (options->fresh_choices && !options->resume)
         return loom_fail(error, "--fresh-choices: goes with --resume; a new run makes its own choices");
+    if (options->offload == LOOM_OFFLOAD_ACTIVATIONS && !strcmp(options->recompute, "auto"))
+        return loom_fail(error,
+                         "--recompute: auto does not know what the copies of --offload cost; name a policy; block "
+                         "copies least");
     return true;
 }
 
