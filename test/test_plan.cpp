@@ -274,33 +274,38 @@ TEST(Cost, WhatCannotBeMeasuredIsSaid) {
 
 /* ------------------------------------------------------------------------------------------------------------ memory */
 
+/* By name; together they are the whole. */
+std::map<std::string, size_t> rows_of(const loom_plan &plan) {
+    std::map<std::string, size_t> rows;
+    size_t sum = 0;
+    for (int i = 0; i < plan.arena.n_rows; i++) {
+        rows[plan.arena.row[i].name] = plan.arena.row[i].bytes;
+        sum += plan.arena.row[i].bytes;
+    }
+    EXPECT_EQ(sum, plan.arena.used);
+    return rows;
+}
+
 bool allocates_nothing(loom_device *, void **, size_t, loom_error *error) {
     return loom_fail(error, "a plan must not allocate");
 }
 
 TEST(Memory, EveryModelIsPlannedUnderEveryPolicyWithoutAllocating) {
-    const Device cpu = open_device("cpu"), gpu = shapes_of(80 * 0x1p30);
-    cpu->allocate = cpu->allocate_host = allocates_nothing;
-    for (loom_device *device : {cpu.get(), gpu.get()})
-        for (const loom_gpt_named *model = loom_gpt_catalogue(); model->name; model++) {
-            const int64_t T = model->config.block_size;
+    for (const loom_gpt_named *model = loom_gpt_catalogue(); model->name; model++) {
+        const Device cpu = open_device("cpu"), gpu = shapes_of(80 * 0x1p30);
+        cpu->allocate = cpu->allocate_host = allocates_nothing;
+        for (loom_device *device : {cpu.get(), gpu.get()}) {
             const loom_precision precision = precision_of(device, LOOM_BF16);
-            const std::vector<loom_recompute> all = policies_of(model->config.n_layer);
-            auto setup = setup_of(1, T, LOOM_GPT_TRAIN, &precision);
-            size_t kept = 0, before = SIZE_MAX;
-            for (const loom_recompute &recompute : all) {
+            auto setup = setup_of(1, model->config.block_size, LOOM_GPT_TRAIN, &precision);
+            size_t before = SIZE_MAX;
+            for (const loom_recompute &recompute : policies_of(model->config.n_layer)) {
                 setup.recompute = recompute;
-                const loom_plan plan = plan_of(model->config, setup, device, 4);
-                size_t sum = 0;
-                for (int i = 0; i < plan.arena.n_rows; i++) {
-                    sum += plan.arena.row[i].bytes;
-                    if (!std::strcmp(plan.arena.row[i].name, "activations")) kept = plan.arena.row[i].bytes;
-                }
-                EXPECT_EQ(sum, plan.arena.used);
+                const size_t kept = rows_of(plan_of(model->config, setup, device, 4))["activations"];
                 EXPECT_LE(kept, before) << model->name << " " << name_of(recompute);
                 before = kept;
             }
         }
+    }
 }
 
 /* The device of a GPU that is here, if only emulated, needs the same. */
@@ -320,17 +325,6 @@ TEST(Memory, OfAGpuThatIsNotHereIsThatOfOneThatIs) {
             EXPECT_EQ(a.arena.row[i].bytes, b.arena.row[i].bytes) << a.arena.row[i].name;
         }
     }
-}
-
-std::map<std::string, size_t> rows_of(const loom_plan &plan) {
-    std::map<std::string, size_t> rows;
-    size_t sum = 0;
-    for (int i = 0; i < plan.arena.n_rows; i++) {
-        rows[plan.arena.row[i].name] = plan.arena.row[i].bytes;
-        sum += plan.arena.row[i].bytes;
-    }
-    EXPECT_EQ(sum, plan.arena.used);
-    return rows;
 }
 
 /* A region as an arena counts it. */
