@@ -460,11 +460,14 @@ TEST(Suggestions, GoFromOneChangeToAllAtOnce) {
 TEST(Suggestions, HoldForTheRanksOfThePlan) {
     const Device gpu = shapes_of(80 * 0x1p30);
     const loom_gpt_config config = gpt_shape(9, 2, 32, 64, 61);
-    const auto setup = setup_of(8, 64);
     const loom_sharding sharding = {4, 2};
-    loom_plan plan = short_of_memory(config, setup, gpu.get(), 1, sharding);
-    plan.available = plan.arena.used - 1;
-    EXPECT_FALSE(suggestions_of(plan).empty());
+    auto with_block = setup_of(8, 64);
+    with_block.recompute = policy("block");
+    const size_t available = short_of_memory(config, with_block, gpu.get(), 0, sharding).arena.used;
+    const loom_plan plan = short_of_memory(config, setup_of(8, 64), gpu.get(), available, sharding);
+    ASSERT_FALSE(loom_plan_fits(&plan));
+    ASSERT_FALSE(suggestions_of(plan).empty());
+    EXPECT_EQ(suggestions_of(plan)[0], "--recompute block");
 }
 
 TEST(Suggestions, StandInTheError) {
