@@ -30,6 +30,8 @@ CUDA      ?= $(patsubst %/bin/nvcc,%,$(NVCC))
 CUDA_ARCH ?= 80 90
 # cuDNN's header, which may lie inside a Python package; the library itself is loaded when it is asked for.
 CUDNN_INCLUDE ?= $(if $(CUDA),$(shell dev/find-cudnn.sh $(CUDA)))
+# MPI's compiler (Open MPI's). Where it is, libgptloom_mpi.so is built, which the program loads for --comm mpi.
+MPICC ?= $(shell command -v mpicc 2>/dev/null)
 # Headers and libraries of cJSON, inih and xxHash where they are not installed (dev/third-party.sh collects them).
 THIRD_PARTY ?= $(wildcard third-party)
 # address,undefined for a sanitizer build; keep it in a build folder of its own (make sanitize does).
@@ -87,7 +89,7 @@ PRODUCT_openblas := $(TILED) csrc/cpu/product_openblas.c
 PRODUCT_plain    := csrc/cpu/matmul_plain.c
 TUNED      := csrc/cpu/device.c csrc/cpu/peak.c $(PRODUCT_$(MATMUL))
 DEFINITION := $(filter-out csrc/cpu/device.c csrc/cpu/peak.c csrc/cpu/matmul_% csrc/cpu/product_%,$(wildcard csrc/cpu/*.c))
-HOST       := $(filter-out csrc/cpu/% csrc/cuda/%,$(wildcard csrc/*/*.c))
+HOST       := $(filter-out csrc/cpu/% csrc/cuda/% csrc/comm/mpi_library.c,$(wildcard csrc/*/*.c))
 CUDNN      := csrc/cuda/attention_cudnn.c $(wildcard csrc/cuda/cudnn_*.c)
 NO_CUDNN   := csrc/cuda/attention_cudnn_absent.c
 CUDA_HOST  := $(filter-out csrc/cuda/absent.c $(if $(CUDNN_INCLUDE),$(NO_CUDNN),$(CUDNN)),$(wildcard csrc/cuda/*.c))
@@ -111,15 +113,15 @@ TESTS           := $(patsubst test/%.cpp,$(BUILD)/test/%,$(filter-out $(if $(CUD
                      $(wildcard test/test_*.cpp)))
 # Those of CUDA run on the emulation.
 EMULATED_TESTS  := $(patsubst %,$(BUILD)/test/test_%,emulation ptx runtime cublaslt matmul_plans adamw bias_gradient plan \
-                     recompute offload cuda_ops cuda_device cuda_train)
+                     recompute offload cuda_ops cuda_device cuda_train comm)
 
 # One short line per file; V=1 shows the commands.
 V ?= 0
 quiet = $(if $(filter 0,$(V)),@echo "  $(1) $@" &&,)
 
 .SECONDARY:
-.PHONY: all tests setup run test test-full sanitize gpu-report install format clean help
-all: $(BUILD)/gptloom $(BUILD)/libgptloom.a $(BUILD)/emulated/gptloom
+.PHONY: all without-mpi tests setup run test test-full sanitize gpu-report install format clean help
+all: $(BUILD)/gptloom $(BUILD)/libgptloom.a $(BUILD)/emulated/gptloom $(if $(MPICC),$(BUILD)/libgptloom_mpi.so,without-mpi)
 tests: all $(TESTS)
 
 $(BUILD)/libgptloom.a: $(LIB_OBJECTS)
@@ -130,6 +132,15 @@ $(BUILD)/emulated/libgptloom.a: $(EMULATED_OBJECTS)
 	@mkdir -p $(@D)
 	@rm -f $@
 	$(call quiet,AR) $(AR) rcs $@ $^
+
+# All of MPI is behind this library's one symbol. It is built without sanitizers: MPI itself is.
+$(BUILD)/libgptloom_mpi.so: csrc/comm/mpi_library.c
+	@mkdir -p $(@D)
+	$(call quiet,MPICC) $(MPICC) -std=c11 -D_GNU_SOURCE -O3 -march=$(ARCH) $(WARNINGS) -Wstrict-prototypes -Iinclude -Icsrc \
+	    -fPIC -shared -fvisibility=hidden -MMD -MP -MF $(BUILD)/obj/mpi_library.d -o $@ $<
+
+without-mpi:
+	@echo "  mpicc is not here: the program is built without $(BUILD)/libgptloom_mpi.so, and has no --comm mpi"
 
 # Linked by the C++ compiler: kernels are C++, and so is the emulation.
 $(BUILD)/gptloom: $(PROGRAM_OBJECTS) $(BUILD)/libgptloom.a
@@ -198,6 +209,20 @@ $(BUILD)/test/libcuda.so.1: test/cuda_driver.c
 	@mkdir -p $(@D)
 	$(call quiet,LD) $(CC) -std=c11 -O1 $(WARNINGS) -fPIC -shared -Wl,-soname,libcuda.so.1 -o $@ $<
 
+# test_comm starts ranks, which load a stand-in for NCCL that puts its work into the emulated device's streams.
+$(BUILD)/obj/test/comm_rank.o: CXXFLAGS_ += $(EMULATED_FLAGS)
+$(BUILD)/test/test_comm: | $(BUILD)/test/comm_rank $(BUILD)/test/libnccl_standin.so $(if $(MPICC),$(BUILD)/libgptloom_mpi.so)
+ifneq ($(wildcard $(addsuffix /nccl.h,$(CUDA)/include /usr/include /usr/local/include)),)
+$(BUILD)/obj/test/nccl_header.o: CXXFLAGS_ += $(CUDA_INCLUDE)
+$(BUILD)/test/test_comm: $(BUILD)/obj/test/nccl_header.o
+endif
+$(BUILD)/test/comm_rank: $(BUILD)/obj/test/comm_rank.o $(BUILD)/emulated/libgptloom.a
+	@mkdir -p $(@D)
+	$(call quiet,LD) $(CXX) $(LINK_FLAGS) -Wl,--export-dynamic-symbol='emulation_*' -o $@ $^ $(LIBS)
+$(BUILD)/test/libnccl_standin.so: test/nccl_standin.c csrc/comm/nccl_api.h
+	@mkdir -p $(@D)
+	$(call quiet,LD) $(CC) -std=c11 -D_GNU_SOURCE -O1 $(WARNINGS) -Iinclude -Icsrc -I. -fPIC -shared -o $@ $< -lrt
+
 # ------------------------------------------------------------------------------------------------------ what users run
 # Set-up may install what the lines above look for, so building is a make of its own.
 setup:
@@ -247,6 +272,7 @@ install: all
 	install -d $(DESTDIR)$(PREFIX)/bin $(DESTDIR)$(PREFIX)/lib/pkgconfig $(DESTDIR)$(PREFIX)/include/gptloom
 	install $(BUILD)/gptloom $(DESTDIR)$(PREFIX)/bin/
 	install -m 644 $(BUILD)/libgptloom.a $(DESTDIR)$(PREFIX)/lib/
+	$(if $(MPICC),install $(BUILD)/libgptloom_mpi.so $(DESTDIR)$(PREFIX)/lib/)
 	install -m 644 include/gptloom/*.h $(DESTDIR)$(PREFIX)/include/gptloom/
 	printf 'prefix=%s\n\nName: gptloom\nDescription: training GPT-style transformers in C\nVersion: %s\nCflags: -I$${prefix}/include\nLibs: -L$${prefix}/lib -lgptloom -fopenmp %s\n' \
 	    '$(PREFIX)' '$(VERSION)' '$(strip $(CUDA_LIBS) $(LIBS) $(if $(CUDA),-lstdc++))' > $(DESTDIR)$(PREFIX)/lib/pkgconfig/gptloom.pc

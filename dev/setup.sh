@@ -9,7 +9,8 @@
 #
 # oneDNN (or OpenBLAS, where a release has no oneDNN) makes matrix products fast, and is installed with the rest or
 # where that is easy; but without it our own C is built, so a machine that cannot have it goes on. MATMUL=onednn
-# or openblas insists on that one, MATMUL=plain asks for none.
+# or openblas insists on that one, MATMUL=plain asks for none. The same goes for Open MPI, which only training with
+# several ranks needs; MPI=no asks for none.
 set -eu
 
 CC=${CC:-gcc}

@@ -98,6 +98,35 @@ static void order(loom_device *device, loom_stream *later, loom_stream *earlier)
     (void)device, (void)later, (void)earlier;
 }
 
+static bool mark_open(loom_device *device, loom_mark **mark, loom_error *error) {
+    (void)device, (void)error;
+    *mark = NULL;
+    return true;
+}
+
+static void mark_close(loom_device *device, loom_mark *mark) {
+    (void)device, (void)mark;
+}
+
+static void mark_set(loom_device *device, loom_mark *mark, loom_stream *stream) {
+    (void)device, (void)mark, (void)stream;
+}
+
+static void mark_await(loom_device *device, loom_stream *stream, loom_mark *mark) {
+    (void)device, (void)stream, (void)mark;
+}
+
+static bool mark_reached(loom_device *device, loom_mark *mark, bool *reached, loom_error *error) {
+    (void)device, (void)mark, (void)error;
+    *reached = true;
+    return true;
+}
+
+static bool mark_wait(loom_device *device, loom_mark *mark, loom_error *error) {
+    (void)device, (void)mark, (void)error;
+    return true;
+}
+
 static double seconds_now(void) {
     struct timespec now;
     clock_gettime(CLOCK_MONOTONIC, &now);
@@ -263,6 +292,12 @@ bool loom_cpu_open(loom_device **out, loom_cpu_table table, const loom_device_op
                             .stream_open = stream_open,
                             .stream_close = stream_close,
                             .order = order,
+                            .mark_open = mark_open,
+                            .mark_close = mark_close,
+                            .mark_set = mark_set,
+                            .mark_await = mark_await,
+                            .mark_reached = mark_reached,
+                            .mark_wait = mark_wait,
                             .timer_start = timer_start,
                             .timer_stop = timer_stop,
                             .choices_get = choices_get,

@@ -160,6 +160,45 @@ static void order(loom_device *device, loom_stream *later, loom_stream *earlier)
     check_later(cuda, cudaStreamWaitEvent(loom_cuda_stream_of(cuda, later), cuda->ordered, 0), "cudaStreamWaitEvent");
 }
 
+static bool mark_open(loom_device *device, loom_mark **mark, loom_error *error) {
+    (void)device;
+    cudaEvent_t event;
+    if (!loom_cuda_ok(cudaEventCreateWithFlags(&event, cudaEventDisableTiming | cudaEventBlockingSync),
+                      "cudaEventCreateWithFlags", error))
+        return false;
+    *mark = (loom_mark *)event;
+    return true;
+}
+
+static void mark_close(loom_device *device, loom_mark *mark) {
+    if (mark) check_later(loom_cuda_of(device), cudaEventDestroy((cudaEvent_t)mark), "cudaEventDestroy");
+}
+
+static void mark_set(loom_device *device, loom_mark *mark, loom_stream *stream) {
+    loom_cuda *cuda = loom_cuda_of(device);
+    check_later(cuda, cudaEventRecord((cudaEvent_t)mark, loom_cuda_stream_of(cuda, stream)), "cudaEventRecord");
+}
+
+static void mark_await(loom_device *device, loom_stream *stream, loom_mark *mark) {
+    loom_cuda *cuda = loom_cuda_of(device);
+    check_later(cuda, cudaStreamWaitEvent(loom_cuda_stream_of(cuda, stream), (cudaEvent_t)mark, 0),
+                "cudaStreamWaitEvent");
+}
+
+static bool mark_reached(loom_device *device, loom_mark *mark, bool *reached, loom_error *error) {
+    (void)device;
+    const cudaError_t result = cudaEventQuery((cudaEvent_t)mark);
+    *reached = result != cudaErrorNotReady;
+    if (!*reached) cudaGetLastError(); /* or the next launch of a kernel would find it */
+    return !*reached || loom_cuda_ok(result, "cudaEventQuery", error);
+}
+
+/* Keeps nothing in the device, as a second thread may call it; what that calls next is then of this GPU. */
+static bool mark_wait(loom_device *device, loom_mark *mark, loom_error *error) {
+    return loom_cuda_ok(cudaSetDevice(loom_cuda_of(device)->ordinal), "cudaSetDevice", error) &&
+           loom_cuda_ok(cudaEventSynchronize((cudaEvent_t)mark), "cudaEventSynchronize", error);
+}
+
 static void timer_start(loom_device *device) {
     loom_cuda *cuda = loom_cuda_of(device);
     check_later(cuda, cudaEventRecord(cuda->started, cuda->stream), "cudaEventRecord");
@@ -376,6 +415,12 @@ bool loom_cuda_open(loom_device **out, const loom_device_options *options, bool 
                                  .stream_open = stream_open,
                                  .stream_close = stream_close,
                                  .order = order,
+                                 .mark_open = mark_open,
+                                 .mark_close = mark_close,
+                                 .mark_set = mark_set,
+                                 .mark_await = mark_await,
+                                 .mark_reached = mark_reached,
+                                 .mark_wait = mark_wait,
                                  .record_begin = record_begin,
                                  .record_end = record_end,
                                  .replay = replay,

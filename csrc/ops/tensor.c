@@ -8,14 +8,15 @@ size_t loom_dtype_size(loom_dtype dtype) {
     case LOOM_I32: return 4;
     case LOOM_BF16:
     case LOOM_F16: return 2;
-    case LOOM_F64: return 8;
+    case LOOM_F64:
+    case LOOM_I64: return 8;
     }
     LOOM_CHECK(!"a known dtype");
     return 0;
 }
 
 const char *loom_dtype_name(loom_dtype dtype) {
-    static const char *const names[] = {"fp32", "bf16", "fp16", "fp64", "int32"};
+    static const char *const names[] = {"fp32", "bf16", "fp16", "fp64", "int32", "int64"};
     LOOM_CHECK((unsigned)dtype < sizeof names / sizeof *names);
     return names[dtype];
 }

@@ -23,6 +23,14 @@ void emulation_set_threads(int threads);
  * In device.cpp. */
 const char *emulation_last_failure(void);
 
+/* Puts into a stream (cudaStream_t) what takes as long as something outside the device does, another process say: when
+ * its turn comes, `attempt` is called, again and again and between other streams' work, until it returns nonzero.
+ * Returns a cudaError_t; it cannot be captured. In stream.cpp. */
+int emulation_enqueue_attempt(void *stream, int (*attempt)(void *argument), void *argument);
+
+/* Whether `bytes` from `address` on are in one allocation of the device's memory. In memory.cpp. */
+int emulation_in_device_memory(const void *address, unsigned long bytes);
+
 /* Forgets the sticky error, and drops what streams still hold and all captures, as a new process would: memory,
  * streams and events stay. In device.cpp. */
 void emulation_reset(void);

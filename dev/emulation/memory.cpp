@@ -1,3 +1,4 @@
+#include "emulation.h"
 #include "runtime.h"
 
 #include <sys/mman.h>
@@ -349,4 +350,9 @@ extern "C" cudaError_t cudaMemset(void *memory, int value, size_t bytes) {
         if (const cudaError_t error = refuse_unsafe()) return error;
         return fill(memory, value, bytes, &legacy_stream());
     });
+}
+
+extern "C" int emulation_in_device_memory(const void *address, unsigned long bytes) {
+    std::lock_guard<std::recursive_mutex> guard(runtime_lock());
+    return in_device_memory(address, bytes);
 }

@@ -107,12 +107,13 @@ struct graph_run {
     size_t left;
 };
 
-/* One of four: an operation, a graph's launch, an event's record, a wait for an event. */
+/* One of five: an operation, a graph's launch, an event's record, a wait for an event, an attempt (emulation.h). */
 struct queued {
     uint64_t sequence; /* when it was put in, over all streams */
     operation_pointer what;
     std::shared_ptr<graph_run> run;
     std::shared_ptr<completion> record, wait;
+    std::function<bool()> attempt;
 };
 
 } // namespace emulation

@@ -1,3 +1,4 @@
+#include "emulation.h"
 #include "runtime.h"
 #include "schedule.h"
 #include "simt_launch.h"
@@ -156,6 +157,7 @@ bool run_one() {
         if (!run.nodes->empty()) run_operation(*(*run.nodes)[chosen.node].what);
         return true;
     }
+    if (item.attempt && !item.attempt()) return true;
     take(chosen.stream);
     if (item.what) run_operation(*item.what);
     if (item.record) *item.record = {true, std::chrono::steady_clock::now()};
@@ -234,6 +236,18 @@ extern "C" cudaError_t cudaStreamCreateWithFlags(cudaStream_t *stream, unsigned 
 
 extern "C" cudaError_t cudaStreamCreate(cudaStream_t *stream) {
     return cudaStreamCreateWithFlags(stream, cudaStreamDefault);
+}
+
+extern "C" int emulation_enqueue_attempt(void *handle, int (*attempt)(void *argument), void *argument) {
+    return call([&] {
+        CUstream_st *stream = find_stream((cudaStream_t)handle);
+        if (!stream) return cudaErrorInvalidResourceHandle;
+        if (stream->capturing.in) return invalidate(*stream->capturing.in, cudaErrorStreamCaptureUnsupported);
+        queued item = {};
+        item.attempt = [=] { return attempt(argument) != 0; };
+        put(stream, item);
+        return sticky_error();
+    });
 }
 
 /* CUDA lets a stream's work end after the call; here it has ended. */

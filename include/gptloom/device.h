@@ -31,6 +31,9 @@ typedef struct loom_device_options {
     bool cudnn_attention; /* CUDA: attention by cuDNN instead of our kernels */
 } loom_device_options;
 
+/* A place in a stream's work, for other streams and the host to wait for. */
+typedef struct loom_mark loom_mark;
+
 /* A sequence of ops and copies that the device keeps, to run it again at once. */
 typedef struct loom_recording loom_recording;
 
@@ -60,6 +63,17 @@ struct loom_device {
     void (*stream_close)(loom_device *device, loom_stream *stream);
     /* What is put into `later` from now on waits for what `earlier` holds now. */
     void (*order)(loom_device *device, loom_stream *later, loom_stream *earlier);
+    /* Marks do what `order` does, for one place of many, and for another thread of the host. `mark_set` puts the mark
+     * behind what the stream holds now (and takes it from where it was); `mark_await` lets what is put into the stream
+     * from now on wait for it; `mark_reached` asks, without waiting, whether all before it is done; `mark_wait` waits
+     * in the host, and is the one of the device's functions, beside `copy` and `synchronize` on a stream of its own,
+     * that a second thread may call. A mark that was never set is reached. */
+    bool (*mark_open)(loom_device *device, loom_mark **mark, loom_error *error);
+    void (*mark_close)(loom_device *device, loom_mark *mark);
+    void (*mark_set)(loom_device *device, loom_mark *mark, loom_stream *stream);
+    void (*mark_await)(loom_device *device, loom_stream *stream, loom_mark *mark);
+    bool (*mark_reached)(loom_device *device, loom_mark *mark, bool *reached, loom_error *error);
+    bool (*mark_wait)(loom_device *device, loom_mark *mark, loom_error *error);
     /* Recording: what is put into the default stream between begin and end is kept instead of run. A replay runs it
      * with the same addresses and arguments, reading memory as it is then. All NULL where nothing would be gained. */
     bool (*record_begin)(loom_device *device, loom_error *error);

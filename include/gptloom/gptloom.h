@@ -8,6 +8,7 @@
 #include "gptloom/random.h"
 #include "gptloom/ops.h"
 #include "gptloom/device.h"
+#include "gptloom/comm.h"
 #include "gptloom/model.h"
 #include "gptloom/optim.h"
 #include "gptloom/data.h"

@@ -54,6 +54,7 @@ double loom_case_load(const void *stored, loom_dtype dtype) {
     case LOOM_BF16: return (double)from_bits((uint32_t) * (const uint16_t *)stored << 16);
     case LOOM_F16: return double_from_fp16(*(const uint16_t *)stored);
     case LOOM_I32: return *(const int32_t *)stored;
+    case LOOM_I64: return (double)*(const int64_t *)stored;
     }
     LOOM_CHECK(!"a known dtype");
     return 0;
@@ -66,6 +67,7 @@ void loom_case_store(void *stored, loom_dtype dtype, double value) {
     case LOOM_BF16: *(uint16_t *)stored = bf16_from_float((float)value); return;
     case LOOM_F16: *(uint16_t *)stored = fp16_from_double(value); return;
     case LOOM_I32: *(int32_t *)stored = (int32_t)value; return;
+    case LOOM_I64: *(int64_t *)stored = (int64_t)value; return;
     }
     LOOM_CHECK(!"a known dtype");
 }
@@ -82,7 +84,8 @@ double loom_case_epsilon(loom_dtype dtype) {
     case LOOM_F32: return 0x1p-23;
     case LOOM_BF16: return 0x1p-7;
     case LOOM_F16: return 0x1p-10;
-    case LOOM_I32: break;
+    case LOOM_I32:
+    case LOOM_I64: break;
     }
     LOOM_CHECK(!"a floating-point dtype");
     return 0;
@@ -94,7 +97,8 @@ double loom_case_smallest(loom_dtype dtype) {
     case LOOM_F32: return 0x1p-149;
     case LOOM_BF16: return 0x1p-133;
     case LOOM_F16: return 0x1p-24;
-    case LOOM_I32: break;
+    case LOOM_I32:
+    case LOOM_I64: break;
     }
     LOOM_CHECK(!"a floating-point dtype");
     return 0;

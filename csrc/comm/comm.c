@@ -1,0 +1,317 @@
+#include "comm/backend.h"
+
+#include "base/check.h"
+#include "base/nearest.h"
+#include "comm/rendezvous.h"
+
+#include <fcntl.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+#include <unistd.h>
+
+enum { DEFAULT_TIMEOUT = 600 };
+
+/* ----------------------------------------------------------------------------------------------------------- open, close */
+
+/* What a process that was started like this one wants. */
+static const char *fitting_backend(void) {
+    return loom_started_by_mpi() ? "mpi" : loom_started_by_torchrun() ? "nccl" : "self";
+}
+
+bool loom_comm_open(loom_comm **comm, const loom_comm_options *options, loom_error *error) {
+    static const char *const names[] = {"auto", "self", "mpi", "nccl", NULL};
+    loom_comm_options filled = options ? *options : (loom_comm_options){0};
+    if (!filled.backend) filled.backend = "auto";
+    if (filled.timeout <= 0) filled.timeout = DEFAULT_TIMEOUT;
+    *comm = NULL;
+    const char *name = strcmp(filled.backend, "auto") ? filled.backend : fitting_backend();
+    if (!strcmp(name, "self")) return loom_comm_self_open(comm, &filled, error);
+    if (!strcmp(name, "mpi")) return loom_comm_mpi_open(comm, &filled, error);
+    if (!strcmp(name, "nccl")) return loom_comm_nccl_open(comm, &filled, error);
+    const char *nearest = loom_nearest_name(name, names);
+    return loom_fail(error, "--comm: '%s' is no communicator; %s%s%sthere are auto, self, mpi, nccl", name,
+                     nearest ? "did you mean " : "", nearest ? nearest : "", nearest ? "? " : "");
+}
+
+bool loom_comm_attach(loom_comm *comm, loom_device *device, size_t staging, loom_error *error) {
+    enum { DEFAULT_STAGING = 8 << 20 };
+    LOOM_CHECK(!comm->device);
+    comm->device = device;
+    return comm->backend->attach(comm, staging ? staging : DEFAULT_STAGING, error);
+}
+
+void loom_comm_close(loom_comm *comm) {
+    if (comm) comm->backend->close(comm);
+}
+
+double loom_comm_now(void) {
+    struct timespec now;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return (double)now.tv_sec + 1e-9 * (double)now.tv_nsec;
+}
+
+/* ------------------------------------------------------------------------------------------------------------- failures */
+
+bool loom_comm_failed(loom_comm *comm, const loom_error *why, loom_error *error) {
+    loom_comm_base *base = loom_comm_base_of(comm);
+    if (!base->failed) base->failure = *why;
+    base->failed = true;
+    return loom_fail(error, "%s", base->failure.message);
+}
+
+/* To stderr, in one write so that lines of ranks do not mix; or into the file that loom_launch_ranks() reads. */
+static void print_line(const char *line) {
+    const char *path = getenv(LOOM_LAST_LINE);
+    const int file = path ? open(path, O_WRONLY | O_APPEND | O_CLOEXEC) : -1;
+    const ssize_t written = write(file >= 0 ? file : STDERR_FILENO, line, strlen(line));
+    (void)written; /* there is nobody left to tell */
+    if (file >= 0) close(file);
+}
+
+void loom_comm_abort(loom_comm *comm, const loom_error *why, int status) {
+    const loom_comm_base *base = loom_comm_base_of(comm);
+    const bool of_all = why && base->failed && !strcmp(why->message, base->failure.message);
+    const bool quiet = of_all && !comm->reports;
+    char line[sizeof why->message + 64];
+    if (why && !quiet) {
+        if (of_all || comm->size == 1)
+            snprintf(line, sizeof line, "gptloom: %s\n", why->message);
+        else
+            snprintf(line, sizeof line, "gptloom: rank %d: %s\n", comm->rank, why->message);
+        print_line(line);
+    }
+    fflush(NULL);
+    comm->backend->abort(comm, quiet, status);
+    _exit(status);
+}
+
+const char *loom_comm_describe(char *text, size_t size, const loom_comm_operation *o) {
+    static const char *const names[] = {
+        [LOOM_ALL_REDUCE] = "all_reduce", [LOOM_ALL_GATHER] = "all_gather", [LOOM_REDUCE_SCATTER] = "reduce_scatter",
+        [LOOM_BROADCAST] = "broadcast",   [LOOM_EXCHANGE] = "exchange",     [LOOM_BARRIER] = "barrier",
+        [LOOM_FAREWELL] = "close"};
+    if (o->kind == LOOM_BARRIER)
+        snprintf(text, size, "%s %lld", names[o->kind], (long long)o->number);
+    else
+        snprintf(text, size, "%s %lld (%lld of %s)", names[o->kind], (long long)o->number,
+                 (long long)(o->count > o->send_count ? o->count : o->send_count), loom_dtype_name(o->dtype));
+    return text;
+}
+
+void loom_comm_name_ranks(char *text, size_t size, const bool *marked, int ranks) {
+    enum { NAMED = 8 }; /* at most */
+    int count = 0, named = 0;
+    for (int r = 0; r < ranks; r++) count += marked[r];
+    int at = snprintf(text, size, count == 1 ? "rank" : "ranks");
+    for (int r = 0; r < ranks && named < NAMED; r++) {
+        if (!marked[r]) continue;
+        named++;
+        const char *before = named == 1 ? " " : named == count ? " and " : ", ";
+        at += snprintf(text + at, size - (size_t)at, "%s%d", before, r);
+    }
+    if (named < count) snprintf(text + at, size - (size_t)at, " and %d more", count - named);
+}
+
+/* ----------------------------------------------------------------------------------------------------------- operations */
+
+int loom_comm_rows_in(const loom_comm *comm, const loom_comm_operation *o) {
+    switch (o->kind) {
+    case LOOM_ALL_REDUCE:
+    case LOOM_ALL_GATHER: return 1;
+    case LOOM_REDUCE_SCATTER: return comm->size;
+    case LOOM_BROADCAST: return o->from == comm->rank;
+    case LOOM_EXCHANGE: return o->to >= 0;
+    case LOOM_BARRIER:
+    case LOOM_FAREWELL: break;
+    }
+    return 0;
+}
+
+int loom_comm_rows_out(const loom_comm *comm, const loom_comm_operation *o) {
+    switch (o->kind) {
+    case LOOM_ALL_REDUCE:
+    case LOOM_REDUCE_SCATTER: return 1;
+    case LOOM_ALL_GATHER: return comm->size;
+    case LOOM_BROADCAST: return o->from != comm->rank;
+    case LOOM_EXCHANGE: return o->from >= 0;
+    case LOOM_BARRIER:
+    case LOOM_FAREWELL: break;
+    }
+    return 0;
+}
+
+static bool sums(const loom_comm_operation *o) {
+    return o->kind == LOOM_ALL_REDUCE || o->kind == LOOM_REDUCE_SCATTER;
+}
+
+/* What only a programmer can get wrong. */
+static void check(const loom_comm *comm, const loom_comm_operation *o) {
+    const size_t size = loom_dtype_size(o->dtype);
+    const char *in = o->in, *out = o->out;
+    LOOM_CHECK(o->count >= 0 && o->send_count >= 0);
+    LOOM_CHECK(o->from >= -1 && o->from < comm->size && o->to >= -1 && o->to < comm->size);
+    LOOM_CHECK(!sums(o) || o->dtype != LOOM_F16);
+    LOOM_CHECK(in || o->count == 0 || o->kind == LOOM_EXCHANGE);
+    LOOM_CHECK(out || o->count == 0 || (o->kind == LOOM_EXCHANGE && o->from < 0));
+    LOOM_CHECK((uintptr_t)in % size == 0 && (uintptr_t)out % size == 0);
+    if (o->kind == LOOM_REDUCE_SCATTER || o->kind == LOOM_ALL_GATHER) LOOM_CHECK(o->count <= INT32_MAX);
+    const size_t bytes = (size_t)o->count * size, shift = (size_t)comm->rank * bytes;
+    const size_t reads = o->kind == LOOM_REDUCE_SCATTER ? (size_t)comm->size * bytes : bytes;
+    const size_t writes = o->kind == LOOM_ALL_GATHER ? (size_t)comm->size * bytes : bytes;
+    const bool in_place = (o->kind == LOOM_REDUCE_SCATTER && out == in + shift) ||
+                          (o->kind == LOOM_ALL_GATHER && in == out + shift) || (in == out && o->kind != LOOM_EXCHANGE);
+    if (in && out && !in_place && o->kind != LOOM_EXCHANGE) LOOM_CHECK(in + reads <= out || out + writes <= in);
+    if (in && out && o->kind == LOOM_EXCHANGE)
+        LOOM_CHECK(in + (size_t)o->send_count * size <= out || out + bytes <= in);
+}
+
+/* Gives an operation its number and adds it to the traffic. */
+static void number(loom_comm *comm, loom_comm_operation *o) {
+    check(comm, o);
+    o->number = ++loom_comm_base_of(comm)->posted;
+    const int64_t count = o->kind == LOOM_EXCHANGE ? o->send_count : o->count;
+    comm->traffic.operations++;
+    comm->traffic.bytes += loom_comm_rows_in(comm, o) * count * (int64_t)loom_dtype_size(o->dtype);
+}
+
+static loom_ticket post(loom_comm *comm, loom_stream *after, loom_comm_operation o) {
+    LOOM_CHECK(comm->device);
+    number(comm, &o);
+    if (!loom_comm_base_of(comm)->failed) comm->backend->post(comm, &o, after);
+    return o.number;
+}
+
+loom_ticket loom_comm_all_reduce(loom_comm *comm, loom_stream *after, void *out, const void *in, int64_t count,
+                                 loom_dtype dtype) {
+    return post(comm, after,
+                (loom_comm_operation){.kind = LOOM_ALL_REDUCE, .dtype = dtype, .out = out, .in = in, .count = count});
+}
+
+loom_ticket loom_comm_reduce_scatter(loom_comm *comm, loom_stream *after, void *out, const void *in, int64_t count,
+                                     loom_dtype dtype) {
+    return post(
+        comm, after,
+        (loom_comm_operation){.kind = LOOM_REDUCE_SCATTER, .dtype = dtype, .out = out, .in = in, .count = count});
+}
+
+loom_ticket loom_comm_all_gather(loom_comm *comm, loom_stream *after, void *out, const void *in, int64_t count,
+                                 loom_dtype dtype) {
+    return post(comm, after,
+                (loom_comm_operation){.kind = LOOM_ALL_GATHER, .dtype = dtype, .out = out, .in = in, .count = count});
+}
+
+loom_ticket loom_comm_broadcast(loom_comm *comm, loom_stream *after, void *buffer, int64_t count, loom_dtype dtype,
+                                int root) {
+    LOOM_CHECK(root >= 0);
+    return post(comm, after,
+                (loom_comm_operation){
+                    .kind = LOOM_BROADCAST, .dtype = dtype, .out = buffer, .in = buffer, .count = count, .from = root});
+}
+
+loom_ticket loom_comm_exchange(loom_comm *comm, loom_stream *after, void *out, int64_t receive_count, int from,
+                               const void *in, int64_t send_count, int to, loom_dtype dtype) {
+    return post(comm, after,
+                (loom_comm_operation){.kind = LOOM_EXCHANGE,
+                                      .dtype = dtype,
+                                      .out = out,
+                                      .in = in,
+                                      .count = from < 0 ? 0 : receive_count,
+                                      .send_count = to < 0 ? 0 : send_count,
+                                      .from = from,
+                                      .to = to});
+}
+
+/* The failure that is known already, if there is one. */
+static bool still_good(loom_comm *comm, loom_error *error) {
+    const loom_comm_base *base = loom_comm_base_of(comm);
+    return !base->failed || loom_fail(error, "%s", base->failure.message);
+}
+
+bool loom_comm_wait(loom_comm *comm, loom_ticket ticket, loom_stream *stream, loom_error *error) {
+    LOOM_CHECK(ticket <= loom_comm_base_of(comm)->posted);
+    if (!still_good(comm, error)) return false;
+    const double begin = loom_comm_now();
+    const bool ok = comm->backend->wait(comm, ticket, stream, error);
+    comm->traffic.seconds_waited += loom_comm_now() - begin;
+    return ok;
+}
+
+bool loom_comm_synchronize(loom_comm *comm, loom_stream *stream, loom_error *error) {
+    LOOM_CHECK(comm->device);
+    return still_good(comm, error) && comm->backend->synchronize(comm, stream, error);
+}
+
+/* -------------------------------------------------------------------------------------------------------- on host memory */
+
+static bool run(loom_comm *comm, loom_comm_operation o, loom_error *error) {
+    if (!still_good(comm, error)) return false;
+    o.host = true;
+    number(comm, &o);
+    const double begin = loom_comm_now();
+    const bool ok = comm->backend->run(comm, &o, error);
+    comm->traffic.seconds_waited += loom_comm_now() - begin;
+    return ok;
+}
+
+bool loom_comm_barrier(loom_comm *comm, loom_error *error) {
+    return run(comm, (loom_comm_operation){.kind = LOOM_BARRIER}, error);
+}
+
+/* Bytes travel as the 16-bit type, which is only moved, with one that is odd rounded up in memory of our own. */
+bool loom_comm_host_broadcast(loom_comm *comm, void *data, size_t bytes, int root, loom_error *error) {
+    uint16_t *padded = calloc(bytes / 2 + 1, sizeof *padded);
+    if (!padded) return loom_fail(error, "no memory: %zu bytes", bytes);
+    memcpy(padded, data, bytes);
+    const bool ok = run(comm,
+                        (loom_comm_operation){.kind = LOOM_BROADCAST,
+                                              .dtype = LOOM_F16,
+                                              .out = padded,
+                                              .in = padded,
+                                              .count = (int64_t)(bytes + 1) / 2,
+                                              .from = root},
+                        error);
+    if (ok) memcpy(data, padded, bytes);
+    free(padded);
+    return ok;
+}
+
+bool loom_comm_host_gather(loom_comm *comm, void *all, const void *mine, size_t bytes, loom_error *error) {
+    const size_t count = (bytes + 1) / 2;
+    uint16_t *padded = calloc((count ? count : 1) * (size_t)comm->size, sizeof *padded);
+    if (!padded) return loom_fail(error, "no memory: %zu bytes", bytes * (size_t)comm->size);
+    uint16_t *row = padded + (size_t)comm->rank * count;
+    memcpy(row, mine, bytes);
+    const bool ok = run(
+        comm,
+        (loom_comm_operation){
+            .kind = LOOM_ALL_GATHER, .dtype = LOOM_F16, .out = padded, .in = row, .count = (int64_t)count},
+        error);
+    for (int r = 0; ok && r < comm->size; r++)
+        memcpy((char *)all + (size_t)r * bytes, padded + (size_t)r * count, bytes);
+    free(padded);
+    return ok;
+}
+
+bool loom_comm_host_sum(loom_comm *comm, int64_t *values, int64_t count, loom_error *error) {
+    return run(
+        comm,
+        (loom_comm_operation){.kind = LOOM_ALL_REDUCE, .dtype = LOOM_I64, .out = values, .in = values, .count = count},
+        error);
+}
+
+bool loom_comm_agree(loom_comm *comm, const char *what, const void *value, size_t bytes, loom_error *error) {
+    char *all = malloc(bytes * (size_t)comm->size + 1);
+    if (!all) return loom_fail(error, "no memory: %zu bytes", bytes * (size_t)comm->size);
+    bool ok = loom_comm_host_gather(comm, all, value, bytes, error);
+    for (int r = 1; ok && r < comm->size; r++) {
+        if (!memcmp(all, all + (size_t)r * bytes, bytes)) continue;
+        loom_error why;
+        ok = loom_fail(&why, "%s of rank %d is not that of rank 0: start all ranks alike", what, r);
+        comm->reports = comm->rank == 0;
+        loom_comm_failed(comm, &why, error);
+    }
+    free(all);
+    return ok;
+}

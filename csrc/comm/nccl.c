@@ -1,0 +1,369 @@
+/* NCCL as a back end: operations go into a stream of their own, and other streams wait for marks in it. The host never
+ * waits in a call that cannot end: NCCL's calls do not block, and a stream is waited for by asking whether it is done,
+ * so that an operation that takes too long is found out.
+ *
+ * Under mpirun, MPI is beside it: it carries NCCL's id and what is on host memory, tells which rank others wait for,
+ * and ends all. Else the id goes by TCP or by a file. */
+#include "comm/backend.h"
+#include "comm/mpi.h"
+#include "comm/nccl_api.h"
+#include "comm/rendezvous.h"
+
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+#include <unistd.h>
+
+enum { MARKED = 64, SPINS = 100, PAUSE_NANOSECONDS = 20 * 1000, SECONDS_TO_END = 10 };
+static const double seconds_between_looks = 0.01;
+
+typedef struct nccl {
+    loom_comm_base base; /* first */
+    const loom_nccl_api *api;
+    loom_comm *mpi; /* NULL where mpirun did not start us */
+    char id_file[1024];
+    void *group; /* NCCL's communicator; NULL before attach and after a failure */
+    loom_stream *stream;
+    loom_mark *begun[MARKED], *done[MARKED]; /* before and behind operation n, at n % MARKED */
+    loom_mark *end;                          /* of what the host waits for */
+    loom_comm_operation recent[MARKED];
+    loom_ticket oldest;  /* that may not be done; before it all are */
+    double oldest_since; /* when it was seen to wait for other ranks; 0: it was not */
+    double looked;
+} nccl;
+
+static nccl *nccl_of(const loom_comm *comm) {
+    return (nccl *)(uintptr_t)comm;
+}
+
+static void pause_a_little(void) {
+    nanosleep(&(struct timespec){.tv_nsec = PAUSE_NANOSECONDS}, NULL);
+}
+
+/* ------------------------------------------------------------------------------------------------------------- failures */
+
+/* Kernels that wait for other ranks end when their communicator is aborted. */
+static bool give_up(nccl *n, const loom_error *why, loom_error *error) {
+    void *group = n->group;
+    n->group = NULL;
+    if (group) n->api->CommAbort(group);
+    return loom_comm_failed(&n->base.comm, why, error);
+}
+
+static bool failed(nccl *n, int result, const char *what, loom_error *error) {
+    loom_error why;
+    const char *detail = n->group ? n->api->GetLastError(n->group) : NULL;
+    const bool sharing = result == LOOM_NCCL_INVALID_USAGE && n->base.comm.local_size > 1;
+    loom_fail(&why, "rank %d, %s: NCCL: %s%s%s%s", n->base.comm.rank, what, n->api->GetErrorString(result),
+              detail && *detail ? ": " : "", detail && *detail ? detail : "",
+              sharing ? " (NCCL wants a GPU for each rank; with --comm mpi ranks may share one)" : "");
+    return give_up(n, &why, error);
+}
+
+/* Waits for a call that returned "in progress". */
+static bool settle(nccl *n, int result, const char *what, loom_error *error) {
+    const double end = loom_comm_now() + n->base.comm.timeout;
+    while (result == LOOM_NCCL_IN_PROGRESS) {
+        const int asked = n->api->CommGetAsyncError(n->group, &result);
+        if (asked != LOOM_NCCL_SUCCESS) result = asked;
+        if (result != LOOM_NCCL_IN_PROGRESS) break;
+        if (loom_comm_now() > end) {
+            loom_error why;
+            loom_fail(&why,
+                      "rank %d: NCCL was not done with %s within %g s: other ranks did not come to it, or cannot be "
+                      "reached (NCCL_DEBUG=INFO tells more)",
+                      n->base.comm.rank, what, n->base.comm.timeout);
+            return give_up(n, &why, error);
+        }
+        pause_a_little();
+    }
+    return result == LOOM_NCCL_SUCCESS || failed(n, result, what, error);
+}
+
+static bool look_at_group(nccl *n, loom_error *error) {
+    int result = LOOM_NCCL_SUCCESS;
+    const int asked = n->api->CommGetAsyncError(n->group, &result);
+    if (asked != LOOM_NCCL_SUCCESS) result = asked;
+    n->looked = loom_comm_now();
+    return result == LOOM_NCCL_SUCCESS || result == LOOM_NCCL_IN_PROGRESS ||
+           failed(n, result, "between operations", error);
+}
+
+static bool timed_out(nccl *n, const loom_comm_operation *o, loom_error *error) {
+    loom_comm *comm = &n->base.comm;
+    loom_error why;
+    char what[128];
+    if (n->mpi) {
+        loom_comm_mpi_blame(n->mpi, o, &why);
+        comm->reports = n->mpi->reports;
+    } else
+        loom_fail(&why,
+                  "rank %d waited %g s in step %lld for other ranks to come to %s; the one that says nothing of the "
+                  "kind hangs",
+                  comm->rank, comm->timeout, (long long)comm->step, loom_comm_describe(what, sizeof what, o));
+    return give_up(n, &why, error);
+}
+
+/* Whether the oldest operation that is not done, but could be as far as this rank goes, waits for too long. */
+static bool look_at_operations(nccl *n, loom_error *error) {
+    loom_device *device = n->base.comm.device;
+    const loom_ticket posted = n->base.posted;
+    bool reached;
+    if (n->oldest + MARKED <= posted) n->oldest = posted - MARKED + 1, n->oldest_since = 0;
+    for (; n->oldest <= posted; n->oldest++, n->oldest_since = 0) {
+        if (!device->mark_reached(device, n->done[n->oldest % MARKED], &reached, error)) return false;
+        if (!reached) break;
+    }
+    if (n->oldest > posted) return true;
+    if (!device->mark_reached(device, n->begun[n->oldest % MARKED], &reached, error)) return false;
+    const double now = loom_comm_now();
+    if (!reached)
+        n->oldest_since = 0;
+    else if (n->oldest_since == 0)
+        n->oldest_since = now;
+    return n->oldest_since == 0 || now < n->oldest_since + n->base.comm.timeout ||
+           timed_out(n, &n->recent[n->oldest % MARKED], error);
+}
+
+/* ----------------------------------------------------------------------------------------------------------- operations */
+
+static int type_of(loom_dtype dtype) {
+    switch (dtype) {
+    case LOOM_F32: return LOOM_NCCL_FLOAT32;
+    case LOOM_BF16: return LOOM_NCCL_BFLOAT16;
+    case LOOM_F64: return LOOM_NCCL_FLOAT64;
+    case LOOM_I32: return LOOM_NCCL_INT32;
+    case LOOM_I64: return LOOM_NCCL_INT64;
+    case LOOM_F16: break;
+    }
+    return LOOM_NCCL_FLOAT16;
+}
+
+/* A send and a receive that meet: in one group, or both ranks would wait in their sends. */
+static int exchange(nccl *n, const loom_comm_operation *o) {
+    const loom_nccl_api *api = n->api;
+    const int type = type_of(o->dtype);
+    int sent = LOOM_NCCL_SUCCESS, received = LOOM_NCCL_SUCCESS;
+    const int started = api->GroupStart();
+    if (started != LOOM_NCCL_SUCCESS) return started;
+    if (o->to >= 0 && o->send_count > 0)
+        sent = api->Send(o->in, (size_t)o->send_count, type, o->to, n->group, n->stream);
+    if (o->from >= 0 && o->count > 0)
+        received = api->Recv(o->out, (size_t)o->count, type, o->from, n->group, n->stream);
+    const int ended = api->GroupEnd();
+    return sent != LOOM_NCCL_SUCCESS && sent != LOOM_NCCL_IN_PROGRESS           ? sent
+           : received != LOOM_NCCL_SUCCESS && received != LOOM_NCCL_IN_PROGRESS ? received
+                                                                                : ended;
+}
+
+static int call(nccl *n, const loom_comm_operation *o) {
+    const loom_nccl_api *api = n->api;
+    const int type = type_of(o->dtype);
+    const size_t count = (size_t)o->count;
+    if (o->kind == LOOM_EXCHANGE) return o->count > 0 || o->send_count > 0 ? exchange(n, o) : LOOM_NCCL_SUCCESS;
+    if (count == 0) return LOOM_NCCL_SUCCESS;
+    switch (o->kind) {
+    case LOOM_ALL_REDUCE: return api->AllReduce(o->in, o->out, count, type, LOOM_NCCL_SUM, n->group, n->stream);
+    case LOOM_REDUCE_SCATTER: return api->ReduceScatter(o->in, o->out, count, type, LOOM_NCCL_SUM, n->group, n->stream);
+    case LOOM_ALL_GATHER: return api->AllGather(o->in, o->out, count, type, n->group, n->stream);
+    case LOOM_BROADCAST: return api->Broadcast(o->in, o->out, count, type, o->from, n->group, n->stream);
+    case LOOM_EXCHANGE:
+    case LOOM_BARRIER:
+    case LOOM_FAREWELL: break;
+    }
+    return LOOM_NCCL_SUCCESS;
+}
+
+static void post(loom_comm *comm, const loom_comm_operation *o, loom_stream *after) {
+    nccl *n = nccl_of(comm);
+    loom_device *device = comm->device;
+    const int place = (int)(o->number % MARKED);
+    char what[128];
+    if (n->mpi) loom_comm_mpi_tell(n->mpi, o->number, comm->step);
+    n->recent[place] = *o;
+    device->order(device, n->stream, after);
+    device->mark_set(device, n->begun[place], n->stream);
+    settle(n, call(n, o), loom_comm_describe(what, sizeof what, o), NULL);
+    device->mark_set(device, n->done[place], n->stream);
+}
+
+static bool wait(loom_comm *comm, loom_ticket ticket, loom_stream *stream, loom_error *error) {
+    nccl *n = nccl_of(comm);
+    if (!look_at_group(n, error)) return false;
+    if (ticket > 0) comm->device->mark_await(comm->device, stream, n->done[ticket % MARKED]);
+    return true;
+}
+
+static bool synchronize(loom_comm *comm, loom_stream *stream, loom_error *error) {
+    nccl *n = nccl_of(comm);
+    loom_device *device = comm->device;
+    const double begin = loom_comm_now();
+    bool reached = false;
+    device->mark_set(device, n->end, stream);
+    for (int looks = 0;; looks++) {
+        if (!device->mark_reached(device, n->end, &reached, error)) return false;
+        if (reached) break;
+        if (loom_comm_now() > n->looked + seconds_between_looks &&
+            (!look_at_group(n, error) || !look_at_operations(n, error)))
+            return false;
+        if (looks >= SPINS) pause_a_little();
+    }
+    comm->traffic.seconds_waited += loom_comm_now() - begin;
+    return device->synchronize(device, stream, error);
+}
+
+/* What is on host memory takes the way over the device where MPI is not beside us. A barrier is a sum of one number. */
+static bool run_on_device(nccl *n, const loom_comm_operation *o, loom_error *error) {
+    loom_comm *comm = &n->base.comm;
+    loom_device *device = comm->device;
+    if (!device) return loom_fail(error, "--comm nccl: ranks cannot speak before they have a device");
+    loom_comm_operation there = *o;
+    if (o->kind == LOOM_BARRIER) there.kind = LOOM_ALL_REDUCE, there.dtype = LOOM_I32, there.count = 1;
+    const size_t row = (size_t)there.count * loom_dtype_size(there.dtype);
+    const size_t bytes = row * (o->kind == LOOM_ALL_GATHER ? (size_t)comm->size : 1);
+    void *memory;
+    if (!device->allocate(device, &memory, bytes, error)) return false;
+    char *in = (char *)memory + (o->kind == LOOM_ALL_GATHER ? (size_t)comm->rank * row : 0);
+    const int32_t zero = 0;
+    device->copy(device, n->stream, in, o->kind == LOOM_BARRIER ? &zero : o->in, row, LOOM_HOST_TO_DEVICE);
+    there.in = in;
+    there.out = memory;
+    post(comm, &there, n->stream);
+    bool ok = !n->base.failed || loom_fail(error, "%s", n->base.failure.message);
+    if (ok && o->kind != LOOM_BARRIER) device->copy(device, n->stream, o->out, memory, bytes, LOOM_DEVICE_TO_HOST);
+    ok = ok && synchronize(comm, n->stream, error);
+    device->release(device, memory, bytes);
+    return ok;
+}
+
+/* The operation has the number that it has here, and one of MPI's own there. */
+static bool run(loom_comm *comm, const loom_comm_operation *o, loom_error *error) {
+    nccl *n = nccl_of(comm);
+    if (!n->mpi) return run_on_device(n, o, error);
+    loom_comm_operation there = *o;
+    loom_error why;
+    there.number = ++loom_comm_base_of(n->mpi)->posted;
+    loom_comm_mpi_tell(n->mpi, o->number, comm->step);
+    if (comm->device) {
+        n->recent[o->number % MARKED] = *o;
+        comm->device->mark_set(comm->device, n->begun[o->number % MARKED], n->stream);
+        comm->device->mark_set(comm->device, n->done[o->number % MARKED], n->stream);
+    }
+    if (n->mpi->backend->run(n->mpi, &there, &why)) return true;
+    comm->reports = n->mpi->reports;
+    return give_up(n, &why, error);
+}
+
+/* ----------------------------------------------------------------------------------------------------- open, attach, close */
+
+static bool share_id(nccl *n, loom_nccl_id *id, loom_error *error) {
+    loom_comm *comm = &n->base.comm;
+    const int result = comm->rank == 0 ? n->api->GetUniqueId(id) : LOOM_NCCL_SUCCESS;
+    if (result != LOOM_NCCL_SUCCESS) return failed(n, result, "ncclGetUniqueId", error);
+    if (n->mpi) return loom_comm_host_broadcast(n->mpi, id, sizeof *id, 0, error);
+    if (*n->id_file)
+        return loom_share_by_file(n->id_file, id, sizeof *id, comm->rank, comm->size, comm->timeout, error);
+    return loom_share_by_tcp(id, sizeof *id, comm->rank, comm->size, comm->timeout, error);
+}
+
+static bool join(nccl *n, const loom_nccl_id *id, loom_error *error) {
+    loom_comm *comm = &n->base.comm;
+    loom_nccl_config config = {.size = sizeof config,
+                               .magic = LOOM_NCCL_MAGIC,
+                               .version = LOOM_NCCL_OLDEST,
+                               .blocking = 0,
+                               .cluster_size = LOOM_NCCL_UNDEFINED,
+                               .least_ctas = LOOM_NCCL_UNDEFINED,
+                               .most_ctas = LOOM_NCCL_UNDEFINED,
+                               .split_share = LOOM_NCCL_UNDEFINED};
+    const int result = n->api->CommInitRankConfig(&n->group, comm->size, *id, comm->rank, &config);
+    return settle(n, result, "ncclCommInitRankConfig", error);
+}
+
+static bool attach(loom_comm *comm, size_t staging, loom_error *error) {
+    nccl *n = nccl_of(comm);
+    loom_device *device = comm->device;
+    loom_nccl_id id = {{0}};
+    (void)staging;
+    if (device->host_memory) {
+        comm->device = NULL;
+        return loom_fail(error, "--comm nccl: NCCL is between GPUs, not for --device %s; take --comm mpi",
+                         device->name);
+    }
+    bool ok = device->stream_open(device, &n->stream, error) && device->mark_open(device, &n->end, error);
+    for (int i = 0; ok && i < MARKED; i++)
+        ok = device->mark_open(device, &n->begun[i], error) && device->mark_open(device, &n->done[i], error);
+    return ok && share_id(n, &id, error) && join(n, &id, error);
+}
+
+static void end_all(loom_comm *comm, bool quiet, int status) {
+    nccl *n = nccl_of(comm);
+    if (n->mpi) n->mpi->backend->abort(n->mpi, quiet, status);
+    signal(SIGALRM, SIG_DFL);
+    alarm(SECONDS_TO_END);
+    if (n->group) n->api->CommAbort(n->group);
+}
+
+static void close_nccl(loom_comm *comm) {
+    nccl *n = nccl_of(comm);
+    loom_device *device = comm->device;
+    if (n->group && !n->base.failed && settle(n, n->api->CommFinalize(n->group), "ncclCommFinalize", NULL))
+        n->api->CommDestroy(n->group);
+    if (device && n->stream) device->stream_close(device, n->stream);
+    for (int i = 0; device && i < MARKED; i++) {
+        device->mark_close(device, n->begun[i]);
+        device->mark_close(device, n->done[i]);
+    }
+    if (device) device->mark_close(device, n->end);
+    loom_comm_close(n->mpi);
+    free(n);
+}
+
+/* Who started us says which rank this is; without, it is the only one. */
+static bool find_rank(nccl *n, const loom_comm_options *options, loom_error *error) {
+    loom_rank_variables v = {.size = 1, .local_size = 1};
+    if (loom_started_by_mpi()) {
+        if (!loom_comm_mpi_open(&n->mpi, options, error)) return false;
+        v = (loom_rank_variables){n->mpi->rank, n->mpi->size, n->mpi->local_rank, n->mpi->local_size};
+    } else if (loom_started_by_torchrun() && !loom_read_rank_variables(&v, error))
+        return false;
+    loom_comm *comm = &n->base.comm;
+    comm->rank = v.rank;
+    comm->size = v.size;
+    comm->local_rank = v.local_rank;
+    comm->local_size = v.local_size;
+    return true;
+}
+
+bool loom_comm_nccl_open(loom_comm **comm, const loom_comm_options *options, loom_error *error) {
+    static const loom_comm_backend backend = {.attach = attach,
+                                              .post = post,
+                                              .wait = wait,
+                                              .synchronize = synchronize,
+                                              .run = run,
+                                              .abort = end_all,
+                                              .close = close_nccl};
+    const loom_nccl_api *api = loom_nccl_load(options->nccl_library, error);
+    if (!api) return false;
+    nccl *n = calloc(1, sizeof *n);
+    if (!n) return loom_fail(error, "no memory for a communicator");
+    const char *file = options->id_file ? options->id_file : getenv("LOOM_NCCL_ID");
+    loom_comm *c = &n->base.comm;
+    *c = (loom_comm){.name = "nccl", .timeout = options->timeout, .step = -1, .reports = true, .backend = &backend};
+    n->api = api;
+    n->oldest = 1;
+    bool ok = snprintf(n->id_file, sizeof n->id_file, "%s", file ? file : "") < (int)sizeof n->id_file ||
+              loom_fail(error, "%s: the path is too long", file);
+    ok = ok && find_rank(n, options, error);
+    if (!ok) {
+        close_nccl(c);
+        return false;
+    }
+    snprintf(c->description, sizeof c->description, "NCCL %d.%d.%d, %d rank%s%s", api->version / 10000,
+             api->version / 100 % 100, api->version % 100, c->size, c->size == 1 ? "" : "s",
+             n->mpi ? ", started by MPI" : "");
+    *comm = c;
+    return true;
+}

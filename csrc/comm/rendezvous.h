@@ -1,0 +1,29 @@
+/* How ranks find each other: what started this process, and the exchange of NCCL's id. */
+#ifndef LOOM_COMM_RENDEZVOUS_H
+#define LOOM_COMM_RENDEZVOUS_H
+
+#include "gptloom/error.h"
+
+#include <stddef.h>
+
+/* The file into which loom_comm_abort() writes its line instead of stderr, where loom_launch_ranks() started us. */
+#define LOOM_LAST_LINE "LOOM_LAST_LINE"
+
+/* mpirun, or srun with PMIx; torchrun, or what sets its variables. */
+bool loom_started_by_mpi(void);
+bool loom_started_by_torchrun(void);
+
+/* A rank as torchrun's variables say it. Errors name the variable that is missing or makes no sense. */
+typedef struct loom_rank_variables {
+    int rank, size, local_rank, local_size;
+} loom_rank_variables;
+bool loom_read_rank_variables(loom_rank_variables *variables, loom_error *error);
+
+/* Gives rank 0's `bytes` to all ranks, by way of TCP to MASTER_ADDR at MASTER_PORT (the port after it where torchrun's
+ * agent has that one), or of a file that all ranks see. Both end when all ranks have it, on rank 0 too, or at the time
+ * limit, with the ranks that did not come. */
+bool loom_share_by_tcp(void *data, size_t bytes, int rank, int size, double timeout, loom_error *error);
+bool loom_share_by_file(const char *path, void *data, size_t bytes, int rank, int size, double timeout,
+                        loom_error *error);
+
+#endif

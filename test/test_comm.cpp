@@ -1,0 +1,470 @@
+/* The communicator: one rank here; several as processes (comm_rank), started by mpirun, and as torchrun would start
+ * them, with a stand-in for NCCL; and what a user sees when ranks fail or libraries are missing. */
+#include "support.h"
+
+#include <gtest/gtest.h>
+
+#include <arpa/inet.h>
+#include <chrono>
+#include <dirent.h>
+#include <netinet/in.h>
+#include <sstream>
+#include <string>
+#include <sys/socket.h>
+#include <sys/wait.h>
+#include <thread>
+#include <vector>
+
+/* In nccl_header.cpp, which is linked where there is NCCL's header; null else. */
+std::string nccl_header_differences() __attribute__((weak));
+
+namespace {
+
+using namespace support;
+
+fs::path folder() {
+    return fs::read_symlink("/proc/self/exe").parent_path();
+}
+
+bool have(const std::string &program) {
+    return std::system(("command -v " + program + " >/dev/null 2>&1").c_str()) == 0;
+}
+
+struct Outcome {
+    int status; /* of the shell: 128 + N after signal N, 124 if it took too long */
+    std::string output;
+    double seconds;
+};
+
+/* Our own lines of an output. */
+std::vector<std::string> lines_of(const std::string &output, const std::string &start = "gptloom: ") {
+    std::vector<std::string> found;
+    std::istringstream lines(output);
+    for (std::string line; std::getline(lines, line);)
+        if (line.rfind(start, 0) == 0) found.push_back(line);
+    return found;
+}
+
+/* Processes that carry a variable in their environment, but those that have ended and are not buried. */
+int processes_with(const std::string &variable) {
+    int count = 0;
+    for (const auto &entry : fs::directory_iterator("/proc")) {
+        const std::string pid = entry.path().filename();
+        if (pid.find_first_not_of("0123456789") != std::string::npos || pid == std::to_string(getpid())) continue;
+        std::ifstream file(entry.path() / "environ", std::ios::binary);
+        const std::string environment{std::istreambuf_iterator<char>(file), std::istreambuf_iterator<char>()};
+        count += environment.find(variable) != std::string::npos;
+    }
+    return count;
+}
+
+/* Several ranks in processes; nothing may be left of them. */
+class Ranks : public testing::Test {
+  protected:
+    TemporaryDirectory here;
+    std::string tag = "LOOM_TEST_TAG=" + here.path().filename().string() + "-";
+
+    Outcome shell(const std::string &command, int seconds = 120) {
+        const auto begin = std::chrono::steady_clock::now();
+        const std::string log = here.at("log");
+        const std::string whole = "cd '" + here.path().string() + "' && env " + tag + " timeout -k 2 " +
+                                  std::to_string(seconds) + " sh -c '" + command + "' >'" + log + "' 2>&1 </dev/null";
+        const int result = std::system(whole.c_str());
+        const std::chrono::duration<double> time = std::chrono::steady_clock::now() - begin;
+        return {WIFEXITED(result) ? WEXITSTATUS(result) : 128 + WTERMSIG(result), read_file(log), time.count()};
+    }
+
+    /* Under mpirun, with what a small machine needs. Sanitizers find MPI's own leaks. */
+    Outcome mpirun(int ranks, const std::string &arguments, const std::string &environment = "") {
+        return shell("env ASAN_OPTIONS=detect_leaks=0 " + environment + " mpirun --allow-run-as-root --oversubscribe " +
+                     "--bind-to none --mca mpi_yield_when_idle 1 -np " + std::to_string(ranks) + " " +
+                     (folder() / "comm_rank").string() + " " + arguments);
+    }
+
+    /* As torchrun does it: each with its rank in its environment. Ends when all have; the worst status counts. */
+    Outcome torchrun(int ranks, const std::string &arguments, const std::string &environment = "") {
+        std::string command = "worst=0; ";
+        for (int r = 0; r < ranks; r++)
+            command += "env RANK=" + std::to_string(r) + " LOCAL_RANK=" + std::to_string(r) +
+                       " WORLD_SIZE=" + std::to_string(ranks) + " LOOM_NCCL=" + standin() + " " + environment + " " +
+                       (folder() / "comm_rank").string() + " " + arguments + " & pids=\"$pids $!\"; ";
+        return shell(command + "for p in $pids; do wait $p || worst=$?; done; exit $worst");
+    }
+
+    static std::string standin() {
+        return (folder() / "libnccl_standin.so").string();
+    }
+
+    void TearDown() override {
+        /* mpirun's own helpers may take a moment. */
+        for (int i = 0; i < 50 && processes_with(tag); i++) usleep(100000);
+        EXPECT_EQ(processes_with(tag), 0) << "processes are left";
+    }
+};
+
+/* A port that is free now. */
+int free_port() {
+    const int s = socket(AF_INET, SOCK_STREAM, 0);
+    sockaddr_in address = {};
+    socklen_t size = sizeof address;
+    address.sin_family = AF_INET;
+    bind(s, (sockaddr *)&address, size);
+    getsockname(s, (sockaddr *)&address, &size);
+    close(s);
+    return ntohs(address.sin_port);
+}
+
+std::string at_port(int port) {
+    return "MASTER_ADDR=127.0.0.1 MASTER_PORT=" + std::to_string(port);
+}
+
+/* ------------------------------------------------------------------------------------------------------------ one rank */
+
+class Self : public testing::TestWithParam<const char *> {
+  protected:
+    void SetUp() override {
+        require([&](loom_error *error) { return loom_comm_open(&comm, nullptr, error); });
+        require([&](loom_error *error) { return loom_comm_attach(comm, device.get(), 0, error); });
+    }
+    void TearDown() override {
+        loom_comm_close(comm);
+    }
+    Device device = open_device(GetParam());
+    loom_comm *comm = nullptr;
+};
+
+TEST_P(Self, CopiesAndLeavesInPlace) {
+    EXPECT_STREQ(comm->name, "self");
+    EXPECT_EQ(comm->rank, 0);
+    EXPECT_EQ(comm->size, 1);
+    const std::vector<float> values = {1, 2, 3, 4, 5};
+    const size_t bytes = values.size() * sizeof(float);
+    void *in, *out;
+    for (void **memory : {&in, &out})
+        require([&](loom_error *error) { return device->allocate(device.get(), memory, bytes, error); });
+    const auto read = [&](void *from) {
+        std::vector<float> found(values.size());
+        device->copy(device.get(), nullptr, found.data(), from, bytes, LOOM_DEVICE_TO_HOST);
+        require([&](loom_error *error) { return loom_comm_synchronize(comm, nullptr, error); });
+        return found;
+    };
+    const std::vector<loom_ticket (*)(loom_comm *, loom_stream *, void *, const void *, int64_t, loom_dtype)> moves = {
+        loom_comm_all_reduce, loom_comm_reduce_scatter, loom_comm_all_gather,
+        [](loom_comm *c, loom_stream *after, void *to, const void *from, int64_t n, loom_dtype dtype) {
+            return to == from ? loom_comm_broadcast(c, after, to, n, dtype, 0)
+                              : loom_comm_exchange(c, after, to, n, 0, from, n, 0, dtype);
+        }};
+    for (const auto &move : moves)
+        for (void *to : {in, out}) {
+            device->copy(device.get(), nullptr, in, values.data(), bytes, LOOM_HOST_TO_DEVICE);
+            const loom_ticket ticket = move(comm, nullptr, to, in, (int64_t)values.size(), LOOM_F32);
+            EXPECT_TRUE(works([&](loom_error *error) { return loom_comm_wait(comm, ticket, nullptr, error); }));
+            EXPECT_EQ(read(to), values);
+        }
+    EXPECT_EQ(comm->traffic.operations, 8);
+    EXPECT_EQ(comm->traffic.bytes, (int64_t)(8 * bytes));
+    int64_t count = 7;
+    char all[3] = "..";
+    EXPECT_TRUE(works([&](loom_error *error) { return loom_comm_host_sum(comm, &count, 1, error); }));
+    EXPECT_TRUE(works([&](loom_error *error) { return loom_comm_host_gather(comm, all, "ab", 2, error); }));
+    EXPECT_TRUE(works([&](loom_error *error) { return loom_comm_barrier(comm, error); }));
+    EXPECT_EQ(count, 7);
+    EXPECT_STREQ(all, "ab");
+    for (void *memory : {in, out}) device->release(device.get(), memory, bytes);
+}
+
+INSTANTIATE_TEST_SUITE_P(Devices, Self, testing::Values("cpu", "cuda"));
+
+TEST(Comm, UnknownNamesAndMissingLibrariesAreSaidInOneLine) {
+    loom_comm *comm = nullptr;
+    loom_comm_options options = {};
+    const auto open = [&](loom_error *error) { return loom_comm_open(&comm, &options, error); };
+    options.backend = "ncll";
+    refusal(open, {"--comm", "'ncll'", "did you mean nccl"});
+    options.backend = "mpi";
+    options.mpi_library = "/nowhere/libgptloom_mpi.so";
+    refusal(open, {"--comm mpi", "/nowhere/libgptloom_mpi.so", "apt-get install"});
+    options.backend = "nccl";
+    options.nccl_library = "/nowhere/libnccl.so.2";
+    refusal(open, {"--comm nccl", "/nowhere/libnccl.so.2", "LOOM_NCCL"});
+    options.nccl_library = "libm.so.6";
+    refusal(open, {"--comm nccl", "libm.so.6", "not NCCL"});
+    options.backend = "mpi";
+    options.mpi_library = "libm.so.6";
+    refusal(open, {"--comm mpi", "libm.so.6", "build it again"});
+}
+
+/* ------------------------------------------------------------------------------------------------------------------ MPI */
+
+class Mpi : public Ranks {
+  protected:
+    void SetUp() override {
+        if (!have("mpirun")) GTEST_SKIP() << "there is no mpirun here (apt-get install openmpi-bin libopenmpi-dev)";
+        if (!fs::exists(folder() / "../libgptloom_mpi.so")) GTEST_SKIP() << "there was no mpicc when this was built";
+    }
+    void all_works(int ranks, const std::string &device, const std::string &environment = "",
+                   const std::string &scenarios = "operations,outstanding,streams,host") {
+        const Outcome o = mpirun(ranks, scenarios + " mpi " + device, environment);
+        EXPECT_EQ(o.status, 0) << o.output;
+        EXPECT_EQ(o.output, "");
+    }
+};
+
+TEST_F(Mpi, TwoRanksOnTheCpu) {
+    all_works(2, "cpu");
+}
+
+TEST_F(Mpi, FourRanksOnTheCpu) {
+    all_works(4, "cpu");
+}
+
+TEST_F(Mpi, TwoRanksOnEmulatedCuda) {
+    all_works(2, "cuda");
+    for (const char *schedule : {"reverse", "random:1", "random:2"})
+        all_works(2, "cuda", std::string("LOOM_EMULATION_SCHEDULE=") + schedule, "outstanding,streams");
+}
+
+TEST_F(Mpi, FourRanksOnEmulatedCuda) {
+    all_works(4, "cuda", "LOOM_EMULATION_SCHEDULE=random:3");
+}
+
+/* mpirun adds its own banner about the abort; of ours there is one line. */
+TEST_F(Mpi, AHungRankIsNamed) {
+    for (const int ranks : {2, 4}) {
+        const Outcome o = mpirun(ranks, "hang mpi cpu 1");
+        EXPECT_EQ(o.status, 2) << o.output;
+        ASSERT_EQ(lines_of(o.output).size(), 1u) << o.output;
+        EXPECT_EQ(lines_of(o.output)[0], "gptloom: rank 1 did not come to all_reduce 3 (1000 of fp32) within 1 s: in "
+                                         "step 2, while the others are in step 3");
+        EXPECT_LT(o.seconds, 40);
+    }
+}
+
+TEST_F(Mpi, AStoppedRankIsNamed) {
+    const Outcome o = mpirun(4, "stop mpi cuda 1");
+    EXPECT_EQ(o.status, 2) << o.output;
+    ASSERT_EQ(lines_of(o.output).size(), 1u) << o.output;
+    EXPECT_EQ(lines_of(o.output)[0].find("gptloom: rank 1: no answer for 1 s, to all_reduce 3 (1000 of fp32)"), 0u)
+        << o.output;
+    EXPECT_NE(lines_of(o.output)[0].find("in step 3"), std::string::npos) << o.output;
+}
+
+TEST_F(Mpi, ARankThatLeavesEarlyIsNamed) {
+    const Outcome o = mpirun(2, "leave mpi cpu 1");
+    EXPECT_EQ(o.status, 2) << o.output;
+    ASSERT_EQ(lines_of(o.output).size(), 1u) << o.output;
+    EXPECT_EQ(lines_of(o.output)[0], "gptloom: rank 1 did not come to all_reduce 3 (1000 of fp32) within 1 s: in step "
+                                     "2, while the others are in step 3");
+}
+
+TEST_F(Mpi, AKilledRankEndsAll) {
+    const Outcome o = mpirun(4, "die mpi cpu 60");
+    EXPECT_NE(o.status, 0) << o.output;
+    EXPECT_NE(o.output.find("exited on signal 9"), std::string::npos) << "mpirun's own banner:\n" << o.output;
+    EXPECT_EQ(lines_of(o.output).size(), 0u) << o.output;
+}
+
+TEST_F(Mpi, ARanksOwnErrorEndsAll) {
+    const Outcome o = mpirun(4, "own_error mpi cpu 60");
+    EXPECT_EQ(o.status, 2) << o.output;
+    EXPECT_EQ(lines_of(o.output), std::vector<std::string>{"gptloom: rank 1: data.bin: no such file"}) << o.output;
+}
+
+TEST_F(Mpi, WhatDiffersBetweenRanksIsSaidOnce) {
+    const Outcome o = mpirun(4, "disagree mpi cpu 60");
+    EXPECT_EQ(o.status, 2) << o.output;
+    EXPECT_EQ(lines_of(o.output),
+              std::vector<std::string>{"gptloom: the configuration of rank 1 is not that of rank 0: "
+                                       "start all ranks alike"})
+        << o.output;
+}
+
+/* --ranks N: our line comes back to who started them. */
+TEST_F(Mpi, LaunchedRanksLeaveTheirLastLine) {
+    const std::string program = (folder() / "comm_rank").string();
+    const auto launch = [&](std::vector<std::string> arguments, int *status) {
+        arguments.insert(arguments.begin(), program);
+        std::vector<char *> argv;
+        for (std::string &a : arguments) argv.push_back(a.data());
+        argv.push_back(nullptr);
+        loom_error last = {""};
+        setenv("ASAN_OPTIONS", "detect_leaks=0", 1);
+        EXPECT_TRUE(works([&](loom_error *error) { return loom_launch_ranks(2, argv.data(), status, &last, error); }));
+        return std::string(last.message);
+    };
+    int status = -1;
+    EXPECT_EQ(launch({"host", "auto", "cpu"}, &status), "");
+    EXPECT_EQ(status, 0);
+    EXPECT_EQ(launch({"own_error", "auto", "cpu"}, &status), "rank 1: data.bin: no such file");
+    EXPECT_EQ(status, 2);
+    EXPECT_NE(launch({"die", "auto", "cpu"}, &status).find("signal 9"), std::string::npos);
+    EXPECT_EQ(status, 137);
+    const std::string path = std::getenv("PATH");
+    setenv("PATH", "/nowhere", 1);
+    loom_error last;
+    char *argv[] = {nullptr};
+    refusal([&](loom_error *error) { return loom_launch_ranks(2, argv, &status, &last, error); },
+            {"--ranks", "mpirun", "apt-get install"});
+    setenv("PATH", path.c_str(), 1);
+}
+
+/* ----------------------------------------------------------------------------------------------------------------- NCCL */
+
+class Nccl : public Ranks {
+  protected:
+    void all_works(const Outcome &o) {
+        EXPECT_EQ(o.status, 0) << o.output;
+        EXPECT_EQ(o.output, "");
+    }
+    const std::string everything = "operations,outstanding,streams,host nccl cuda";
+};
+
+TEST_F(Nccl, TwoRanksFindEachOtherByTcp) {
+    for (const char *schedule : {"order", "reverse", "random:1", "random:2"})
+        all_works(torchrun(2, everything, at_port(free_port()) + " LOOM_EMULATION_SCHEDULE=" + schedule));
+}
+
+TEST_F(Nccl, FourRanksFindEachOtherByTcp) {
+    all_works(torchrun(4, everything, at_port(free_port()) + " LOOM_EMULATION_SCHEDULE=random:3"));
+}
+
+TEST_F(Nccl, RanksFindEachOtherByAFile) {
+    const std::string file = here.at("id");
+    all_works(torchrun(3, "host nccl cuda", "LOOM_NCCL_ID=" + file));
+    EXPECT_FALSE(fs::exists(file));
+    /* What runs that were ended have left is in nobody's way. */
+    write_file(file, std::string(128 + 3 * 8, 'x'));
+    write_file(file + ".1", "12345678");
+    all_works(torchrun(3, "host nccl cuda", "LOOM_NCCL_ID=" + file));
+    for (const char *left : {"", ".0", ".1", ".2"}) EXPECT_FALSE(fs::exists(file + left)) << left;
+}
+
+TEST_F(Nccl, TorchrunsAgentHasMasterPort) {
+    const int port = free_port();
+    const int s = socket(AF_INET, SOCK_STREAM, 0), on = 1;
+    sockaddr_in address = {};
+    address.sin_family = AF_INET;
+    address.sin_port = htons((uint16_t)port);
+    setsockopt(s, SOL_SOCKET, SO_REUSEADDR, &on, sizeof on);
+    ASSERT_EQ(bind(s, (sockaddr *)&address, sizeof address), 0);
+    ASSERT_EQ(listen(s, 1), 0);
+    all_works(torchrun(2, "host nccl cuda", at_port(port) + " TORCHELASTIC_USE_AGENT_STORE=True"));
+    const Outcome o = torchrun(2, "host nccl cuda 2", at_port(port));
+    EXPECT_EQ(o.status, 2) << o.output;
+    EXPECT_NE(o.output.find("choose another MASTER_PORT"), std::string::npos) << o.output;
+    close(s);
+}
+
+TEST_F(Nccl, RanksThatDoNotComeAreNamed) {
+    const std::string all = at_port(free_port()) + " LOOM_NCCL=" + standin();
+    const std::string rank = (folder() / "comm_rank").string() + " host nccl cuda 1";
+    Outcome o = shell("env RANK=0 LOCAL_RANK=0 WORLD_SIZE=3 " + all + " " + rank);
+    EXPECT_EQ(o.status, 2);
+    ASSERT_EQ(lines_of(o.output).size(), 1u) << o.output;
+    EXPECT_NE(o.output.find("ranks 1 and 2 did not come"), std::string::npos) << o.output;
+    o = shell("env RANK=2 LOCAL_RANK=2 WORLD_SIZE=3 " + all + " " + rank);
+    EXPECT_EQ(o.status, 2);
+    EXPECT_NE(o.output.find("rank 0 cannot be reached at 127.0.0.1:"), std::string::npos) << o.output;
+    o = shell("env RANK=2 LOCAL_RANK=2 WORLD_SIZE=3 LOOM_NCCL_ID=id " + all + " " + rank);
+    EXPECT_EQ(o.status, 2);
+    EXPECT_NE(o.output.find("rank 0 did not come to id"), std::string::npos) << o.output;
+}
+
+TEST_F(Nccl, VariablesThatMakeNoSenseAreNamed) {
+    const std::string rank = (folder() / "comm_rank").string() + " host nccl cuda 1";
+    Outcome o = shell("env RANK=3 LOCAL_RANK=0 WORLD_SIZE=3 LOOM_NCCL=" + standin() + " " + rank);
+    EXPECT_EQ(o.status, 2);
+    EXPECT_NE(o.output.find("RANK is"), std::string::npos) << o.output;
+    o = shell("env RANK=0 LOCAL_RANK=0 WORLD_SIZE=2 LOOM_NCCL=" + standin() + " " + rank);
+    EXPECT_NE(o.output.find("MASTER_ADDR"), std::string::npos) << o.output;
+    o = shell("env RANK=0 LOCAL_RANK=0 WORLD_SIZE=1 LOOM_NCCL=" + standin() + " " + (folder() / "comm_rank").string() +
+              " host nccl cpu 1");
+    EXPECT_NE(o.output.find("--comm nccl: NCCL is between GPUs"), std::string::npos) << o.output;
+}
+
+/* Strangers that connect to rank 0 and say nothing, or something else, are no ranks. */
+TEST_F(Nccl, StrangersAtThePortAreSentAway) {
+    const int port = free_port();
+    std::thread strangers([port] {
+        for (int tried = 0, met = 0; tried < 200 && met < 2; tried++) {
+            const int s = socket(AF_INET, SOCK_STREAM, 0);
+            sockaddr_in address = {};
+            address.sin_family = AF_INET;
+            address.sin_port = htons((uint16_t)port);
+            address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+            if (connect(s, (sockaddr *)&address, sizeof address) == 0) {
+                met++;
+                const char words[] = "GET / HTTP/1.1\r\n\r\n";
+                if (met == 1 && send(s, words, sizeof words, MSG_NOSIGNAL) < 0) ADD_FAILURE() << "not sent";
+            }
+            close(s);
+            usleep(20000);
+        }
+    });
+    all_works(torchrun(2, "host nccl cuda", at_port(port)));
+    strangers.join();
+}
+
+/* The calls that NCCL gets, in order: the same on all ranks. */
+TEST_F(Nccl, CallsAreThoseAskedForInOrder) {
+    all_works(torchrun(2, "outstanding nccl cuda", at_port(free_port()) + " NCCL_STANDIN_LOG=" + here.at("calls")));
+    const std::string first = read_file(here.at("calls.0"));
+    EXPECT_EQ(first, read_file(here.at("calls.1")));
+    std::string wanted;
+    for (int i = 0; i < 150; i++) {
+        const char *const names[] = {"AllReduce", "ReduceScatter", "AllGather"};
+        wanted += std::string(names[i % 3]) + " " + std::to_string(i * 37 % 91 + 1) + " type 7\n";
+        if (i == 75) wanted += "AllReduce 1 type 2\n"; /* the barrier */
+    }
+    EXPECT_EQ(first, wanted);
+}
+
+TEST_F(Nccl, AHungRankEndsTheOthers) {
+    const Outcome o = shell("worst=0; for r in 0 1; do env RANK=$r LOCAL_RANK=$r WORLD_SIZE=2 LOOM_NCCL=" + standin() +
+                            " " + at_port(free_port()) + " " + (folder() / "comm_rank").string() +
+                            " hang nccl cuda 1 & pids=\"$pids $!\"; done; set -- $pids; wait $1 || worst=$?; " +
+                            "kill -9 $2; exit $worst");
+    EXPECT_EQ(o.status, 2) << o.output;
+    ASSERT_EQ(lines_of(o.output).size(), 1u) << o.output;
+    EXPECT_NE(o.output.find("rank 0 waited 1 s in step 3 for other ranks to come to all_reduce 3 (1000 of fp32)"),
+              std::string::npos)
+        << o.output;
+}
+
+TEST_F(Nccl, AnErrorOfTheLibraryNamesCallAndRank) {
+    const Outcome o = torchrun(2, "outstanding nccl cuda 5", at_port(free_port()) + " NCCL_STANDIN_FAIL=5");
+    EXPECT_EQ(o.status, 2) << o.output;
+    EXPECT_NE(o.output.find("gptloom: rank 0, reduce_scatter 5 (58 of fp32): NCCL: unhandled system error: the cable "
+                            "has been pulled\n"),
+              std::string::npos)
+        << o.output;
+    EXPECT_EQ(lines_of(o.output, "gptloom: rank 1, ").size(), 1u) << o.output;
+    EXPECT_NE(o.output.find("NCCL: remote process exited"), std::string::npos) << o.output;
+}
+
+TEST(NcclHeader, SaysWhatWeSay) {
+    if (!nccl_header_differences) GTEST_SKIP() << "there is no nccl.h here";
+    EXPECT_EQ(nccl_header_differences(), "");
+}
+
+/* Under mpirun MPI carries the id, and finds out who hangs. */
+class NcclUnderMpi : public Mpi {
+  protected:
+    const std::string library = "LOOM_NCCL=" + standin();
+};
+
+TEST_F(NcclUnderMpi, Works) {
+    const Outcome o = mpirun(2, "operations,outstanding,streams,host nccl cuda", library);
+    EXPECT_EQ(o.status, 0) << o.output;
+    EXPECT_EQ(o.output, "");
+}
+
+TEST_F(NcclUnderMpi, AHungRankIsNamed) {
+    const Outcome o = mpirun(3, "hang nccl cuda 1", library);
+    EXPECT_EQ(o.status, 2) << o.output;
+    ASSERT_EQ(lines_of(o.output).size(), 1u) << o.output;
+    EXPECT_EQ(lines_of(o.output)[0], "gptloom: rank 1 did not come to all_reduce 3 (1000 of fp32) within 1 s: in step "
+                                     "2, while the others are in step 3");
+}
+
+} // namespace
