@@ -57,6 +57,11 @@ have_matmul() {
     [ "${MATMUL:-auto}" != auto ] || have_onednn
 }
 
+# Whether Open MPI is here, or not wanted.
+have_mpi() {
+    [ "${MPI:-yes}" = no ] || { command -v mpirun && command -v "${MPICC:-mpicc}"; } >/dev/null 2>&1
+}
+
 # Whether apt's package lists have ever been fetched (where not, it knows only what is installed).
 apt_has_lists() {
     apt-cache policy 2>/dev/null | grep 'release ' | grep -qv 'a=now'
@@ -76,8 +81,26 @@ matmul_package() {
     fi
 }
 
+# Prints the packages of Open MPI; none where the release has none.
+mpi_packages() {
+    if ! apt_has_lists || apt_has libopenmpi-dev; then echo 'libopenmpi-dev openmpi-bin'; fi
+}
+
+# Prints what can be done without, and is to be had.
+wished_packages() {
+    have_matmul || matmul_package
+    have_mpi || mpi_packages
+}
+
+# What one does without, where the packages given are not installed.
+loss_of() {
+    case $* in *openmpi*) printf 'there will be no training with several ranks by MPI' ;; esac
+    case $* in *openmpi*libdnnl* | *openmpi*openblas* | *libdnnl*openmpi* | *openblas*openmpi*) printf ', and ' ;; esac
+    case $* in *libdnnl* | *openblas*) printf 'matrix products will be slower than they could be' ;; esac
+}
+
 required=$(missing_required)
-if [ -z "$required" ] && have_matmul; then exit 0; fi
+if [ -z "$required" ] && have_matmul && have_mpi; then exit 0; fi
 
 if ! command -v apt-get >/dev/null 2>&1; then
     [ -n "$required" ] || exit 0
@@ -95,13 +118,19 @@ if ! command -v apt-get >/dev/null 2>&1; then
         esac
     done
     have_matmul || say "  and, for fast matrix products, oneDNN or OpenBLAS (not needed)"
+    have_mpi || say "  and, for training with several ranks, Open MPI with mpicc (not needed)"
     exit 2
 fi
 
-matmul=$(have_matmul || matmul_package)
-packages="$required$matmul"
-packages=${packages% }
-[ -n "$packages" ] || exit 0 # this release has nothing for matrix products
+# A space between words, none at the end.
+in_one_line() {
+    # shellcheck disable=SC2086  # words
+    set -- $1
+    echo "$*"
+}
+
+packages=$(in_one_line "$required$(wished_packages)")
+[ -n "$packages" ] || exit 0 # this release has nothing for what is missing
 
 # How to become root: as we are, by sudo without a password, or by sudo that may ask for one on a terminal.
 may_install=yes as_root=
@@ -126,9 +155,9 @@ else
     command="su -c '$command'"
 fi
 
-# Only speed is missing: not worth a wait for the network at every build, nor a stop.
+# Only what one can do without is missing: not worth a wait for the network at every build, nor a stop.
 if [ -z "$required" ] && { [ "$may_install" = no ] || ! apt_has_lists; }; then
-    say "$packages is not installed, so matrix products will be slower than they could be. To install it:"
+    say "not installed: $packages. So $(loss_of "$packages"). To install:"
     printf '    %s\n' "$command" >&2
     exit 0
 fi
@@ -146,15 +175,15 @@ apt() {
 
 say "installing $packages"
 apt update || say "apt-get update failed: trying with the package lists as they are"
-matmul=$(have_matmul || matmul_package) # the lists may know better now
+wished=$(in_one_line "$(wished_packages)") # the lists may know better now
 # shellcheck disable=SC2086  # package names, a word each
-apt install -y --no-install-recommends $required $matmul || {
+apt install -y --no-install-recommends $required $wished || {
     if [ -n "$required" ]; then
         say "apt-get could not install $packages: see above, or run it yourself:"
         printf '    %s\n' "$command" >&2
         exit 2
     fi
-    say "going on without $matmul: matrix products will be slower"
+    say "going on without $wished: $(loss_of "$wished")"
 }
 
 required=$(missing_required)

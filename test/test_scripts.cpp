@@ -341,6 +341,8 @@ class Setup : public ScriptTest {
                               "; then c='(none)'; else c=1.2; fi\n"
                               "    echo \"  Candidate: $c\" ;;\nesac\n");
         tool("id", "echo 0\n");
+        tool("mpicc", "");
+        tool("mpirun", "");
         for (const char *file : {"lacking", "not-in-release", "apt-calls"}) write(here / file, "");
     }
     std::string in_here(const char *name) {
@@ -350,8 +352,8 @@ class Setup : public ScriptTest {
         tool("id", "echo 1000\n");
     }
     result setup(const std::string &settings = "") {
-        return shell("unset CC CXX MATMUL DNNL_CFLAGS DNNL_LIBS; " + settings + " PATH=" + quoted(tools.string()) +
-                     " sh " + quoted((project() / "dev/setup.sh").string()) + " </dev/null");
+        return shell("unset CC CXX MATMUL DNNL_CFLAGS DNNL_LIBS MPI MPICC; " + settings + " PATH=" +
+                     quoted(tools.string()) + " sh " + quoted((project() / "dev/setup.sh").string()) + " </dev/null");
     }
     std::string calls() {
         return read(here / "apt-calls");
@@ -440,6 +442,30 @@ TEST_F(Setup, DoesNotStopForSpeedAlone) {
     EXPECT_EQ(calls(), "");
 }
 
+/* Training on one device needs no MPI. */
+TEST_F(Setup, InstallsOpenMpiWhereItCanAndDoesNotStopForIt) {
+    fs::remove(tools / "mpicc");
+    EXPECT_EQ(setup("MPI=no").output, "");
+    EXPECT_EQ(calls(), "");
+    no_root();
+    const result no_root = setup();
+    EXPECT_EQ(no_root.status, 0);
+    EXPECT_TRUE(contains(no_root.output, "\n    su -c 'apt-get update && apt-get install -y --no-install-recommends "
+                                         "libopenmpi-dev openmpi-bin'\n"))
+        << no_root.output;
+    EXPECT_TRUE(contains(no_root.output, "several ranks") && !contains(no_root.output, "matrix")) << no_root.output;
+    tool("id", "echo 0\n");
+    write(here / "lacking", "-linih\n-ldnnl\n");
+    EXPECT_EQ(setup().status, 0);
+    EXPECT_TRUE(contains(calls(), "install -y --no-install-recommends libinih-dev libdnnl-dev libopenmpi-dev "
+                                  "openmpi-bin\n"))
+        << calls();
+    write(here / "apt-calls", "");
+    write(here / "not-in-release", "libopenmpi-dev\n");
+    EXPECT_EQ(setup().output, "");
+    EXPECT_EQ(calls(), "");
+}
+
 TEST_F(Setup, InsistsOnALibraryThatIsAskedFor) {
     write(here / "lacking", "-ldnnl\n-lopenblas\n");
     EXPECT_EQ(setup("MATMUL=plain").output, "");
@@ -472,7 +498,10 @@ TEST_F(Setup, ListsWhatToInstallWithoutApt) {
     EXPECT_FALSE(contains(result.output, "xxHash")) << result.output;
 
     write(here / "lacking", "-ldnnl\n");
+    fs::remove(tools / "mpirun");
     EXPECT_EQ(setup().status, 0);
+    write(here / "lacking", "-lcjson\n");
+    EXPECT_TRUE(contains(setup().output, "Open MPI with mpicc (not needed)"));
 }
 
 /* ------------------------------------------------------------------------------------------------- dev/first-run.sh */
