@@ -30,7 +30,7 @@ CUDA      ?= $(patsubst %/bin/nvcc,%,$(NVCC))
 CUDA_ARCH ?= 80 90
 # cuDNN's header, which may lie inside a Python package; the library itself is loaded when it is asked for.
 CUDNN_INCLUDE ?= $(if $(CUDA),$(shell dev/find-cudnn.sh $(CUDA)))
-# MPI's compiler (Open MPI's). Where it is, libgptloom_mpi.so is built, which the program loads for --comm mpi.
+# MPI's compiler (Open MPI's). Where it is, libgptloom_mpi.so is built, which the communicator of that name loads.
 MPICC ?= $(shell command -v mpicc 2>/dev/null)
 # Headers and libraries of cJSON, inih and xxHash where they are not installed (dev/third-party.sh collects them).
 THIRD_PARTY ?= $(wildcard third-party)
@@ -140,7 +140,7 @@ $(BUILD)/libgptloom_mpi.so: csrc/comm/mpi_library.c
 	    -fPIC -shared -fvisibility=hidden -MMD -MP -MF $(BUILD)/obj/mpi_library.d -o $@ $<
 
 without-mpi:
-	@echo "  mpicc is not here: the program is built without $(BUILD)/libgptloom_mpi.so, and has no --comm mpi"
+	@echo "  mpicc is not here: the program is built without $(BUILD)/libgptloom_mpi.so, and has no communicator by MPI"
 
 # Linked by the C++ compiler: kernels are C++, and so is the emulation.
 $(BUILD)/gptloom: $(PROGRAM_OBJECTS) $(BUILD)/libgptloom.a

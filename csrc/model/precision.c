@@ -3,30 +3,12 @@
 /* Why the master weights: an update is about a thousandth of its weight, and bf16 keeps 8 bits of it; rounded to nearest
  * most updates would be lost. Stochastic rounding keeps them in the mean, where the range is fp32's; fp16 lacks that
  * range too: updates below 2^-24 would be lost even so. */
-<<<<<<< HEAD
 static bool check_master(loom_dtype dtype, loom_error *error) {
     if (dtype == LOOM_BF16) return true;
     if (dtype == LOOM_F32)
         return loom_fail(error, "--master-weights: off goes with --dtype bf16; weights of fp32 are their own master");
     return loom_fail(error, "--master-weights: off goes with --dtype bf16; the small updates of fp16 weights would be "
                             "lost, as they are below its range");
-=======
-bool loom_precision_check(loom_dtype dtype, bool master, loom_error *error) {
-    switch (dtype) {
-    case LOOM_F32:
-        return master || loom_fail(error, "--master-weights: off goes with --dtype bf16; weights of fp32 are their own "
-                                          "master");
-    case LOOM_BF16: return true;
-    case LOOM_F16:
-        return master ||
-               loom_fail(error, "--master-weights: off goes with --dtype bf16; the small updates of fp16 weights "
-                                "would be lost, as they are below its range");
-    case LOOM_F64:
-    case LOOM_I32:
-    case LOOM_I64: break;
-    }
-    return loom_fail(error, "--dtype: runs are in fp32, bf16 or fp16, not in %s", loom_dtype_name(dtype));
->>>>>>> cedcac9 (A communicator between ranks: self, MPI and NCCL, with time limits that name the rank)
 }
 
 static bool is_fp32_or_bf16(const char *flag, loom_dtype dtype, loom_error *error) {
