@@ -199,7 +199,6 @@ static bool wait(loom_comm *comm, loom_ticket ticket, loom_stream *stream, loom_
 static bool synchronize(loom_comm *comm, loom_stream *stream, loom_error *error) {
     nccl *n = nccl_of(comm);
     loom_device *device = comm->device;
-    const double begin = loom_comm_now();
     bool reached = false;
     device->mark_set(device, n->end, stream);
     for (int looks = 0;; looks++) {
@@ -210,7 +209,6 @@ static bool synchronize(loom_comm *comm, loom_stream *stream, loom_error *error)
             return false;
         if (looks >= SPINS) pause_a_little();
     }
-    comm->traffic.seconds_waited += loom_comm_now() - begin;
     return device->synchronize(device, stream, error);
 }
 

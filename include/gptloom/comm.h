@@ -48,7 +48,7 @@ typedef struct loom_comm_options {
 typedef struct loom_comm_traffic {
     int64_t operations;
     int64_t bytes;         /* that this rank handed in: an operation's input (of a broadcast, of the root alone) */
-    double seconds_waited; /* of the host, in loom_comm_wait, loom_comm_synchronize and the operations of the host */
+    double seconds_waited; /* of the host, in loom_comm_wait and in operations on host memory */
 } loom_comm_traffic;
 
 typedef struct loom_comm {
