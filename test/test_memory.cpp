@@ -138,6 +138,13 @@ TEST_F(RunMemory, AutoFindsTheMicroBatchToo) {
     EXPECT_EQ(loom_trainer_options(trainer.get())->micro_batch, plan->B);
 }
 
+double number_in(const std::string &text, const char *key) {
+    cJSON *json = cJSON_Parse(text.c_str());
+    const double number = cJSON_GetNumberValue(cJSON_GetObjectItem(json, key));
+    cJSON_Delete(json);
+    return number;
+}
+
 /* The choice is the run's: a resume neither measures nor chooses again. And it is only a choice of time. */
 TEST_F(RunMemory, TheChoiceIsKeptWithTheRun) {
     const std::string run = directory.at("run");
@@ -172,6 +179,10 @@ TEST_F(RunMemory, TheChoiceIsKeptWithTheRun) {
     const Trainer resumed(opened, loom_trainer_close);
     EXPECT_EQ(loom_trainer_predicted_seconds(resumed.get()), 0) << "nothing was measured again";
     EXPECT_EQ(policy_of(resumed), policy);
+    const std::string before = read_file(run + "/plan.json");
+    require([&](loom_error *error) { return loom_trainer_write_plan(opened, (run + "/plan.json").c_str(), error); });
+    EXPECT_EQ(number_in(before, "predicted_step_seconds"),
+              number_in(read_file(run + "/plan.json"), "predicted_step_seconds"));
 
     const Options everything(shape());
     const Trainer kept = open_trainer(everything);

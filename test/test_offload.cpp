@@ -460,7 +460,7 @@ TEST_F(Offload, IsRefusedWhereMemoryIsTheHosts) {
         setup.offload = true;
         loom_gpt *gpt;
         refusal([&](loom_error *error) { return loom_gpt_create(&gpt, &shape, setup, device.get(), error); },
-                {"--offload: activations are in host memory already on --device", name});
+                {"--offload: activations are in host memory already on device", name});
     }
 }
 
@@ -549,7 +549,7 @@ TEST_F(OffloadTrain, IsRefusedOnTheCpuInOneLine) {
     const Options options(run("a", {{"device", "cpu"}, {"offload", "activations"}}));
     loom_trainer *trainer;
     refusal([&](loom_error *error) { return loom_trainer_open(&trainer, options.get(), NULL, error); },
-            {"--offload: activations are in host memory already on --device cpu"});
+            {"--offload: activations are in host memory already on device cpu"});
 }
 
 } // namespace

@@ -17,6 +17,21 @@ loom_recompute policy(const std::string &name) {
 const char *const policies[] = {"act",     "norm",    "block-attn", "block",   "every:1", "every:2",
                                 "every:3", "every:4", "every:5",    "every:9", "sqrt"};
 
+/* What a model's device chose by measuring, to be given to the next one. */
+std::string choices_of(const Model &model) {
+    char *text = nullptr;
+    require([&](loom_error *error) { return model.device()->choices_get(model.device(), &text, error); });
+    const std::string choices = text ? text : "";
+    free(text);
+    return choices;
+}
+
+void give_choices(loom_gpt *gpt, const std::string &choices) {
+    loom_device *device = loom_gpt_get_device(gpt);
+    if (choices.empty()) return;
+    require([&](loom_error *error) { return device->choices_set(device, choices.c_str(), error); });
+}
+
 /* ------------------------------------------------------------------------------------------------------------- the bits */
 
 const int64_t B = 2, T = 12;
@@ -52,10 +67,7 @@ Outcome outcome(const loom_gpt_config &shape, const ModelOptions &options, std::
     const std::vector<double> gradients = model.gradients();
     EXPECT_NE(gradients, std::vector<double>(gradients.size(), 0.0));
     result.gradients.assign((const char *)gradients.data(), gradients.size() * sizeof(double));
-    char *text = nullptr;
-    require([&](loom_error *error) { return model.device()->choices_get(model.device(), &text, error); });
-    *choices = text ? text : "";
-    free(text);
+    *choices = choices_of(model);
     return result;
 }
 
@@ -68,11 +80,7 @@ TEST_P(Policies, GiveTheBitsOfKeepingEverything) {
     options.dtype = GetParam().dtype;
     options.threads = 1;
     const Outcome kept = outcome(shape, options, &choices);
-    options.before_lay_out = [&choices](loom_gpt *gpt) {
-        loom_device *device = loom_gpt_get_device(gpt);
-        if (choices.empty()) return;
-        require([&](loom_error *error) { return device->choices_set(device, choices.c_str(), error); });
-    };
+    options.before_lay_out = [&choices](loom_gpt *gpt) { give_choices(gpt, choices); };
     for (const char *name : policies) {
         options.recompute = policy(name);
         const Outcome recomputed = outcome(shape, options, &choices);
@@ -224,35 +232,55 @@ TEST(Samples, AreTheSameUnderEveryPolicy) {
 
 /* --------------------------------------------------------------------------------------------------- rows of logits */
 
-/* A vocabulary so large that a group has few rows. */
-TEST(LogitsRows, ChangeNoLossAndTheClassifiersGradientInTheOrderOfItsSum) {
+/* A vocabulary so large that a group has few rows. All with the algorithms that the first model measured. */
+void expect_same_rows(const char *on, loom_dtype dtype) {
+    SCOPED_TRACE(std::string(on) + " " + loom_dtype_name(dtype));
     const int64_t V = 50257, length = 384, group = 640;
     const loom_gpt_config shape = gpt_shape(1, 1, 8, length, V);
     const std::vector<int32_t> tokens = random_ids(2 * length, V, 1), targets = random_ids(2 * length, V, 2);
+    std::string choices;
     const auto outcome_with = [&](int64_t asked, int64_t rows) {
         ModelOptions options;
+        options.device = on;
+        options.dtype = dtype;
         options.logits_rows = asked;
         options.threads = 2;
+        options.before_lay_out = [&choices](loom_gpt *gpt) { give_choices(gpt, choices); };
         Model model(shape, 2, length, options);
         EXPECT_EQ(loom_gpt_get_logits_rows(model.gpt()), rows);
         model.scatter_parameters(3);
         model.run(tokens, targets, 1);
+        choices = choices_of(model);
         return std::make_pair(model.losses(), model.gradients());
     };
     const auto whole = outcome_with(2 * length, 2 * length), cut = outcome_with(1, group);
     EXPECT_TRUE(whole.first == cut.first);
-    const Device device = open_device("cpu");
     loom_layout layout;
     require([&](loom_error *error) { return loom_layout_create(&layout, &shape, 1, error); });
     for (int i = 1; i < layout.n_parameters; i++)
         EXPECT_TRUE(tensor(whole.second, layout.parameter[i]) == tensor(cut.second, layout.parameter[i]))
             << layout.parameter[i].name;
-    /* Two sums of 768 terms in other orders, each off by sqrt(768) units: see support.h. */
+    /* Two sums of 768 terms in fp32 in other orders, each off by sqrt(768) units: see support.h. */
     const std::vector<double> a = tensor(whole.second, layout.parameter[0]),
                               b = tensor(cut.second, layout.parameter[0]);
     EXPECT_LE(relative_error(a, b), 2 * std::sqrt(2.0 * length) * 0x1p-24);
     EXPECT_FALSE(a == b) << "the second size was no other";
     loom_layout_destroy(&layout);
+}
+
+TEST(LogitsRows, ChangeNoLossAndTheClassifiersGradientInTheOrderOfItsSum) {
+    expect_same_rows("cpu", LOOM_F32);
+    expect_same_rows("cpu", LOOM_BF16);
+}
+
+/* Forty million logits take the emulation its time. */
+TEST(LogitsRows, ChangeNoLossOnAGpu) {
+#ifdef __SANITIZE_ADDRESS__
+    GTEST_SKIP() << "the plain build runs it";
+#endif
+    if (!getenv("LOOM_TEST_FULL")) GTEST_SKIP() << "make test-full runs it";
+    expect_same_rows("cuda", LOOM_F32);
+    expect_same_rows("cuda", LOOM_BF16);
 }
 
 /* ------------------------------------------------------------------------------------------------------------- names */

@@ -103,7 +103,8 @@ static bool open_named(loom_plan_answer *a, const char *on, loom_error *error) {
     loom_error why;
     a->gpu = loom_gpu_by_name(on, &why);
     if (!a->gpu) return loom_fail(error, "--on: %s; or here, cpu, cuda", why.message);
-    if (!loom_device_open_shapes(&a->device, (size_t)a->gpu->memory, (size_t)loom_gpu_assumed.reserved, &why))
+    const double reported = a->gpu->memory * (1 - loom_gpu_assumed.unreported);
+    if (!loom_device_open_shapes(&a->device, (size_t)reported, (size_t)loom_gpu_assumed.reserved, &why))
         return loom_fail(error, "--on: %s", why.message);
     a->available = a->device->available(a->device);
     snprintf(a->title, sizeof a->title, "%s", a->gpu->title);
@@ -136,7 +137,8 @@ static bool make_plan(const loom_plan_answer *a, const loom_recompute *recompute
     return true;
 }
 
-/* The micro-batch, as training takes it where none is said: the largest that fits with that policy, 1 if none does. */
+/* The micro-batch, as training with one policy takes it where none is said: the largest that fits with the first policy,
+ * 1 if none does. (--recompute auto in training also weighs larger ones against it.) */
 static bool settle_micro_batch(loom_plan_answer *a, const loom_recompute *recompute, loom_error *error) {
     const int64_t T = a->planning.options.seq_len, most = (INT64_C(1) << 31) / T;
     int64_t B = a->planning.options.micro_batch;
@@ -159,6 +161,10 @@ static bool find_costs(loom_plan_answer *a, bool measure, loom_error *error) {
     const loom_gpt_config *config = &a->planning.config;
     const loom_gpt_setup setup = loom_planning_setup(&a->planning, &a->precision, &everything_kept, a->micro_batch);
     if (!loom_cost_count(&a->flops, config, &setup, a->device, error)) return false;
+    if (setup.offload) {
+        loom_fail(&a->unmeasured, "how long the copies of --offload take beside the computing is not modelled");
+        return true;
+    }
     if (a->gpu) {
         a->speed = LOOM_SPEED_PREDICTED;
         return loom_cost_predict(&a->seconds, config, &setup, a->device, a->gpu, a->planning.options.tf32, error);

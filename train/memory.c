@@ -158,6 +158,28 @@ static bool add_prediction(cJSON *json, const loom_trainer_prediction *predictio
     return ok;
 }
 
+/* What was measured when the run began, as the file says that is to be replaced; NULL where it does not. */
+static cJSON *read_before(const char *path) {
+    loom_mapping file;
+    if (!loom_path_exists(path) || !loom_file_map(path, &file, NULL)) return NULL;
+    cJSON *json = cJSON_ParseWithLength(file.data, file.size);
+    loom_file_unmap(&file);
+    return json;
+}
+
+/* A resumed run measures nothing: what its first session did stays, for the policy that it was measured for. */
+static void keep_prediction(cJSON *json, const char *path) {
+    static const char *const kept[] = {"measured_seconds", "predicted_step_seconds"};
+    cJSON *before = read_before(path);
+    const char *policy = cJSON_GetStringValue(cJSON_GetObjectItem(before, "recompute"));
+    if (policy && !strcmp(policy, cJSON_GetStringValue(cJSON_GetObjectItem(json, "recompute"))))
+        for (int i = 0; i < 2; i++) {
+            cJSON *item = cJSON_DetachItemFromObject(before, kept[i]);
+            if (item && !cJSON_AddItemToObject(json, kept[i], item)) cJSON_Delete(item);
+        }
+    cJSON_Delete(before);
+}
+
 bool loom_trainer_write_plan(const loom_trainer *t, const char *path, loom_error *error) {
     cJSON *json = cJSON_CreateObject();
     char *text = NULL;
@@ -165,6 +187,7 @@ bool loom_trainer_write_plan(const loom_trainer *t, const char *path, loom_error
               cJSON_AddStringToObject(json, "recompute", t->options.recompute) &&
               cJSON_AddNumberToObject(json, "micro_batch", (double)t->plan.B) && add_rows(json, &t->plan) &&
               (!(t->prediction.seconds > 0) || add_prediction(json, &t->prediction));
+    if (ok && !(t->prediction.seconds > 0) && t->options.resume) keep_prediction(json, path);
     if (ok) ok = (text = cJSON_Print(json)) != NULL;
     cJSON_Delete(json);
     ok = ok ? loom_file_replace(path, text, strlen(text), error) : loom_fail(error, "%s: no memory to write it", path);

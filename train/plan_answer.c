@@ -22,6 +22,8 @@ static void show_training(const loom_plan_answer *a) {
                a->sharding.zero);
     printf("  precision   %s", loom_dtype_name(precision->storage));
     if (precision->master != precision->storage) printf(", master weights in %s", loom_dtype_name(precision->master));
+    printf(", gradients of weights in %s, moments in %s", loom_dtype_name(precision->gradient),
+           loom_dtype_name(precision->moment));
     printf("\n  batch       %lld x %lld tokens, %lld at a time\n", (long long)o->batch, (long long)o->seq_len,
            (long long)a->micro_batch);
 }
@@ -63,13 +65,11 @@ static void show_grounds(const loom_plan_answer *a) {
     case LOOM_SPEED_PREDICTED:
         printf("speed is predicted, not measured: of the data sheet's rates, %.0f%% in matrix products, %.0f%% in "
                "attention, %.0f%% of the memory's, and %.0f us for each op at least, are assumed; so are %.0f MiB for "
-               "the CUDA context and libraries\n",
+               "the CUDA context and libraries, and that the card has %.1f%% less memory than its data sheet says\n",
                100 * assumed->matmul, 100 * assumed->attention, 100 * assumed->bandwidth, 1e6 * assumed->launch,
-               assumed->reserved / 0x1p20);
+               assumed->reserved / 0x1p20, 100 * assumed->unreported);
         break;
     }
-    if (a->speed != LOOM_SPEED_UNKNOWN && a->best->plan.host_bytes)
-        printf("copies to host memory and back are taken to hide behind the computing\n");
     if (a->sharding.ranks > 1)
         printf("ranks are taken to add up without loss: the time that communication takes is not modelled\n");
 }
@@ -119,6 +119,7 @@ static void add_assumptions(cJSON *document) {
     cJSON_AddNumberToObject(rows, "bandwidth_of_peak", assumed->bandwidth);
     cJSON_AddNumberToObject(rows, "seconds_per_op_at_least", assumed->launch);
     cJSON_AddNumberToObject(rows, "reserved_bytes", assumed->reserved);
+    cJSON_AddNumberToObject(rows, "memory_unreported", assumed->unreported);
 }
 
 static cJSON *document_of(const loom_plan_answer *a) {

@@ -61,10 +61,11 @@ static bool check_setup(const loom_gpt_config *config, const loom_gpt_setup *set
         return loom_fail(error, "--micro-batch: %lld sequences of %lld tokens are more than 2^31 tokens", (long long)B,
                          (long long)T);
     if (setup->offload && device->host_memory)
-        return loom_fail(error,
-                         "--offload: activations are in host memory already on --device %s; leave it out, or take "
-                         "--device cuda",
-                         device->name);
+        return loom_fail(
+            error,
+            "--offload: activations are in host memory already on device %s; say --offload none, or take a "
+            "GPU",
+            device->name);
     return true;
 }
 

@@ -43,6 +43,7 @@ const loom_gpu_assumptions loom_gpu_assumed = {
     .bandwidth = 0.8,
     .launch = 3e-6,
     .reserved = 1.5 * GIB,
+    .unreported = 0.025,
     .communicator = 0.5 * GIB,
 };
 

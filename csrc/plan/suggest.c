@@ -105,10 +105,15 @@ static bool round_weights(const search *s, bool master, loom_suggestion *setting
            loom_precision_of(s->plan->device, &flags, &settings->precision, NULL);
 }
 
-/* A change by itself. */
+/* A change by itself: the moments', then the weights'. */
 static void try_precision(search *s) {
     loom_suggestion settings = settings_of(s->plan);
     const loom_precision *precision = &s->plan->precision;
+    if (precision->moment == LOOM_F32) {
+        settings.precision.moment = LOOM_BF16;
+        if (fits(s, &settings)) keep(s, settings);
+        settings = settings_of(s->plan);
+    }
     const bool wide = precision->storage == LOOM_F32;
     const bool narrowest = precision->master == LOOM_BF16 && precision->moment == LOOM_BF16;
     if (wide && round_weights(s, true, &settings) && fits(s, &settings))

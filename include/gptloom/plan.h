@@ -119,6 +119,7 @@ typedef struct loom_gpu_assumptions {
     double bandwidth;         /* of its memory's */
     double launch;            /* seconds that an op takes at least */
     double reserved;          /* bytes of its memory that the CUDA context and libraries keep */
+    double unreported;        /* of its memory: what the card says it has is so much less than its data sheet says */
     double communicator;      /* and those that NCCL keeps, where there are several ranks */
 } loom_gpu_assumptions;
 
