@@ -212,7 +212,7 @@ $(BUILD)/test/libcuda.so.1: test/cuda_driver.c
 # test_comm starts ranks, which load a stand-in for NCCL that puts its work into the emulated device's streams.
 $(BUILD)/obj/test/comm_rank.o: CXXFLAGS_ += $(EMULATED_FLAGS)
 $(BUILD)/test/test_comm: | $(BUILD)/test/comm_rank $(BUILD)/test/libnccl_standin.so $(if $(MPICC),$(BUILD)/libgptloom_mpi.so)
-ifneq ($(wildcard $(addsuffix /nccl.h,$(CUDA)/include /usr/include /usr/local/include)),)
+ifneq ($(and $(CUDA),$(wildcard $(addsuffix /nccl.h,$(CUDA)/include /usr/include /usr/local/include))),)
 $(BUILD)/obj/test/nccl_header.o: CXXFLAGS_ += $(CUDA_INCLUDE)
 $(BUILD)/test/test_comm: $(BUILD)/obj/test/nccl_header.o
 endif

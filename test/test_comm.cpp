@@ -15,7 +15,7 @@
 #include <thread>
 #include <vector>
 
-/* In nccl_header.cpp, which is linked where there is NCCL's header; null else. */
+/* In nccl_header.cpp, which is linked where the CUDA Toolkit and NCCL's header are; null else. */
 std::string nccl_header_differences() __attribute__((weak));
 
 namespace {

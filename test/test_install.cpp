@@ -40,6 +40,7 @@ TEST(Install, TheExampleTrainsWithWhatIsInstalled) {
     const fs::path prefix = directory.path() / "prefix", log = directory.path() / "log";
     ASSERT_TRUE(runs("make --no-print-directory install PREFIX='" + prefix.string() + "'", log));
     EXPECT_TRUE(fs::exists(prefix / "bin/gptloom"));
+    EXPECT_EQ(fs::exists(prefix / "lib/libgptloom_mpi.so"), runs("command -v mpicc", log)) << "built where mpicc is";
     ASSERT_TRUE(runs("gcc -std=c11 -Wall -Wextra -Werror " + field(prefix, "Cflags") + " dev/examples/train.c " +
                          field(prefix, "Libs") + " -o '" + (directory.path() / "train").string() + "'",
                      log));
