@@ -12,6 +12,9 @@ enum { FEWEST_ROUNDS = 3, MOST_ROUNDS = 200 };
 /* Rounds go on for so long, and end early after much longer. */
 static const double ENOUGH_SECONDS = 1, TOO_MANY_SECONDS = 20;
 
+/* So long a round is to take at most, if one sequence takes no longer. */
+static const double LONGEST_ROUND = 2;
+
 typedef struct bench {
     loom_one_layer model;
     loom_device *device;
@@ -127,18 +130,35 @@ static bool time_rounds(bench *b, part_times times, int *n, loom_error *error) {
     return true;
 }
 
+/* How many of the micro-batch's sequences to measure: a CPU takes so much longer for more of them, and nobody waits a
+ * minute for a prediction. Guessed from the operations, at half of the device's peak. */
+static int64_t sequences_to_measure(const loom_gpt_config *config, const loom_gpt_setup *setup, loom_device *device) {
+    loom_cost flops;
+    double rate;
+    if (!device->host_memory || !loom_cost_count(&flops, config, setup, device, NULL) ||
+        !device->peak(device, LOOM_F32, 0.1, &rate, NULL))
+        return setup->B;
+    double round = flops.ends + flops.forward + flops.backward;
+    for (int kind = 0; kind < LOOM_RECOMPUTE_EVERY; kind++) round += flops.recompute[kind];
+    const double B = (double)setup->B * LONGEST_ROUND / (round / (rate / 2));
+    return B < 1 ? 1 : B < (double)setup->B ? (int64_t)B : setup->B;
+}
+
 bool loom_cost_measure(loom_cost *cost, const loom_gpt_config *config, const loom_gpt_setup *setup, loom_device *device,
                        loom_error *error) {
     bench b;
     part_times times = {{0}};
     int n = 0;
-    bool ok = bench_open(&b, config, setup, device, error);
+    loom_gpt_setup measured = *setup;
+    measured.B = sequences_to_measure(config, setup, device);
+    const double scale = (double)setup->B / (double)measured.B;
+    bool ok = bench_open(&b, config, &measured, device, error);
     if (ok) {
         loom_gpt_forward(b.model.gpt); /* what each part reads is there from now on */
         ok = time_rounds(&b, times, &n, error);
     }
     for (int part = 0; ok && part < LOOM_COST_PARTS; part++)
-        loom_one_layer_enter(&b.model, cost, part, median(times[part], n));
+        loom_one_layer_enter(&b.model, cost, part, median(times[part], n) * (part == LOOM_COST_UPDATE ? 1 : scale));
     bench_close(&b);
     return ok;
 }
