@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
 """Runs GoogleTest programs one after the other and adds up what they say.
 
-    test/run.py [--logs DIR] [--timeout SECONDS] PROGRAM...
+    test/run.py [--logs DIR] [--timeout SECONDS] PROGRAM[=FILTER]...
 
-Each program gets a line with its counts and its time; what it prints goes to a log. Of failures the part of the log is
+With a FILTER only the tests whose names match it are run, as GoogleTest's --gtest_filter says. Each program gets a line with its counts and its time; what it prints goes to a log. Of failures the part of the log is
 shown; of skips the reason. A program that crashes, runs out of time, or ends badly after good tests (a leak, say)
 counts as a failure. The last line is "N passed, N failed, N skipped"; the status is 1 if any failed or nothing was run.
 """
@@ -114,13 +114,15 @@ def run(command, log_path, timeout):
     return None if status == 0 else f"it ended with status {status}"
 
 
-def run_program(program, logs, timeout):
-    """Runs one program and returns its outcome and the path of its log."""
+def run_program(program, only, logs, timeout):
+    """Runs one program, or what the filter `only` leaves of it; returns its outcome and the path of its log."""
     stem = os.path.join(logs, os.path.relpath(program).replace("../", "").replace("/", "-"))
     log_path, report_path = f"{stem}.log", f"{stem}.xml"
     if os.path.exists(report_path):
         os.remove(report_path)
     command = [os.path.abspath(program), f"--gtest_output=xml:{os.path.abspath(report_path)}", "--gtest_color=no"]
+    if only:
+        command.append(f"--gtest_filter={only}")
     trouble = run(command, log_path, timeout)
     with open(log_path, encoding="utf-8", errors="replace") as file:
         log = file.read()
@@ -140,16 +142,17 @@ def main():
     parser = argparse.ArgumentParser(description="Runs GoogleTest programs and adds up their counts.")
     parser.add_argument("--logs", default="build/test/logs", metavar="DIR", help="where logs go (%(default)s)")
     parser.add_argument("--timeout", type=float, default=900, metavar="SECONDS", help="of each program (%(default)s)")
-    parser.add_argument("programs", nargs="*", metavar="PROGRAM")
+    parser.add_argument("programs", nargs="*", metavar="PROGRAM[=FILTER]")
     arguments = parser.parse_args()
     os.makedirs(arguments.logs, exist_ok=True)
 
     total = Outcome()
     width = max((len(program) for program in arguments.programs), default=0)
-    for program in arguments.programs:
-        print(f"{program:{width}}  ", end="", flush=True)
+    for argument in arguments.programs:
+        print(f"{argument:{width}}  ", end="", flush=True)
+        program, _, only = argument.partition("=")
         begin = time.monotonic()
-        outcome, log_path = run_program(program, arguments.logs, arguments.timeout)
+        outcome, log_path = run_program(program, only, arguments.logs, arguments.timeout)
         print(f"{outcome.counts():38}  {time.monotonic() - begin:6.1f} s", flush=True)
         for name, part in outcome.failed:
             lines = part.splitlines()

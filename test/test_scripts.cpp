@@ -607,12 +607,12 @@ class Runner : public ScriptTest {
         ScriptTest::SetUp();
         ASSERT_FALSE(acting);
     }
-    /* A test program called test_N with these tests, for the next run. */
-    void program(const std::string &tests) {
+    /* A test program called test_N with these tests, of which the next run takes those that `only` matches. */
+    void program(const std::string &tests, const std::string &only = "") {
         const fs::path path = here / ("test_" + std::to_string(++n_));
         script(path, "ACT='" + tests + "' exec " + quoted(fs::read_symlink("/proc/self/exe").string()) +
                          " --gtest_filter='Act.*' \"$@\"\n");
-        programs_ += " " + quoted(path.string());
+        programs_ += " " + quoted(path.string() + (only.empty() ? "" : "=" + only));
     }
     result run(const std::string &flags = "") {
         return shell("python3 " + quoted((project() / "test/run.py").string()) + " --logs " +
@@ -639,6 +639,13 @@ TEST_F(Runner, CountsAndExplains) {
     EXPECT_TRUE(contains(result.output, "| two and two are five\n")) << result.output;
     EXPECT_TRUE(contains(result.output, "\nFailed:\n    test_1: Act.Fail\n")) << result.output;
     EXPECT_FALSE(contains(result.output, "Act.Pass")) << result.output;
+}
+
+TEST_F(Runner, RunsWhatAFilterLeaves) {
+    program("Pass Fail", "*.Pass");
+    const result result = run();
+    EXPECT_EQ(result.status, 0);
+    EXPECT_EQ(last_line(result.output), "1 passed, 0 failed, 0 skipped") << result.output;
 }
 
 TEST_F(Runner, SucceedsWhenAllPass) {
