@@ -62,8 +62,9 @@ COMMON   := -O3 -g -march=$(ARCH) -ffp-contract=fast -fopenmp -fno-math-errno -f
             $(WARNINGS) $(SANITIZE_FLAGS) -Iinclude -Icsrc -I. $(if $(THIRD_PARTY),-I$(THIRD_PARTY)/include) \
             -DLOOM_VERSION='"$(VERSION)"' -MMD -MP
 CFLAGS_  := -std=c11 -D_GNU_SOURCE $(COMMON) -Wstrict-prototypes -Wmissing-prototypes $(DNNL_CFLAGS) $(CFLAGS)
-# Tests, which are compiled more often than they wait for themselves, and the emulation.
-CXXFLAGS_ := -std=c++17 $(COMMON) -O1 -g1 $(CXXFLAGS)
+# Tests, which are compiled more often than they wait for themselves, and the emulation. To optimise what sanitizers add
+# takes the compiler three times as long as all else.
+CXXFLAGS_ := -std=c++17 $(COMMON) $(if $(SANITIZE),-O0,-O1) -g1 $(CXXFLAGS)
 LINK_FLAGS := -fopenmp $(SANITIZE_FLAGS) $(CXXFLAGS)
 LIBS     := $(MATMUL_LIBS) $(if $(THIRD_PARTY),-L$(THIRD_PARTY)/lib -Wl$(comma)-rpath$(comma)$(abspath $(THIRD_PARTY))/lib) \
             -lcjson -linih -lxxhash -lm -lpthread -ldl

@@ -6,6 +6,11 @@
 
 #include <cuda_runtime.h>
 
+/* So that what cannot be allocated fails in sanitizer builds as it does elsewhere. */
+extern "C" const char *__asan_default_options() {
+    return "allocator_may_return_null=1";
+}
+
 namespace {
 
 using namespace support;
