@@ -83,8 +83,10 @@ def plan(options) -> dict:
 
 
 def machine(options) -> str:
+    """What `gptloom devices` says the CPU is."""
     text = subprocess.run([str(options.program), "devices"], capture_output=True, text=True, check=True).stdout
-    return next((line.strip() for line in text.splitlines() if line.split()[:1] == ["cpu"]), "a CPU")
+    lines = [line.split(maxsplit=1) for line in text.splitlines()]
+    return next((words[1] for words in lines if len(words) == 2 and words[0] == "is"), "a CPU")
 
 
 def table(options, results: dict, extra: dict, baseline: int) -> list[str]:
