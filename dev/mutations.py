@@ -68,6 +68,27 @@ MUTATIONS = [
         "cast",
         compiled="kernels/cast.cu",
     ),
+    Mutation(
+        "a term twice",
+        "kernels/add.cu",
+        "sum[j] += term[j]",
+        "sum[j] += sum[j]",
+        "add",
+    ),
+    Mutation(
+        "the second term's start not looked at",
+        "kernels/add.cu",
+        "elements_of(&a->out, &a->a, &a->b)",
+        "elements_of(&a->out, &a->a)",
+        "add",
+    ),
+    Mutation(
+        "writes beyond the end",
+        "kernels/add.cu",
+        "store_floats(out + i, sum, n, e.packed)",
+        "store_floats(out + i, sum, N, e.packed)",
+        "add",
+    ),
     Mutation("last row left out", "kernels/fill.cu", "row < e.rows", "row < e.rows - 1", "fill"),
     Mutation(
         "one value per pack",

@@ -564,6 +564,29 @@ TEST(Harness, SaysWhatIsNotSupported) {
     EXPECT_NE(std::string(result.message).find("cpu does not support"), std::string::npos) << result.message;
 }
 
+/* What is added is cut out of larger memory by who calls: vectors that do not match are refused, not read beyond. */
+TEST(Arguments, OfAddMatch) {
+    const auto refusal = [](const loom_view &out, const loom_view &a, const loom_view &b) {
+        const struct loom_add add = {out, a, b};
+        const loom_device *cpu = device("cpu");
+        const char *why = "";
+        return cpu->ops->supports(cpu, LOOM_OP_add, &add, &why) ? std::string() : std::string(why);
+    };
+    const loom_view vector = loom_view_1d(nullptr, LOOM_F32, 6), narrow = loom_view_1d(nullptr, LOOM_BF16, 6);
+    const loom_view shorter = loom_view_1d(nullptr, LOOM_F32, 5), matrix = loom_view_2d(nullptr, LOOM_F32, 2, 6);
+    EXPECT_EQ(refusal(vector, vector, vector), "");
+    EXPECT_EQ(refusal(narrow, narrow, narrow), "");
+    for (int i = 0; i < 3; i++) {
+        const auto with = [&](const loom_view &other) {
+            return refusal(i == 0 ? other : vector, i == 1 ? other : vector, i == 2 ? other : vector);
+        };
+        EXPECT_NE(with(narrow).find("dtypes"), std::string::npos) << i;
+        EXPECT_NE(with(shorter).find("lengths"), std::string::npos) << i;
+        EXPECT_NE(with(matrix).find("rows"), std::string::npos) << i;
+        EXPECT_NE(with(loom_view{}).find("missing"), std::string::npos) << i;
+    }
+}
+
 /* ---------------------------------------------------------------------------------------------------------- numbers */
 
 TEST(Numbers, RoundToNearestEven) {

@@ -6,11 +6,6 @@
 #include "cpu/gelu.h"
 #include "cpu/relu.h"
 
-/* Where column `first` of a row lies. */
-static inline void *element_address(const loom_view *view, int64_t row, int64_t first) {
-    return (char *)row_address(view, row) + (size_t)first * loom_dtype_size(view->dtype);
-}
-
 static inline void activate_row(loom_activation activation, real *out, const real *x, int64_t n) {
     switch (activation) {
     case LOOM_ACTIVATION_GELU: gelu_row(out, x, n); break;

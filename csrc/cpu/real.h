@@ -31,6 +31,11 @@ static inline void *row_address(const loom_view *view, int64_t row) {
     return (char *)view->data + (size_t)element * loom_dtype_size(view->dtype);
 }
 
+/* Where column `first` of a row lies. */
+static inline void *element_address(const loom_view *view, int64_t row, int64_t first) {
+    return (char *)row_address(view, row) + (size_t)first * loom_dtype_size(view->dtype);
+}
+
 static inline bool stored_as_real(const loom_view *view) {
     return view->dtype == LOOM_REAL_DTYPE;
 }

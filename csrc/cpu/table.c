@@ -36,6 +36,7 @@ size_t LOOM_DEFINITION(workspace)(const loom_device *device, loom_op op, const v
         return LOOM_DEFINITION(softmax_scratch)(device, &((const struct loom_softmax_backward *)arguments)->out);
     case LOOM_OP_cross_entropy: return LOOM_DEFINITION(cross_entropy_scratch)(device, arguments);
     case LOOM_OP_cast: return LOOM_DEFINITION(cast_scratch)(device, arguments);
+    case LOOM_OP_add:
     case LOOM_OP_block_sum:
     case LOOM_OP_step_scalars:
     case LOOM_OP_adamw:

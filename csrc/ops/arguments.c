@@ -89,6 +89,9 @@ static const argument arguments_of_ops[] = {
     OPTIONAL_VIEW(cross_entropy, dlogits, MODEL),
     VIEW(cross_entropy, logits, MODEL),
     VIEW(cross_entropy, targets, IDS),
+    VIEW(add, out, ANY),
+    VIEW(add, a, ANY),
+    VIEW(add, b, ANY),
     VIEW(block_sum, partials, REALS),
     VIEW(block_sum, x, ANY),
     VIEW(step_scalars, losses, REALS),
@@ -112,6 +115,16 @@ static const char *check_attention(const loom_view *q, const loom_view *k, int64
     return NULL;
 }
 
+/* What is wrong between the vectors of an addition, or NULL. Its callers cut them out of larger memory themselves. */
+static const char *check_add(const struct loom_add *a) {
+    if (a->a.dtype != a->out.dtype || a->b.dtype != a->out.dtype) return "terms and a sum of different dtypes";
+    if (a->a.shape[3] != a->out.shape[3] || a->b.shape[3] != a->out.shape[3])
+        return "terms and a sum of different lengths";
+    const bool vectors = loom_view_row_count(&a->out) == 1 && loom_view_row_count(&a->a) == 1 &&
+                         loom_view_row_count(&a->b) == 1;
+    return vectors ? NULL : "terms or a sum of several rows";
+}
+
 /* What is wrong between the arguments of an op whose views are each in order, or NULL. */
 static const char *check_together(loom_op op, const void *arguments) {
     const struct loom_attention_forward *attention = arguments;
@@ -129,6 +142,7 @@ static const char *check_together(loom_op op, const void *arguments) {
                    : NULL;
     case LOOM_OP_layernorm_forward:
         return loom_view_given(&layernorm->delta) && !loom_view_given(&layernorm->sum) ? "a delta without a sum" : NULL;
+    case LOOM_OP_add: return check_add(arguments);
     case LOOM_OP_adamw:
         if (loom_view_given(&adamw->copy) && adamw->parameter.dtype == LOOM_BF16)
             return "a rounded copy of parameters that are rounded themselves";

@@ -214,6 +214,13 @@ struct loom_cross_entropy {
     const loom_scalars *scalars;
 };
 
+/* out = a + b: the exact sum, rounded once. What gradients of micro-batches and of ranks are added up with, two by two. All
+ * three are contiguous and of one dtype. */
+struct loom_add {
+    loom_view out;  /* (n) may alias a or b as a whole, and overlaps them in no other way */
+    loom_view a, b; /* (n) */
+};
+
 /* partials[i] = sum of x[j], or of x[j]^2, over block i of `block` elements: sums over everything are made of fixed
  * blocks, added in index order, so that neither threads nor ranks can change them. */
 struct loom_block_sum {
@@ -290,6 +297,7 @@ struct loom_fill {
     X(softmax_forward)                                                                                                 \
     X(softmax_backward)                                                                                                \
     X(cross_entropy)                                                                                                   \
+    X(add)                                                                                                             \
     X(block_sum)                                                                                                       \
     X(step_scalars)                                                                                                    \
     X(adamw)                                                                                                           \
