@@ -214,8 +214,8 @@ struct loom_cross_entropy {
     const loom_scalars *scalars;
 };
 
-/* out = a + b: the exact sum, rounded once. What gradients of micro-batches and of ranks are added up with, two by two. All
- * three are contiguous and of one dtype. */
+/* out = a + b: the exact sum, rounded once. What gradients of micro-batches and of ranks are added up with, two by two.
+ * All three are contiguous and of one dtype. */
 struct loom_add {
     loom_view out;  /* (n) may alias a or b as a whole, and overlaps them in no other way */
     loom_view a, b; /* (n) */

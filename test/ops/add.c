@@ -1,8 +1,8 @@
 /* Cases of add. */
 #include "ops/case.h"
 
-/* into-a, into-b, doubled: the sum is written over its first term, its second, or the only one there is. off-out, off-a,
- * off-b: that vector alone starts where 16-byte accesses cannot. */
+/* into-a, into-b, doubled: the sum is written over its first term, its second, or the only one there is. off-out,
+ * off-a, off-b: that vector alone starts where 16-byte accesses cannot. */
 static const loom_case_shape shapes[] = {
     {{1}, "", LOOM_CASE_PARITY},
     {{1}, "into-b", LOOM_CASE_PARITY},
@@ -27,8 +27,8 @@ static const loom_case_shape shapes[] = {
     {{124475904}, "", LOOM_CASE_BENCH_LARGE},
 };
 
-/* extreme: sums of the largest are infinite in fp16, huge: in fp32 and bf16. near: terms of one size, of which the other
- * may take most away. */
+/* extreme: sums of the largest are infinite in fp16; huge: in fp32 and bf16. near: terms of one size, which may cancel
+ * each other nearly. */
 static loom_case_fill fill(const loom_case *c) {
     if (loom_case_option(c, "extreme")) return loom_case_extreme(6e4);
     if (loom_case_option(c, "huge")) return loom_case_extreme(3e38);
