@@ -156,12 +156,16 @@ static bool load(loaded *model, const loom_checkpoint_info *info, const settings
     loom_arena arena = loom_arena_over(model->memory, model->bytes, model->device->host_memory);
     loom_gpt_lay_out(model->gpt, &arena);
     if (!loom_gpt_prepare(model->gpt, error)) return false;
-    const loom_checkpoint_tensors tensors = {.config = &info->config,
-                                             .layout = loom_gpt_get_layout(model->gpt),
-                                             .device = model->device,
-                                             .parameters = loom_gpt_get_master(model->gpt),
-                                             .dtype = loom_gpt_get_precision(model->gpt)->master};
-    return loom_checkpoint_load(info, &tensors, error);
+    loom_checkpoint_tensors tensors = {.config = &info->config,
+                                       .layout = loom_gpt_get_layout(model->gpt),
+                                       .device = model->device,
+                                       .dtype = loom_gpt_get_precision(model->gpt)->master};
+    loom_checkpoint_slice *slices = loom_checkpoint_whole_slices(&tensors, loom_gpt_get_master(model->gpt), NULL, NULL,
+                                                                 error);
+    tensors.slice = slices;
+    const bool ok = slices && loom_checkpoint_load(info, &tensors, error);
+    free(slices);
+    return ok;
 }
 
 static void unload(loaded *model) {

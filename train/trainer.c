@@ -133,11 +133,15 @@ static loom_checkpoint_tensors tensors_of(loom_trainer *t) {
     return (loom_checkpoint_tensors){.config = loom_gpt_get_config(t->gpt),
                                      .layout = loom_gpt_get_layout(t->gpt),
                                      .device = t->device,
-                                     .parameters = loom_gpt_get_master(t->gpt),
                                      .dtype = t->precision.master,
-                                     .moment1 = t->optimizer.moment1,
-                                     .moment2 = t->optimizer.moment2,
-                                     .moment_dtype = t->precision.moment};
+                                     .moment_dtype = t->precision.moment,
+                                     .moments = true};
+}
+
+/* All of them lie here. To be freed. */
+static loom_checkpoint_slice *slices_of(loom_trainer *t, const loom_checkpoint_tensors *tensors, loom_error *error) {
+    return loom_checkpoint_whole_slices(tensors, loom_gpt_get_master(t->gpt), t->optimizer.moment1,
+                                        t->optimizer.moment2, error);
 }
 
 /* What may not change because the order of the data hangs on it. */
@@ -247,8 +251,12 @@ static bool start(loom_trainer *t, const loom_checkpoint_info *from, loom_error 
                     LOOM_HOST_TO_DEVICE);
     if (!from) return loom_gpt_initialise(t->gpt, t->options.seed, error);
     loom_checkpoint_tensors tensors = tensors_of(t);
-    if (!resumed) tensors.moment1 = tensors.moment2 = NULL;
-    if (!loom_checkpoint_load(from, &tensors, error)) return false;
+    tensors.moments = resumed;
+    loom_checkpoint_slice *slices = slices_of(t, &tensors, error);
+    tensors.slice = slices;
+    const bool loaded = slices && loom_checkpoint_load(from, &tensors, error);
+    free(slices);
+    if (!loaded) return false;
     loom_gpt_copy_master(t->gpt);
     return t->device->synchronize(t->device, NULL, error);
 }
@@ -425,8 +433,13 @@ bool loom_trainer_sample(loom_trainer *t, int64_t n, bool (*emit)(void *user, in
 }
 
 bool loom_trainer_save(loom_trainer *t, const char *run, int keep, loom_error *error) {
-    const loom_checkpoint_tensors tensors = tensors_of(t);
-    return loom_checkpoint_save(run, &tensors, &t->state, loom_dataset_is_bytes(t->data), keep, error);
+    loom_checkpoint_tensors tensors = tensors_of(t);
+    loom_checkpoint_slice *slices = slices_of(t, &tensors, error);
+    tensors.slice = slices;
+    const bool ok = slices &&
+                    loom_checkpoint_save(run, &tensors, &t->state, loom_dataset_is_bytes(t->data), keep, NULL, error);
+    free(slices);
+    return ok;
 }
 
 /* --------------------------------------------------------------------------------------------------------------- accessors */

@@ -65,39 +65,69 @@ char *loom_file_read_text(const char *path, size_t limit, loom_error *error) {
     return text;
 }
 
-void loom_checksum(const void *data, size_t bytes, char checksum[33]) {
-    const XXH128_hash_t hash = XXH3_128bits(data, bytes);
+static void write_digits(XXH128_hash_t hash, char checksum[33]) {
     snprintf(checksum, 33, "%016llx%016llx", (unsigned long long)hash.high64, (unsigned long long)hash.low64);
+}
+
+void loom_checksum(const void *data, size_t bytes, char checksum[33]) {
+    write_digits(XXH3_128bits(data, bytes), checksum);
+}
+
+bool loom_file_checksum(const char *path, uint64_t *size, char checksum[33], loom_error *error) {
+    loom_mapping mapping;
+    if (!loom_file_map(path, &mapping, error)) return false;
+    loom_checksum(mapping.data, mapping.size, checksum);
+    *size = mapping.size;
+    loom_file_unmap(&mapping);
+    return true;
 }
 
 /* ------------------------------------------------------------------------------------------------------------ writing */
 
 struct loom_writer {
     int descriptor;
-    uint64_t size;
+    uint64_t position; /* of what is written next */
     size_t buffered;
-    XXH3_state_t *hash;
+    XXH3_state_t *hash; /* NULL: not of the whole file */
+    bool part;          /* of a file that others write too */
     char path[PATH_MAX];
     char buffer[1 << 16];
 };
 
-loom_writer *loom_writer_open(const char *path, loom_error *error) {
+static loom_writer *open_writer(const char *path, int flags, loom_error *error) {
     loom_writer *writer = calloc(1, sizeof *writer);
-    XXH3_state_t *hash = XXH3_createState();
-    if (!writer || !hash || strlen(path) >= sizeof writer->path) {
-        loom_fail(error, "%s: cannot be written: %s", path, writer && hash ? "its name is too long" : "no memory");
-        goto failed;
+    if (!writer || strlen(path) >= sizeof writer->path) {
+        loom_fail(error, "%s: cannot be written: %s", path, writer ? "its name is too long" : "no memory");
+        free(writer);
+        return NULL;
     }
-    writer->hash = hash;
-    XXH3_128bits_reset(hash);
     strcpy(writer->path, path);
-    writer->descriptor = open(path, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0666);
+    writer->descriptor = open(path, O_WRONLY | O_CLOEXEC | flags, 0666);
     if (writer->descriptor >= 0) return writer;
     loom_fail(error, "%s: cannot be written: %s", path, strerror(errno));
-failed:
-    if (hash) XXH3_freeState(hash);
     free(writer);
     return NULL;
+}
+
+loom_writer *loom_writer_open(const char *path, loom_error *error) {
+    XXH3_state_t *hash = XXH3_createState();
+    if (!hash) {
+        loom_fail(error, "%s: cannot be written: no memory", path);
+        return NULL;
+    }
+    XXH3_128bits_reset(hash);
+    loom_writer *writer = open_writer(path, O_CREAT | O_TRUNC, error);
+    if (writer)
+        writer->hash = hash;
+    else
+        XXH3_freeState(hash);
+    return writer;
+}
+
+loom_writer *loom_writer_open_part(const char *path, loom_error *error) {
+    loom_writer *writer = open_writer(path, 0, error);
+    if (writer) writer->part = true;
+    return writer;
 }
 
 static bool write_fully(loom_writer *writer, const char *data, size_t bytes, loom_error *error) {
@@ -118,13 +148,33 @@ static bool flush(loom_writer *writer, loom_error *error) {
 }
 
 bool loom_writer_write(loom_writer *writer, const void *data, size_t bytes, loom_error *error) {
-    XXH3_128bits_update(writer->hash, data, bytes);
-    writer->size += bytes;
+    if (writer->hash) XXH3_128bits_update(writer->hash, data, bytes);
+    writer->position += bytes;
     if (writer->buffered + bytes > sizeof writer->buffer && !flush(writer, error)) return false;
     if (bytes > sizeof writer->buffer) return write_fully(writer, data, bytes, error);
     memcpy(writer->buffer + writer->buffered, data, bytes);
     writer->buffered += bytes;
     return true;
+}
+
+bool loom_writer_seek(loom_writer *writer, uint64_t position, loom_error *error) {
+    if (position == writer->position) return true;
+    LOOM_CHECK(!writer->hash);
+    if (!flush(writer, error)) return false;
+    if (lseek(writer->descriptor, (off_t)position, SEEK_SET) < 0)
+        return loom_fail(error, "%s: cannot be written: %s", writer->path, strerror(errno));
+    writer->position = position;
+    return true;
+}
+
+bool loom_writer_extend(loom_writer *writer, uint64_t size, loom_error *error) {
+    LOOM_CHECK(size >= writer->position);
+    XXH3_freeState(writer->hash);
+    writer->hash = NULL;
+    if (!flush(writer, error)) return false;
+    if (ftruncate(writer->descriptor, (off_t)size) != 0)
+        return loom_fail(error, "%s: cannot be written: %s", writer->path, strerror(errno));
+    return loom_writer_seek(writer, size, error);
 }
 
 static void destroy(loom_writer *writer) {
@@ -138,11 +188,9 @@ bool loom_writer_close(loom_writer *writer, uint64_t *size, char checksum[33], l
         ok = loom_fail(error, "%s: cannot be flushed to disk: %s", writer->path, strerror(errno));
     if (close(writer->descriptor) != 0 && ok)
         ok = loom_fail(error, "%s: cannot be written: %s", writer->path, strerror(errno));
-    if (size) *size = writer->size;
-    if (checksum) {
-        const XXH128_hash_t hash = XXH3_128bits_digest(writer->hash);
-        snprintf(checksum, 33, "%016llx%016llx", (unsigned long long)hash.high64, (unsigned long long)hash.low64);
-    }
+    if (size) *size = writer->position;
+    if (checksum) *checksum = 0;
+    if (checksum && writer->hash) write_digits(XXH3_128bits_digest(writer->hash), checksum);
     destroy(writer);
     return ok;
 }
@@ -150,7 +198,7 @@ bool loom_writer_close(loom_writer *writer, uint64_t *size, char checksum[33], l
 void loom_writer_abandon(loom_writer *writer) {
     if (!writer) return;
     close(writer->descriptor);
-    unlink(writer->path);
+    if (!writer->part) unlink(writer->path);
     destroy(writer);
 }
 

@@ -28,9 +28,15 @@ char *loom_file_read_text(const char *path, size_t limit, loom_error *error);
 typedef struct loom_writer loom_writer;
 loom_writer *loom_writer_open(const char *path, loom_error *error);
 bool loom_writer_write(loom_writer *writer, const void *data, size_t bytes, loom_error *error);
-/* Flushes, syncs, closes and frees the writer in every case; checksum (optional) gets 32 hex digits. */
+/* Several processes write one file: one makes it, as long as it will be (what is not written yet reads as zeros); then
+ * each opens it for its parts and seeks to them. A writer that has done any of this has no checksum. */
+bool loom_writer_extend(loom_writer *writer, uint64_t size, loom_error *error);
+loom_writer *loom_writer_open_part(const char *path, loom_error *error);
+bool loom_writer_seek(loom_writer *writer, uint64_t position, loom_error *error);
+/* Flushes, syncs, closes and frees the writer in every case; size and checksum are optional: the position it is at, and
+ * 32 hex digits, "" where there is none. */
 bool loom_writer_close(loom_writer *writer, uint64_t *size, char checksum[33], loom_error *error);
-/* Closes and deletes the file; for the way out after an error. NULL is allowed. */
+/* Closes and deletes the file, but one that was opened for parts; for the way out after an error. NULL is allowed. */
 void loom_writer_abandon(loom_writer *writer);
 
 /* A small file replaced at once: temporary name, sync, rename. */
@@ -38,6 +44,8 @@ bool loom_file_replace(const char *path, const void *data, size_t bytes, loom_er
 
 /* 32 hex digits of XXH3-128. */
 void loom_checksum(const void *data, size_t bytes, char checksum[33]);
+/* The same of a whole file. */
+bool loom_file_checksum(const char *path, uint64_t *size, char checksum[33], loom_error *error);
 
 /* Makes a directory and its parents. */
 bool loom_make_directories(const char *path, loom_error *error);

@@ -1,6 +1,6 @@
+/* Opening and loading. */
 #include "gptloom/checkpoint.h"
 
-#include "base/check.h"
 #include "checkpoint/directory.h"
 #include "checkpoint/documents.h"
 #include "checkpoint/tensors.h"
@@ -9,53 +9,11 @@
 #include <inttypes.h>
 #include <limits.h>
 #include <stdio.h>
-#include <stdlib.h>
 #include <string.h>
 
 static bool exists(const char *directory, const char *name) {
     char path[PATH_MAX];
     return loom_join_path(path, sizeof path, directory, name, NULL) && loom_path_exists(path);
-}
-
-/* ----------------------------------------------------------------------------------------------------------- saving */
-
-static bool write_choices(loom_manifest *manifest, loom_device *device, loom_error *error) {
-    char *text = NULL;
-    if (!device->choices_get(device, &text, error)) return false;
-    if (!text) return true;
-    loom_writer *writer = loom_manifest_begin(manifest, LOOM_CHOICES_FILE, error);
-    const bool ok = writer && loom_writer_write(writer, text, strlen(text), error);
-    free(text);
-    return loom_manifest_end(manifest, LOOM_CHOICES_FILE, writer, ok, error);
-}
-
-/* Writes every file of a checkpoint, the manifest last, and makes them last through a power cut. */
-static bool fill(const char *directory, const loom_checkpoint_tensors *tensors, const loom_training_state *state,
-                 bool bytes, loom_error *error) {
-    loom_manifest manifest = {.directory = directory};
-    const loom_tensor_sets weights = loom_weight_sets(tensors), moments = loom_moment_sets(tensors);
-    return loom_config_write(&manifest, tensors->config, bytes, tensors->dtype, error) &&
-           (!bytes || loom_tokenizer_write(&manifest, tensors->config->block_size, error)) &&
-           loom_tensors_write(&manifest, LOOM_WEIGHTS_FILE, tensors, &weights, error) &&
-           (!tensors->moment1 || loom_tensors_write(&manifest, LOOM_OPTIMIZER_FILE, tensors, &moments, error)) &&
-           loom_state_write(&manifest, state, error) && write_choices(&manifest, tensors->device, error) &&
-           loom_manifest_write(&manifest, error) && loom_sync_directory(directory, error);
-}
-
-bool loom_checkpoint_save(const char *run, const loom_checkpoint_tensors *tensors, const loom_training_state *state,
-                          bool bytes, int keep, loom_error *error) {
-    LOOM_CHECK(state->step >= 0 && state->tokens >= 0 && keep >= 0);
-    LOOM_CHECK(!tensors->moment1 == !tensors->moment2);
-    LOOM_CHECK(!bytes || tensors->config->vocab_size >= LOOM_BYTE_VOCABULARY);
-    char checkpoints[PATH_MAX], temporary[PATH_MAX];
-    if (!loom_join_path(checkpoints, sizeof checkpoints, run, "checkpoints", error) ||
-        !loom_checkpoint_begin(checkpoints, state->step, temporary, sizeof temporary, error))
-        return false;
-    const bool ok = fill(temporary, tensors, state, bytes, error) &&
-                    loom_checkpoint_publish(checkpoints, state->step, temporary, error);
-    loom_remove_tree(temporary, NULL); /* what failed, or what was replaced */
-    if (ok && keep > 0) loom_checkpoint_prune(checkpoints, state->step, keep);
-    return ok;
 }
 
 /* ---------------------------------------------------------------------------------------------------------- opening */
@@ -137,12 +95,11 @@ static const char *describe_shape(const loom_gpt_config *config, char text[192])
 
 /* Everything is opened and matched before the first byte is copied. */
 bool loom_checkpoint_load(const loom_checkpoint_info *info, const loom_checkpoint_tensors *tensors, loom_error *error) {
-    LOOM_CHECK(!tensors->moment1 == !tensors->moment2);
     char found[192], expected[192], weights_path[PATH_MAX], moments_path[PATH_MAX];
     if (!same_shape(&info->config, tensors->config))
         return loom_fail(error, "%s: is of another shape: it has %s; the model has %s", info->directory,
                          describe_shape(&info->config, found), describe_shape(tensors->config, expected));
-    if (tensors->moment1 && !info->has_optimizer)
+    if (tensors->moments && !info->has_optimizer)
         return loom_fail(error, "%s: holds weights only; training cannot be resumed from it, but can start from them",
                          info->directory);
     if (!loom_join_path(weights_path, sizeof weights_path, info->directory, LOOM_WEIGHTS_FILE, error) ||
@@ -152,10 +109,10 @@ bool loom_checkpoint_load(const loom_checkpoint_info *info, const loom_checkpoin
     const loom_tensor_sets weights = loom_weight_sets(tensors), moments = loom_moment_sets(tensors);
     loom_tensor_source weights_source, moments_source = {0};
     if (!loom_tensor_source_open(&weights_source, weights_path, tensors, &weights, true, error)) return false;
-    const bool ok = (!tensors->moment1 ||
+    const bool ok = (!tensors->moments ||
                      loom_tensor_source_open(&moments_source, moments_path, tensors, &moments, false, error)) &&
                     loom_tensor_source_load(&weights_source, tensors, &weights, error) &&
-                    (!tensors->moment1 || loom_tensor_source_load(&moments_source, tensors, &moments, error));
+                    (!tensors->moments || loom_tensor_source_load(&moments_source, tensors, &moments, error));
     loom_tensor_source_close(&moments_source);
     loom_tensor_source_close(&weights_source);
     return ok;

@@ -11,6 +11,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/random.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -182,7 +183,11 @@ static void remove_stale(const char *checkpoints) {
 bool loom_checkpoint_begin(const char *checkpoints, int64_t step, char *temporary, size_t size, loom_error *error) {
     if (!loom_make_directories(checkpoints, error)) return false;
     remove_stale(checkpoints);
-    if (!step_path(checkpoints, step, TEMPORARY, temporary, size, error)) return false;
+    uint32_t number;
+    char prefix[NAME_SIZE / 2];
+    if (getrandom(&number, sizeof number, 0) != sizeof number) number = (uint32_t)getpid();
+    snprintf(prefix, sizeof prefix, TEMPORARY "%08" PRIx32 "-", number);
+    if (!step_path(checkpoints, step, prefix, temporary, size, error)) return false;
     if (mkdir(temporary, 0777) == 0) return true;
     return loom_fail(error, "%s: cannot be made a directory: %s", temporary, strerror(errno));
 }

@@ -19,7 +19,8 @@ extern "C" {
 bool loom_checkpoint_find(const char *path, char *directory, size_t size, loom_error *error);
 
 /* Makes an empty directory for a checkpoint of `step` under `checkpoints`, which is made where it is missing, and
- * removes what earlier crashes left there. */
+ * removes what earlier crashes left there. Its name has a random number: on a disk that ranks do not share, nothing is
+ * taken for it. */
 bool loom_checkpoint_begin(const char *checkpoints, int64_t step, char *temporary, size_t size, loom_error *error);
 
 /* Gives the filled directory its name and moves `latest` to it. Before, what is in it must be on the disk. On errors

@@ -30,6 +30,9 @@ loom_writer *loom_manifest_begin(const loom_manifest *manifest, const char *name
 /* Closes that file and records it; where `ok` is false deletes it instead. Returns whether all is well. */
 bool loom_manifest_end(loom_manifest *manifest, const char *name, loom_writer *writer, bool ok, loom_error *error);
 
+/* Of a file that was made but not filled by its writer (loom_writer_extend), what its checksum has come to be. */
+void loom_manifest_set_checksum(loom_manifest *manifest, const char *name, const char checksum[33]);
+
 /* Writes and records a JSON file, and deletes the object in every case. `complete` is false, and `json` may be NULL,
  * where cJSON ran out of memory while it was made. */
 bool loom_manifest_add_json(loom_manifest *manifest, const char *name, cJSON *json, bool complete, loom_error *error);

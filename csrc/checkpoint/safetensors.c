@@ -229,16 +229,21 @@ static char *print_header(const loom_safetensor *tensors, int n) {
     return text;
 }
 
-/* The header is filled up with spaces so that the data, and with it every fp32 tensor, is aligned. */
-bool loom_safetensors_write_header(loom_writer *writer, const loom_safetensor *tensors, int n, loom_error *error) {
-    char *text = print_header(tensors, n);
-    if (!text) return loom_fail(error, "no memory to write a checkpoint's header");
-    const size_t length = strlen(text), padded = (length + HEADER_ALIGNMENT - 1) / HEADER_ALIGNMENT * HEADER_ALIGNMENT;
-    unsigned char length_bytes[LENGTH_BYTES];
-    for (int i = 0; i < LENGTH_BYTES; i++) length_bytes[i] = (unsigned char)((uint64_t)padded >> (8 * i));
-    const bool ok = loom_writer_write(writer, length_bytes, sizeof length_bytes, error) &&
-                    loom_writer_write(writer, text, length, error) &&
-                    loom_writer_write(writer, "        ", padded - length, error);
+/* The text is filled up with spaces so that the data, and with it every fp32 tensor, is aligned. */
+char *loom_safetensors_header(const loom_safetensor *tensors, int n, size_t *bytes, loom_error *error) {
+    char *text = print_header(tensors, n), *header = NULL;
+    const size_t length = text ? strlen(text) : 0;
+    const size_t padded = (length + HEADER_ALIGNMENT - 1) / HEADER_ALIGNMENT * HEADER_ALIGNMENT;
+    if (text) header = malloc(LENGTH_BYTES + padded);
+    if (!header) {
+        cJSON_free(text);
+        loom_fail(error, "no memory to write a checkpoint's header");
+        return NULL;
+    }
+    for (int i = 0; i < LENGTH_BYTES; i++) header[i] = (char)((uint64_t)padded >> (8 * i));
+    memset(header + LENGTH_BYTES, ' ', padded);
+    memcpy(header + LENGTH_BYTES, text, length);
     cJSON_free(text);
-    return ok;
+    *bytes = LENGTH_BYTES + padded;
+    return header;
 }

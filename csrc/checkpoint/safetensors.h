@@ -29,8 +29,9 @@ bool loom_safetensors_open(loom_safetensors *file, const char *path, loom_error 
 void loom_safetensors_close(loom_safetensors *file);
 const loom_safetensor *loom_safetensors_find(const loom_safetensors *file, const char *name); /* NULL: none */
 
-/* Writes the header for tensors that will follow in this order without gaps; the caller then writes their data. */
-bool loom_safetensors_write_header(loom_writer *writer, const loom_safetensor *tensors, int n, loom_error *error);
+/* What a file begins with whose tensors follow in this order without gaps: `bytes` of it, to be freed. NULL where memory
+ * runs out. */
+char *loom_safetensors_header(const loom_safetensor *tensors, int n, size_t *bytes, loom_error *error);
 
 #ifdef __cplusplus
 }

@@ -4,6 +4,7 @@
 #include "base/half.h"
 
 #include <inttypes.h>
+#include <limits.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -12,14 +13,47 @@
 
 enum { STAGING_ELEMENTS = 1 << 20, NAME_SIZE = sizeof((loom_safetensor *)0)->name, SHAPE_TEXT_SIZE = 96 };
 
+static void *parameters_of(const loom_checkpoint_slice *slice) {
+    return slice->parameters;
+}
+
+static void *moment1_of(const loom_checkpoint_slice *slice) {
+    return slice->moment1;
+}
+
+static void *moment2_of(const loom_checkpoint_slice *slice) {
+    return slice->moment2;
+}
+
 loom_tensor_sets loom_weight_sets(const loom_checkpoint_tensors *tensors) {
-    return (loom_tensor_sets){1, {{"", tensors->parameters, tensors->dtype}}};
+    return (loom_tensor_sets){1, {{"", parameters_of, tensors->dtype}}};
 }
 
 loom_tensor_sets loom_moment_sets(const loom_checkpoint_tensors *tensors) {
-    return (loom_tensor_sets){2,
-                              {{".exp_avg", tensors->moment1, tensors->moment_dtype},
-                               {".exp_avg_sq", tensors->moment2, tensors->moment_dtype}}};
+    return (loom_tensor_sets){
+        2, {{".exp_avg", moment1_of, tensors->moment_dtype}, {".exp_avg_sq", moment2_of, tensors->moment_dtype}}};
+}
+
+static void *at(void *memory, int64_t element, loom_dtype dtype) {
+    return memory ? (char *)memory + (size_t)element * loom_dtype_size(dtype) : NULL;
+}
+
+loom_checkpoint_slice *loom_checkpoint_whole_slices(const loom_checkpoint_tensors *tensors, void *parameters,
+                                                    void *moment1, void *moment2, loom_error *error) {
+    const loom_layout *layout = tensors->layout;
+    loom_checkpoint_slice *slices = malloc((size_t)layout->n_buckets * sizeof *slices);
+    if (!slices) {
+        loom_fail(error, "no memory to describe a checkpoint");
+        return NULL;
+    }
+    for (int b = 0; b < layout->n_buckets; b++) {
+        const loom_bucket *bucket = &layout->bucket[b];
+        slices[b] = (loom_checkpoint_slice){.elements = bucket->elements,
+                                            .parameters = at(parameters, bucket->offset, tensors->dtype),
+                                            .moment1 = at(moment1, bucket->offset, tensors->moment_dtype),
+                                            .moment2 = at(moment2, bucket->offset, tensors->moment_dtype)};
+    }
+    return slices;
 }
 
 /* The format's names of the types that weights can have. */
@@ -39,8 +73,32 @@ static loom_safetensor describe(const loom_parameter *parameter, const struct lo
     return tensor;
 }
 
-static char *place_of(const struct loom_tensor_set *set, const loom_parameter *parameter) {
-    return (char *)set->memory + (size_t)parameter->offset * loom_dtype_size(set->dtype);
+/* Elements that lie on this device; counted, as all here, from a parameter's first one. */
+typedef struct piece {
+    int64_t first, elements; /* 0: none */
+    char *memory;
+} piece;
+
+/* What this rank has of a parameter's elements begin .. end - 1. */
+static piece piece_of(const loom_checkpoint_tensors *tensors, const struct loom_tensor_set *set,
+                      const loom_parameter *parameter, int64_t begin, int64_t end) {
+    const loom_checkpoint_slice *slice = &tensors->slice[parameter->bucket];
+    const int64_t start = parameter->offset - tensors->layout->bucket[parameter->bucket].offset;
+    const int64_t slice_begin = slice->first - start, slice_end = slice_begin + slice->elements;
+    if (begin < slice_begin) begin = slice_begin;
+    if (end > slice_end) end = slice_end;
+    if (begin >= end) return (piece){0};
+    return (piece){.first = begin,
+                   .elements = end - begin,
+                   .memory = (char *)set->memory(slice) + (size_t)(begin - slice_begin) * loom_dtype_size(set->dtype)};
+}
+
+/* Elements up to the next parameter, or the bucket's end: what is behind the parameter itself is zero. */
+static int64_t room_of(const loom_layout *layout, int parameter) {
+    const loom_parameter *p = &layout->parameter[parameter], *next = p + 1;
+    const loom_bucket *bucket = &layout->bucket[p->bucket];
+    const bool last = parameter + 1 == layout->n_parameters || next->bucket != p->bucket;
+    return (last ? bucket->offset + bucket->elements : next->offset) - p->offset;
 }
 
 static bool check_storage(const loom_device *device, loom_error *error) {
@@ -77,44 +135,78 @@ static bool write_from_device(loom_writer *writer, loom_device *device, const ch
     return true;
 }
 
-static bool write_header(loom_writer *writer, const loom_layout *layout, const loom_tensor_sets *sets,
-                         loom_error *error) {
+/* What such a file begins with, to be freed, and the bytes of all that follows. */
+static char *make_header(const loom_layout *layout, const loom_tensor_sets *sets, size_t *header_bytes,
+                         uint64_t *data_bytes, loom_error *error) {
     const int n = sets->n_sets * layout->n_parameters;
-    loom_safetensor *header = malloc((size_t)n * sizeof *header);
-    if (!header) return loom_fail(error, "no memory for a checkpoint's header");
-    for (int i = 0; i < n; i++)
-        header[i] = describe(&layout->parameter[i % layout->n_parameters], &sets->set[i / layout->n_parameters]);
-    const bool ok = loom_safetensors_write_header(writer, header, n, error);
-    free(header);
-    return ok;
+    loom_safetensor *tensor = malloc((size_t)n * sizeof *tensor);
+    if (!tensor) {
+        loom_fail(error, "no memory for a checkpoint's header");
+        return NULL;
+    }
+    *data_bytes = 0;
+    for (int i = 0; i < n; i++) {
+        tensor[i] = describe(&layout->parameter[i % layout->n_parameters], &sets->set[i / layout->n_parameters]);
+        *data_bytes += tensor[i].bytes;
+    }
+    char *header = loom_safetensors_header(tensor, n, header_bytes, error);
+    free(tensor);
+    return header;
 }
 
-static bool write_data(loom_writer *writer, const loom_checkpoint_tensors *tensors, const loom_tensor_sets *sets,
-                       loom_error *error) {
+/* Writes what lies in this rank's slices, each piece in its place: tensors follow each other from byte `place` on. */
+static bool write_data(loom_writer *writer, uint64_t place, const loom_checkpoint_tensors *tensors,
+                       const loom_tensor_sets *sets, loom_error *error) {
     const loom_layout *layout = tensors->layout;
     loom_device *device = tensors->device;
     if (!device->synchronize(device, NULL, error)) return false;
     float *staging = make_staging(error);
     bool ok = staging;
-    for (int s = 0; ok && s < sets->n_sets; s++) {
-        for (int i = 0; ok && i < layout->n_parameters; i++) {
-            const loom_parameter *parameter = &layout->parameter[i];
-            ok = write_from_device(writer, device, place_of(&sets->set[s], parameter),
-                                   parameter->rows * parameter->columns, loom_dtype_size(sets->set[s].dtype), staging,
-                                   error);
-        }
+    for (int i = 0; ok && i < sets->n_sets * layout->n_parameters; i++) {
+        const struct loom_tensor_set *set = &sets->set[i / layout->n_parameters];
+        const loom_parameter *parameter = &layout->parameter[i % layout->n_parameters];
+        const int64_t n = parameter->rows * parameter->columns;
+        const size_t size = loom_dtype_size(set->dtype);
+        const piece mine = piece_of(tensors, set, parameter, 0, n);
+        if (mine.elements > 0)
+            ok = loom_writer_seek(writer, place + (uint64_t)mine.first * size, error) &&
+                 write_from_device(writer, device, mine.memory, mine.elements, size, staging, error);
+        place += (uint64_t)n * size;
     }
     free(staging);
     return ok;
 }
 
 bool loom_tensors_write(loom_manifest *manifest, const char *name, const loom_checkpoint_tensors *tensors,
-                        const loom_tensor_sets *sets, loom_error *error) {
+                        const loom_tensor_sets *sets, bool filled, loom_error *error) {
+    size_t bytes;
+    uint64_t data_bytes;
     if (!check_storage(tensors->device, error)) return false;
+    char *header = make_header(tensors->layout, sets, &bytes, &data_bytes, error);
+    if (!header) return false;
     loom_writer *writer = loom_manifest_begin(manifest, name, error);
-    const bool ok = writer && write_header(writer, tensors->layout, sets, error) &&
-                    write_data(writer, tensors, sets, error);
+    const bool ok = writer && loom_writer_write(writer, header, bytes, error) &&
+                    (filled ? write_data(writer, bytes, tensors, sets, error)
+                            : loom_writer_extend(writer, bytes + data_bytes, error));
+    free(header);
     return loom_manifest_end(manifest, name, writer, ok, error);
+}
+
+bool loom_tensors_write_part(const char *directory, const char *name, const loom_checkpoint_tensors *tensors,
+                             const loom_tensor_sets *sets, loom_error *error) {
+    char path[PATH_MAX];
+    size_t bytes;
+    uint64_t data_bytes;
+    if (!check_storage(tensors->device, error) || !loom_join_path(path, sizeof path, directory, name, error))
+        return false;
+    char *header = make_header(tensors->layout, sets, &bytes, &data_bytes, error);
+    if (!header) return false;
+    free(header);
+    loom_writer *writer = loom_writer_open_part(path, error);
+    if (!writer) return false;
+    if (write_data(writer, bytes, tensors, sets, error)) return loom_writer_close(writer, NULL, NULL, error);
+    loom_writer_abandon(writer);
+    return false;
 }
 
 /* --------------------------------------------------------------------------------------------------------- matching */
@@ -257,59 +349,60 @@ static bool put(loom_device *device, char *to, const void *staging, size_t bytes
     return device->synchronize(device, NULL, error);
 }
 
-static bool load_converted(loom_device *device, char *to, loom_dtype dtype, const loom_safetensor *tensor,
-                           loom_dtype found, int64_t n, float *staging, loom_error *error) {
+/* The elements of a tensor that a piece is, converted. */
+static bool load_converted(loom_device *device, const piece *mine, loom_dtype dtype, const char *data, loom_dtype found,
+                           float *staging, loom_error *error) {
     const size_t size = loom_dtype_size(dtype), found_size = loom_dtype_size(found);
-    for (int64_t done = 0; done < n;) {
-        const int64_t chunk = chunk_of(n - done);
-        widen(staging, (const char *)tensor->data + (size_t)done * found_size, chunk, found);
+    for (int64_t done = 0; done < mine->elements;) {
+        const int64_t chunk = chunk_of(mine->elements - done);
+        widen(staging, data + (size_t)(mine->first + done) * found_size, chunk, found);
         narrow(staging, chunk, dtype);
-        if (!put(device, to + (size_t)done * size, staging, (size_t)chunk * size, error)) return false;
+        if (!put(device, mine->memory + (size_t)done * size, staging, (size_t)chunk * size, error)) return false;
         done += chunk;
     }
     return true;
 }
 
-static bool load_zeros(loom_device *device, char *to, loom_dtype dtype, int64_t n, float *staging, loom_error *error) {
+static bool load_zeros(loom_device *device, const piece *mine, loom_dtype dtype, float *staging, loom_error *error) {
     const size_t size = loom_dtype_size(dtype);
-    memset(staging, 0, (size_t)chunk_of(n) * size);
-    for (int64_t done = 0; done < n;) {
-        const int64_t chunk = chunk_of(n - done);
-        if (!put(device, to + (size_t)done * size, staging, (size_t)chunk * size, error)) return false;
+    memset(staging, 0, (size_t)chunk_of(mine->elements) * size);
+    for (int64_t done = 0; done < mine->elements;) {
+        const int64_t chunk = chunk_of(mine->elements - done);
+        if (!put(device, mine->memory + (size_t)done * size, staging, (size_t)chunk * size, error)) return false;
         done += chunk;
     }
     return true;
 }
 
-static bool load_parameter(loom_device *device, const struct loom_tensor_set *set, const loom_parameter *parameter,
+/* A parameter, and the zeros behind it, as far as they lie in this rank's slice. */
+static bool load_parameter(const loom_checkpoint_tensors *tensors, const struct loom_tensor_set *set, int i,
                            const loom_safetensor *tensor, float *staging, loom_error *error) {
-    char *to = place_of(set, parameter);
+    loom_device *device = tensors->device;
+    const loom_parameter *parameter = &tensors->layout->parameter[i];
     const int64_t n = parameter->rows * parameter->columns;
-    const int64_t padding = (parameter->padded_rows - parameter->rows) * parameter->columns;
+    const piece mine = piece_of(tensors, set, parameter, 0, n);
+    const piece behind = piece_of(tensors, set, parameter, n, room_of(tensors->layout, i));
+    const size_t size = loom_dtype_size(set->dtype);
     const loom_dtype found = !strcmp(tensor->dtype, "F32")   ? LOOM_F32
                              : !strcmp(tensor->dtype, "F16") ? LOOM_F16
                                                              : LOOM_BF16;
-    if (found == set->dtype)
-        device->copy(device, NULL, to, tensor->data, tensor->bytes, LOOM_HOST_TO_DEVICE);
-    else if (!load_converted(device, to, set->dtype, tensor, found, n, staging, error))
-        return false;
-    char *behind = to + (size_t)n * loom_dtype_size(set->dtype);
-    return padding <= 0 || load_zeros(device, behind, set->dtype, padding, staging, error);
+    if (found != set->dtype) {
+        if (!load_converted(device, &mine, set->dtype, tensor->data, found, staging, error)) return false;
+    } else if (mine.elements > 0) {
+        device->copy(device, NULL, mine.memory, (const char *)tensor->data + (size_t)mine.first * size,
+                     (size_t)mine.elements * size, LOOM_HOST_TO_DEVICE);
+    }
+    return load_zeros(device, &behind, set->dtype, staging, error);
 }
 
 bool loom_tensor_source_load(const loom_tensor_source *source, const loom_checkpoint_tensors *tensors,
                              const loom_tensor_sets *sets, loom_error *error) {
-    const loom_layout *layout = tensors->layout;
+    const int n = tensors->layout->n_parameters;
     loom_device *device = tensors->device;
     float *staging = make_staging(error);
     bool ok = staging;
-    for (int s = 0; ok && s < sets->n_sets; s++) {
-        for (int i = 0; ok && i < layout->n_parameters; i++) {
-            const loom_parameter *parameter = &layout->parameter[i];
-            ok = load_parameter(device, &sets->set[s], parameter, source->found[s * layout->n_parameters + i], staging,
-                                error);
-        }
-    }
+    for (int i = 0; ok && i < sets->n_sets * n; i++)
+        ok = load_parameter(tensors, &sets->set[i / n], i % n, source->found[i], staging, error);
     /* Copies out of the mapped file may still be under way, on every way out. */
     ok = device->synchronize(device, NULL, ok ? error : NULL) && ok;
     free(staging);

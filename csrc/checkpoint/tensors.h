@@ -21,7 +21,7 @@ typedef struct loom_tensor_sets {
     int n_sets;
     struct loom_tensor_set {
         const char *suffix;
-        void *memory;     /* device memory in the layout */
+        void *(*memory)(const loom_checkpoint_slice *slice); /* of a slice's first element */
         loom_dtype dtype; /* of the memory, and of a file that is written: fp32, bf16 or fp16 */
     } set[LOOM_MAX_TENSOR_SETS];
 } loom_tensor_sets;
@@ -29,9 +29,14 @@ typedef struct loom_tensor_sets {
 loom_tensor_sets loom_weight_sets(const loom_checkpoint_tensors *tensors);
 loom_tensor_sets loom_moment_sets(const loom_checkpoint_tensors *tensors);
 
-/* Writes such a file: shapes as users see them, no padding. */
+/* Writes such a file: shapes as users see them, no padding. `filled` by this rank alone, whose slices are whole buckets;
+ * or to be filled by several, and then it has its header and its length, and no checksum yet in the manifest. */
 bool loom_tensors_write(loom_manifest *manifest, const char *name, const loom_checkpoint_tensors *tensors,
-                        const loom_tensor_sets *sets, loom_error *error);
+                        const loom_tensor_sets *sets, bool filled, loom_error *error);
+
+/* Writes what lies in this rank's slices into a file that is to be filled. */
+bool loom_tensors_write_part(const char *directory, const char *name, const loom_checkpoint_tensors *tensors,
+                             const loom_tensor_sets *sets, loom_error *error);
 
 /* A file whose tensors were found to be those of a layout, no more and no fewer. */
 typedef struct loom_tensor_source {
@@ -46,7 +51,7 @@ bool loom_tensor_source_open(loom_tensor_source *source, const char *path, const
                              const loom_tensor_sets *sets, bool foreign, loom_error *error);
 void loom_tensor_source_close(loom_tensor_source *source);
 
-/* Fills the sets' memory from an open source, converted where its type is another, zeros where the layout has padding. */
+/* Fills the slices from an open source, converted where its type is another; zeros where no parameter is. */
 bool loom_tensor_source_load(const loom_tensor_source *source, const loom_checkpoint_tensors *tensors,
                              const loom_tensor_sets *sets, loom_error *error);
 

@@ -33,6 +33,7 @@ typedef struct loom_comm_base {
     loom_ticket posted;
     bool failed;        /* as far as the caller's thread knows */
     loom_error failure; /* then */
+    loom_error agreed;  /* what loom_comm_all() said last: no failure of the communicator */
 } loom_comm_base;
 
 typedef struct loom_comm_backend {

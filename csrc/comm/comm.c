@@ -72,8 +72,9 @@ static void print_line(const char *line) {
 
 void loom_comm_abort(loom_comm *comm, const loom_error *why, int status) {
     const loom_comm_base *base = loom_comm_base_of(comm);
-    const bool of_all = why && base->failed && !strcmp(why->message, base->failure.message);
-    const bool quiet = of_all && !comm->reports;
+    const bool agreed = why && !strcmp(why->message, base->agreed.message);
+    const bool of_all = agreed || (why && base->failed && !strcmp(why->message, base->failure.message));
+    const bool quiet = of_all && !(agreed ? comm->rank == 0 : comm->reports);
     char line[sizeof why->message + 64];
     if (why && !quiet) {
         if (of_all || comm->size == 1)
@@ -314,4 +315,23 @@ bool loom_comm_agree(loom_comm *comm, const char *what, const void *value, size_
     }
     free(all);
     return ok;
+}
+
+bool loom_comm_all(loom_comm *comm, bool ok, loom_error *error) {
+    bool *all = malloc((size_t)comm->size * sizeof *all);
+    if (!all) return loom_fail(error, "no memory for what %d ranks say", comm->size);
+    const bool heard = loom_comm_host_gather(comm, all, &ok, sizeof ok, error);
+    int first = 0;
+    while (heard && first < comm->size && all[first]) first++;
+    free(all);
+    if (!heard) return false;
+    if (first == comm->size) return true;
+    loom_error why = {""};
+    if (comm->rank == first && comm->size > 1)
+        loom_fail(&why, "rank %d: %s", first, error ? error->message : "failed");
+    else if (comm->rank == first && error)
+        why = *error;
+    if (!loom_comm_host_broadcast(comm, &why, sizeof why, first, error)) return false;
+    loom_comm_base_of(comm)->agreed = why;
+    return loom_fail(error, "%s", why.message);
 }

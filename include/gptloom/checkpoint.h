@@ -12,10 +12,14 @@
  *   RUN/checkpoints/latest     a symbolic link to the newest one
  *
  * A checkpoint is written to a temporary directory beside its place, flushed, renamed, and only then does `latest`
- * move: at any instant `latest` is whole. Older ones are deleted last. */
+ * move: at any instant `latest` is whole. Older ones are deleted last.
+ *
+ * Ranks write it together, each what it has, and any number of ranks can load it: its bytes do not depend on how many
+ * wrote it, nor on what each of them had. */
 #ifndef GPTLOOM_CHECKPOINT_H
 #define GPTLOOM_CHECKPOINT_H
 
+#include "gptloom/comm.h"
 #include "gptloom/model.h"
 
 #ifdef __cplusplus
@@ -53,28 +57,45 @@ typedef struct loom_checkpoint_info {
     loom_training_state state;
 } loom_checkpoint_info;
 
-/* What is saved and loaded: device memory in the layout's order. Moments may be NULL (weights only). */
+/* What of one bucket lies on this rank's device: elements first .. first + elements - 1, counted from the bucket's
+ * start. */
+typedef struct loom_checkpoint_slice {
+    int64_t first, elements;
+    void *parameters, *moment1, *moment2; /* device memory of element `first`; moments NULL: weights only */
+} loom_checkpoint_slice;
+
+/* What is saved and loaded. */
 typedef struct loom_checkpoint_tensors {
     const loom_gpt_config *config;
     const loom_layout *layout;
     loom_device *device;
-    void *parameters, *moment1, *moment2;
-    loom_dtype dtype;        /* of the parameters: fp32, bf16 or fp16 */
-    loom_dtype moment_dtype; /* fp32 or bf16 */
+    const loom_checkpoint_slice *slice; /* of each bucket of the layout */
+    loom_dtype dtype;                   /* of the parameters: fp32, bf16 or fp16 */
+    loom_dtype moment_dtype;            /* fp32 or bf16 */
+    bool moments;                       /* they are saved, or loaded, too */
 } loom_checkpoint_tensors;
+
+/* The slices of one who has all: whole buckets, of memory in the layout that begins at these places (moments NULL:
+ * weights only) and has the types of `tensors`. To be freed; NULL where memory runs out. */
+loom_checkpoint_slice *loom_checkpoint_whole_slices(const loom_checkpoint_tensors *tensors, void *parameters,
+                                                    void *moment1, void *moment2, loom_error *error);
 
 /* Saves RUN/checkpoints/step-N, moves `latest`, keeps the newest `keep` (0: all), this one among them whatever its step.
  * On any error the previous ones are as they were and the temporary directory is gone. An old one that cannot be deleted
- * is no error: the next save tries again. */
+ * is no error: the next save tries again.
+ *
+ * With a communicator all ranks call it, with slices that together are every bucket once; of all else that is saved, and
+ * of what the directory is called, rank 0's counts. The directory must be on a file system that all ranks share. It ends
+ * on all ranks alike: an error of one is that of all, as loom_comm_all() has it. NULL: alone. */
 bool loom_checkpoint_save(const char *run, const loom_checkpoint_tensors *tensors, const loom_training_state *state,
-                          bool bytes, int keep, loom_error *error);
+                          bool bytes, int keep, loom_comm *comm, loom_error *error);
 
 /* Reads what is at `path`: a run (its latest, or the newest where `latest` leads nowhere), a checkpoints directory, a
  * checkpoint, or a Hugging Face GPT-2 directory with model.safetensors. Checks the manifest where there is one. */
 bool loom_checkpoint_open(const char *path, loom_checkpoint_info *info, loom_error *error);
 
-/* Fills parameters (and moments where given) from it; the shapes must agree. What is of another type is converted, rounded
- * to nearest. */
+/* Fills the slices from it, whose shape must be the layout's: what is of another type is converted, rounded to nearest;
+ * what is no parameter's (padding, gaps) becomes zero. Ranks load each by itself, and their slices may overlap. */
 bool loom_checkpoint_load(const loom_checkpoint_info *info, const loom_checkpoint_tensors *tensors, loom_error *error);
 
 /* Gives a device, before anything is prepared on it, what the checkpoint's device chose by measuring. True where there

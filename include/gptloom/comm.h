@@ -136,6 +136,11 @@ bool loom_comm_host_sum(loom_comm *comm, int64_t *values, int64_t count, loom_er
  * the same error, which names the first rank that differs from rank 0, and `reports` is true on rank 0. */
 bool loom_comm_agree(loom_comm *comm, const char *what, const void *value, size_t bytes, loom_error *error);
 
+/* Whether all ranks come to it with `ok`; one that does not has said why in its error. If not, all ranks get the same
+ * error, that of the first such rank with "rank N: " before it; ended by loom_comm_abort(), rank 0 is the one that prints
+ * it. The communicator itself has not failed, and goes on. */
+bool loom_comm_all(loom_comm *comm, bool ok, loom_error *error);
+
 /* -------------------------------------------------------------------------------------------------- ends and launches */
 
 /* Ends all ranks, and this process with the status. Prints "gptloom: " and the error (NULL: nothing), with the rank in
