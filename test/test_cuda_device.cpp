@@ -3,6 +3,10 @@
 
 #include "emulation.h"
 
+#include <cuda_runtime_api.h>
+
+#include <thread>
+
 namespace {
 
 using namespace support;
@@ -121,6 +125,86 @@ TEST_F(CudaDevice, WhatAnOpDoesNotTakeIsRefused) {
     EXPECT_FALSE(device->ops->supports(device.get(), LOOM_OP_attention_forward, &a, &why));
     ASSERT_NE(why, nullptr);
     EXPECT_NE(std::string(why).find("8"), std::string::npos) << why;
+}
+
+/* With so many GPUs for as long as it lives; the calling thread's device is the first again afterwards. */
+struct Gpus {
+    explicit Gpus(int count) {
+        setenv("LOOM_EMULATION_GPUS", std::to_string(count).c_str(), 1);
+    }
+    ~Gpus() {
+        cudaSetDevice(0);
+        unsetenv("LOOM_EMULATION_GPUS");
+    }
+};
+
+Device open_rank(int local_rank, int local_size) {
+    loom_device *device = nullptr;
+    loom_device_options options = {};
+    options.threads = 1;
+    options.local_rank = local_rank;
+    options.local_size = local_size;
+    require([&](loom_error *error) { return loom_device_open(&device, "cuda", &options, error); });
+    return Device(device, loom_device_close);
+}
+
+TEST(CudaRanks, TakeGpusInTurnAndSaySo) {
+    const Gpus gpus(2);
+    for (int rank = 0; rank < 5; rank++) {
+        const Device device = open_rank(rank, 5);
+        int current = -1;
+        ASSERT_EQ(cudaGetDevice(&current), cudaSuccess);
+        EXPECT_EQ(current, rank % 2);
+        const std::string which = "GPU " + std::to_string(rank % 2 + 1) + " of 2: ";
+        EXPECT_EQ(std::string(device->description).rfind(which, 0), 0u) << device->description;
+    }
+}
+
+/* Another thread's calls are for the first GPU until it says otherwise: waiting for a mark says it. */
+TEST(CudaRanks, ASecondThreadCanWaitAndCopyOnAGpuThatIsNotTheFirst) {
+    const Gpus gpus(2);
+    const Device device = open_rank(1, 2);
+    loom_mark *mark = nullptr;
+    loom_stream *stream = nullptr;
+    void *memory = nullptr;
+    float value = 0;
+    require([&](loom_error *error) {
+        return device->mark_open(device.get(), &mark, error) && device->stream_open(device.get(), &stream, error) &&
+               device->allocate(device.get(), &memory, sizeof value, error);
+    });
+    loom_exec exec = {};
+    exec.ops = device->ops;
+    exec.device = device.get();
+    const loom_fill fill = {loom_view_2d(memory, LOOM_F32, 1, 1), 9};
+    device->ops->fill(&exec, &fill);
+    device->mark_set(device.get(), mark, NULL);
+    int current = -1;
+    std::thread([&] {
+        require([&](loom_error *error) { return device->mark_wait(device.get(), mark, error); });
+        cudaGetDevice(&current);
+        device->copy(device.get(), stream, &value, memory, sizeof value, LOOM_DEVICE_TO_HOST);
+        require([&](loom_error *error) { return device->synchronize(device.get(), stream, error); });
+    }).join();
+    EXPECT_EQ(current, 1);
+    EXPECT_EQ(value, 9);
+    device->release(device.get(), memory, sizeof value);
+    device->stream_close(device.get(), stream);
+    device->mark_close(device.get(), mark);
+}
+
+/* Three ranks on two GPUs: two share one, and the third plans as they do. Memory is found free anew at each question:
+ * other programs take and give some. Each rank has a reserve of 1 GiB, which is no part of what is shared. */
+TEST(CudaRanks, ThatShareAGpuShareItsMemory) {
+    const Gpus gpus(2);
+    const double reserve = 0x1p30;
+    const auto part = [&](const Device &device) { return (double)device->available(device.get()) + reserve; };
+    const auto of_host = [](const Device &device) { return (double)device->available_host(device.get()); };
+    const Device alone = open_rank(0, 1), own = open_rank(1, 2), shared = open_rank(2, 3);
+    if (!shared->available(shared.get())) GTEST_SKIP() << "too little memory is free for a rank to have a part";
+    EXPECT_NEAR(part(own) / part(alone), 1, 0.2);
+    EXPECT_NEAR(part(shared) / part(alone), 0.5, 0.1);
+    EXPECT_NEAR(of_host(own) / of_host(alone), 0.5, 0.1);
+    EXPECT_NEAR(of_host(shared) / of_host(alone), 1 / 3.0, 0.07);
 }
 
 /* An emulated GPU is not what a user means by "auto". */

@@ -806,4 +806,32 @@ TEST_F(TheDevice, HasTheCapabilityAskedFor) {
     }
 }
 
+/* What CUDA refuses, and what one GPU does not show: a kernel for another GPU's stream. Copies it takes. */
+TEST_F(TheDevice, MayBeOneOfSeveral) {
+    setenv("LOOM_EMULATION_GPUS", "3", 1);
+    int count = 0, current = -1;
+    OK(cudaGetDeviceCount(&count));
+    EXPECT_EQ(count, 3);
+    EXPECT_EQ(cudaSetDevice(3), cudaErrorInvalidDevice);
+    OK(cudaSetDevice(2));
+    OK(cudaGetDevice(&current));
+    EXPECT_EQ(current, 2);
+    std::thread([&] { cudaGetDevice(&current); }).join();
+    EXPECT_EQ(current, 0) << "each thread has its own";
+    {
+        Stream stream;
+        Array x(1), y(1, 3);
+        OK(launch(stream, "store", store, x, 1.0f));
+        OK(cudaSetDevice(0));
+        EXPECT_EQ(launch(stream, "store", store, x, 2.0f), cudaErrorInvalidResourceHandle);
+        OK(cudaStreamSynchronize(stream));
+        EXPECT_EQ(*x, 1);
+        OK(cudaMemcpyAsync(x, y, sizeof(float), cudaMemcpyDeviceToDevice, stream));
+        OK(cudaStreamSynchronize(stream));
+        EXPECT_EQ(*x, 3);
+    }
+    cudaGetLastError();
+    unsetenv("LOOM_EMULATION_GPUS");
+}
+
 } // namespace

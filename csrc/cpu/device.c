@@ -1,12 +1,10 @@
 #include "cpu/device.h"
 
 #include "base/check.h"
+#include "cpu/processors.h"
 #include "cpu/tuned.h"
 
 #include <errno.h>
-#include <omp.h>
-#include <pthread.h>
-#include <sched.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -26,6 +24,7 @@ const loom_ops *loom_oracle_ops(void);
 typedef struct cpu {
     loom_device device;
     loom_ops ops;
+    int ranks; /* that share the machine's memory */
     bool pinned;
     double timer; /* when it was started */
 } cpu;
@@ -34,7 +33,7 @@ typedef struct cpu {
 
 /* Fresh pages are touched once, by all threads: later phases never wait for the kernel to clear one. */
 static bool allocate(loom_device *device, void **memory, size_t bytes, loom_error *error) {
-    const size_t available = device->available(device);
+    const size_t available = loom_cpu_available();
     *memory = NULL;
     if (bytes > available)
         return loom_fail(error, "not enough memory: %.1f MiB are needed and %.1f MiB are free", (double)bytes / 0x1p20,
@@ -201,41 +200,16 @@ size_t loom_cpu_available(void) {
 }
 
 static size_t available(const loom_device *device) {
-    (void)device;
-    return loom_cpu_available();
+    return loom_cpu_available() / (size_t)((const cpu *)device)->ranks;
 }
 
 /* -------------------------------------------------------------------------------------------------------------- threads */
 
-/* The processors this process may run on, asked for once: later, its threads are pinned. */
-static cpu_set_t allowed;
-
-static void ask_allowed(void) {
-    CPU_ZERO(&allowed);
-    if (sched_getaffinity(0, sizeof allowed, &allowed) != 0 || CPU_COUNT(&allowed) == 0) CPU_SET(0, &allowed);
-}
-
-int loom_cpu_threads(int asked) {
-    static pthread_once_t once = PTHREAD_ONCE_INIT;
-    pthread_once(&once, ask_allowed);
-    return asked > 0 ? asked : CPU_COUNT(&allowed);
-}
-
-/* Each thread of the pool on a processor of its own, when the pool has them all: unpinned threads can share a core. The
- * calling thread, which is the pool's first, goes back to all of them when the device closes. */
-static void pin_threads(int threads) {
-#pragma omp parallel num_threads(threads)
-    {
-        int wanted = omp_get_thread_num();
-        for (int processor = 0; processor < CPU_SETSIZE; processor++) {
-            if (!CPU_ISSET(processor, &allowed) || wanted-- > 0) continue;
-            cpu_set_t one;
-            CPU_ZERO(&one);
-            CPU_SET(processor, &one);
-            pthread_setaffinity_np(pthread_self(), sizeof one, &one);
-            break;
-        }
-    }
+int loom_cpu_threads(const loom_device_options *options) {
+    static const loom_device_options defaults;
+    if (!options) options = &defaults;
+    return options->threads > 0 ? options->threads
+                                : loom_processors_of(options->local_rank, options->local_size).threads;
 }
 
 static const char *instruction_set(void) {
@@ -264,19 +238,23 @@ static void describe(loom_device *device, const char *products, const char *bf16
 /* --------------------------------------------------------------------------------------------------------- open, close */
 
 static void close_device(loom_device *device) {
-    if (((cpu *)device)->pinned) pthread_setaffinity_np(pthread_self(), sizeof allowed, &allowed);
+    if (((cpu *)device)->pinned) loom_processors_unpin();
     loom_tuned_matmul_destroy(device->implementation);
     free(device);
 }
 
 bool loom_cpu_open(loom_device **out, loom_cpu_table table, const loom_device_options *options, loom_error *error) {
     static const char *const names[] = {"cpu", "definition", "oracle"};
-    const int processors = loom_cpu_threads(0), threads = loom_cpu_threads(options ? options->threads : 0);
+    static const loom_device_options defaults;
+    if (!options) options = &defaults;
+    const loom_processors processors = loom_processors_of(options->local_rank, options->local_size);
+    const int threads = loom_cpu_threads(options);
     cpu *c = calloc(1, sizeof *c);
     if (!c) return loom_fail(error, "no memory for a device");
     const bool oracle = table == LOOM_CPU_ORACLE;
     const char *bf16 = NULL; /* what multiplies it, if it is not widened */
     loom_device *device = &c->device;
+    c->ranks = options->local_size > 1 ? options->local_size : 1;
     *device = (loom_device){.name = names[table],
                             .ops = &c->ops,
                             .storage = oracle ? LOOM_F64 : LOOM_F32,
@@ -309,15 +287,15 @@ bool loom_cpu_open(loom_device **out, loom_cpu_table table, const loom_device_op
     c->ops = oracle ? *loom_oracle_ops() : *loom_definition_ops();
     if (table == LOOM_CPU_TUNED) {
         loom_tuned_matmul *matmul;
-        if (!loom_tuned_matmul_create(&matmul, threads, options ? options : &(loom_device_options){0}, error)) {
+        if (!loom_tuned_matmul_create(&matmul, threads, options, error)) {
             free(c);
             return false;
         }
         device->implementation = matmul;
         bf16 = loom_tuned_matmul_bf16(matmul);
         loom_tuned_matmul_install(&c->ops);
-        c->pinned = threads == processors && threads > 1;
-        if (c->pinned) pin_threads(threads);
+        c->pinned = loom_processors_pins(&processors, threads);
+        if (c->pinned) loom_processors_pin(&processors, threads);
     }
     device->widened = 1u << LOOM_F16 | (bf16 ? 0 : 1u << LOOM_BF16);
     describe(device, table == LOOM_CPU_TUNED ? loom_tuned_matmul_name() : "the definition", bf16);

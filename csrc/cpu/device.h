@@ -11,8 +11,8 @@ bool loom_cpu_open(loom_device **device, loom_cpu_table table, const loom_device
 /* Bytes of memory that the machine, or this process's control group, has free. */
 size_t loom_cpu_available(void);
 
-/* `asked` threads, or as many as there are processors that this process may run on. */
-int loom_cpu_threads(int asked);
+/* As many threads as are asked for, or as the rank has processors. NULL options are none. */
+int loom_cpu_threads(const loom_device_options *options);
 
 /* Floating-point operations per second of fused multiply-adds in registers, on `threads` threads for `seconds`. */
 double loom_cpu_peak(int threads, bool in_double, double seconds);

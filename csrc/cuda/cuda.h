@@ -14,9 +14,10 @@ typedef struct loom_cuda_cudnn loom_cuda_cudnn;
 typedef struct loom_cuda {
     loom_device device; /* first, so that a device is a loom_cuda */
     loom_ops ops;
-    int ordinal;    /* which GPU */
-    char gpu[128];  /* its name */
-    int capability; /* 90 for 9.0 */
+    int ordinal, gpus;  /* which GPU of how many */
+    int ranks, sharers; /* on this machine; on this GPU, at most: one number for all, so that all plan alike */
+    char gpu[128];      /* its name */
+    int capability;     /* 90 for 9.0 */
     bool tf32;
     cudaStream_t stream;          /* the default one */
     cudaEvent_t ordered;          /* of `order` */

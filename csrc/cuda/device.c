@@ -55,14 +55,21 @@ static bool tell_failure(loom_cuda *cuda, loom_error *error) {
 
 /* --------------------------------------------------------------------------------------------------------------- memory */
 
+/* What the driver has free. */
+static size_t free_bytes(void) {
+    size_t found = 0, total;
+    return cudaMemGetInfo(&found, &total) == cudaSuccess ? found : 0;
+}
+
 static bool allocate(loom_device *device, void **memory, size_t bytes, loom_error *error) {
+    (void)device;
     *memory = NULL;
     const cudaError_t result = cudaMalloc(memory, bytes ? bytes : 1);
     if (result == cudaSuccess) return true;
     cudaGetLastError();
     if (result != cudaErrorMemoryAllocation) return loom_cuda_ok(result, "cudaMalloc", error);
     return loom_fail(error, "not enough memory on the GPU: %.1f MiB are needed and %.1f MiB are free",
-                     (double)bytes / 0x1p20, (double)device->available(device) / 0x1p20);
+                     (double)bytes / 0x1p20, (double)free_bytes() / 0x1p20);
 }
 
 static void release(loom_device *device, void *memory, size_t bytes) {
@@ -108,30 +115,29 @@ static bool synchronize(loom_device *device, loom_stream *stream, loom_error *er
     return tell_failure(cuda, error);
 }
 
-/* What libraries will still take for their code, and the room in which matrix products are measured at the start. */
+/* What libraries will still take for their code, and the room in which matrix products are measured at the start: in
+ * each rank. */
 static const size_t reserve = (size_t)1 << 30;
 
-/* What the driver has free, but for that. */
+/* This rank's part of what the driver has free, but for that. */
 static size_t available(const loom_device *device) {
-    size_t free_bytes = 0, total;
-    (void)device;
-    if (cudaMemGetInfo(&free_bytes, &total) != cudaSuccess) return 0;
-    return free_bytes > reserve ? free_bytes - reserve : 0;
+    const size_t part = free_bytes() / (size_t)loom_cuda_of(device)->sharers;
+    return part > reserve ? part - reserve : 0;
 }
 
-/* Before anything is allocated: what the context (and whatever else runs on the GPU) has taken, and the reserve. */
+/* Before anything is allocated: what contexts (and whatever else runs on the GPU) have taken, and the reserve. */
 static bool find_reserved(loom_cuda *cuda, loom_error *error) {
-    size_t free_bytes, total;
-    if (!loom_cuda_ok(cudaMemGetInfo(&free_bytes, &total), "cudaMemGetInfo", error)) return false;
-    cuda->device.reserved = total - free_bytes + reserve;
+    size_t found, total;
+    if (!loom_cuda_ok(cudaMemGetInfo(&found, &total), "cudaMemGetInfo", error)) return false;
+    cuda->device.reserved = (total - found) / (size_t)cuda->sharers + reserve;
     return true;
 }
 
-/* Pinned pages are never given to anyone else: an eighth of what is free stays for all that the machine does beside. */
+/* Pinned pages are never given to anyone else: an eighth of what is free stays for all that the machine does beside. The
+ * rest is shared by the machine's ranks. */
 static size_t available_host(const loom_device *device) {
-    const size_t free_bytes = loom_cpu_available();
-    (void)device;
-    return free_bytes - free_bytes / 8;
+    const size_t found = loom_cpu_available();
+    return (found - found / 8) / (size_t)loom_cuda_of(device)->ranks;
 }
 
 /* -------------------------------------------------------------------------------------------------------------- streams */
@@ -303,11 +309,11 @@ static void close_device(loom_device *device) {
     free(cuda);
 }
 
-/* Finds the GPU, or says in one line why there is none: the driver's own words do not tell a user what to do. */
-static bool find_gpu(bool *there, loom_error *error) {
-    int count = 0;
-    const cudaError_t result = cudaGetDeviceCount(&count);
-    *there = result == cudaSuccess && count > 0;
+/* Counts the GPUs, or says in one line why there is none: the driver's own words do not tell a user what to do. */
+static bool count_gpus(int *count, bool *there, loom_error *error) {
+    *count = 0;
+    const cudaError_t result = cudaGetDeviceCount(count);
+    *there = result == cudaSuccess && *count > 0;
     if (*there) return true;
     cudaGetLastError();
     if (result == cudaErrorInsufficientDriver) {
@@ -351,9 +357,11 @@ static bool describe(loom_cuda *cuda, loom_error *error) {
         return loom_fail(error, "--device cuda: %s has compute capability %d.%d; %d.%d is the least", cuda->gpu,
                          properties.major, properties.minor, LEAST_CAPABILITY / 10, LEAST_CAPABILITY % 10);
     cuda->device.name = strncmp(cuda->gpu, "emulated", 8) == 0 ? "cuda (emulated)" : "cuda";
-    snprintf(cuda->device.description, sizeof cuda->device.description, "%s, compute capability %d.%d, %.1f GiB, %.40s",
-             cuda->gpu, properties.major, properties.minor, (double)properties.totalGlobalMem / 0x1p30,
-             loom_cuda_matmul_library(cuda->matmul));
+    char which[48] = "";
+    if (cuda->gpus > 1) snprintf(which, sizeof which, "GPU %d of %d: ", cuda->ordinal + 1, cuda->gpus);
+    snprintf(cuda->device.description, sizeof cuda->device.description,
+             "%s%s, compute capability %d.%d, %.1f GiB, %.40s", which, cuda->gpu, properties.major, properties.minor,
+             (double)properties.totalGlobalMem / 0x1p30, loom_cuda_matmul_library(cuda->matmul));
     return true;
 }
 
@@ -395,16 +403,21 @@ bool loom_cuda_open(loom_device **out, const loom_device_options *options, bool 
     static const loom_device_options defaults;
     if (!options) options = &defaults;
     *out = NULL;
-    if (!find_gpu(there, error)) return false;
+    int gpus;
+    if (!count_gpus(&gpus, there, error)) return false;
     loom_cuda *cuda = calloc(1, sizeof *cuda);
     if (!cuda) return loom_fail(error, "no memory for a device");
+    cuda->gpus = gpus;
+    cuda->ordinal = options->local_rank % gpus;
+    cuda->ranks = options->local_size > 1 ? options->local_size : 1;
+    cuda->sharers = (cuda->ranks + gpus - 1) / gpus;
     cuda->tf32 = options->tf32;
     cuda->ops = *loom_cuda_ops();
     cuda->device = (loom_device){.name = "cuda",
                                  .ops = &cuda->ops,
                                  .storage = LOOM_F32,
                                  .statistics = LOOM_F32,
-                                 .threads = loom_cpu_threads(options->threads),
+                                 .threads = loom_cpu_threads(options),
                                  .host_memory = false,
                                  .allocate = allocate,
                                  .release = release,

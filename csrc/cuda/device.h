@@ -4,7 +4,7 @@
 
 #include "gptloom/device.h"
 
-/* Opens the first GPU. *there says whether one was found, working or not. */
+/* Opens a GPU: the first, or that of the local rank. *there says whether one was found, working or not. */
 bool loom_cuda_open(loom_device **device, const loom_device_options *options, bool *there, loom_error *error);
 
 /* As loom_device_open_shapes says. */

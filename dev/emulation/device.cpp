@@ -129,6 +129,18 @@ static int capability() {
     return 90;
 }
 
+/* How many devices there are: all alike, and with one memory, of which each process uses what it may. */
+static int devices() {
+    const char *text = getenv("LOOM_EMULATION_GPUS");
+    return text && atoi(text) > 1 ? atoi(text) : 1;
+}
+
+static thread_local int current; /* the device that a thread's calls are for */
+
+int emulation::current_device() {
+    return current;
+}
+
 /* What a block may have at most, by the CUDA C++ Programming Guide's table of compute capabilities. */
 static int shared_bytes_of_a_block() {
     const int c = capability();
@@ -157,14 +169,14 @@ static bool attribute(cudaDeviceAttr which, int *value) {
 
 extern "C" cudaError_t cudaDeviceGetAttribute(int *value, cudaDeviceAttr which, int device) {
     return call([&] {
-        if (device != 0) return cudaErrorInvalidDevice;
+        if (device < 0 || device >= devices()) return cudaErrorInvalidDevice;
         return value && attribute(which, value) ? cudaSuccess : cudaErrorInvalidValue;
     });
 }
 
 extern "C" cudaError_t cudaGetDeviceProperties(cudaDeviceProp *properties, int device) {
     return call([&] {
-        if (device != 0) return cudaErrorInvalidDevice;
+        if (device < 0 || device >= devices()) return cudaErrorInvalidDevice;
         memset(properties, 0, sizeof *properties);
         snprintf(properties->name, sizeof properties->name, "emulated GPU");
         properties->totalGlobalMem = device_memory_total();
@@ -184,17 +196,21 @@ extern "C" cudaError_t cudaGetDeviceProperties(cudaDeviceProp *properties, int d
 }
 
 extern "C" cudaError_t cudaGetDeviceCount(int *count) {
-    *count = 1;
+    *count = devices();
     return cudaSuccess;
 }
 
 extern "C" cudaError_t cudaGetDevice(int *device) {
-    *device = 0;
+    *device = current;
     return cudaSuccess;
 }
 
 extern "C" cudaError_t cudaSetDevice(int device) {
-    return call([&] { return device == 0 ? cudaSuccess : cudaErrorInvalidDevice; });
+    return call([&] {
+        if (device < 0 || device >= devices()) return cudaErrorInvalidDevice;
+        current = device;
+        return cudaSuccess;
+    });
 }
 
 extern "C" cudaError_t cudaDriverGetVersion(int *version) {

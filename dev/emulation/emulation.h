@@ -2,7 +2,8 @@
  *   LOOM_EMULATION_SCHEDULE    order, reverse or random:SEED, see below
  *   LOOM_EMULATION_THREADS     the CPU threads that blocks are spread over
  *   LOOM_EMULATION_CAPABILITY  the compute capability that the device says it has; 9.0
- *   LOOM_EMULATION_MEMORY      the device's memory in MiB; what the host has free */
+ *   LOOM_EMULATION_MEMORY      the device's memory in MiB; what the host has free
+ *   LOOM_EMULATION_GPUS        how many GPUs there are; 1 */
 #ifndef LOOM_EMULATION_H
 #define LOOM_EMULATION_H
 

@@ -32,6 +32,9 @@ cudaError_t remember(cudaError_t error);
 cudaError_t sticky_error();
 void set_sticky_error(cudaError_t error, const std::string &why);
 
+/* Of the calling thread, as cudaSetDevice said. */
+int current_device();
+
 /* A call of the API that a failed device refuses. */
 template <typename F> cudaError_t call(F body) {
     std::lock_guard<std::recursive_mutex> guard(runtime_lock());
@@ -119,6 +122,7 @@ struct queued {
 } // namespace emulation
 
 struct CUstream_st {
+    int device;       /* it was made on; the legacy stream goes with the first, and serves all */
     bool with_legacy; /* made without cudaStreamNonBlocking: it and the legacy stream wait for each other */
     std::deque<emulation::queued> queue;
     emulation::capture_place capturing;

@@ -20,7 +20,7 @@ static size_t items_queued; /* how many of them have not run */
 enum : size_t { MOST_QUEUED = 4096 };
 
 CUstream_st &legacy_stream() {
-    static CUstream_st *const legacy = new CUstream_st{true, {}, {}};
+    static CUstream_st *const legacy = new CUstream_st{0, true, {}, {}};
     return *legacy;
 }
 
@@ -213,7 +213,8 @@ static operation kernel_operation(const std::shared_ptr<simt::kernel_call> &kern
 cudaError_t emulation_enqueue(cudaStream_t handle, std::shared_ptr<simt::kernel_call> kernel) {
     return call([&] {
         CUstream_st *stream = find_stream(handle);
-        return stream ? enqueue(stream, kernel_operation(kernel)) : cudaErrorInvalidResourceHandle;
+        const bool here = stream && (!handle || stream->device == current_device());
+        return here ? enqueue(stream, kernel_operation(kernel)) : cudaErrorInvalidResourceHandle;
     });
 }
 
@@ -228,7 +229,7 @@ extern "C" cudaError_t cudaStreamCreateWithFlags(cudaStream_t *stream, unsigned 
     return call([&] {
         if (!stream || (flags & ~(unsigned)cudaStreamNonBlocking)) return cudaErrorInvalidValue;
         all_streams();
-        *stream = new CUstream_st{!(flags & cudaStreamNonBlocking), {}, {}};
+        *stream = new CUstream_st{current_device(), !(flags & cudaStreamNonBlocking), {}, {}};
         streams.push_back(*stream);
         return cudaSuccess;
     });

@@ -23,12 +23,16 @@ typedef enum loom_bf16_products {
 } loom_bf16_products;
 
 typedef struct loom_device_options {
-    int threads;          /* CPU: 0 takes all that the process may run on */
+    int threads;          /* CPU: 0 takes all that the process may run on, or this rank's part of them */
     bool library_threads; /* CPU: products are threaded by the matrix library, which may let their bits depend on
                                   the number of threads */
     loom_bf16_products bf16;
     bool tf32;            /* CUDA: products of fp32 matrices round their inputs to TF32 */
     bool cudnn_attention; /* CUDA: attention by cuDNN instead of our kernels */
+    /* Among the ranks of this machine (loom_comm has both); 0 and 0 or 1: alone. Ranks take the machine's GPUs in turn,
+     * and share them where there are more ranks. Of the CPU each has a part, unless mpirun or srun has bound it to some
+     * processors: then these are its own. */
+    int local_rank, local_size;
 } loom_device_options;
 
 /* A place in a stream's work, for other streams and the host to wait for. */
@@ -92,7 +96,8 @@ struct loom_device {
     bool (*choices_set)(loom_device *device, const char *text, loom_error *error);
     /* Floating-point operations per second of large matrix products of a storage type, measured for `seconds`. */
     bool (*peak)(loom_device *device, loom_dtype dtype, double seconds, double *rate, loom_error *error);
-    /* Bytes that can still be allocated without harm. */
+    /* Bytes that can still be allocated without harm. Where ranks share the memory, an equal part of what is free: to be
+     * asked before one of them takes hers. */
     size_t (*available)(const loom_device *device);
     /* Bytes of host memory (`allocate_host`) of which the same is true. */
     size_t (*available_host)(const loom_device *device);
