@@ -1,6 +1,7 @@
 /* gptloom plan: what a training needs and how fast it will be, without training, and for a GPU without having it. */
 #include "command.h"
 #include "command_line.h"
+#include "gptloom/parallel.h"
 #include "plan_answer.h"
 #include "progress.h"
 
@@ -9,7 +10,6 @@
 
 typedef struct settings {
     char *on, *json;
-    int64_t ranks, zero;
     bool measure;
 } settings;
 
@@ -23,25 +23,6 @@ static const loom_flag own_flags[] = {
      .help =
          "here (what --device auto takes on this machine), cpu, cuda, or a GPU by name, which need not be here: h100, "
          "h200, a100, rtx-4090, ..."},
-    {.name = "ranks",
-     .type = LOOM_FLAG_INT,
-     .offset = offsetof(settings, ranks),
-     .min = 1,
-     .max = 1 << 16,
-     .standard = "1",
-     .metavar = "N",
-     .group = "Machine",
-     .help = "so many such devices, each with its share of the batch"},
-    {.name = "zero",
-     .type = LOOM_FLAG_INT,
-     .offset = offsetof(settings, zero),
-     .min = 0,
-     .max = 3,
-     .standard = "0",
-     .metavar = "0..3",
-     .group = "Machine",
-     .help = "what ranks share out instead of each having it: 1 moments and master weights, 2 and gradients, 3 and "
-             "parameters"},
     {.name = "measure",
      .type = LOOM_FLAG_BOOL,
      .offset = offsetof(settings, measure),
@@ -62,7 +43,8 @@ enum { OWN_FLAGS = sizeof own_flags / sizeof *own_flags };
 static const char *const train_flags[] = {
     "model",   "n-layer",        "n-head",          "n-embd",      "block-size", "vocab-size", "activation",
     "dtype",   "master-weights", "optimizer-dtype", "grad-dtype",  "tf32",       "batch",      "micro-batch",
-    "seq-len", "recompute",      "offload",         "logits-rows", "memory",     "threads",    NULL};
+    "seq-len", "recompute",      "offload",         "logits-rows", "memory",     "threads",    "ranks",
+    "zero",    "deterministic-reduce", NULL};
 
 enum { TRAIN_FLAGS = sizeof train_flags / sizeof *train_flags - 1 };
 
@@ -76,6 +58,10 @@ static void adapt_flags(loom_flag *flags) {
             flag->help =
                 "look at this policy alone: none, act, norm, block-attn, block, every:K, sqrt; auto: at all of "
                 "them";
+        }
+        if (!strcmp(flag->name, "ranks")) {
+            flag->derived = "1";
+            flag->help = "so many such devices, each with its share of the batch";
         }
         if (!strcmp(flag->name, "memory")) {
             flag->derived = "what the device has";
@@ -103,8 +89,10 @@ static bool open_named(loom_plan_answer *a, const char *on, loom_error *error) {
     loom_error why;
     a->gpu = loom_gpu_by_name(on, &why);
     if (!a->gpu) return loom_fail(error, "--on: %s; or here, cpu, cuda", why.message);
-    const double reported = a->gpu->memory * (1 - loom_gpu_assumed.unreported);
-    if (!loom_device_open_shapes(&a->device, (size_t)reported, (size_t)loom_gpu_assumed.reserved, &why))
+    const loom_gpu_assumptions *assumed = &loom_gpu_assumed;
+    const double reported = a->gpu->memory * (1 - assumed->unreported);
+    const double reserved = assumed->reserved + (a->sharding.ranks > 1 ? assumed->communicator : 0);
+    if (!loom_device_open_shapes(&a->device, (size_t)reported, (size_t)reserved, &why))
         return loom_fail(error, "--on: %s", why.message);
     a->available = a->device->available(a->device);
     snprintf(a->title, sizeof a->title, "%s", a->gpu->title);
@@ -130,29 +118,28 @@ static bool open_device(loom_plan_answer *a, const char *on, loom_error *error) 
 static bool make_plan(const loom_plan_answer *a, const loom_recompute *recompute, int64_t B, loom_plan *plan,
                       loom_error *error) {
     const loom_gpt_setup setup = loom_planning_setup(&a->planning, &a->precision, recompute, B);
-    if (!loom_plan_make(plan, &a->planning.config, &setup, a->device, a->sequences, error) ||
-        !loom_plan_shard(plan, &a->sharding, error))
-        return false;
+    if (!loom_plan_make(plan, &a->planning.config, &setup, a->device, a->planning.options.batch, error)) return false;
     plan->available = a->available;
     return true;
 }
 
 /* The micro-batch, as training with one policy takes it where none is said: the largest that fits with the first policy,
- * 1 if none does. (--recompute auto in training also weighs larger ones against it.) */
+ * the smallest if none does. (--recompute auto in training also weighs larger ones against it.) */
 static bool settle_micro_batch(loom_plan_answer *a, const loom_recompute *recompute, loom_error *error) {
     const int64_t T = a->planning.options.seq_len, most = (INT64_C(1) << 31) / T;
-    int64_t B = a->planning.options.micro_batch;
-    if (B > 0 && a->sequences % B != 0)
-        return loom_fail(error, "--micro-batch: %lld does not divide a rank's share of --batch, %lld", (long long)B,
-                         (long long)a->sequences);
-    a->micro_batch = B;
-    for (B = a->sequences < most ? a->sequences : most; !a->micro_batch; B--) {
+    const int64_t batch = a->planning.options.batch;
+    a->micro_batch = a->planning.options.micro_batch;
+    bool fits = a->micro_batch > 0;
+    for (int64_t B = batch < most ? batch : most; !fits && B > 0; B--) {
         loom_plan plan;
-        if (a->sequences % B != 0) continue;
+        if (!loom_micro_batches_divide(batch, B, &a->sharding)) continue;
         if (!make_plan(a, recompute, B, &plan, error)) return false;
-        if (loom_plan_fits(&plan) || B == 1) a->micro_batch = B;
+        a->micro_batch = B;
+        fits = loom_plan_fits(&plan);
     }
-    return true;
+    return a->micro_batch > 0 ||
+           loom_fail(error, "--deterministic-reduce: no --micro-batch makes a power of two of them of --batch %lld",
+                     (long long)batch);
 }
 
 /* What a step costs in operations, and in seconds where that can be known. */
@@ -179,7 +166,7 @@ static bool find_costs(loom_plan_answer *a, bool measure, loom_error *error) {
 static bool add_policy(loom_plan_answer *a, const loom_recompute *recompute, loom_error *error) {
     const loom_gpt_config *config = &a->planning.config;
     const loom_recompute everything_kept = {.kind = LOOM_RECOMPUTE_NONE};
-    const int64_t micro_batches = a->sequences / a->micro_batch;
+    const int64_t micro_batches = loom_micro_batches(a->planning.options.batch, a->micro_batch, &a->sharding);
     loom_plan_policy *p = &a->policy[a->n_policies++];
     p->recompute = *recompute;
     if (!make_plan(a, recompute, a->micro_batch, &p->plan, error)) return false;
@@ -217,11 +204,7 @@ static bool find_answer(loom_plan_answer *a, const char *model, const settings *
         return false;
     int n = 1;
     if (policies[0].kind == LOOM_RECOMPUTE_AUTO) n = loom_recompute_policies(o->n_layer, policies);
-    a->sharding = (loom_sharding){.ranks = (int)mine->ranks, .zero = (int)mine->zero};
-    a->sequences = o->batch / mine->ranks;
-    if (o->batch % mine->ranks != 0)
-        return loom_fail(error, "--ranks: %lld do not divide --batch, %lld", (long long)mine->ranks,
-                         (long long)o->batch);
+    a->sharding = loom_train_options_sharding(o);
     if (!open_device(a, mine->on, error) || !loom_planning_precision(&a->planning, a->device, &a->precision, error) ||
         !settle_micro_batch(a, &policies[0], error) || !find_costs(a, mine->measure, error))
         return false;

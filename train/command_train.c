@@ -13,6 +13,7 @@
 #include <signal.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 /* ---------------------------------------------------------------------------------------------------------- options */
 
@@ -46,7 +47,9 @@ static const char about[] =
 static const char examples[] =
     "  gptloom train --data input.txt --out runs/first --model mini --steps 2000 --batch 12 --lr 1e-3\n"
     "  gptloom train --data 'shards/train_*.bin' --val-data shards/val.bin --out runs/gpt2 --model gpt2\n"
-    "  gptloom train --resume --out runs/first\n";
+    "  gptloom train --resume --out runs/first\n"
+    "  gptloom train --data input.txt --out runs/two --ranks 2 --zero 1\n"
+    "  mpirun -np 16 --hostfile hosts gptloom train --config gpt2.ini --out /shared/runs/gpt2\n";
 
 /* Reads one more layer of options: files first, then the command line again, so that flags win. */
 static bool read_layers(loom_command_line *line, int argc, char **argv, loom_train_options *options, const char *saved,
@@ -90,10 +93,10 @@ static void interrupt(int number) {
     interrupted = 1;
 }
 
-/* The first Ctrl-C (SIGTERM, SIGHUP) asks the run to save and end; the second one kills. What the caller ignores, as
+/* The first Ctrl-C (SIGTERM, SIGHUP; SIGUSR1, which mpirun passes on to ranks) asks the run to save and end; the second one kills. What the caller ignores, as
  * nohup does, stays ignored. */
 static void catch_interrupts(void) {
-    static const int signals[] = {SIGINT, SIGTERM, SIGHUP};
+    static const int signals[] = {SIGINT, SIGTERM, SIGHUP, SIGUSR1};
     const struct sigaction action = {.sa_handler = interrupt, .sa_flags = SA_RESTART | (int)SA_RESETHAND};
     for (size_t i = 0; i < sizeof signals / sizeof *signals; i++) {
         struct sigaction before;
@@ -113,6 +116,14 @@ static void show_settings(const loom_train_options *options, const loom_device *
     if (options->tf32) printf("; tf32");
     if (options->attention == LOOM_ATTENTION_CUDNN) printf("; attention by cudnn");
     if (device->record_begin && options->cuda_graph == LOOM_OFF) printf("; cuda-graph off");
+}
+
+static void show_ranks(const loom_train_options *options, const loom_comm *comm) {
+    if (comm->size == 1 && !options->deterministic_reduce) return;
+    printf("  ranks       %s", comm->description);
+    if (options->zero > 0) printf("; ZeRO stage %d", (int)options->zero);
+    if (options->deterministic_reduce) printf("; deterministic reduction");
+    printf("\n");
 }
 
 static void show_model(const loom_train_options *options, loom_gpt *gpt) {
@@ -147,8 +158,8 @@ static void show_steps(const loom_train_options *options, int64_t done, int64_t 
     int n;
     rows = loom_train_option_table(&n);
     loom_flag_text(loom_flag_find(rows, n, "schedule"), options, 0, schedule, sizeof schedule);
-    printf("  batch       %lld x %lld tokens, %lld at a time\n", (long long)options->batch, (long long)options->seq_len,
-           (long long)options->micro_batch);
+    printf("  batch       %lld x %lld tokens, %lld at a time%s\n", (long long)options->batch, (long long)options->seq_len,
+           (long long)options->micro_batch, options->ranks > 1 ? " on each rank" : "");
     printf("  steps       %lld, %lld of them warm-up; %s, learning rate %g to %g\n", (long long)planned,
            (long long)options->warmup, schedule, options->lr, options->min_lr);
     if (done > 0) printf("  resumed     after step %lld\n", (long long)done);
@@ -171,7 +182,7 @@ static void show_precision(const loom_precision *precision, const loom_device *d
 }
 
 static void show_memory(const loom_plan *plan) {
-    printf("  memory      %.1f MiB", mebibytes(plan->arena.used));
+    printf("  memory      %.1f MiB%s", mebibytes(plan->arena.used), plan->setup.sharding.ranks > 1 ? " on each rank" : "");
     if (plan->available > 0) printf(" of %.0f MiB", mebibytes(plan->available));
     char policy[LOOM_RECOMPUTE_NAME];
     loom_recompute_name(&plan->recompute, policy);
@@ -218,6 +229,7 @@ static void on_started(void *user, loom_trainer *trainer) {
     show_settings(options, device);
     printf("\n");
     if (device->passed_over[0]) printf("  passed over %s\n", device->passed_over);
+    show_ranks(options, loom_trainer_comm(trainer));
     show_model(options, gpt);
     show_precision(loom_gpt_get_precision(gpt), device);
     show_data(options, loom_trainer_data(trainer));
@@ -320,8 +332,10 @@ static void show_end(session *now, const char *out) {
     if (!finished) print_next_command("train --resume --out", out, "");
 }
 
+/* One rank's process, or the only one. */
 static int train(const loom_train_options *options, bool quiet) {
     loom_error error;
+    loom_comm *comm;
     session now = {.quiet = quiet};
     const loom_train_observer observer = {.user = &now,
                                           .planned = on_planned,
@@ -331,13 +345,44 @@ static int train(const loom_train_options *options, bool quiet) {
                                           .sampled = on_sampled,
                                           .saved = on_saved,
                                           .should_stop = on_should_stop};
+    const loom_comm_options how = {.backend = options->comm, .timeout = options->comm_timeout};
+    if (!loom_comm_open(&comm, &how, &error)) return loom_command_failed(&error);
+    const bool several = comm->size > 1;
+    if (comm->rank > 0) now.quiet = true;
     catch_interrupts();
-    if (!loom_train(options, &observer, &error)) {
+    if (!loom_train(options, comm, &observer, &error)) {
         if (now.progress.out) loom_progress_interrupt(&now.progress);
+        if (several) loom_comm_abort(comm, &error, 2);
         return loom_command_failed(&error);
     }
-    if (!quiet) show_end(&now, options->out);
+    if (!now.quiet) show_end(&now, options->out);
     return 0;
+}
+
+/* What can be refused before ranks are started is refused once. */
+static bool check_before_launch(loom_train_options *options, loom_error *error) {
+    return options->resume || options->init || loom_train_options_resolve(options, error);
+}
+
+/* Starts this command once more for each rank; waits, and prints last why they failed, if they did. */
+static int launch(loom_train_options *options, int argc, char **argv) {
+    char program[PATH_MAX] = "";
+    loom_error error, last_line;
+    int status;
+    char **words = calloc((size_t)argc + 2, sizeof *words);
+    bool ok = words && readlink("/proc/self/exe", program, sizeof program - 1) > 0;
+    if (!ok) loom_fail(&error, "--ranks: this program cannot be found to be started again");
+    if (ok) {
+        words[0] = program;
+        for (int i = 0; i < argc; i++) words[i + 1] = argv[i];
+        ok = check_before_launch(options, &error) &&
+             loom_launch_ranks((int)options->ranks, words, &status, &last_line, &error);
+    }
+    free(words);
+    if (!ok) return loom_command_failed(&error);
+    if (!last_line.message[0]) return status;
+    loom_command_failed(&last_line);
+    return status;
 }
 
 int loom_command_train(int argc, char **argv) {
@@ -350,9 +395,14 @@ int loom_command_train(int argc, char **argv) {
         .command = "train", .about = about, .examples = examples, .tables = tables, .n_tables = 2};
     loom_error error;
     int code = loom_command_line_read(&line, argc, argv);
-    if (code < 0)
-        code = add_files(&line, argc, argv, &options, &mine, &error) ? train(&options, mine.quiet)
-                                                                     : loom_command_failed(&error);
+    if (code < 0) {
+        if (!add_files(&line, argc, argv, &options, &mine, &error))
+            code = loom_command_failed(&error);
+        else if (options.ranks > 1 && !loom_launched())
+            code = launch(&options, argc, argv);
+        else
+            code = train(&options, mine.quiet);
+    }
     loom_flags_free(program_flags, tables[1].n, &mine);
     loom_train_options_free(&options);
     return code;

@@ -1,6 +1,7 @@
 #include "trainer.h"
 
 #include "base/file.h"
+#include "gptloom/parallel.h"
 
 #include <cjson/cJSON.h>
 #include <math.h>
@@ -10,22 +11,37 @@
 /* What a run does with memory: how many sequences at a time, and what backward computes once more. */
 
 /* Host memory that the plan does not hold: the loader's two batches, a batch of validation, and what libraries keep. */
-static size_t bytes_beside_plan(const loom_train_options *o) {
+static size_t bytes_beside_plan(const loom_trainer *t) {
+    const loom_train_options *o = &t->options;
     const size_t libraries = (size_t)64 << 20;
-    return libraries + (size_t)o->batch * (size_t)o->seq_len * 8 * sizeof(int32_t);
+    return libraries + (size_t)(o->batch / t->comm->size) * (size_t)o->seq_len * 8 * sizeof(int32_t);
 }
 
-/* Bytes that the run may take: what is free, or --memory where that is less. */
-static size_t bytes_allowed(const loom_trainer *t) {
+/* Bytes that a rank may take: what is free, or --memory where that is less; the least of all ranks. */
+static bool bytes_allowed(loom_trainer *t, size_t *allowed, loom_error *error) {
     const loom_train_options *o = &t->options;
-    const size_t found = t->device->available(t->device), beside = t->device->host_memory ? bytes_beside_plan(o) : 0;
+    const size_t found = t->device->available(t->device), beside = t->device->host_memory ? bytes_beside_plan(t) : 0;
     const size_t free_bytes = found > beside ? found - beside : 1;
-    return o->memory > 0 && o->memory < (double)free_bytes ? (size_t)o->memory : free_bytes;
+    *allowed = o->memory > 0 && o->memory < (double)free_bytes ? (size_t)o->memory : free_bytes;
+    if (t->comm->size == 1) return true;
+    size_t *all = calloc((size_t)t->comm->size, sizeof *all);
+    const bool ok = all ? loom_comm_host_gather(t->comm, all, allowed, sizeof *all, error)
+                        : loom_fail(error, "no memory for %d ranks", t->comm->size);
+    for (int r = 0; ok && r < t->comm->size; r++)
+        if (all[r] < *allowed) *allowed = all[r];
+    free(all);
+    return ok;
 }
 
 loom_gpt_config loom_trainer_shape(const loom_trainer *t) {
     const loom_train_options *o = &t->options;
     return (loom_gpt_config){o->n_layer, o->n_head, o->n_embd, o->block_size, o->vocab_size, o->activation};
+}
+
+loom_sharding loom_trainer_sharding(const loom_trainer *t) {
+    loom_sharding sharding = loom_train_options_sharding(&t->options);
+    sharding.rank = t->comm->rank;
+    return sharding;
 }
 
 loom_gpt_setup loom_trainer_setup(const loom_trainer *t, int64_t micro_batch) {
@@ -37,14 +53,17 @@ loom_gpt_setup loom_trainer_setup(const loom_trainer *t, int64_t micro_batch) {
                             .recompute = t->recompute,
                             .offload = o->offload == LOOM_OFFLOAD_ACTIVATIONS,
                             .logits_rows = o->logits_rows,
-                            .generates = o->sample_every > 0};
+                            .generates = o->sample_every > 0,
+                            .sharding = loom_trainer_sharding(t)};
 }
 
-/* The largest micro-batch that divides the batch and whose tokens can be counted, below `limit`; 0: there is none. */
+/* The largest micro-batch, below `limit`, that the batch can be made of, and whose tokens can be counted; 0: there is
+ * none. */
 static int64_t next_micro_batch(const loom_train_options *o, int64_t limit) {
+    const loom_sharding sharding = loom_train_options_sharding(o);
     const int64_t most = (INT64_C(1) << 31) / o->seq_len;
     for (int64_t B = limit - 1 < most ? limit - 1 : most; B > 0; B--)
-        if (o->batch % B == 0) return B;
+        if (loom_micro_batches_divide(o->batch, B, &sharding)) return B;
     return 0;
 }
 
@@ -59,11 +78,14 @@ static bool make_plan(loom_trainer *t, int64_t B, size_t allowed, loom_error *er
 /* With a policy that was said: the micro-batch that was said, or the largest that fits. */
 static bool plan_by_policy(loom_trainer *t, size_t allowed, loom_error *error) {
     const int64_t said = t->options.micro_batch;
-    int64_t B = said ? said : next_micro_batch(&t->options, INT64_MAX);
-    for (;;) {
+    int64_t B = said ? said : next_micro_batch(&t->options, t->options.batch + 1), smaller;
+    if (B == 0)
+        return loom_fail(error, "--batch: no --micro-batch makes a power of two of micro-batches of %lld sequences",
+                         (long long)t->options.batch);
+    for (;; B = smaller) {
         if (!make_plan(t, B, allowed, error)) return false;
-        if (loom_plan_fits(&t->plan) || B == 1 || said) return true;
-        B = next_micro_batch(&t->options, B);
+        smaller = said || loom_plan_fits(&t->plan) ? 0 : next_micro_batch(&t->options, B);
+        if (smaller == 0) return true;
     }
 }
 
@@ -79,8 +101,8 @@ static bool plan_fastest(loom_trainer *t, int64_t B, size_t allowed, bool *fits,
         !loom_plan_choose(&t->plan, &shape, &setup, t->device, t->options.batch, allowed, &t->prediction.cost, error))
         return false;
     t->recompute = t->plan.recompute;
-    t->prediction.seconds = loom_cost_step(&t->prediction.cost, &shape, &t->recompute, t->options.batch / B,
-                                           t->plan.elements);
+    t->prediction.seconds = loom_cost_step(&t->prediction.cost, &shape, &t->recompute,
+                                           loom_micro_batches(t->options.batch, B, &setup.sharding), t->plan.elements);
     return true;
 }
 
@@ -92,7 +114,7 @@ static bool plan_automatically(loom_trainer *t, size_t allowed, loom_error *erro
     loom_trainer_prediction best = {.seconds = INFINITY};
     loom_plan plan = {.B = 0};
     int tries = 0;
-    for (int64_t B = said ? said : next_micro_batch(&t->options, INT64_MAX); B > 0 && tries < MOST_TRIES;
+    for (int64_t B = said ? said : next_micro_batch(&t->options, t->options.batch + 1); B > 0 && tries < MOST_TRIES;
          B = said ? 0 : next_micro_batch(&t->options, B)) {
         bool fits;
         if (!plan_fastest(t, B, allowed, &fits, error)) return false;
@@ -119,10 +141,29 @@ static void keep_plan(loom_trainer *t) {
     t->options.logits_rows = t->plan.logits_rows;
 }
 
+/* The decision on its way from rank 0 to the others. */
+typedef struct decision {
+    int64_t micro_batch;
+    loom_recompute recompute;
+    loom_trainer_prediction prediction;
+} decision;
+
+/* What rank 0 measured, all ranks do. */
+static bool follow_rank_0(loom_trainer *t, size_t allowed, loom_error *error) {
+    decision made = {t->plan.B, t->plan.recompute, t->prediction};
+    if (!loom_comm_host_broadcast(t->comm, &made, sizeof made, 0, error)) return false;
+    t->recompute = made.recompute;
+    t->prediction = made.prediction;
+    return t->comm->rank == 0 || make_plan(t, made.micro_batch, allowed, error);
+}
+
 bool loom_trainer_plan_memory(loom_trainer *t, const loom_train_observer *observer, loom_error *error) {
-    const size_t allowed = bytes_allowed(t);
-    const bool automatic = t->recompute.kind == LOOM_RECOMPUTE_AUTO;
-    if (!(automatic ? plan_automatically(t, allowed, error) : plan_by_policy(t, allowed, error))) return false;
+    const bool automatic = t->recompute.kind == LOOM_RECOMPUTE_AUTO, decides = !automatic || t->comm->rank == 0;
+    size_t allowed;
+    if (!bytes_allowed(t, &allowed, error)) return false;
+    if (decides && !(automatic ? plan_automatically(t, allowed, error) : plan_by_policy(t, allowed, error)))
+        return false;
+    if (automatic && !follow_rank_0(t, allowed, error)) return false;
     if (observer && observer->planned) observer->planned(observer->user, &t->plan);
     if (!loom_plan_check(&t->plan, error)) return false;
     keep_plan(t);
@@ -185,7 +226,9 @@ bool loom_trainer_write_plan(const loom_trainer *t, const char *path, loom_error
     char *text = NULL;
     bool ok = json && cJSON_AddStringToObject(json, "device", t->device->name) &&
               cJSON_AddStringToObject(json, "recompute", t->options.recompute) &&
-              cJSON_AddNumberToObject(json, "micro_batch", (double)t->plan.B) && add_rows(json, &t->plan) &&
+              cJSON_AddNumberToObject(json, "micro_batch", (double)t->plan.B) &&
+              cJSON_AddNumberToObject(json, "ranks", t->comm->size) &&
+              cJSON_AddNumberToObject(json, "zero", (double)t->options.zero) && add_rows(json, &t->plan) &&
               (!(t->prediction.seconds > 0) || add_prediction(json, &t->prediction));
     if (ok && !(t->prediction.seconds > 0) && t->options.resume) keep_prediction(json, path);
     if (ok) ok = (text = cJSON_Print(json)) != NULL;

@@ -3,6 +3,7 @@
 #include "base/check.h"
 #include "base/file.h"
 #include "base/nearest.h"
+#include "gptloom/parallel.h"
 
 #include <ctype.h>
 #include <ini.h>
@@ -24,6 +25,7 @@ static const char *const fp32_or_bf16[] = {"fp32", "bf16", NULL};
 static const char *const switches[] = {"off", "on", NULL};
 static const char *const attentions[] = {"own", "cudnn", NULL};
 static const char *const offloads[] = {"none", "activations", NULL};
+static const char *const communicators[] = {"auto", "self", "mpi", "nccl", NULL};
 
 #define AT(field) .offset = offsetof(loom_train_options, field)
 
@@ -184,6 +186,26 @@ static const loom_flag table[] = {
     {.name = "memory", .type = LOOM_FLAG_SIZE, AT(memory), .min = 1 << 20, .max = 0x1p60, .derived = "what is free",
      .metavar = "SIZE", .group = "Memory",
      .help = "what the run may take, as 800MiB or 1.5GiB; a run that needs more is refused before it starts"},
+
+    {.name = "ranks", .type = LOOM_FLAG_INT, AT(ranks), .min = 1, .max = 1 << 16, .derived = "as mpirun, srun or torchrun started; else 1",
+     .session = true, .metavar = "N", .group = "Ranks",
+     .help = "train with N processes, each with its share of every batch and, if there are as many, a GPU of its own; starts "
+             "them on this machine by mpirun, if nothing else has started several"},
+    {.name = "zero", .type = LOOM_FLAG_INT, AT(zero), .min = 0, .max = 3, .standard = "0", .metavar = "0..3",
+     .group = "Ranks",
+     .help = "what ranks share out instead of each having it: 1 moments and master weights, 2 and gradients, 3 and the "
+             "weights of blocks"},
+    {.name = "deterministic-reduce", .type = LOOM_FLAG_BOOL, AT(deterministic_reduce), .group = "Ranks",
+     .help = "gradients are added up in the order of a tree of micro-batches, so that the bits are the same with any number of "
+             "ranks; both are powers of two. Takes whole gradients on every rank, and one more for each doubling of a "
+             "rank's micro-batches"},
+    {.name = "comm", .type = LOOM_FLAG_STRING, AT(comm), .choices = communicators, .standard = "auto", .session = true,
+     .metavar = "NAME", .group = "Ranks",
+     .help = "how ranks exchange what they compute: nccl, between GPUs, a rank each; mpi, between CPUs, or GPUs by way of the "
+             "host; auto: nccl under torchrun, mpi under mpirun and srun, self where there is one rank"},
+    {.name = "comm-timeout", .type = LOOM_FLAG_DOUBLE, AT(comm_timeout), .min = 1, .max = 1e6, .standard = "600",
+     .metavar = "SECONDS", .group = "Ranks",
+     .help = "how long ranks wait for one that does not come, before they name it and end"},
 };
 /* clang-format on */
 
@@ -355,22 +377,27 @@ static bool strings_can_be_kept(const loom_train_options *options, loom_error *e
     return true;
 }
 
-bool loom_train_options_write(const loom_train_options *options, const char *path, loom_error *error) {
-    char *text = NULL;
-    size_t size = 0;
+bool loom_train_options_text(const loom_train_options *options, char **text, size_t *size, loom_error *error) {
     if (!strings_can_be_kept(options, error)) return false;
-    FILE *out = open_memstream(&text, &size);
-    if (!out) return loom_fail(error, "%s: no memory to write it", path);
+    FILE *out = open_memstream(text, size);
+    if (!out) return loom_fail(error, "no memory to write the options");
     fprintf(out,
             "; A run of gptloom " LOOM_VERSION ": all its options. 'gptloom train --config FILE' reads such a file.\n");
     for (int i = 0; i < ROWS; i++) {
         if (i == 0 || strcmp(table[i].group, table[i - 1].group)) fprintf(out, "\n; %s\n", table[i].group);
         if (!table[i].session && !loom_flag_is_unset(&table[i], options)) write_option(out, &table[i], options);
     }
-    bool ok = !ferror(out);
-    ok = !fclose(out) && ok;
-    if (!ok) loom_fail(error, "%s: no memory to write it", path);
-    ok = ok && loom_file_replace(path, text, size, error);
+    const bool whole = !ferror(out);
+    if (!fclose(out) && whole) return true;
+    free(*text);
+    return loom_fail(error, "no memory to write the options");
+}
+
+bool loom_train_options_write(const loom_train_options *options, const char *path, loom_error *error) {
+    char *text = NULL;
+    size_t size = 0;
+    if (!loom_train_options_text(options, &text, &size, error)) return false;
+    const bool ok = loom_file_replace(path, text, size, error);
     free(text);
     return ok;
 }
@@ -382,6 +409,12 @@ loom_precision_flags loom_train_options_precision(const loom_train_options *opti
                                   .master = options->master_weights == LOOM_ON,
                                   .optimizer = options->optimizer_dtype,
                                   .gradient = options->grad_dtype};
+}
+
+loom_sharding loom_train_options_sharding(const loom_train_options *options) {
+    return (loom_sharding){.ranks = options->ranks > 0 ? (int)options->ranks : 1,
+                           .zero = (int)options->zero,
+                           .deterministic = options->deterministic_reduce};
 }
 
 static bool check_values(const loom_train_options *options, loom_error *error) {
@@ -437,6 +470,30 @@ static bool resolve_shape(loom_train_options *options, loom_error *error) {
     return loom_gpt_config_check(&config, error);
 }
 
+static bool is_power_of_two(int64_t n) {
+    return (n & (n - 1)) == 0;
+}
+
+/* Whether the batch can be cut into the same number of micro-batches for each rank. */
+static bool resolve_ranks(const loom_train_options *o, loom_error *error) {
+    const loom_sharding sharding = loom_train_options_sharding(o);
+    const long long ranks = sharding.ranks, batch = o->batch, B = o->micro_batch;
+    if (o->deterministic_reduce && !is_power_of_two(ranks))
+        return loom_fail(error, "--deterministic-reduce: needs a power of two of --ranks; %lld are not", ranks);
+    if (o->deterministic_reduce && o->grad_dtype != LOOM_F32)
+        return loom_fail(error, "--deterministic-reduce: adds gradients in fp32; leave out --grad-dtype %s",
+                         loom_dtype_name(o->grad_dtype));
+    if (batch % ranks != 0)
+        return loom_fail(error, "--batch: %lld sequences cannot be shared out to %lld ranks", batch, ranks);
+    if (B == 0 || loom_micro_batches_divide(batch, B, &sharding)) return true;
+    if (batch / B % ranks != 0)
+        return loom_fail(error, "--micro-batch: %lld does not divide a rank's share of --batch, %lld", B, batch / ranks);
+    return loom_fail(error,
+                     "--deterministic-reduce: needs a power of two of micro-batches in a step; --batch %lld and "
+                     "--micro-batch %lld make %lld",
+                     batch, B, batch / B);
+}
+
 static bool resolve_batches(loom_train_options *options, loom_error *error) {
     take_if_unset(&options->seq_len, options->block_size < 1024 ? options->block_size : 1024);
     if (options->seq_len > options->block_size)
@@ -445,7 +502,7 @@ static bool resolve_batches(loom_train_options *options, loom_error *error) {
     if (options->micro_batch > options->batch || (options->micro_batch > 0 && options->batch % options->micro_batch))
         return loom_fail(error, "--micro-batch: %lld does not divide --batch, %lld", (long long)options->micro_batch,
                          (long long)options->batch);
-    return true;
+    return resolve_ranks(options, error);
 }
 
 int64_t loom_train_default_warmup(int64_t steps) {

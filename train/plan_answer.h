@@ -23,8 +23,7 @@ typedef struct loom_plan_answer {
     size_t available;
     loom_precision precision;
     loom_sharding sharding;
-    int64_t sequences;   /* of a step, on each rank */
-    int64_t micro_batch; /* of them at a time */
+    int64_t micro_batch; /* sequences of a rank at a time */
     loom_cost flops, seconds;
     loom_speed speed;
     loom_error unmeasured; /* why the speed is not known */

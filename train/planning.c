@@ -77,7 +77,8 @@ loom_gpt_setup loom_planning_setup(const loom_planning *p, const loom_precision 
                             .recompute = *recompute,
                             .offload = p->options.offload == LOOM_OFFLOAD_ACTIVATIONS,
                             .logits_rows = p->options.logits_rows,
-                            .generates = p->options.sample_every > 0};
+                            .generates = p->options.sample_every > 0,
+                            .sharding = loom_train_options_sharding(&p->options)};
 }
 
 static void show_row(const char *name, size_t bytes, const char *rest) {

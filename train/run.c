@@ -18,7 +18,9 @@ typedef struct run {
     loom_trainer *trainer;
     const loom_train_options *options; /* the trainer's, resolved */
     const loom_train_observer *observer;
-    FILE *metrics;
+    const loom_comm *comm;
+    FILE *metrics; /* rank 0's alone */
+    FILE *log;     /* with several ranks, each its own; else NULL */
     char metrics_path[PATH_MAX], samples_path[PATH_MAX], config_path[PATH_MAX], plan_path[PATH_MAX],
         choices_path[PATH_MAX];
     int64_t saved_step, validated_step;
@@ -83,8 +85,35 @@ static bool write_choices(const run *r, loom_error *error) {
     return ok;
 }
 
+/* OUT/logs/rank-0003.log: of each rank what it is, the steps it has done, and how it ended. */
+static bool open_log(run *r, loom_error *error) {
+    char folder[PATH_MAX], name[32], path[PATH_MAX], host[256] = "";
+    if (r->comm->size == 1) return true;
+    snprintf(name, sizeof name, "rank-%04d.log", r->comm->rank);
+    if (!loom_join_path(folder, sizeof folder, r->options->out, "logs", error) ||
+        !loom_make_directories(folder, error) || !loom_join_path(path, sizeof path, folder, name, error))
+        return false;
+    r->log = fopen(path, "ae");
+    if (!r->log) return loom_fail(error, "%s: cannot be written: %s", path, strerror(errno));
+    setvbuf(r->log, NULL, _IOLBF, 0);
+    gethostname(host, sizeof host - 1);
+    const loom_device *device = loom_gpt_get_device(loom_trainer_gpt(r->trainer));
+    fprintf(r->log, "rank %d of %d, process %ld on %s; %s; %s: %s; after step %" PRId64 "\n", r->comm->rank, r->comm->size,
+            (long)getpid(), host, r->comm->description, device->name, device->description,
+            loom_trainer_steps_done(r->trainer));
+    return true;
+}
+
+static void log_step(const run *r, const loom_step_report *report) {
+    if (r->log)
+        fprintf(r->log, "step %" PRId64 "  loss %.6f  norm %.4g  %.1f ms  waited %.1f ms\n", report->step,
+                (double)report->loss, (double)report->grad_norm, report->ms, report->ms_waited);
+}
+
+/* What all ranks read, rank 0 writes; the others only append to what is their own. */
 static bool open_directory(run *r, loom_error *error) {
     const char *out = r->options->out;
+    if (r->comm->rank > 0) return true;
     if (!loom_make_directories(out, error) ||
         !loom_join_path(r->metrics_path, sizeof r->metrics_path, out, "metrics.jsonl", error) ||
         !loom_join_path(r->samples_path, sizeof r->samples_path, out, "samples.txt", error) ||
@@ -111,12 +140,17 @@ static void print_number(FILE *file, const char *key, double value) {
 }
 
 static bool write_metrics(run *r, const loom_step_report *report, loom_error *error) {
+    if (!r->metrics) return true;
     fprintf(r->metrics, "{\"step\": %" PRId64 ", \"tokens\": %" PRId64, report->step, report->tokens);
     print_number(r->metrics, "loss", (double)report->loss);
     print_number(r->metrics, "lr", (double)report->lr);
     print_number(r->metrics, "grad_norm", (double)report->grad_norm);
     print_number(r->metrics, "ms", report->ms);
     print_number(r->metrics, "tokens_per_s", report->tokens_per_s);
+    if (r->comm->size > 1) {
+        print_number(r->metrics, "ms_waited", report->ms_waited);
+        print_number(r->metrics, "ms_spread", report->ms_spread);
+    }
     if (report->skipped) fputs(", \"skipped\": true", r->metrics);
     if (r->options->dtype == LOOM_F16)
         print_number(r->metrics, "loss_scale", (double)loom_trainer_loss_scale(r->trainer));
@@ -167,7 +201,7 @@ static bool take_token(void *user, int32_t token) {
 static bool sample(run *r, int64_t step, loom_error *error) {
     text t = {.bytes = loom_dataset_is_bytes(loom_trainer_data(r->trainer))};
     bool ok = loom_trainer_sample(r->trainer, r->options->sample_tokens, take_token, &t, error);
-    if (ok && t.data) {
+    if (ok && t.data && r->comm->rank == 0) {
         FILE *file = fopen(r->samples_path, "ae");
         ok = file && fprintf(file, "--- step %" PRId64 "\n", step) > 0 && fwrite(t.data, 1, t.used, file) == t.used &&
              fputc('\n', file) != EOF;
@@ -211,6 +245,8 @@ static bool run_steps(run *r, loom_error *error) {
         loom_step_report report;
         if (!loom_trainer_step(r->trainer, &report, error) || !check_finite(r, &report, error)) return false;
         const bool stop = r->observer->should_stop && r->observer->should_stop(r->observer->user);
+        if (!loom_trainer_meet(r->trainer, stop, &report, error)) return false;
+        log_step(r, &report);
         const bool final = step == planned;
         if (r->observer->stepped) r->observer->stepped(r->observer->user, &report);
         if (loom_trainer_has_validation(r->trainer) && o->val_every > 0 && (is_due(o->val_every, step) || final) &&
@@ -219,23 +255,40 @@ static bool run_steps(run *r, loom_error *error) {
         if (!write_metrics(r, &report, error)) return false;
         if (o->sample_every > 0 && (is_due(o->sample_every, step) || final) && !sample(r, step, error)) return false;
         if (is_due(o->checkpoint_every, step) && !save(r, step, error)) return false;
-        if (stop) return save(r, step, error);
+        if (report.stop) return save(r, step, error);
     }
     return save(r, last, error);
 }
 
-bool loom_train(const loom_train_options *options, const loom_train_observer *observer, loom_error *error) {
+/* The run's end, as its log is told; `error` says why, if not `ok`. */
+static bool close_files(run *r, bool ok, loom_error *error) {
+    if (r->log && !ok) fprintf(r->log, "ended in step %" PRId64 ": %s\n", r->comm->step, error->message);
+    if (r->log && ok) fputs("ended in order\n", r->log);
+    if (r->log) fclose(r->log);
+    if (r->metrics && fclose(r->metrics) != 0 && ok)
+        ok = loom_fail(error, "%s: cannot be written: %s", r->metrics_path, strerror(errno));
+    return ok;
+}
+
+bool loom_train(const loom_train_options *options, loom_comm *comm, const loom_train_observer *observer,
+                loom_error *error) {
     static const loom_train_observer nobody;
+    loom_error why;
     run r = {.observer = observer ? observer : &nobody, .saved_step = -1, .validated_step = -1};
-    if (!check_place(options, error) || !loom_trainer_open(&r.trainer, options, r.observer, error)) return false;
+    if (!check_place(options, error) || !loom_trainer_open(&r.trainer, options, comm, r.observer, error))
+        return false;
     r.options = loom_trainer_options(r.trainer);
-    bool ok = open_directory(&r, error);
+    r.comm = loom_trainer_comm(r.trainer);
+    bool ok = open_directory(&r, &why) && open_log(&r, &why);
     if (ok) {
         if (r.observer->started) r.observer->started(r.observer->user, r.trainer);
-        ok = run_steps(&r, error);
+        ok = run_steps(&r, &why);
     }
-    if (r.metrics && fclose(r.metrics) != 0 && ok)
-        ok = loom_fail(error, "%s: cannot be written: %s", r.metrics_path, strerror(errno));
-    loom_trainer_close(r.trainer);
-    return ok;
+    ok = close_files(&r, ok, &why);
+    const bool others_wait = !ok && r.comm->size > 1;
+    if (!others_wait) {
+        loom_comm_close(comm);
+        loom_trainer_close(r.trainer);
+    }
+    return ok || loom_fail(error, "%s", why.message);
 }

@@ -1,5 +1,7 @@
 #include "trainer.h"
 
+#include <math.h>
+#include <stdlib.h>
 #include <time.h>
 
 /* The training step, from data to AdamW. It reads from top to bottom; devices, ranks and policies are behind the table of
@@ -43,23 +45,25 @@ static void further_micro_batch(loom_trainer *t) {
 }
 
 static void update(loom_trainer *t) {
+    loom_parallel_reduce(&t->parallel);
     loom_optimizer_update(&t->optimizer);
 }
 
-/* Where the device can record, a piece runs the first time as it is, which loads what is loaded late; the second time it
- * is recorded, and replayed from then on. */
-static bool run(loom_trainer *t, loom_piece piece, loom_error *error) {
+/* Where the device can record, a piece that leaves other ranks alone (`quiet`) runs the first time as it is, which loads
+ * what is loaded late; the second time it is recorded, and replayed from then on. */
+static bool run(loom_trainer *t, loom_piece piece, bool quiet, loom_error *error) {
     static void (*const run_piece[LOOM_PIECES])(loom_trainer *) = {
         [LOOM_FIRST_MICRO_BATCH] = first_micro_batch,
         [LOOM_FURTHER_MICRO_BATCH] = further_micro_batch,
         [LOOM_UPDATE] = update,
     };
-    const bool records = t->device->record_begin && t->options.cuda_graph == LOOM_ON;
+    const bool records = t->device->record_begin && t->options.cuda_graph == LOOM_ON && quiet;
     if (!records || !t->has_run[piece]) {
         run_piece[piece](t);
         t->has_run[piece] = true;
         return true;
     }
+    loom_parallel_settle(&t->parallel);
     if (!t->recording[piece]) {
         if (!t->device->record_begin(t->device, error)) return false;
         run_piece[piece](t);
@@ -69,32 +73,38 @@ static bool run(loom_trainer *t, loom_piece piece, loom_error *error) {
     return true;
 }
 
+/* This rank's micro-batches, which are consecutive ones of the step, and the update. */
 static bool compute(loom_trainer *t, loom_error *error) {
-    const int64_t B = t->options.micro_batch, T = t->options.seq_len;
-    for (int64_t first = 0; first < t->options.batch; first += B) {
+    const int64_t B = t->options.micro_batch, T = t->options.seq_len, own = t->options.batch / t->comm->size;
+    for (int64_t i = 0; i * B < own; i++) {
+        const int64_t first = i * B;
+        const loom_piece piece = i > 0 && loom_parallel_accumulates(&t->parallel) ? LOOM_FURTHER_MICRO_BATCH
+                                                                                   : LOOM_FIRST_MICRO_BATCH;
         loom_gpt_set_batch(t->gpt, t->feeder.inputs + first * T, t->feeder.targets + first * T, LOOM_DEVICE_TO_DEVICE);
-        if (!run(t, first == 0 ? LOOM_FIRST_MICRO_BATCH : LOOM_FURTHER_MICRO_BATCH, error)) return false;
-        loom_optimizer_sum_losses(&t->optimizer, first, B, T);
+        loom_parallel_begin(&t->parallel, i);
+        if (!run(t, piece, loom_parallel_is_quiet(&t->parallel, i), error)) return false;
+        loom_optimizer_sum_losses(&t->optimizer, t->comm->rank * own + first, B, T);
     }
-    return run(t, LOOM_UPDATE, error);
+    return run(t, LOOM_UPDATE, t->comm->size == 1, error);
 }
 
 /* ------------------------------------------------------------------------------------------------------------- the step */
 
 bool loom_trainer_step(loom_trainer *t, loom_step_report *report, loom_error *error) {
-    const double start = milliseconds_now();
+    const double start = milliseconds_now(), waited = t->comm->traffic.seconds_waited;
     loom_scalars *scalars = loom_gpt_get_scalars(t->gpt); /* device memory */
     loom_scalars *host = t->host_scalars;                 /* pinned */
 
     int64_t step, targets;
     if (!loom_feeder_take(&t->feeder, &step, &targets, error)) return false;
+    t->comm->step = step + 1;
     host->in = step_inputs(t, step, targets);
     t->device->copy(t->device, NULL, &scalars->in, &host->in, sizeof host->in, LOOM_HOST_TO_DEVICE);
     if (!compute(t, error)) return false;
     loom_feeder_send_ahead(&t->feeder);
     t->device->copy(t->device, NULL, &host->out, &scalars->out, sizeof host->out, LOOM_DEVICE_TO_HOST);
     t->device->copy(t->device, NULL, &host->state, &scalars->state, sizeof host->state, LOOM_DEVICE_TO_HOST);
-    if (!t->device->synchronize(t->device, NULL, error)) return false;
+    if (!loom_parallel_ok(&t->parallel, error) || !loom_comm_synchronize(t->comm, NULL, error)) return false;
     t->state.step = step + 1;
     t->state.tokens += targets;
     t->state.scalars = host->state;
@@ -107,6 +117,34 @@ bool loom_trainer_step(loom_trainer *t, loom_step_report *report, loom_error *er
                                  .grad_norm = host->out.gradient_norm,
                                  .skipped = host->out.skip != 0,
                                  .ms = ms,
-                                 .tokens_per_s = (double)targets / (1e-3 * ms)};
+                                 .tokens_per_s = (double)targets / (1e-3 * ms),
+                                 .ms_waited = 1e3 * (t->comm->traffic.seconds_waited - waited)};
     return true;
+}
+
+/* -------------------------------------------------------------------------------------------------- among several ranks */
+
+/* What a rank tells the others. */
+typedef struct told {
+    double worked; /* milliseconds */
+    double stop;   /* not 0: it was asked to end the run */
+} told;
+
+bool loom_trainer_meet(loom_trainer *t, bool stop, loom_step_report *report, loom_error *error) {
+    const int ranks = t->comm->size;
+    const told mine = {report->ms - report->ms_waited, stop};
+    report->stop = stop;
+    if (ranks == 1) return true;
+    told *all = calloc((size_t)ranks, sizeof *all);
+    const bool ok = all ? loom_comm_host_gather(t->comm, all, &mine, sizeof mine, error)
+                        : loom_fail(error, "no memory for %d ranks", ranks);
+    double least = INFINITY, most = 0;
+    for (int r = 0; ok && r < ranks; r++) {
+        least = all[r].worked < least ? all[r].worked : least;
+        most = all[r].worked > most ? all[r].worked : most;
+        report->stop = report->stop || all[r].stop != 0;
+    }
+    if (ok) report->ms_spread = most - least;
+    free(all);
+    return ok;
 }

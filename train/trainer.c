@@ -2,6 +2,7 @@
 
 #include "base/check.h"
 #include "base/file.h"
+#include "data/windows.h"
 
 #include <inttypes.h>
 #include <limits.h>
@@ -9,6 +10,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <xxhash.h>
 
 /* --------------------------------------------------------------------------------------------------------- the model's shape */
 
@@ -107,41 +109,86 @@ static bool settle_steps(loom_trainer *t, loom_error *error) {
 
 /* ------------------------------------------------------------------------------------------------------------------- memory */
 
+/* What rank 0's device has chosen by measuring, the others' take. */
+static bool send_choices(loom_trainer *t, loom_error *error) {
+    char *text = NULL;
+    int64_t length = 0;
+    loom_error why;
+    if (t->comm->rank == 0) {
+        if (!t->device->choices_get(t->device, &text, error)) return false;
+        length = text ? (int64_t)strlen(text) + 1 : 0;
+    }
+    bool ok = loom_comm_host_broadcast(t->comm, &length, sizeof length, 0, error);
+    if (ok && !text && length > 0 && !(text = malloc((size_t)length)))
+        ok = loom_fail(error, "no memory for %lld bytes", (long long)length);
+    ok = ok && (length == 0 || loom_comm_host_broadcast(t->comm, text, (size_t)length, 0, error));
+    if (ok && length > 0 && t->comm->rank > 0 && !t->device->choices_set(t->device, text, &why))
+        ok = loom_fail(error, "--ranks: all need the same hardware and libraries, and rank %d has not: %s",
+                       t->comm->rank, why.message);
+    free(text);
+    return ok;
+}
+
+/* Rank 0's device measures what can be chosen; then the others make the same plans. */
+static bool make_plans(loom_trainer *t, loom_error *error) {
+    if (t->comm->rank == 0 && !loom_gpt_make_plans(t->gpt, error)) return false;
+    return (t->comm->size == 1 || send_choices(t, error)) && loom_gpt_make_plans(t->gpt, error);
+}
+
 static bool allocate(loom_trainer *t, loom_error *error) {
     const loom_train_options *o = &t->options;
     const loom_gpt_config shape = loom_trainer_shape(t);
     t->memory_bytes = t->plan.arena.used;
     const loom_gpt_setup setup = loom_trainer_setup(t, o->micro_batch);
-    if (!loom_gpt_create(&t->gpt, &shape, &setup, t->device, error) || !loom_gpt_make_plans(t->gpt, error) ||
+    const int64_t own = o->batch / t->comm->size;
+    if (!loom_gpt_create(&t->gpt, &shape, &setup, t->device, error) || !make_plans(t, error) ||
         !t->device->allocate(t->device, &t->memory, t->memory_bytes, error))
         return false;
     loom_arena arena = loom_arena_over(t->memory, t->memory_bytes, t->device->host_memory);
     loom_gpt_lay_out(t->gpt, &arena);
     loom_optimizer_lay_out(&t->optimizer, t->gpt, o->batch, &arena);
     t->optimizer.seed = o->seed;
-    loom_feeder_lay_out(&t->feeder, o->batch, o->seq_len, &arena);
+    loom_parallel_lay_out(&t->parallel, t->gpt, own / o->micro_batch, &arena);
+    loom_feeder_lay_out(&t->feeder, own, o->seq_len, &arena);
     LOOM_CHECK(arena.used == t->plan.arena.used);
     void *scalars;
     if (!t->device->allocate_host(t->device, &scalars, sizeof *t->host_scalars, error)) return false;
     t->host_scalars = scalars;
-    return loom_gpt_prepare(t->gpt, error) && loom_optimizer_prepare(&t->optimizer, error);
+    return loom_gpt_prepare(t->gpt, error) && loom_optimizer_prepare(&t->optimizer, error) &&
+           loom_parallel_open(&t->parallel, t->comm, &t->optimizer, error);
 }
 
 /* -------------------------------------------------------------------------------------------------------------- start, resume */
 
-static loom_checkpoint_tensors tensors_of(loom_trainer *t) {
+/* What of each bucket this rank loads, which is what it updates; or saves (`once`): of what all ranks hold, a part. */
+static bool cut_slices(loom_trainer *t, bool once, loom_checkpoint_slice **slices, loom_error *error) {
+    const loom_layout *layout = loom_gpt_get_layout(t->gpt);
+    const loom_dtype dtype = t->precision.master, moment = t->precision.moment;
+    const bool cuts = once && loom_gpt_get_sharding(t->gpt)->zero == 0;
+    *slices = calloc((size_t)layout->n_buckets, sizeof **slices);
+    if (!*slices) return loom_fail(error, "no memory to describe a checkpoint");
+    for (int b = 0; b < layout->n_buckets; b++) {
+        const loom_shard *shard = loom_gpt_get_shard(t->gpt, b);
+        const int64_t n = cuts ? shard->elements / t->comm->size : shard->elements, skipped = cuts ? n * t->comm->rank : 0;
+        const int64_t moments = loom_optimizer_moments_at(&t->optimizer, b) + skipped;
+        (*slices)[b] = (loom_checkpoint_slice){
+            .first = shard->first + skipped,
+            .elements = n,
+            .parameters = (char *)shard->master + (size_t)skipped * loom_dtype_size(dtype),
+            .moment1 = (char *)t->optimizer.moment1 + (size_t)moments * loom_dtype_size(moment),
+            .moment2 = (char *)t->optimizer.moment2 + (size_t)moments * loom_dtype_size(moment)};
+    }
+    return true;
+}
+
+static loom_checkpoint_tensors tensors_of(loom_trainer *t, const loom_checkpoint_slice *slices, bool moments) {
     return (loom_checkpoint_tensors){.config = loom_gpt_get_config(t->gpt),
                                      .layout = loom_gpt_get_layout(t->gpt),
                                      .device = t->device,
+                                     .slice = slices,
                                      .dtype = t->precision.master,
-                                     .moment_dtype = t->precision.moment,
-                                     .moments = true};
-}
-
-/* All of them lie here. To be freed. */
-static loom_checkpoint_slice *slices_of(loom_trainer *t, const loom_checkpoint_tensors *tensors, loom_error *error) {
-    return loom_checkpoint_whole_slices(tensors, loom_gpt_get_master(t->gpt), t->optimizer.moment1,
-                                        t->optimizer.moment2, error);
+                                     .moments = moments,
+                                     .moment_dtype = t->precision.moment};
 }
 
 /* What may not change because the order of the data hangs on it. */
@@ -243,22 +290,25 @@ static void note_changes(loom_trainer *t, const loom_training_state *before) {
     LOOM_CHECK(used < sizeof t->note);
 }
 
+static bool load(loom_trainer *t, const loom_checkpoint_info *from, bool moments, loom_error *error) {
+    loom_checkpoint_slice *slices;
+    if (!cut_slices(t, false, &slices, error)) return false;
+    const loom_checkpoint_tensors tensors = tensors_of(t, slices, moments);
+    const bool ok = loom_checkpoint_load(from, &tensors, error);
+    free(slices);
+    if (!ok) return false;
+    loom_gpt_copy_master(t->gpt);
+    return t->device->synchronize(t->device, NULL, error);
+}
+
 static bool start(loom_trainer *t, const loom_checkpoint_info *from, loom_error *error) {
     const bool resumed = from && t->options.resume;
     t->state = resumed ? resumed_state(t, from) : fresh_state(t);
     if (resumed) note_changes(t, &from->state);
     t->device->copy(t->device, NULL, &loom_gpt_get_scalars(t->gpt)->state, &t->state.scalars, sizeof t->state.scalars,
                     LOOM_HOST_TO_DEVICE);
-    if (!from) return loom_gpt_initialise(t->gpt, t->options.seed, error);
-    loom_checkpoint_tensors tensors = tensors_of(t);
-    tensors.moments = resumed;
-    loom_checkpoint_slice *slices = slices_of(t, &tensors, error);
-    tensors.slice = slices;
-    const bool loaded = slices && loom_checkpoint_load(from, &tensors, error);
-    free(slices);
-    if (!loaded) return false;
-    loom_gpt_copy_master(t->gpt);
-    return t->device->synchronize(t->device, NULL, error);
+    if (!(from ? load(t, from, resumed, error) : loom_gpt_initialise(t->gpt, t->options.seed, error))) return false;
+    return loom_parallel_gather(&t->parallel, error);
 }
 
 /* The same choices as before give the same bits: a run does not go on with others unless that is asked for. */
@@ -278,7 +328,9 @@ static bool restore_choices(loom_trainer *t, const loom_checkpoint_info *from, l
 
 static bool open_device(loom_trainer *t, loom_error *error) {
     const loom_train_options *o = &t->options;
-    const loom_device_options options = {.threads = (int)o->threads,
+    const loom_device_options options = {.local_rank = t->comm->local_rank,
+                                         .local_size = t->comm->local_size,
+                                         .threads = (int)o->threads,
                                          .library_threads = !o->deterministic,
                                          .tf32 = o->tf32,
                                          .cudnn_attention = o->attention == LOOM_ATTENTION_CUDNN};
@@ -287,7 +339,8 @@ static bool open_device(loom_trainer *t, loom_error *error) {
         return loom_fail(error, "--%s: is for --device cuda; this run is on %s", options.tf32 ? "tf32" : "attention",
                          t->device->name);
     const loom_precision_flags flags = loom_train_options_precision(o);
-    return loom_precision_of(t->device, &flags, &t->precision, error);
+    return loom_precision_of(t->device, &flags, &t->precision, error) &&
+           loom_comm_attach(t->comm, t->device, 0, error);
 }
 
 /* A run that ended before its first checkpoint is there, but begins anew. */
@@ -296,6 +349,34 @@ static bool has_no_checkpoint(const char *run) {
     return loom_join_path(config, sizeof config, run, "config.ini", NULL) &&
            loom_join_path(checkpoints, sizeof checkpoints, run, "checkpoints", NULL) && loom_path_exists(config) &&
            !loom_path_exists(checkpoints);
+}
+
+/* The program, as the system has it. */
+static bool hash_program(XXH128_hash_t *hash, loom_error *error) {
+    loom_mapping file;
+    if (!loom_file_map("/proc/self/exe", &file, error)) return false;
+    *hash = XXH3_128bits(file.data, file.size);
+    loom_file_unmap(&file);
+    return true;
+}
+
+/* Ranks that were started with different programs, options, data or checkpoints would train nonsense. */
+static bool check_agreement(loom_trainer *t, const loom_checkpoint_info *from, loom_error *error) {
+    char *text = NULL;
+    size_t size = 0;
+    XXH128_hash_t program;
+    if (t->comm->size == 1) return true;
+    if (!loom_train_options_text(&t->options, &text, &size, error)) return false;
+    const XXH128_hash_t options = XXH3_128bits(text, size);
+    free(text);
+    const uint64_t data[2] = {loom_dataset_identity(t->data), t->val_data ? loom_dataset_identity(t->val_data) : 0};
+    const int64_t step = from ? from->state.step : -1;
+    return hash_program(&program, error) &&
+           loom_comm_agree(t->comm, "the program", &program, sizeof program, error) &&
+           loom_comm_agree(t->comm, "--data", data, sizeof data, error) &&
+           loom_comm_agree(t->comm, "the configuration", &options, sizeof options, error) &&
+           loom_comm_agree(t->comm, "the device", t->device->name, strlen(t->device->name) + 1, error) &&
+           loom_comm_agree(t->comm, "the step to go on from", &step, sizeof step, error);
 }
 
 /* A resumed or initialised run's checkpoint; *found NULL for a fresh run. */
@@ -312,41 +393,54 @@ static bool find_checkpoint(loom_trainer *t, loom_checkpoint_info *info, const l
            (!t->options.seq_len || check_order("--seq-len", t->options.seq_len, info->state.seq_len, path, error));
 }
 
-static bool open_everything(loom_trainer *t, loom_checkpoint_info *info, const loom_train_observer *observer,
-                            loom_error *error) {
+/* The communicator is the caller's, but for one rank. */
+static bool take_comm(loom_trainer *t, loom_comm *comm, loom_error *error) {
+    if (!comm && !loom_comm_open(&t->own_comm, &(loom_comm_options){.backend = "self"}, error)) return false;
+    t->comm = comm ? comm : t->own_comm;
+    if (t->options.ranks > 0 && t->options.ranks != t->comm->size)
+        return loom_fail(error, "--ranks: %" PRId64 " are asked for, and %d %s started", t->options.ranks, t->comm->size,
+                         t->comm->size == 1 ? "was" : "were");
+    t->options.ranks = t->comm->size;
+    return true;
+}
+
+static bool open_everything(loom_trainer *t, loom_checkpoint_info *info, loom_comm *comm,
+                            const loom_train_observer *observer, loom_error *error) {
     const loom_checkpoint_info *from;
+    if (!take_comm(t, comm, error)) return false;
     if (!find_checkpoint(t, info, &from, error)) return false;
     if (!loom_train_options_resolve(&t->options, error) ||
         !loom_recompute_parse(t->options.recompute, &t->recompute, error) || !open_data(t, error))
         return false;
     if (!split_data(t, error) || !settle_steps(t, error)) return false;
     if (t->options.resume && from && !check_resumable(t, from, error)) return false;
-    if (!open_device(t, error) || !restore_choices(t, from, error)) return false;
+    if (!open_device(t, error) || !check_agreement(t, from, error) || !restore_choices(t, from, error)) return false;
     if (!loom_trainer_plan_memory(t, observer, error) || !allocate(t, error) || !start(t, from, error)) return false;
     const loom_loader_options order = {.T = t->options.seq_len,
                                        .batch = t->options.batch,
                                        .micro_batch = t->options.micro_batch,
                                        .seed = t->options.seed,
                                        .first_step = t->state.step,
-                                       .ranks = 1};
+                                       .rank = t->comm->rank,
+                                       .ranks = t->comm->size};
     loom_loader *loader;
     return loom_loader_open(&loader, &t->training, &order, error) &&
            loom_feeder_open(&t->feeder, t->device, loader, error);
 }
 
-bool loom_trainer_open(loom_trainer **out, const loom_train_options *options, const loom_train_observer *observer,
-                       loom_error *error) {
+bool loom_trainer_open(loom_trainer **out, const loom_train_options *options, loom_comm *comm,
+                       const loom_train_observer *observer, loom_error *error) {
     loom_trainer *t = calloc(1, sizeof *t);
     loom_checkpoint_info *info = calloc(1, sizeof *info);
     bool ok = t && info;
     if (!ok) loom_fail(error, "no memory for a trainer");
     if (ok) {
         t->options = *options;
-        ok = open_everything(t, info, observer, error);
+        ok = open_everything(t, info, comm, observer, error);
     }
     free(info);
     if (!ok) {
-        loom_trainer_close(t);
+        if (!comm || comm->size == 1) loom_trainer_close(t);
         return false;
     }
     *out = t;
@@ -359,6 +453,8 @@ void loom_trainer_close(loom_trainer *t) {
     for (int i = 0; i < LOOM_PIECES; i++)
         if (t->recording[i]) t->device->recording_close(t->device, t->recording[i]);
     if (t->host_scalars) t->device->release_host(t->device, t->host_scalars, sizeof *t->host_scalars);
+    loom_parallel_close(&t->parallel);
+    loom_comm_close(t->own_comm);
     loom_gpt_destroy(t->gpt);
     if (t->memory) t->device->release(t->device, t->memory, t->memory_bytes);
     loom_device_close(t->device);
@@ -385,42 +481,75 @@ static bool fill_validation_batch(const loom_trainer *t, int64_t first, int64_t 
     return true;
 }
 
-/* Adds a micro-batch's losses, row by row in order. */
-static bool add_losses(loom_trainer *t, const int32_t *targets, void *losses, double *sum, int64_t *count,
-                       loom_error *error) {
-    const int64_t N = t->options.micro_batch * t->options.seq_len;
+/* Sums the losses of each window of the micro-batch that has just run. */
+static bool sum_windows(loom_trainer *t, void *losses, double *window, loom_error *error) {
+    const int64_t B = t->options.micro_batch, T = t->options.seq_len;
     const bool wide = t->device->statistics == LOOM_F64;
     t->device->copy(t->device, NULL, losses, loom_gpt_get_losses(t->gpt),
-                    (size_t)N * loom_dtype_size(t->device->statistics), LOOM_DEVICE_TO_HOST);
-    if (!t->device->synchronize(t->device, NULL, error)) return false;
-    for (int64_t i = 0; i < N; i++) {
-        *sum += wide ? ((const double *)losses)[i] : (double)((const float *)losses)[i];
-        *count += targets[i] >= 0;
+                    (size_t)(B * T) * loom_dtype_size(t->device->statistics), LOOM_DEVICE_TO_HOST);
+    if (!loom_parallel_ok(&t->parallel, error) || !loom_comm_synchronize(t->comm, NULL, error)) return false;
+    for (int64_t b = 0; b < B; b++) {
+        window[b] = 0;
+        for (int64_t i = b * T; i < (b + 1) * T; i++)
+            window[b] += wide ? ((const double *)losses)[i] : (double)((const float *)losses)[i];
+    }
+    return true;
+}
+
+/* What validation needs beside the model. Windows' losses are summed in their order, however many ranks share them. */
+typedef struct validation {
+    int64_t windows, batches; /* in all; micro-batches of them to run */
+    int32_t *inputs, *targets;
+    void *losses;
+    double *mine, *all; /* a round's windows, of this rank and of all */
+    double sum;
+    int64_t rows;
+} validation;
+
+static bool validation_open(validation *v, const loom_trainer *t, int64_t batches, loom_error *error) {
+    const int64_t B = t->options.micro_batch, T = t->options.seq_len;
+    *v = (validation){.windows = loom_split_windows(&t->validation, T)};
+    const int64_t needed = (v->windows + B - 1) / B;
+    v->batches = batches > 0 && batches < needed ? batches : needed;
+    v->inputs = malloc(2 * (size_t)(B * T) * sizeof *v->inputs);
+    v->targets = v->inputs ? v->inputs + B * T : NULL;
+    v->losses = malloc((size_t)(B * T) * sizeof(double));
+    v->mine = malloc((size_t)B * (size_t)(t->comm->size + 1) * sizeof *v->mine);
+    v->all = v->mine ? v->mine + B : NULL;
+    return (v->inputs && v->losses && v->mine) || loom_fail(error, "no memory to validate");
+}
+
+static void validation_close(validation *v) {
+    free(v->inputs);
+    free(v->losses);
+    free(v->mine);
+}
+
+/* One micro-batch on each rank, from micro-batch `first` of the split on; what is beyond the last has no targets. */
+static bool validate_round(loom_trainer *t, validation *v, int64_t first, loom_error *error) {
+    const int64_t B = t->options.micro_batch, mine = first + t->comm->rank;
+    const int64_t windows = v->batches * B < v->windows ? v->batches * B : v->windows;
+    if (!fill_validation_batch(t, mine * B, windows, v->inputs, v->targets, error)) return false;
+    loom_gpt_set_batch(t->gpt, v->inputs, v->targets, LOOM_HOST_TO_DEVICE);
+    loom_gpt_forward_alone(t->gpt);
+    loom_gpt_loss(t->gpt, false, false);
+    if (!sum_windows(t, v->losses, v->mine, error) ||
+        !loom_comm_host_gather(t->comm, v->all, v->mine, (size_t)B * sizeof *v->mine, error))
+        return false;
+    for (int64_t i = 0; i < B * t->comm->size && first * B + i < windows; i++) {
+        v->sum += v->all[i];
+        v->rows += loom_window_pairs(&t->validation, t->options.seq_len, first * B + i);
     }
     return true;
 }
 
 bool loom_trainer_validate(loom_trainer *t, int64_t batches, double *loss, loom_error *error) {
     LOOM_CHECK(t->has_validation);
-    const int64_t B = t->options.micro_batch, T = t->options.seq_len, windows = loom_split_windows(&t->validation, T);
-    const int64_t all = (windows + B - 1) / B, count = batches > 0 && batches < all ? batches : all;
-    int32_t *inputs = malloc(2 * (size_t)(B * T) * sizeof *inputs), *targets = inputs ? inputs + B * T : NULL;
-    void *losses = malloc((size_t)(B * T) * sizeof(double));
-    bool ok = inputs && losses;
-    if (!ok) loom_fail(error, "no memory to validate");
-    double sum = 0;
-    int64_t rows = 0;
-    for (int64_t i = 0; ok && i < count; i++) {
-        ok = fill_validation_batch(t, i * B, windows, inputs, targets, error);
-        if (!ok) break;
-        loom_gpt_set_batch(t->gpt, inputs, targets, LOOM_HOST_TO_DEVICE);
-        loom_gpt_forward_alone(t->gpt);
-        loom_gpt_loss(t->gpt, false, false);
-        ok = add_losses(t, targets, losses, &sum, &rows, error);
-    }
-    free(inputs);
-    free(losses);
-    if (ok) *loss = sum / (double)rows;
+    validation v;
+    bool ok = validation_open(&v, t, batches, error);
+    for (int64_t i = 0; ok && i < v.batches; i += t->comm->size) ok = validate_round(t, &v, i, error);
+    if (ok) *loss = v.sum / (double)v.rows;
+    validation_close(&v);
     return ok;
 }
 
@@ -433,11 +562,10 @@ bool loom_trainer_sample(loom_trainer *t, int64_t n, bool (*emit)(void *user, in
 }
 
 bool loom_trainer_save(loom_trainer *t, const char *run, int keep, loom_error *error) {
-    loom_checkpoint_tensors tensors = tensors_of(t);
-    loom_checkpoint_slice *slices = slices_of(t, &tensors, error);
-    tensors.slice = slices;
-    const bool ok = slices &&
-                    loom_checkpoint_save(run, &tensors, &t->state, loom_dataset_is_bytes(t->data), keep, NULL, error);
+    loom_checkpoint_slice *slices;
+    if (!cut_slices(t, true, &slices, error)) return false;
+    const loom_checkpoint_tensors tensors = tensors_of(t, slices, true);
+    const bool ok = loom_checkpoint_save(run, &tensors, &t->state, loom_dataset_is_bytes(t->data), keep, t->comm, error);
     free(slices);
     return ok;
 }
@@ -478,6 +606,10 @@ double loom_trainer_predicted_seconds(const loom_trainer *t) {
 
 loom_gpt *loom_trainer_gpt(loom_trainer *t) {
     return t->gpt;
+}
+
+const loom_comm *loom_trainer_comm(const loom_trainer *t) {
+    return t->comm;
 }
 
 const loom_dataset *loom_trainer_data(const loom_trainer *t) {

@@ -3,6 +3,7 @@
 #ifndef LOOM_TRAIN_TRAINER_H
 #define LOOM_TRAIN_TRAINER_H
 
+#include "gptloom/parallel.h"
 #include "gptloom/train.h"
 
 /* What is recorded of a step. */
@@ -16,6 +17,8 @@ typedef struct loom_trainer_prediction {
 
 struct loom_trainer {
     loom_train_options options; /* resolved */
+    loom_comm *comm;
+    loom_comm *own_comm; /* of one rank, where the caller gave none */
     loom_device *device;
     loom_dataset *data, *val_data; /* val_data NULL: validation is cut off the data */
     loom_split training, validation;
@@ -30,6 +33,7 @@ struct loom_trainer {
     size_t memory_bytes;
     loom_gpt *gpt;
     loom_optimizer optimizer;
+    loom_parallel parallel;
     loom_schedule schedule;
     loom_training_state state;
     char note[256];                         /* which flags a resumed run has otherwise than before; "" if none */
@@ -39,6 +43,7 @@ struct loom_trainer {
 };
 
 loom_gpt_config loom_trainer_shape(const loom_trainer *trainer);
+loom_sharding loom_trainer_sharding(const loom_trainer *trainer);
 loom_gpt_setup loom_trainer_setup(const loom_trainer *trainer, int64_t micro_batch);
 
 /* Decides the micro-batch and what is recomputed, where the options leave it open, shows the plan to the observer, which

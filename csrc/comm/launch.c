@@ -18,9 +18,12 @@ static const char *const mpirun_arguments[] = {"--oversubscribe", "--mca", "mpi_
                                                "--bind-to",       "none"};
 
 static pid_t child; /* mpirun, for the handler */
+static volatile sig_atomic_t asked;
 
+/* The first time ranks are asked to save and end: mpirun passes SIGUSR1 on to them. The second time it ends them. */
 static void pass_on(int number) {
-    if (child > 0) kill(child, number);
+    if (child > 0) kill(child, asked ? number : SIGUSR1);
+    asked = 1;
 }
 
 /* mpirun, its arguments and ours, ended by NULL; the caller frees it. */
@@ -48,6 +51,10 @@ static int start(const char **line) {
     fflush(NULL);
     child = fork();
     if (child == 0) {
+        /* A terminal's Ctrl-C is for this process, which passes it on. */
+        const int nothing = open("/dev/null", O_RDONLY);
+        setpgid(0, 0);
+        if (nothing >= 0) dup2(nothing, STDIN_FILENO);
         execvp(line[0], (char *const *)(uintptr_t)line);
         failure = errno;
         const ssize_t written = write(told[1], &failure, sizeof failure);
@@ -69,7 +76,11 @@ static int wait_for_child(void) {
     static const int passed[] = {SIGINT, SIGTERM, SIGHUP};
     struct sigaction before[3], action = {.sa_handler = pass_on};
     int status = 0;
-    for (int i = 0; i < 3; i++) sigaction(passed[i], &action, &before[i]);
+    asked = 0;
+    for (int i = 0; i < 3; i++) {
+        sigaction(passed[i], &action, &before[i]);
+        if (before[i].sa_handler == SIG_IGN) sigaction(passed[i], &before[i], NULL);
+    }
     while (waitpid(child, &status, 0) < 0 && errno == EINTR) {
     }
     for (int i = 0; i < 3; i++) sigaction(passed[i], &before[i], NULL);

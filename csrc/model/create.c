@@ -83,6 +83,26 @@ static void take_policy(loom_gpt *g, const loom_recompute *recompute, bool offlo
     g->offload.on = offload && g->purpose == LOOM_GPT_TRAIN && g->config.n_layer > LOOM_SLOTS * g->segment;
 }
 
+static void take_sharding(loom_gpt *g, const loom_sharding *sharding) {
+    g->sharding = *sharding;
+    if (g->sharding.ranks == 0) g->sharding.ranks = 1;
+    LOOM_CHECK(sharding->rank >= 0 && sharding->rank < g->sharding.ranks);
+    LOOM_CHECK(sharding->zero >= 0 && sharding->zero <= 3);
+    LOOM_CHECK(g->purpose == LOOM_GPT_TRAIN || g->sharding.ranks == 1);
+    if (g->sharding.ranks == 1) g->sharding.zero = 0;
+}
+
+static bool allocate_tables(loom_gpt *g, loom_error *error) {
+    const size_t layers = (size_t)g->config.n_layer, buckets = (size_t)g->layout.n_buckets;
+    g->acts = calloc(layers, sizeof *g->acts);
+    g->seen = calloc(layers, sizeof *g->seen);
+    g->shard = calloc(buckets, sizeof *g->shard);
+    g->bucket_parameters = calloc(buckets, sizeof *g->bucket_parameters);
+    g->bucket_gradients = calloc(buckets, sizeof *g->bucket_gradients);
+    return (g->acts && g->seen && g->shard && g->bucket_parameters && g->bucket_gradients) ||
+           loom_fail(error, "no memory for a model");
+}
+
 bool loom_gpt_create(loom_gpt **out, const loom_gpt_config *config, const loom_gpt_setup *setup, loom_device *device,
                      loom_error *error) {
     if (!check_setup(config, setup, device, error)) return false;
@@ -102,13 +122,8 @@ bool loom_gpt_create(loom_gpt **out, const loom_gpt_config *config, const loom_g
     g->group_rows = rows_of_group(g->padded_vocabulary);
     g->chunk_rows = rows_of_chunk(g, setup->logits_rows);
     g->exec.device = device;
-    if (!loom_layout_create(&g->layout, config, 1, error)) goto failed;
-    g->acts = calloc((size_t)config->n_layer, sizeof *g->acts);
-    g->seen = calloc((size_t)config->n_layer, sizeof *g->seen);
-    if (!g->acts || !g->seen) {
-        loom_fail(error, "no memory for a model");
-        goto failed;
-    }
+    take_sharding(g, &setup->sharding);
+    if (!loom_layout_create(&g->layout, config, g->sharding.ranks, error) || !allocate_tables(g, error)) goto failed;
     take_policy(g, &setup->recompute, setup->offload);
     if (!walk_with(g, loom_planning_ops(), error)) goto failed;
     g->workspace_bytes = g->exec.workspace_bytes;
@@ -125,6 +140,9 @@ void loom_gpt_destroy(loom_gpt *g) {
     loom_layout_destroy(&g->layout);
     free(g->acts);
     free(g->seen);
+    free(g->shard);
+    free(g->bucket_parameters);
+    free(g->bucket_gradients);
     free(g);
 }
 
@@ -170,15 +188,109 @@ static void lay_out_seen(loom_gpt *g, loom_arena *arena) {
         g->seen[l] = kept ? g->acts[l][LOOM_ACT_QKV] : loom_arena_take(arena, "keys and values of samples", size);
 }
 
+/* ----------------------------------------------------------------------------------------- what is in the layout */
+
+int loom_gpt_place(const loom_gpt *g, int bucket) {
+    return bucket == 0 ? 0 : bucket == g->layout.n_buckets - 1 ? 1 : 2 + (bucket - 1) % 2;
+}
+
+static bool is_block(const loom_gpt *g, int bucket) {
+    return loom_gpt_place(g, bucket) >= 2;
+}
+
+static void *take(loom_arena *arena, const char *row, int64_t elements, loom_dtype dtype) {
+    return loom_arena_take(arena, row, loom_bytes(elements, dtype));
+}
+
+/* What of each bucket the optimizer updates here. */
+static void cut_shards(loom_gpt *g) {
+    for (int b = 0; b < g->layout.n_buckets; b++) {
+        const int64_t all = g->layout.bucket[b].elements;
+        const int64_t share = g->sharding.zero >= 1 ? all / g->sharding.ranks : all;
+        g->shard[b] = (loom_shard){.first = g->sharding.zero >= 1 ? share * g->sharding.rank : 0, .elements = share};
+    }
+}
+
+/* Memory for all buckets in the order of the layout. */
+static void *take_whole(const loom_gpt *g, loom_arena *arena, const char *row, loom_dtype dtype, void **bucket) {
+    void *all = take(arena, row, g->layout.elements, dtype);
+    for (int b = 0; b < g->layout.n_buckets; b++) bucket[b] = loom_advance(all, g->layout.bucket[b].offset, dtype);
+    return all;
+}
+
+/* Memory for places that buckets take in turn: those of blocks, and with `ends` the two others'. */
+static void take_places(const loom_gpt *g, loom_arena *arena, const char *row, loom_dtype dtype, bool ends,
+                        void **bucket) {
+    void *place[LOOM_PLACES] = {NULL};
+    bool taken[LOOM_PLACES] = {false};
+    for (int b = 0; b < g->layout.n_buckets; b++) {
+        const int p = loom_gpt_place(g, b);
+        if (!is_block(g, b) && !ends) continue;
+        if (!taken[p]) place[p] = take(arena, row, g->layout.bucket[b].elements, dtype);
+        taken[p] = true;
+        bucket[b] = place[p];
+    }
+}
+
+/* The model's own weights: whole, or blocks as shares, with two places for whole blocks on their way. */
+static void lay_out_parameters(loom_gpt *g, loom_arena *arena) {
+    const loom_dtype storage = g->precision.storage;
+    const int last = g->layout.n_buckets - 1;
+    const bool shared_out = g->sharding.zero >= 3;
+    if (!shared_out) {
+        g->parameters = take_whole(g, arena, "parameters", storage, g->bucket_parameters);
+    } else {
+        for (int b = 0; b <= last; b += last)
+            g->bucket_parameters[b] = take(arena, "parameters", g->layout.bucket[b].elements, storage);
+        take_places(g, arena, "communication", storage, false, g->bucket_parameters);
+    }
+    for (int b = 0; b <= last; b++) {
+        loom_shard *shard = &g->shard[b];
+        shard->parameters = shared_out && is_block(g, b)
+                                ? take(arena, "parameters", shard->elements, storage)
+                                : loom_advance(g->bucket_parameters[b], shard->first, storage);
+    }
+}
+
+static void lay_out_master(loom_gpt *g, loom_arena *arena) {
+    const loom_dtype master = g->precision.master;
+    if (!loom_has_master(&g->precision)) {
+        g->master = g->parameters;
+        for (int b = 0; b < g->layout.n_buckets; b++) g->shard[b].master = g->shard[b].parameters;
+        return;
+    }
+    const int64_t share = g->layout.elements / (g->sharding.zero >= 1 ? g->sharding.ranks : 1);
+    void *all = take(arena, "master weights", share, master);
+    if (g->sharding.zero == 0) g->master = all;
+    int64_t done = 0;
+    for (int b = 0; b < g->layout.n_buckets; done += g->shard[b++].elements)
+        g->shard[b].master = loom_advance(all, done, master);
+}
+
+/* Gradients: whole, or as shares, with places for whole buckets on their way. */
+static void lay_out_gradients(loom_gpt *g, loom_arena *arena) {
+    const loom_dtype dtype = g->precision.gradient;
+    if (g->sharding.zero < 2 || g->sharding.deterministic) {
+        g->gradients = take_whole(g, arena, "gradients", dtype, g->bucket_gradients);
+        for (int b = 0; b < g->layout.n_buckets; b++)
+            g->shard[b].gradient = loom_advance(g->bucket_gradients[b], g->shard[b].first, dtype);
+        return;
+    }
+    void *all = take(arena, "gradients", g->layout.elements / g->sharding.ranks, dtype);
+    int64_t done = 0;
+    for (int b = 0; b < g->layout.n_buckets; done += g->shard[b++].elements)
+        g->shard[b].gradient = loom_advance(all, done, dtype);
+    take_places(g, arena, "communication", dtype, true, g->bucket_gradients);
+}
+
 void loom_gpt_lay_out(loom_gpt *g, loom_arena *arena) {
     const int64_t N = g->B * g->T, C = g->config.n_embd;
-    const int64_t elements = g->layout.elements;
     const loom_dtype storage = g->precision.storage, statistic = g->device->statistics;
     const bool training = g->purpose == LOOM_GPT_TRAIN;
-    g->parameters = g->master = loom_arena_take(arena, "parameters", loom_bytes(elements, storage));
-    if (loom_has_master(&g->precision))
-        g->master = loom_arena_take(arena, "master weights", loom_bytes(elements, g->precision.master));
-    if (training) g->gradients = loom_arena_take(arena, "gradients", loom_bytes(elements, g->precision.gradient));
+    cut_shards(g);
+    lay_out_parameters(g, arena);
+    lay_out_master(g, arena);
+    if (training) lay_out_gradients(g, arena);
     lay_out_activations(g, arena);
     if (g->generates) lay_out_seen(g, arena);
     g->delta = loom_arena_take(arena, "scratch", loom_bytes(N * C, storage));
@@ -202,19 +314,46 @@ void loom_gpt_lay_out(loom_gpt *g, loom_arena *arena) {
     g->scalars = loom_arena_take(arena, "batch", sizeof *g->scalars);
 }
 
-/* All of a layout's memory, gaps included, as one matrix. */
-static loom_view whole_layout(const loom_gpt *g, void *data, loom_dtype dtype) {
-    return loom_view_2d(data, dtype, g->layout.elements / 128, 128);
+/* Elements in a row, gaps included, as a matrix. */
+static loom_view as_matrix(void *data, loom_dtype dtype, int64_t elements) {
+    return loom_view_2d(data, dtype, elements / 128, 128);
+}
+
+/* Where nothing is shared out the buckets lie in a row, and are one. */
+static int buckets_at_a_time(const loom_gpt *g) {
+    return g->sharding.zero == 0 ? g->layout.n_buckets : 1;
 }
 
 void loom_gpt_copy_master(loom_gpt *g) {
+    const int step = buckets_at_a_time(g);
     if (!loom_has_master(&g->precision)) return;
-    g->exec.ops->cast(&g->exec, &(struct loom_cast){.out = whole_layout(g, g->parameters, g->precision.storage),
-                                                    .x = whole_layout(g, g->master, g->precision.master)});
+    for (int b = 0; b < g->layout.n_buckets; b += step) {
+        const loom_shard *shard = &g->shard[b];
+        const int64_t elements = step > 1 ? g->layout.elements : shard->elements;
+        g->exec.ops->cast(&g->exec,
+                          &(struct loom_cast){.out = as_matrix(shard->parameters, g->precision.storage, elements),
+                                              .x = as_matrix(shard->master, g->precision.master, elements)});
+    }
 }
 
-static void clear(loom_gpt *g, void *data, loom_dtype dtype) {
-    g->exec.ops->fill(&g->exec, &(struct loom_fill){.out = whole_layout(g, data, dtype)});
+static void clear(loom_gpt *g, void *data, loom_dtype dtype, int64_t elements) {
+    g->exec.ops->fill(&g->exec, &(struct loom_fill){.out = as_matrix(data, dtype, elements)});
+}
+
+/* Gaps are never written again. */
+static void clear_all(loom_gpt *g) {
+    const int step = buckets_at_a_time(g);
+    for (int b = 0; b < g->layout.n_buckets; b += step) {
+        const loom_shard *shard = &g->shard[b];
+        const int64_t all = step > 1 ? g->layout.elements : g->layout.bucket[b].elements;
+        const int64_t share = step > 1 ? all : shard->elements;
+        clear(g, g->bucket_parameters[b], g->precision.storage, all);
+        clear(g, shard->parameters, g->precision.storage, share);
+        if (loom_has_master(&g->precision)) clear(g, shard->master, g->precision.master, share);
+        if (g->purpose != LOOM_GPT_TRAIN) continue;
+        clear(g, g->bucket_gradients[b], g->precision.gradient, all);
+        clear(g, shard->gradient, g->precision.gradient, share);
+    }
 }
 
 bool loom_gpt_make_plans(loom_gpt *g, loom_error *error) {
@@ -226,9 +365,7 @@ bool loom_gpt_prepare(loom_gpt *g, loom_error *error) {
     const loom_scalars scalars = {.state.loss_scale = 1};
     if (!loom_gpt_make_plans(g, error) || !loom_offload_open(g, error)) return false;
     g->device->copy(g->device, g->exec.stream, g->scalars, &scalars, sizeof scalars, LOOM_HOST_TO_DEVICE);
-    clear(g, g->parameters, g->precision.storage);
-    if (loom_has_master(&g->precision)) clear(g, g->master, g->precision.master);
-    if (g->gradients) clear(g, g->gradients, g->precision.gradient);
+    clear_all(g);
     return g->device->synchronize(g->device, g->exec.stream, error);
 }
 
@@ -258,6 +395,22 @@ loom_device *loom_gpt_get_device(const loom_gpt *g) {
 
 loom_exec *loom_gpt_get_exec(loom_gpt *g) {
     return &g->exec;
+}
+
+const loom_sharding *loom_gpt_get_sharding(const loom_gpt *g) {
+    return &g->sharding;
+}
+
+const loom_shard *loom_gpt_get_shard(const loom_gpt *g, int bucket) {
+    return &g->shard[bucket];
+}
+
+void *loom_gpt_bucket_parameters(loom_gpt *g, int bucket) {
+    return g->bucket_parameters[bucket];
+}
+
+void *loom_gpt_bucket_gradients(loom_gpt *g, int bucket) {
+    return g->bucket_gradients[bucket];
 }
 
 void *loom_gpt_get_parameters(loom_gpt *g) {

@@ -28,19 +28,19 @@ typedef struct span {
     int64_t B, T, past;
 } span;
 
-/* A parameter, or its gradient: the same place in another base, of another type. */
-static loom_view in_layout(const loom_gpt *g, void *base, loom_dtype dtype, int index) {
+/* A parameter, or its gradient: the same place in another bucket's memory, of another type. */
+static loom_view in_bucket(const loom_gpt *g, void *const *buckets, loom_dtype dtype, int index) {
     const loom_parameter *p = &g->layout.parameter[index];
-    void *data = loom_advance(base, p->offset, dtype);
+    void *data = loom_advance(buckets[p->bucket], p->offset - g->layout.bucket[p->bucket].offset, dtype);
     return p->vector ? loom_view_1d(data, dtype, p->columns) : loom_view_2d(data, dtype, p->padded_rows, p->columns);
 }
 
 static loom_view parameter(const loom_gpt *g, int index) {
-    return in_layout(g, g->parameters, g->precision.storage, index);
+    return in_bucket(g, g->bucket_parameters, g->precision.storage, index);
 }
 
 static loom_view gradient(const loom_gpt *g, int index) {
-    return in_layout(g, g->gradients, g->precision.gradient, index);
+    return in_bucket(g, g->bucket_gradients, g->precision.gradient, index);
 }
 
 static int block_index(int64_t l, int index) {
@@ -97,12 +97,14 @@ static loom_view embedded(const loom_gpt *g, void *data, span s) {
 
 /* --------------------------------------------------------------------------------------------------------------- hooks */
 
-static void acquire(loom_gpt *g, int64_t bucket) {
-    if (g->hooks.params_acquire) g->hooks.params_acquire(g->hooks.user, (int)bucket);
+enum { NOT_KNOWN = -1 };
+
+static void acquire(loom_gpt *g, int64_t bucket, int64_t next) {
+    if (g->hooks.params_acquire) g->hooks.params_acquire(g->hooks.user, (int)bucket, (int)next);
 }
 
-static void release(loom_gpt *g, int64_t bucket) {
-    if (g->hooks.params_release) g->hooks.params_release(g->hooks.user, (int)bucket);
+static void begin_gradient(loom_gpt *g, int64_t bucket) {
+    if (g->hooks.grads_acquire) g->hooks.grads_acquire(g->hooks.user, (int)bucket);
 }
 
 static void ready(loom_gpt *g, int64_t bucket) {
@@ -259,9 +261,8 @@ static void run_blocks(loom_gpt *g, int64_t first, int64_t last, span s, purpose
         void *acts[LOOM_ACT_COUNT];
         find_activations(g, l, what_for == FOR_A_TOKEN, acts);
         begin_range(g, "forward", l);
-        acquire(g, l + 1);
+        acquire(g, l + 1, l + 1 < last ? l + 2 : NOT_KNOWN);
         block_forward(g, l, acts, residual, l > first ? &delta : NULL, s, l < last - 1 ? LOOM_ACT_ALL : last_wanted);
-        release(g, l + 1);
         if (what_for == FOR_BACKWARD) loom_offload_after_forward(g, l);
         end_range(g);
         residual = rows(g, acts[LOOM_ACT_MID], s, 1);
@@ -270,23 +271,21 @@ static void run_blocks(loom_gpt *g, int64_t first, int64_t last, span s, purpose
 
 static void embed(loom_gpt *g, span s) {
     void *x = g->acts[0][LOOM_ACT_X];
-    acquire(g, 0);
+    acquire(g, 0, 1);
     g->exec.ops->embedding_forward(&g->exec, &(struct loom_embedding_forward){.out = embedded(g, x, s),
                                                                               .tokens = per_row_ids(g->tokens, s),
                                                                               .token_weight = parameter(g, 0),
                                                                               .position_weight = parameter(g, 1),
                                                                               .first_position = s.past});
-    release(g, 0);
 }
 
 /* After the last block, whose output is added to the residual stream. */
 static void last_layernorm(loom_gpt *g, span s) {
     const int64_t L = g->config.n_layer;
     const loom_view residual = rows(g, g->acts[L - 1][LOOM_ACT_MID], s, 1), delta = rows(g, g->delta, s, 1);
-    acquire(g, L + 1);
+    acquire(g, L + 1, NOT_KNOWN);
     layernorm(g, s, g->lnf, g->meanf, g->rstdf, residual, &delta, g->last, parameter(g, final_index(g, 0)),
               parameter(g, final_index(g, 1)));
-    release(g, L + 1);
 }
 
 static void forward(loom_gpt *g, span s, purpose what_for) {
@@ -338,7 +337,8 @@ void loom_gpt_loss(loom_gpt *g, bool with_gradients, bool accumulate) {
     const span s = {g->B, g->T, 0};
     const int64_t N = s.B * s.T;
     const loom_view lnf = rows(g, g->lnf, s, 1), dlnf = rows(g, g->dnarrow, s, 1);
-    acquire(g, 0);
+    acquire(g, 0, NOT_KNOWN);
+    if (with_gradients) begin_gradient(g, 0);
     for (int64_t first = 0; first < N; first += g->chunk_rows) {
         const int64_t n = at_most(N - first, g->chunk_rows);
         const loom_view logits = loom_view_2d(g->logits, g->precision.storage, n, g->padded_vocabulary);
@@ -361,7 +361,6 @@ void loom_gpt_loss(loom_gpt *g, bool with_gradients, bool accumulate) {
                                                             .transposed = true,
                                                             .accumulate = accumulate || first > 0});
     }
-    release(g, 0);
 }
 
 /* ------------------------------------------------------------------------------------------------------------ backward */
@@ -438,14 +437,14 @@ static unsigned left_to_backward(unsigned policy) {
 }
 
 /* A block's backward, after computing once more what forward did not keep; `there`: it lies in the scratch already, as
- * the block was the last to run. */
-static void recompute_and_backward(loom_gpt *g, int64_t l, span s, bool there, bool accumulate) {
+ * the block was the last to run. `next` is the bucket that is read after it. */
+static void recompute_and_backward(loom_gpt *g, int64_t l, span s, bool there, int64_t next, bool accumulate) {
     const unsigned missing = there ? 0 : left_to_backward(g->policy);
     begin_range(g, "backward", l);
-    acquire(g, l + 1);
+    acquire(g, l + 1, next);
     block_forward(g, l, g->acts[l], rows(g, g->acts[l][LOOM_ACT_X], s, 1), NULL, s, missing);
+    begin_gradient(g, l + 1);
     block_backward(g, l, s, accumulate);
-    release(g, l + 1);
     ready(g, l + 1);
     loom_offload_after_backward(g, l);
     end_range(g);
@@ -453,10 +452,10 @@ static void recompute_and_backward(loom_gpt *g, int64_t l, span s, bool there, b
 
 static void last_layernorm_backward(loom_gpt *g, span s, bool accumulate) {
     const int64_t L = g->config.n_layer;
-    acquire(g, L + 1);
+    acquire(g, L + 1, NOT_KNOWN);
+    begin_gradient(g, L + 1);
     layernorm_backward(g, s, g->dresidual, rows(g, g->dnarrow, s, 1), false, g->last, g->meanf, g->rstdf,
                        final_index(g, 0), accumulate);
-    release(g, L + 1);
     ready(g, L + 1);
 }
 
@@ -480,8 +479,11 @@ void loom_gpt_backward(loom_gpt *g, bool accumulate) {
         /* The inputs of a segment's blocks; forward left those of the last segment, whose blocks ran last. */
         const bool run_again = end < L && end - first > 1;
         if (run_again) run_blocks(g, first, end, s, FOR_LOSS, LOOM_ACT_ALL & ~loom_act_bit(LOOM_ACT_OUTPUT));
+        /* The segment before it begins with a run of all its blocks, if it has several. */
+        const int64_t before = first > 0 ? (g->segment > 1 ? first - g->segment : first - 1) : NOT_KNOWN - 1;
         for (int64_t l = end - 1; l >= first; l--)
-            recompute_and_backward(g, l, s, l == end - 1 && (end == L || run_again), accumulate);
+            recompute_and_backward(g, l, s, l == end - 1 && (end == L || run_again), (l > first ? l - 1 : before) + 1,
+                                   accumulate);
     }
     embedding_backward(g, s, accumulate);
 }
@@ -508,10 +510,9 @@ void loom_gpt_run_part(loom_gpt *g, loom_gpt_part part, loom_recompute_kind poli
 void loom_gpt_infer(loom_gpt *g, int64_t n, int64_t past) {
     const span s = {1, n, past};
     forward(g, s, FOR_A_TOKEN);
-    acquire(g, 0);
+    acquire(g, 0, NOT_KNOWN);
     const loom_view logits = loom_view_2d(g->logits, g->precision.storage, 1, g->padded_vocabulary);
     classify(g, logits, loom_view_rows(rows(g, g->lnf, s, 1), n - 1, 1));
-    release(g, 0);
     if (loom_logits_are_narrow(g))
         g->exec.ops->cast(
             &g->exec,

@@ -26,8 +26,12 @@ struct loom_gpt {
     bool planned; /* the device has made its plans */
     bool walking; /* over a table of ops that runs nothing */
 
-    void *parameters, *gradients;      /* in the layout */
+    loom_sharding sharding;
+    void *parameters, *gradients;      /* in the layout; NULL where there are places of buckets instead */
     void *master;                      /* the same as parameters where there is no master beside them */
+    loom_shard *shard;                 /* [n_buckets]: what of each the optimizer updates */
+    void **bucket_parameters;          /* [n_buckets]: where the model reads each, */
+    void **bucket_gradients;           /* and where backward writes its gradients */
     loom_scalars *scalars;             /* device memory */
     int32_t *tokens, *targets;         /* (B,T) */
     void *losses;                      /* (B,T) statistics */

@@ -47,15 +47,17 @@ static const void *converted(const float *values, int64_t n, loom_dtype dtype, d
     return out;
 }
 
-/* Writes one tensor's values to the device. */
+/* Writes to the device what of one tensor lies in the rank's shard. */
 static bool initialise(loom_gpt *g, const loom_parameter *p, uint64_t seed, float *values, double *wide,
                        loom_error *error) {
     const loom_dtype dtype = g->precision.master;
-    const int64_t all = p->rows * p->columns;
-    for (int64_t first = 0; first < all; first += CHUNK) {
-        const int64_t n = all - first < CHUNK ? all - first : CHUNK;
-        initial_values(g, p, seed, first, n, values);
-        g->device->copy(g->device, g->exec.stream, loom_advance(g->master, p->offset + first, dtype),
+    const loom_shard *shard = &g->shard[p->bucket];
+    const int64_t begin = p->offset - g->layout.bucket[p->bucket].offset, end = begin + p->rows * p->columns;
+    const int64_t shard_end = shard->first + shard->elements, last = end < shard_end ? end : shard_end;
+    for (int64_t first = begin > shard->first ? begin : shard->first; first < last; first += CHUNK) {
+        const int64_t n = last - first < CHUNK ? last - first : CHUNK;
+        initial_values(g, p, seed, first - begin, n, values);
+        g->device->copy(g->device, g->exec.stream, loom_advance(shard->master, first - shard->first, dtype),
                         converted(values, n, dtype, wide), loom_bytes(n, dtype), LOOM_HOST_TO_DEVICE);
         if (!g->device->synchronize(g->device, g->exec.stream, error)) return false;
     }

@@ -6,6 +6,10 @@
 
 enum { TENSOR_MULTIPLE = 128, TENSORS_PER_BLOCK = 12 };
 
+/* Every bucket is cut into at least so many blocks, and each number of ranks that divides it has whole ones: sums that
+ * go block by block are then the same for them all. */
+enum { LEAST_BLOCKS = 64, MOST_IN_BLOCK = 65536 };
+
 static int64_t round_up(int64_t n, int64_t multiple) {
     return (n + multiple - 1) / multiple * multiple;
 }
@@ -39,10 +43,22 @@ static void add_vector(builder *b, const char *prefix, const char *name, int64_t
     add(b, prefix, name, 0, n, 1);
 }
 
+static int64_t least_common_multiple(int64_t a, int64_t b) {
+    int64_t x = a, y = b;
+    while (y) {
+        const int64_t rest = x % y;
+        x = y;
+        y = rest;
+    }
+    return a / x * b;
+}
+
 static void end_bucket(builder *b, int ranks) {
     loom_bucket *bucket = &b->layout->bucket[b->bucket];
-    b->next = bucket->offset + round_up(b->next - bucket->offset, (int64_t)ranks * TENSOR_MULTIPLE);
-    bucket->elements = b->next - bucket->offset;
+    const int64_t used = b->next - bucket->offset, shares = least_common_multiple(LEAST_BLOCKS, ranks);
+    bucket->blocks = round_up(used, shares * MOST_IN_BLOCK) / MOST_IN_BLOCK;
+    bucket->elements = round_up(used, bucket->blocks * TENSOR_MULTIPLE);
+    b->next = bucket->offset + bucket->elements;
     if (++b->bucket < b->layout->n_buckets) b->layout->bucket[b->bucket].offset = b->next;
 }
 

@@ -6,19 +6,29 @@ static void *advance(void *data, int64_t elements, loom_dtype dtype) {
     return data ? (char *)data + (size_t)elements * loom_dtype_size(dtype) : NULL;
 }
 
+/* Of all buckets, or of one rank's shares of them. */
+static int64_t elements_of_shards(const loom_gpt *gpt) {
+    const loom_sharding *sharding = loom_gpt_get_sharding(gpt);
+    return loom_gpt_get_layout(gpt)->elements / (sharding->zero >= 1 ? sharding->ranks : 1);
+}
+
 void loom_optimizer_lay_out(loom_optimizer *o, loom_gpt *gpt, int64_t sequences, loom_arena *arena) {
     const loom_layout *layout = loom_gpt_get_layout(gpt);
     const loom_device *device = loom_gpt_get_device(gpt);
-    const size_t bytes = (size_t)layout->elements * loom_dtype_size(loom_gpt_get_precision(gpt)->moment);
+    const size_t bytes = (size_t)elements_of_shards(gpt) * loom_dtype_size(loom_gpt_get_precision(gpt)->moment);
     o->gpt = gpt;
     o->sequences = sequences;
     o->n_squares = 0;
-    for (int b = 0; b < layout->n_buckets; b++)
-        o->n_squares += (layout->bucket[b].elements + LOOM_NORM_BLOCK - 1) / LOOM_NORM_BLOCK;
+    for (int b = 0; b < layout->n_buckets; b++) o->n_squares += layout->bucket[b].blocks;
     o->moment1 = loom_arena_take(arena, "moments", bytes);
     o->moment2 = loom_arena_take(arena, "moments", bytes);
     o->squares = loom_arena_take(arena, "batch", (size_t)o->n_squares * loom_dtype_size(device->statistics));
     o->losses = loom_arena_take(arena, "batch", (size_t)sequences * loom_dtype_size(device->statistics));
+}
+
+int64_t loom_optimizer_moments_at(const loom_optimizer *o, int bucket) {
+    const loom_sharding *sharding = loom_gpt_get_sharding(o->gpt);
+    return loom_gpt_get_layout(o->gpt)->bucket[bucket].offset / (sharding->zero >= 1 ? sharding->ranks : 1);
 }
 
 float loom_loss_scale_at_first(const loom_precision *precision) {
@@ -33,6 +43,8 @@ int32_t loom_loss_scale_interval(const loom_precision *precision) {
 static bool walk_with(loom_optimizer *o, const loom_ops *ops, loom_error *error) {
     loom_exec *exec = loom_gpt_get_exec(o->gpt);
     const loom_exec before = *exec;
+    const loom_optimizer_hooks hooks = o->hooks;
+    o->hooks = (loom_optimizer_hooks){0};
     exec->ops = ops;
     exec->error = error;
     exec->failed = false;
@@ -40,13 +52,14 @@ static bool walk_with(loom_optimizer *o, const loom_ops *ops, loom_error *error)
     LOOM_CHECK(exec->workspace_bytes == before.workspace_bytes);
     const bool ok = !exec->failed;
     *exec = before;
+    o->hooks = hooks;
     return ok;
 }
 
 bool loom_optimizer_prepare(loom_optimizer *o, loom_error *error) {
     if (!walk_with(o, loom_planning_ops(), error) || !walk_with(o, loom_preparing_ops(), error)) return false;
     loom_exec *exec = loom_gpt_get_exec(o->gpt);
-    const int64_t elements = loom_gpt_get_layout(o->gpt)->elements;
+    const int64_t elements = elements_of_shards(o->gpt);
     const loom_dtype moment = loom_gpt_get_precision(o->gpt)->moment;
     void *moments[] = {o->moment1, o->moment2};
     for (int i = 0; i < 2; i++)
@@ -63,59 +76,82 @@ void loom_optimizer_sum_losses(loom_optimizer *o, int64_t first, int64_t B, int6
                                        .block = T});
 }
 
-/* Each bucket is cut into blocks of its own, so that a rank that holds some buckets sums the same blocks. */
+/* Of this rank's blocks: a shard is made of whole ones. */
 static void sum_squares(loom_optimizer *o) {
     loom_exec *exec = loom_gpt_get_exec(o->gpt);
     const loom_layout *layout = loom_gpt_get_layout(o->gpt);
     const loom_dtype statistics = exec->device->statistics;
     const loom_dtype gradient = loom_gpt_get_precision(o->gpt)->gradient;
-    int64_t done = 0;
+    int64_t before = 0;
     for (int b = 0; b < layout->n_buckets; b++) {
         const loom_bucket *bucket = &layout->bucket[b];
-        const int64_t blocks = (bucket->elements + LOOM_NORM_BLOCK - 1) / LOOM_NORM_BLOCK;
-        void *gradients = advance(loom_gpt_get_gradients(o->gpt), bucket->offset, gradient);
-        exec->ops->block_sum(exec,
-                             &(struct loom_block_sum){
-                                 .partials = loom_view_1d(advance(o->squares, done, statistics), statistics, blocks),
-                                 .x = loom_view_1d(gradients, gradient, bucket->elements),
-                                 .block = LOOM_NORM_BLOCK,
-                                 .square = true});
-        done += blocks;
+        const loom_shard *shard = loom_gpt_get_shard(o->gpt, b);
+        const int64_t block = bucket->elements / bucket->blocks, first = before + shard->first / block;
+        exec->ops->block_sum(
+            exec, &(struct loom_block_sum){.partials = loom_view_1d(advance(o->squares, first, statistics), statistics,
+                                                                    shard->elements / block),
+                                           .x = loom_view_1d(shard->gradient, gradient, shard->elements),
+                                           .block = block,
+                                           .square = true});
+        before += bucket->blocks;
     }
 }
 
-/* The part of memory in the layout that one parameter takes, padding included. */
-static loom_view part(const loom_parameter *p, void *data, loom_dtype dtype) {
-    return loom_view_1d(advance(data, p->offset, dtype), dtype, p->padded_rows * p->columns);
+/* What of a parameter lies in a shard: elements first .. last - 1 of its bucket. */
+typedef struct range {
+    int64_t first, last;
+} range;
+
+static range part_in(const loom_shard *shard, const loom_parameter *p, const loom_bucket *bucket) {
+    const int64_t begin = p->offset - bucket->offset, end = begin + p->padded_rows * p->columns;
+    const int64_t shard_end = shard->first + shard->elements;
+    return (range){begin > shard->first ? begin : shard->first, end < shard_end ? end : shard_end};
 }
 
-static void update_parameters(loom_optimizer *o) {
+/* That part, in memory that begins with the shard's first element. */
+static loom_view part(const loom_shard *shard, range r, void *data, loom_dtype dtype) {
+    return loom_view_1d(advance(data, r.first - shard->first, dtype), dtype, r.last - r.first);
+}
+
+/* Random numbers of stochastic rounding are numbered by bucket and place: the same for any number of ranks. */
+static int64_t random_place(int bucket, int64_t place) {
+    return ((int64_t)bucket << 40) + place;
+}
+
+static void update_parameter(loom_optimizer *o, const loom_parameter *p) {
     loom_exec *exec = loom_gpt_get_exec(o->gpt);
-    const loom_layout *layout = loom_gpt_get_layout(o->gpt);
     const loom_precision *precision = loom_gpt_get_precision(o->gpt);
-    for (int i = 0; i < layout->n_parameters; i++) {
-        const loom_parameter *p = &layout->parameter[i];
-        struct loom_adamw a = {.parameter = part(p, loom_gpt_get_master(o->gpt), precision->master),
-                               .gradient = part(p, loom_gpt_get_gradients(o->gpt), precision->gradient),
-                               .moment1 = part(p, o->moment1, precision->moment),
-                               .moment2 = part(p, o->moment2, precision->moment),
-                               .scalars = loom_gpt_get_scalars(o->gpt),
-                               .decay = p->decay,
-                               .seed = o->seed,
-                               .first = p->offset};
-        if (precision->master != precision->storage)
-            a.copy = part(p, loom_gpt_get_parameters(o->gpt), precision->storage);
-        exec->ops->adamw(exec, &a);
-    }
+    const loom_shard *shard = loom_gpt_get_shard(o->gpt, p->bucket);
+    const range r = part_in(shard, p, &loom_gpt_get_layout(o->gpt)->bucket[p->bucket]);
+    const int64_t moments = loom_optimizer_moments_at(o, p->bucket);
+    if (r.first >= r.last) return;
+    struct loom_adamw a = {
+        .parameter = part(shard, r, shard->master, precision->master),
+        .gradient = part(shard, r, shard->gradient, precision->gradient),
+        .moment1 = part(shard, r, advance(o->moment1, moments, precision->moment), precision->moment),
+        .moment2 = part(shard, r, advance(o->moment2, moments, precision->moment), precision->moment),
+        .scalars = loom_gpt_get_scalars(o->gpt),
+        .decay = p->decay,
+        .seed = o->seed,
+        .first = random_place(p->bucket, r.first)};
+    if (precision->master != precision->storage) a.copy = part(shard, r, shard->parameters, precision->storage);
+    exec->ops->adamw(exec, &a);
 }
 
 void loom_optimizer_update(loom_optimizer *o) {
     loom_exec *exec = loom_gpt_get_exec(o->gpt);
+    const loom_layout *layout = loom_gpt_get_layout(o->gpt);
     const loom_dtype statistics = exec->device->statistics;
     sum_squares(o);
+    if (o->hooks.summed) o->hooks.summed(o->hooks.user);
     exec->ops->step_scalars(exec,
                             &(struct loom_step_scalars){.scalars = loom_gpt_get_scalars(o->gpt),
                                                         .losses = loom_view_1d(o->losses, statistics, o->sequences),
                                                         .squares = loom_view_1d(o->squares, statistics, o->n_squares)});
-    update_parameters(o);
+    for (int i = 0; i < layout->n_parameters; i++) {
+        const loom_parameter *p = &layout->parameter[i];
+        update_parameter(o, p);
+        const bool last = i + 1 == layout->n_parameters || p[1].bucket != p->bucket;
+        if (last && o->hooks.updated) o->hooks.updated(o->hooks.user, p->bucket);
+    }
 }

@@ -7,6 +7,7 @@ bool loom_one_layer_create(loom_one_layer *model, const loom_gpt_config *config,
     shape.n_layer = 1;
     what.recompute = (loom_recompute){LOOM_RECOMPUTE_NONE, 0};
     what.generates = false;
+    what.sharding = (loom_sharding){0};
     *model = (loom_one_layer){.B = setup->B, .T = setup->T};
     return loom_gpt_create(&model->gpt, &shape, &what, device, error);
 }

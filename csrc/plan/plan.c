@@ -2,6 +2,7 @@
 
 #include "base/check.h"
 #include "gptloom/data.h"
+#include "gptloom/parallel.h"
 
 #include <stdarg.h>
 #include <stdio.h>
@@ -17,18 +18,21 @@ bool loom_plan_make(loom_plan *plan, const loom_gpt_config *config, const loom_g
                         .config = *config,
                         .setup = *setup,
                         .device = device,
-                        .sequences = sequences,
-                        .sharding = {.ranks = 1}};
+                        .sequences = sequences};
     if (!loom_gpt_create(&gpt, config, setup, device, error)) return false;
+    const loom_sharding *sharding = loom_gpt_get_sharding(gpt);
     loom_gpt_lay_out(gpt, &plan->arena);
     if (setup->purpose == LOOM_GPT_TRAIN) {
         loom_optimizer optimizer;
         loom_optimizer_lay_out(&optimizer, gpt, sequences, &plan->arena);
+        loom_parallel parallel;
+        loom_parallel_lay_out(&parallel, gpt, loom_micro_batches(sequences, setup->B, sharding), &plan->arena);
         loom_feeder feeder;
-        loom_feeder_lay_out(&feeder, sequences, setup->T, &plan->arena);
+        loom_feeder_lay_out(&feeder, sequences / sharding->ranks, setup->T, &plan->arena);
     }
+    plan->setup.sharding = *sharding;
     plan->parameters = loom_gpt_get_layout(gpt)->count;
-    plan->elements = loom_gpt_get_layout(gpt)->elements;
+    plan->elements = loom_gpt_get_layout(gpt)->elements / (sharding->zero >= 1 ? sharding->ranks : 1);
     plan->precision = *loom_gpt_get_precision(gpt);
     plan->recompute = *loom_gpt_get_recompute(gpt);
     plan->logits_rows = loom_gpt_get_logits_rows(gpt);
@@ -36,64 +40,6 @@ bool loom_plan_make(loom_plan *plan, const loom_gpt_config *config, const loom_g
     plan->host_bytes = loom_gpt_get_host_bytes(gpt);
     plan->host_available = device->available_host(device);
     loom_gpt_destroy(gpt);
-    return true;
-}
-
-/* ------------------------------------------------------------------------------------------------------------- ranks */
-
-/* What the ranks share out, and what they need to give it to each other, in an arena of its own.
- *
- * Communication is assumed to be in place but for this: gradients that are shared out (2) exist in full only on their way,
- * the embeddings' from the classifier on and those of two blocks, one that backward fills and one that is being reduced;
- * parameters that are shared out (3), in two gathered buckets, one in use and one on its way. NCCL's own memory is
- * assumed, too. */
-static loom_arena lay_out_share(const loom_plan *plan, const loom_layout *layout) {
-    const int64_t ranks = plan->sharding.ranks, zero = plan->sharding.zero;
-    const int64_t all = layout->elements, share = all / ranks;
-    const int64_t embeddings = layout->bucket[0].elements, block = layout->bucket[1].elements;
-    const loom_precision *precision = &plan->precision;
-    loom_arena arena = loom_arena_measure();
-    loom_arena_take(&arena, "parameters", (size_t)(zero >= 3 ? share : all) * loom_dtype_size(precision->storage));
-    if (precision->master != precision->storage)
-        loom_arena_take(&arena, "master weights",
-                        (size_t)(zero >= 1 ? share : all) * loom_dtype_size(precision->master));
-    loom_arena_take(&arena, "gradients", (size_t)(zero >= 2 ? share : all) * loom_dtype_size(precision->gradient));
-    for (int i = 0; i < 2; i++)
-        loom_arena_take(&arena, "moments", (size_t)(zero >= 1 ? share : all) * loom_dtype_size(precision->moment));
-    if (zero >= 2)
-        loom_arena_take(&arena, "communication",
-                        (size_t)(embeddings + 2 * block) * loom_dtype_size(precision->gradient));
-    if (zero >= 3)
-        loom_arena_take(&arena, "communication",
-                        (size_t)(block + (embeddings > block ? embeddings : block)) *
-                            loom_dtype_size(precision->storage));
-    if (!plan->device->host_memory) loom_arena_take(&arena, "communication", (size_t)loom_gpu_assumed.communicator);
-    return arena;
-}
-
-/* Gives the plan's row of that name, which may be new, another size. */
-static void replace_row(loom_arena *arena, const loom_arena_row *row) {
-    int i = 0;
-    while (i < arena->n_rows && strcmp(arena->row[i].name, row->name) != 0) i++;
-    if (i == arena->n_rows) {
-        LOOM_CHECK(arena->n_rows < LOOM_ARENA_MAX_ROWS);
-        arena->row[arena->n_rows++] = (loom_arena_row){.name = row->name};
-    }
-    arena->used += row->bytes - arena->row[i].bytes;
-    arena->row[i].bytes = row->bytes;
-}
-
-bool loom_plan_shard(loom_plan *plan, const loom_sharding *sharding, loom_error *error) {
-    loom_layout layout;
-    LOOM_CHECK(plan->setup.purpose == LOOM_GPT_TRAIN && plan->sharding.ranks == 1);
-    LOOM_CHECK(sharding->ranks >= 1 && sharding->zero >= 0 && sharding->zero <= 3);
-    if (sharding->ranks == 1) return true;
-    if (!loom_layout_create(&layout, &plan->config, sharding->ranks, error)) return false;
-    plan->sharding = *sharding;
-    plan->elements = sharding->zero >= 1 ? layout.elements / sharding->ranks : layout.elements;
-    const loom_arena share = lay_out_share(plan, &layout);
-    for (int i = 0; i < share.n_rows; i++) replace_row(&plan->arena, &share.row[i]);
-    loom_layout_destroy(&layout);
     return true;
 }
 

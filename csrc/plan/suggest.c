@@ -1,5 +1,7 @@
 #include "gptloom/plan.h"
 
+#include "gptloom/parallel.h"
+
 #include <stdarg.h>
 #include <stdio.h>
 #include <string.h>
@@ -25,7 +27,6 @@ static bool fits(const search *s, const loom_suggestion *settings) {
     setup.precision = &settings->precision;
     setup.recompute = settings->recompute;
     if (!loom_plan_make(&plan, &s->plan->config, &setup, s->plan->device, s->plan->sequences, NULL)) return false;
-    if (s->plan->setup.purpose == LOOM_GPT_TRAIN && !loom_plan_shard(&plan, &s->plan->sharding, NULL)) return false;
     plan.available = s->plan->available;
     return loom_plan_fits(&plan);
 }
@@ -87,7 +88,7 @@ static bool recompute_more(const search *s, loom_suggestion *settings) {
 /* The largest micro-batch, up to `most`, with which they fit, as they are or (`also_recomputing`) with some policy. */
 static bool take_less_at_a_time(const search *s, loom_suggestion *settings, int64_t most, bool also_recomputing) {
     for (int64_t B = most; B >= 1; B--) {
-        if (s->plan->sequences % B != 0) continue;
+        if (!loom_micro_batches_divide(s->plan->sequences, B, &s->plan->setup.sharding)) continue;
         settings->B = B;
         if (fits(s, settings) || (also_recomputing && recompute_more(s, settings))) return true;
     }

@@ -46,8 +46,10 @@ double loom_gpt_flops_per_token(const loom_gpt_config *config, int64_t T);
 
 /* ------------------------------------------------------------------------------------------------ parameter layout
  * All parameter-like memory (weights, gradients, moments) has this one layout: bucket 0 holds the embeddings, bucket
- * 1 + l block l, the last one the final layernorm. Tensors start at multiples of 128 elements (256 bytes in bf16);
- * buckets are padded to a multiple of ranks * 128. Gaps hold zeros. */
+ * 1 + l block l, the last one the final layernorm. Tensors start at multiples of 128 elements (256 bytes in bf16).
+ * A bucket is cut into equal blocks of at most 65536 elements, for sums over everything, in multiples of 64 and of the
+ * number of ranks, and padded to a multiple of 128 elements in each: it is the same for 1, 2, 4 .. 64 ranks. Gaps hold
+ * zeros. */
 typedef struct loom_parameter {
     char name[64]; /* Hugging Face's: "transformer.h.3.attn.c_attn.weight" */
     int64_t rows;  /* as in the file; 1 for a vector */
@@ -61,6 +63,7 @@ typedef struct loom_parameter {
 
 typedef struct loom_bucket {
     int64_t offset, elements;
+    int64_t blocks; /* of elements / blocks each */
 } loom_bucket;
 
 typedef struct loom_layout {
@@ -76,6 +79,22 @@ bool loom_layout_create(loom_layout *layout, const loom_gpt_config *config, int 
 void loom_layout_destroy(loom_layout *layout);
 /* NULL where there is none of that name. */
 const loom_parameter *loom_layout_find(const loom_layout *layout, const char *name);
+
+/* -------------------------------------------------------------------------------------------------------- sharding
+ * Data parallelism: what of the model each of several ranks holds   (Rajbhandari et al., "ZeRO", 2020). A rank's share of
+ * a bucket is one of `ranks` equal parts, in their order. */
+typedef struct loom_sharding {
+    int ranks, rank; /* 0 ranks are one */
+    int zero; /* 0: everything; 1: its shares of moments and master weights; 2: and of gradients; 3: and of blocks' weights
+                 (embeddings and the last layernorm, which are used twice in a micro-batch, stay whole) */
+    bool deterministic; /* the gradients of micro-batches are added up in the order of a tree; each is then whole */
+} loom_sharding;
+
+/* What of a bucket a rank updates: all of it, or its share. */
+typedef struct loom_shard {
+    int64_t first, elements;             /* from the bucket's start */
+    void *parameters, *master, *gradient; /* device memory, of element `first` */
+} loom_shard;
 
 /* ------------------------------------------------------------------------------------------------------- precision
  * What a model's numbers are stored in. Statistics and losses are always the device's statistics type. */
@@ -159,13 +178,15 @@ typedef struct loom_gpt_setup {
     bool offload;        /* what blocks keep for backward waits in host memory; for devices with memory of their own */
     int64_t logits_rows; /* rows of logits that exist at a time, rounded up to whole groups; 0: about an eighth */
     bool generates;      /* a model that trains generates too, and has room for keys and values */
+    loom_sharding sharding;
 } loom_gpt_setup;
 
-/* Where ZeRO and overlapped reductions will live; on one rank they do nothing. */
+/* Where ZeRO and overlapped reductions live (gptloom/parallel.h); each may be NULL. */
 typedef struct loom_gpt_hooks {
-    void (*params_acquire)(void *user, int bucket);
-    void (*params_release)(void *user, int bucket);
-    void (*grads_ready)(void *user, int bucket);
+    void (*params_acquire)(void *user, int bucket, int next); /* it is read from now on; after it, if that is known,
+                                                                 `next`; else -1 */
+    void (*grads_acquire)(void *user, int bucket);            /* backward begins to write its gradients */
+    void (*grads_ready)(void *user, int bucket);              /* and has written them */
     void *user;
 } loom_gpt_hooks;
 
@@ -189,10 +210,11 @@ bool loom_gpt_make_plans(loom_gpt *gpt, loom_error *error);
 bool loom_gpt_prepare(loom_gpt *gpt, loom_error *error);
 
 /* GPT-2's initialisation: weights normal(0, 0.02), residual projections scaled by 1/sqrt(2 n_layer), positions
- * like weights; biases 0, layernorms 1. An element's value depends on its bucket and its place there. */
+ * like weights; biases 0, layernorms 1. An element's value depends on its bucket and its place there. Of the model's
+ * shards: what else it reads is to be gathered. */
 bool loom_gpt_initialise(loom_gpt *gpt, uint64_t seed, loom_error *error);
 
-/* After the master weights were written by others than the optimizer: makes the weights that the model reads their
+/* After the master weights were written by others than the optimizer: makes the weights of the model's shards their
  * rounded copy. Does nothing where there is no master beside them. */
 void loom_gpt_copy_master(loom_gpt *gpt);
 
@@ -204,7 +226,17 @@ const loom_precision *loom_gpt_get_precision(const loom_gpt *gpt);
 const loom_recompute *loom_gpt_get_recompute(const loom_gpt *gpt); /* never `sqrt`: the `every` it comes to */
 int64_t loom_gpt_get_logits_rows(const loom_gpt *gpt);             /* what logits_rows came to */
 size_t loom_gpt_get_host_bytes(const loom_gpt *gpt); /* pinned host memory to offload to; after a lay-out */
-/* Device memory, in the layout. */
+/* Device memory of a bucket: where the model reads it, and where backward writes its gradients. Where they are shared
+ * out these are for a while only: blocks take two places in turn. */
+void *loom_gpt_bucket_parameters(loom_gpt *gpt, int bucket);
+void *loom_gpt_bucket_gradients(loom_gpt *gpt, int bucket);
+/* The place that a bucket shares with others, where it does: 0 the embeddings', 1 the last layernorm's, 2 and 3 the
+ * blocks'. */
+enum { LOOM_PLACES = 4 };
+int loom_gpt_place(const loom_gpt *gpt, int bucket);
+const loom_sharding *loom_gpt_get_sharding(const loom_gpt *gpt);
+const loom_shard *loom_gpt_get_shard(const loom_gpt *gpt, int bucket);
+/* Device memory of a model that is whole, in the layout. */
 void *loom_gpt_get_parameters(loom_gpt *gpt); /* as the model reads them */
 void *loom_gpt_get_master(loom_gpt *gpt); /* as the optimizer updates them; the same place where there is no master */
 void *loom_gpt_get_gradients(loom_gpt *gpt);

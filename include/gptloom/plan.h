@@ -10,12 +10,6 @@ extern "C" {
 #endif
 
 /* ---------------------------------------------------------------------------------------------------------- memory */
-/* Data parallelism: what of the model each of `ranks` holds   (Rajbhandari et al., "ZeRO", 2020). */
-typedef struct loom_sharding {
-    int ranks;
-    int zero; /* 0: everything; 1: its share of moments and master weights; 2: and of gradients; 3: and of parameters */
-} loom_sharding;
-
 typedef struct loom_plan {
     loom_arena arena; /* measured: its rows are the plan's, its `used` the total */
     int64_t B, T;
@@ -32,16 +26,12 @@ typedef struct loom_plan {
     loom_gpt_config config;
     loom_gpt_setup setup; /* its precision is NULL: the plan's own counts */
     loom_device *device;  /* only shapes are asked of it */
-    int64_t sequences;    /* in a step of one rank */
-    loom_sharding sharding;
+    int64_t sequences;    /* in a step, of all ranks */
 } loom_plan;
 
-/* Plans training (or inference) of a model on a device, with `sequences` in a step. */
+/* Plans training (or inference) of a model on a device, with `sequences` in a step: the memory of one of setup's ranks. */
 bool loom_plan_make(loom_plan *plan, const loom_gpt_config *config, const loom_gpt_setup *setup, loom_device *device,
                     int64_t sequences, loom_error *error);
-
-/* Makes the plan of a training that of one rank, whose `sequences` it was made for. */
-bool loom_plan_shard(loom_plan *plan, const loom_sharding *sharding, loom_error *error);
 
 /* Whether it fits into plan->available. */
 bool loom_plan_fits(const loom_plan *plan);
@@ -77,7 +67,7 @@ typedef struct loom_cost {
     double update;                          /* of a step: the optimizer, for each element of the layout */
 } loom_cost;
 
-/* The cost of a step of so many micro-batches, with an optimizer that updates so many elements (plan.elements). */
+/* The cost of a rank's step of so many micro-batches, with an optimizer that updates so many elements (plan.elements). */
 double loom_cost_step(const loom_cost *cost, const loom_gpt_config *config, const loom_recompute *recompute,
                       int64_t micro_batches, int64_t elements);
 

@@ -5,6 +5,7 @@
 #include "gptloom/checkpoint.h"
 #include "gptloom/data.h"
 #include "gptloom/optim.h"
+#include "gptloom/comm.h"
 #include "gptloom/plan.h"
 
 #include <stdio.h>
@@ -55,6 +56,11 @@ typedef struct loom_train_options {
     char *recompute; /* as loom_recompute_parse reads it */
     loom_offload_kind offload;
     int64_t logits_rows; /* 0: from shapes */
+    char *comm;          /* as loom_comm_options.backend */
+    int64_t ranks;       /* 0: as many as were started */
+    int64_t zero;
+    bool deterministic_reduce;
+    double comm_timeout; /* seconds */
 } loom_train_options;
 
 loom_train_options loom_train_options_defaults(void);
@@ -67,7 +73,8 @@ bool loom_train_options_set(loom_train_options *options, const char *key, const 
 /* Reads an INI file: `key = value` lines; sections and their order do not matter. */
 bool loom_train_options_read(loom_train_options *options, const char *path, loom_error *error);
 
-/* Writes all options as such a file. */
+/* All options as such a file has them, to be freed; and the file. */
+bool loom_train_options_text(const loom_train_options *options, char **text, size_t *size, loom_error *error);
 bool loom_train_options_write(const loom_train_options *options, const char *path, loom_error *error);
 
 /* What one option cannot check alone (n_embd divides by n_head, batch by micro_batch, ...), and derived defaults that
@@ -77,6 +84,9 @@ bool loom_train_options_resolve(loom_train_options *options, loom_error *error);
 
 /* What the options say of precision. */
 loom_precision_flags loom_train_options_precision(const loom_train_options *options);
+
+/* What each rank holds; of rank 0, and of one rank where their number is not said. */
+loom_sharding loom_train_options_sharding(const loom_train_options *options);
 
 /* The warm-up of a run of so many steps, where none is given. */
 int64_t loom_train_default_warmup(int64_t steps);
@@ -91,17 +101,29 @@ typedef struct loom_step_report {
     float loss, lr, grad_norm;
     bool skipped;
     double ms, tokens_per_s;
+    /* With several ranks: milliseconds of the step in which the host of this one waited for the others; by how many the
+     * ranks' own work differed, the slowest's from the fastest's. */
+    double ms_waited, ms_spread;
+    bool stop; /* one of the ranks is asked to end the run */
 } loom_step_report;
 
 /* Opens data and device, shapes the model, plans memory (refusing what does not fit), allocates once, initialises or
  * loads. Nothing is written. The options' strings must outlive the trainer. Of the observer, which may be NULL, `planned`
- * is told. */
-bool loom_trainer_open(loom_trainer **trainer, const loom_train_options *options, const loom_train_observer *observer,
-                       loom_error *error);
+ * is told.
+ *
+ * `comm` is open and not attached, and stays the caller's, to be closed before the trainer is; NULL is one rank. Of
+ * several ranks all call the same functions of their trainers. Where one fails the others wait in vain: its process is
+ * to end in loom_comm_abort(), and nothing is given back before. */
+bool loom_trainer_open(loom_trainer **trainer, const loom_train_options *options, loom_comm *comm,
+                       const loom_train_observer *observer, loom_error *error);
 void loom_trainer_close(loom_trainer *trainer);
 
-/* data -> forward -> loss -> backward -> clip -> AdamW, once. */
+/* data -> forward -> loss -> backward -> reduce -> clip -> AdamW, once. */
 bool loom_trainer_step(loom_trainer *trainer, loom_step_report *report, loom_error *error);
+
+/* After a step, where there are several ranks: compares how long it took them, and whether one of them is asked to end
+ * the run, as `stop` says of this one. Fills the report's ms_spread and stop. */
+bool loom_trainer_meet(loom_trainer *trainer, bool stop, loom_step_report *report, loom_error *error);
 
 /* Mean loss over the validation split (its first `batches` micro-batches; 0: all of it). */
 bool loom_trainer_validate(loom_trainer *trainer, int64_t batches, double *loss, loom_error *error);
@@ -125,6 +147,7 @@ double loom_trainer_predicted_seconds(const loom_trainer *trainer);
 /* Writes the plan, and what was measured for it, as JSON. */
 bool loom_trainer_write_plan(const loom_trainer *trainer, const char *path, loom_error *error);
 loom_gpt *loom_trainer_gpt(loom_trainer *trainer);
+const loom_comm *loom_trainer_comm(const loom_trainer *trainer); /* never NULL */
 const loom_dataset *loom_trainer_data(const loom_trainer *trainer);
 
 /* -------------------------------------------------------------------------------------------------------- whole runs
@@ -140,10 +163,13 @@ struct loom_train_observer {
     void (*validated)(void *user, int64_t step, double loss);
     void (*sampled)(void *user, int64_t step, const char *text);
     void (*saved)(void *user, int64_t step, const char *directory);
-    bool (*should_stop)(void *user); /* asked after every step: true saves and ends the run in order */
+    bool (*should_stop)(void *user); /* asked in every step: true saves and ends the run in order, of all ranks */
 };
 
-bool loom_train(const loom_train_options *options, const loom_train_observer *observer, loom_error *error);
+/* `comm` as for loom_trainer_open, but that it is closed, unless one of several ranks fails. All ranks see the same directory: rank 0 writes it, each its part of checkpoints, and
+ * where there are several ranks its own OUT/logs/rank-N.log. */
+bool loom_train(const loom_train_options *options, loom_comm *comm, const loom_train_observer *observer,
+                loom_error *error);
 
 #ifdef __cplusplus
 }

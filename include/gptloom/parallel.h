@@ -1,0 +1,88 @@
+/* Data parallelism: how the gradients of a step's micro-batches, of one rank and of several, become one sum, and how
+ * weights that were updated share by share become whole again (loom_sharding, in model.h, says what a rank holds).
+ *
+ *   zero 0  whole gradients are all-reduced, each bucket as soon as the last micro-batch's backward has written it
+ *   zero 1  the same, but each rank gets its share of the sum alone, updates it, and weights are gathered again
+ *   zero 2  each micro-batch's gradients are reduce-scattered, and added to the rank's share
+ *   zero 3  and blocks' weights are gathered when they are used, one block ahead of computing
+ *   deterministic   a sum's bits depend on the step's micro-batches alone, however many ranks have run them: they are
+ *           leaves of a binary tree, in their order. A rank's own are a subtree, for which it keeps log2 of their number
+ *           further gradients; across ranks each gets all ranks' sums of its share and adds them as the tree says
+ *
+ * All of it happens in the hooks of the model and the optimizer, beside computing where that goes on (gptloom/comm.h).
+ * Failures are kept until they are asked for. */
+#ifndef GPTLOOM_PARALLEL_H
+#define GPTLOOM_PARALLEL_H
+
+#include "gptloom/comm.h"
+#include "gptloom/optim.h"
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+/* Whether a step of so many sequences is made of whole micro-batches of B, the same number on each rank; and where sums
+ * are those of a tree, of 2^n of them on 2^m ranks. */
+bool loom_micro_batches_divide(int64_t sequences, int64_t B, const loom_sharding *sharding);
+
+/* Micro-batches of each rank in such a step. */
+int64_t loom_micro_batches(int64_t sequences, int64_t B, const loom_sharding *sharding);
+
+/* The levels of a tree of at most 2^30 micro-batches. */
+enum { LOOM_MOST_LEVELS = 30 };
+
+typedef struct loom_parallel {
+    loom_gpt *gpt;
+    loom_comm *comm;
+    loom_optimizer *optimizer;
+    loom_sharding sharding;
+    int64_t micro_batches; /* of this rank in a step */
+    int64_t micro_batch;   /* the one that runs */
+    bool failed;
+    loom_error failure;
+    /* Gradients. A place (loom_gpt_place) has what one of its buckets needs on the way. */
+    int levels;
+    void *level[LOOM_MOST_LEVELS]; /* deterministic: sums of 1, 2, 4 .. micro-batches, in the layout */
+    void *arrived[LOOM_PLACES];    /* zero 2, 3: a share of the sum over ranks; deterministic: other ranks' sums of it */
+    int in_place[LOOM_PLACES];     /* the bucket that has it now; -1: none */
+    loom_ticket *reduction;        /* [n_buckets] under way; 0: none */
+    loom_ticket *returning;        /* [n_buckets] deterministic, zero 0: sums on their way to all */
+    bool *adds;                    /* [n_buckets] what arrives is to be added to the share */
+    /* Weights. */
+    loom_ticket *gathering;       /* [n_buckets] under way, or done but not waited for; 0: none */
+    int gathered[LOOM_PLACES];    /* zero 3: the block whose weights are there; -1: none */
+} loom_parallel;
+
+/* Memory for a rank's `micro_batches` in a step; once measuring, once for real. The model is laid out. */
+void loom_parallel_lay_out(loom_parallel *parallel, loom_gpt *gpt, int64_t micro_batches, loom_arena *arena);
+
+/* Takes the hooks of the model and the optimizer, which are prepared; the communicator is attached to their device. */
+bool loom_parallel_open(loom_parallel *parallel, loom_comm *comm, loom_optimizer *optimizer, loom_error *error);
+void loom_parallel_close(loom_parallel *parallel);
+
+/* Makes weights whole after each rank has written its shards. */
+bool loom_parallel_gather(loom_parallel *parallel, loom_error *error);
+
+/* The step's micro-batch `i`, of this rank, begins. */
+void loom_parallel_begin(loom_parallel *parallel, int64_t i);
+
+/* Whether backward adds a further micro-batch's gradients itself (loom_gpt_backward's accumulate). */
+bool loom_parallel_accumulates(const loom_parallel *parallel);
+
+/* Whether the hooks do nothing in micro-batch `i` but wait for weights: it can then be recorded, and after
+ * loom_parallel_settle() replayed. */
+bool loom_parallel_is_quiet(const loom_parallel *parallel, int64_t i);
+
+/* After the last backward: the default stream's next work finds the sums of all gradients. */
+void loom_parallel_reduce(loom_parallel *parallel);
+
+/* The default stream's next work finds all gathered weights. */
+void loom_parallel_settle(loom_parallel *parallel);
+
+/* Whether nothing has failed so far. */
+bool loom_parallel_ok(const loom_parallel *parallel, loom_error *error);
+
+#ifdef __cplusplus
+}
+#endif
+#endif
