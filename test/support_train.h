@@ -54,7 +54,7 @@ using Trainer = std::unique_ptr<loom_trainer, void (*)(loom_trainer *)>;
 
 inline Trainer open_trainer(const Options &options) {
     loom_trainer *trainer = nullptr;
-    require([&](loom_error *error) { return loom_trainer_open(&trainer, options.get(), NULL, error); });
+    require([&](loom_error *error) { return loom_trainer_open(&trainer, options.get(), NULL, NULL, error); });
     return Trainer(trainer, loom_trainer_close);
 }
 

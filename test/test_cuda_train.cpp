@@ -206,7 +206,7 @@ class CudaRun : public CudaTrain {
     }
     static testing::AssertionResult trains(const Options::Pairs &pairs) {
         const Options options(pairs);
-        return works([&](loom_error *error) { return loom_train(options.get(), NULL, error); });
+        return works([&](loom_error *error) { return loom_train(options.get(), NULL, NULL, error); });
     }
     std::string weights(const std::string &out) const {
         return read_file(directory.path() / out / "checkpoints/latest/model.safetensors");
@@ -255,7 +255,7 @@ TEST_F(CudaRun, TakesTheChoicesOfAnotherRun) {
     other.replace(other.find("emulated"), 8, "imagined");
     write_file(directory.at("other"), other);
     const Options options(run("c", {{"choices", directory.at("other")}}));
-    refusal([&](loom_error *error) { return loom_train(options.get(), NULL, error); }, {"--choices", "imagined"});
+    refusal([&](loom_error *error) { return loom_train(options.get(), NULL, NULL, error); }, {"--choices", "imagined"});
 }
 
 TEST_F(CudaRun, ContinuesWhatTheCpuBegan) {

@@ -121,7 +121,7 @@ TEST_F(RunMemory, AutoTakesWhatFits) {
     refusal(
         [&](loom_error *error) {
             loom_trainer *trainer = nullptr;
-            return loom_trainer_open(&trainer, options.get(), NULL, error);
+            return loom_trainer_open(&trainer, options.get(), NULL, NULL, error);
         },
         {"--memory", "MiB are needed"});
 }
@@ -152,7 +152,7 @@ TEST_F(RunMemory, TheChoiceIsKeptWithTheRun) {
         {{"recompute", "auto"}, {"memory", std::to_string(need("block"))}, {"out", run}, {"stop-after", "3"}});
     {
         const Options options(automatic);
-        require([&](loom_error *error) { return loom_train(options.get(), NULL, error); });
+        require([&](loom_error *error) { return loom_train(options.get(), NULL, NULL, error); });
     }
     cJSON *plan = cJSON_Parse(read_file(run + "/plan.json").c_str());
     ASSERT_NE(plan, nullptr);
@@ -175,7 +175,7 @@ TEST_F(RunMemory, TheChoiceIsKeptWithTheRun) {
     });
     EXPECT_EQ(saved.recompute, policy);
     loom_trainer *opened = nullptr;
-    require([&](loom_error *error) { return loom_trainer_open(&opened, &saved, NULL, error); });
+    require([&](loom_error *error) { return loom_trainer_open(&opened, &saved, NULL, NULL, error); });
     const Trainer resumed(opened, loom_trainer_close);
     EXPECT_EQ(loom_trainer_predicted_seconds(resumed.get()), 0) << "nothing was measured again";
     EXPECT_EQ(policy_of(resumed), policy);
@@ -207,7 +207,7 @@ TEST_F(RunMemory, ThePlanOfARunThatDoesNotFitIsShown) {
     };
     observer.started = [](void *user, loom_trainer *) { ((Seen *)user)->started++; };
     const Options options(shape({{"memory", std::to_string(need("none") - 1)}, {"out", directory.at("run")}}));
-    refusal([&](loom_error *error) { return loom_train(options.get(), &observer, error); },
+    refusal([&](loom_error *error) { return loom_train(options.get(), NULL, &observer, error); },
             {"--memory", "--recompute"});
     EXPECT_EQ(seen.planned, 1);
     EXPECT_FALSE(seen.fits);
@@ -219,7 +219,7 @@ TEST_F(RunMemory, WhatIsNoPolicyIsRefused) {
     refusal(
         [&](loom_error *error) {
             loom_trainer *trainer = nullptr;
-            return loom_trainer_open(&trainer, options.get(), NULL, error);
+            return loom_trainer_open(&trainer, options.get(), NULL, NULL, error);
         },
         {"--recompute", "blocks"});
 }

@@ -792,7 +792,10 @@ struct Events {
 loom_gpt_hooks listening(Events *events) {
     loom_gpt_hooks hooks = {};
     hooks.user = events;
-    hooks.params_acquire = [](void *user, int bucket) { ((Events *)user)->add("acquire ", bucket); };
+    hooks.params_acquire = [](void *user, int bucket, int next) {
+        ((Events *)user)->add(next < 0 ? "acquire " : "acquire before " + std::to_string(next) + " ", bucket);
+    };
+    hooks.grads_acquire = [](void *user, int bucket) { ((Events *)user)->add("begin ", bucket); };
     hooks.params_release = [](void *user, int bucket) { ((Events *)user)->add("release ", bucket); };
     hooks.grads_ready = [](void *user, int bucket) { ((Events *)user)->add("ready ", bucket); };
     return hooks;
@@ -809,16 +812,18 @@ TEST(Hooks, AreCalledBucketByBucket) {
     loom_gpt_set_batch(model.gpt(), batch.tokens.data(), batch.targets.data(), LOOM_HOST_TO_DEVICE);
 
     using Said = std::vector<std::string>;
-    const Said forward = {"acquire 0", "release 0", "acquire 1", "release 1", "acquire 2",
-                          "release 2", "acquire 3", "release 3", "acquire 4", "release 4"};
-    const Said loss = {"acquire 0", "release 0"};
-    const Said backward = {"acquire 4", "release 4", "ready 4",   "acquire 3", "release 3", "ready 3", "acquire 2",
-                           "release 2", "ready 2",   "acquire 1", "release 1", "ready 1",   "ready 0"};
+    const Said forward = {"acquire before 1 0", "release 0", "acquire before 2 1", "release 1", "acquire before 3 2",
+                          "release 2",          "acquire 3", "release 3",          "acquire 4", "release 4"};
+    const Said loss = {"acquire 0", "release 0"}, loss_and_gradients = {"acquire 0", "begin 0", "release 0"};
+    const Said backward = {"acquire 4", "begin 4",   "release 4",          "ready 4", "acquire before 2 3",
+                           "begin 3",   "release 3", "ready 3",            "acquire before 1 2",
+                           "begin 2",   "release 2", "ready 2",            "acquire 1", "begin 1",
+                           "release 1", "ready 1",   "ready 0"};
     for (const bool accumulate : {false, true}) {
         loom_gpt_forward(model.gpt());
         EXPECT_EQ(events.take(), forward);
         loom_gpt_loss(model.gpt(), true, accumulate);
-        EXPECT_EQ(events.take(), loss);
+        EXPECT_EQ(events.take(), loss_and_gradients);
         loom_gpt_backward(model.gpt(), accumulate);
         EXPECT_EQ(events.take(), backward) << "every bucket once, the embeddings last";
     }
@@ -881,7 +886,7 @@ TEST_P(OnDevice, HooksSufficeToKeepParametersElsewhere) {
     Elsewhere elsewhere = {&model, model.parameters(), std::vector<double>(gradients.size(), NAN)};
     loom_gpt_hooks hooks = {};
     hooks.user = &elsewhere;
-    hooks.params_acquire = [](void *user, int bucket) { ((Elsewhere *)user)->fetch(bucket); };
+    hooks.params_acquire = [](void *user, int bucket, int) { ((Elsewhere *)user)->fetch(bucket); };
     hooks.params_release = [](void *user, int bucket) { ((Elsewhere *)user)->forget(bucket); };
     hooks.grads_ready = [](void *user, int bucket) { ((Elsewhere *)user)->keep(bucket); };
     loom_gpt_set_hooks(model.gpt(), &hooks);

@@ -498,7 +498,7 @@ class OffloadTrain : public Offload {
     }
     static void train(const Options::Pairs &pairs) {
         const Options options(pairs);
-        require([&](loom_error *error) { return loom_train(options.get(), NULL, error); });
+        require([&](loom_error *error) { return loom_train(options.get(), NULL, NULL, error); });
     }
     /* What a run leaves behind: weights, optimizer, samples. */
     std::string all_of(const std::string &out) const {
@@ -539,21 +539,21 @@ TEST_F(OffloadTrain, FitsWhereKeepingAllOnTheDeviceDoesNot) {
     const size_t needed = loom_trainer_plan(open_trainer(options).get())->arena.used;
     const Options whole(run("a", changes + Options::Pairs{{"memory", std::to_string(needed)}}));
     loom_trainer *trainer;
-    refusal([&](loom_error *error) { return loom_trainer_open(&trainer, whole.get(), NULL, error); }, {"--memory"});
+    refusal([&](loom_error *error) { return loom_trainer_open(&trainer, whole.get(), NULL, NULL, error); }, {"--memory"});
 }
 
 /* What it chooses by counts computing alone. */
 TEST_F(OffloadTrain, DoesNotGoWithAPolicyThatIsChosenByItsSpeed) {
     const Options options(run("a", {{"recompute", "auto"}, {"offload", "activations"}}));
     loom_trainer *trainer;
-    refusal([&](loom_error *error) { return loom_trainer_open(&trainer, options.get(), NULL, error); },
+    refusal([&](loom_error *error) { return loom_trainer_open(&trainer, options.get(), NULL, NULL, error); },
             {"--recompute: auto", "--offload", "block"});
 }
 
 TEST_F(OffloadTrain, IsRefusedOnTheCpuInOneLine) {
     const Options options(run("a", {{"device", "cpu"}, {"offload", "activations"}}));
     loom_trainer *trainer;
-    refusal([&](loom_error *error) { return loom_trainer_open(&trainer, options.get(), NULL, error); },
+    refusal([&](loom_error *error) { return loom_trainer_open(&trainer, options.get(), NULL, NULL, error); },
             {"--offload: activations are in host memory already on device cpu"});
 }
 

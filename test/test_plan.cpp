@@ -336,35 +336,50 @@ TEST(Memory, RanksShareOutWhatTheirStageSays) {
     const Device gpu = shapes_of(80 * 0x1p30);
     const loom_precision precision = precision_of(gpu.get(), LOOM_BF16);
     const loom_gpt_config config = gpt_shape(3, 3, 48, 80, 700);
-    const auto setup = setup_of(2, 80, LOOM_GPT_TRAIN, &precision);
-    const loom_plan whole = plan_of(config, setup, gpu.get(), 4);
+    auto setup = setup_of(2, 80, LOOM_GPT_TRAIN, &precision);
+    const int micro_batches = 4; /* of each rank */
     for (const int ranks : {1, 2, 3, 8}) {
+        setup.sharding = {.ranks = ranks};
+        const loom_plan whole = plan_of(config, setup, gpu.get(), 2 * micro_batches * ranks);
         loom_layout layout;
         require([&](loom_error *error) { return loom_layout_create(&layout, &config, ranks, error); });
         const int64_t all = layout.elements, embeddings = layout.bucket[0].elements, block = layout.bucket[2].elements;
+        const int64_t last = layout.bucket[4].elements;
         loom_layout_destroy(&layout);
         ASSERT_EQ(all % ranks, 0);
         for (int zero = 0; zero <= 3; zero++) {
-            loom_plan plan = whole;
-            const loom_sharding sharding = {ranks, zero};
-            require([&](loom_error *error) { return loom_plan_shard(&plan, &sharding, error); });
+            setup.sharding = {.ranks = ranks, .rank = ranks - 1, .zero = zero, .deterministic = false};
+            loom_plan plan = plan_of(config, setup, gpu.get(), whole.sequences);
             std::map<std::string, size_t> rows = rows_of(plan), before = rows_of(whole);
             if (ranks == 1) {
                 EXPECT_EQ(rows, before);
                 continue;
             }
             const auto held = [&](int stage) { return zero >= stage ? all / ranks : all; };
-            EXPECT_EQ(rows["parameters"], taken(held(3), 2));
+            /* Embeddings and last layernorm stay whole, in regions of their own as each block's share is. */
+            EXPECT_EQ(rows["parameters"], zero < 3 ? taken(all, 2)
+                                                   : taken(embeddings, 2) + taken(last, 2) + 3 * taken(block / ranks, 2));
             EXPECT_EQ(rows["master weights"], taken(held(1), 4));
             EXPECT_EQ(rows["gradients"], taken(held(2), 4));
             EXPECT_EQ(rows["moments"], 2 * taken(held(1), 4));
             EXPECT_EQ(plan.elements, held(1));
-            size_t communication = taken((int64_t)loom_gpu_assumed.communicator, 1);
-            if (zero >= 2) communication += taken(embeddings + 2 * block, 4);
-            if (zero >= 3) communication += taken(block + std::max(embeddings, block), 2);
+            /* Whole gradients on their way, in four places, and what arrives for them; two blocks' whole weights. */
+            size_t communication = 0;
+            for (const int64_t bucket : {embeddings, last, block, block})
+                if (zero >= 2) communication += taken(bucket, 4) + taken(bucket / ranks, 4);
+            if (zero >= 3) communication += 2 * taken(block, 2);
             EXPECT_EQ(rows["communication"], communication);
             for (const char *same : {"activations", "scratch", "logits", "workspace", "batch"})
                 EXPECT_EQ(rows[same], before[same]) << same;
+            setup.sharding.deterministic = ranks != 3;
+            if (ranks == 3) continue;
+            rows = rows_of(plan_of(config, setup, gpu.get(), whole.sequences));
+            EXPECT_EQ(rows["gradients"], taken(all, 4)) << "whole, whatever the stage";
+            EXPECT_EQ(rows["gradient tree"], 2 * taken(all, 4)) << "of one and of two micro-batches";
+            communication = zero >= 3 ? 2 * taken(block, 2) : 0;
+            for (const int64_t bucket : {embeddings, last, block, block})
+                communication += taken(bucket / ranks * (ranks - 1), 4);
+            EXPECT_EQ(rows["communication"], communication);
         }
     }
 }
@@ -379,9 +394,7 @@ loom_plan planned_again(const loom_plan &plan, const loom_suggestion &suggestion
     setup.T = suggestion.T;
     setup.precision = &suggestion.precision;
     setup.recompute = suggestion.recompute;
-    loom_plan again = plan_of(plan.config, setup, plan.device, plan.sequences);
-    require([&](loom_error *error) { return loom_plan_shard(&again, &plan.sharding, error); });
-    return again;
+    return plan_of(plan.config, setup, plan.device, plan.sequences);
 }
 
 std::vector<std::string> suggestions_of(const loom_plan &plan) {
@@ -395,10 +408,8 @@ std::vector<std::string> suggestions_of(const loom_plan &plan) {
     return flags;
 }
 
-loom_plan short_of_memory(const loom_gpt_config &config, const Setup &setup, loom_device *device, size_t available,
-                          const loom_sharding &sharding = {1, 0}) {
-    loom_plan plan = plan_of(config, setup, device, 8);
-    require([&](loom_error *error) { return loom_plan_shard(&plan, &sharding, error); });
+loom_plan short_of_memory(const loom_gpt_config &config, const Setup &setup, loom_device *device, size_t available) {
+    loom_plan plan = plan_of(config, setup, device, 8 * std::max(1, setup.sharding.ranks));
     plan.available = available;
     return plan;
 }
@@ -460,11 +471,12 @@ TEST(Suggestions, GoFromOneChangeToAllAtOnce) {
 TEST(Suggestions, HoldForTheRanksOfThePlan) {
     const Device gpu = shapes_of(80 * 0x1p30);
     const loom_gpt_config config = gpt_shape(9, 2, 32, 64, 61);
-    const loom_sharding sharding = {4, 2};
-    auto with_block = setup_of(8, 64);
+    auto setup = setup_of(8, 64);
+    setup.sharding = {.ranks = 4, .rank = 0, .zero = 2, .deterministic = false};
+    auto with_block = setup;
     with_block.recompute = policy("block");
-    const size_t available = short_of_memory(config, with_block, gpu.get(), 0, sharding).arena.used;
-    const loom_plan plan = short_of_memory(config, setup_of(8, 64), gpu.get(), available, sharding);
+    const size_t available = short_of_memory(config, with_block, gpu.get(), 0).arena.used;
+    const loom_plan plan = short_of_memory(config, setup, gpu.get(), available);
     ASSERT_FALSE(loom_plan_fits(&plan));
     ASSERT_FALSE(suggestions_of(plan).empty());
     EXPECT_EQ(suggestions_of(plan)[0], "--recompute block");

@@ -471,7 +471,7 @@ class Train : public testing::Test {
     }
     static testing::AssertionResult trains(const Options::Pairs &pairs) {
         const Options options(pairs);
-        return works([&](loom_error *error) { return loom_train(options.get(), NULL, error); });
+        return works([&](loom_error *error) { return loom_train(options.get(), NULL, NULL, error); });
     }
     std::vector<double> losses(const std::string &out) const {
         std::ifstream file(at(out + "/metrics.jsonl"));
@@ -617,7 +617,7 @@ TEST_F(Train, AnOverflowOfTheScaleDoesNotEndTheRun) {
         loom_gpt_get_scalars(trainer->gpt)->state.loss_scale = 0x1p40f;
     };
     const Options options(run("run", {{"dtype", "fp16"}, {"steps", "40"}}));
-    ASSERT_TRUE(works([&](loom_error *error) { return loom_train(options.get(), &observer, error); }));
+    ASSERT_TRUE(works([&](loom_error *error) { return loom_train(options.get(), NULL, &observer, error); }));
     const std::string metrics = read_file(at("run/metrics.jsonl"));
     size_t skipped = 0;
     for (size_t at = 0; (at = metrics.find("\"skipped\": true", at)) != std::string::npos; at++) skipped++;
@@ -781,7 +781,7 @@ TEST_F(Note, SettingsAreChecked) {
 TEST_F(Train, WhatIsForCudaIsRefusedElsewhere) {
     for (const auto &[key, value] : Options::Pairs{{"tf32", "true"}, {"attention", "cudnn"}}) {
         const Options options(run("run", {{key, value}}));
-        refusal([&](loom_error *error) { return loom_train(options.get(), NULL, error); },
+        refusal([&](loom_error *error) { return loom_train(options.get(), NULL, NULL, error); },
                 {"--" + key, "--device cuda", "cpu"});
         EXPECT_FALSE(fs::exists(at("run")));
     }

@@ -372,11 +372,11 @@ class Train : public testing::Test {
 
     static testing::AssertionResult trains(const Options::Pairs &pairs, const loom_train_observer *observer = NULL) {
         const Options options(pairs);
-        return works([&](loom_error *error) { return loom_train(options.get(), observer, error); });
+        return works([&](loom_error *error) { return loom_train(options.get(), NULL, observer, error); });
     }
     static std::string refused(const Options::Pairs &pairs, std::initializer_list<std::string> words) {
         const Options options(pairs);
-        return refusal([&](loom_error *error) { return loom_train(options.get(), NULL, error); }, words);
+        return refusal([&](loom_error *error) { return loom_train(options.get(), NULL, NULL, error); }, words);
     }
 
     TemporaryDirectory directory;
@@ -717,7 +717,7 @@ TEST_F(Train, ARunLeavesItsDirectory) {
     loom_train_options read = loom_train_options_defaults();
     ASSERT_TRUE(works([&](loom_error *error) {
         return loom_train_options_read(&read, at("run/config.ini").c_str(), error) &&
-               loom_train_options_set(&read, "out", at("again").c_str(), error) && loom_train(&read, NULL, error);
+               loom_train_options_set(&read, "out", at("again").c_str(), error) && loom_train(&read, NULL, NULL, error);
     }));
     EXPECT_EQ(read.n_layer, 1);
     EXPECT_EQ(read.vocab_size, 257);
@@ -824,7 +824,7 @@ TEST_F(Train, AFullDiskLeavesThePreviousCheckpoint) {
         };
         const Options options(run("run"));
         loom_error error = {""};
-        const bool ok = loom_train(options.get(), &observer, &error);
+        const bool ok = loom_train(options.get(), NULL, &observer, &error);
         filling.disk.reset();
         ASSERT_FALSE(ok);
         EXPECT_NE(std::string(error.message).find(too_large), std::string::npos) << error.message;
@@ -847,7 +847,7 @@ TEST_F(Train, AFullDiskForMetricsEndsTheRunWithTheirName) {
     {
         const Options options(run("run", {{"checkpoint-every", "0"}, {"val-every", "0"}, {"sample-every", "0"}}));
         const FullDisk full(2000);
-        ok = loom_train(options.get(), NULL, &error);
+        ok = loom_train(options.get(), NULL, NULL, &error);
     }
     EXPECT_FALSE(ok);
     EXPECT_NE(std::string(error.message).find(at("run/metrics.jsonl") + ": cannot be written"), std::string::npos)
@@ -1045,7 +1045,7 @@ TEST_F(Train, ALossThatStaysNoNumberEndsTheRun) {
             *((float *)loom_gpt_get_parameters(t->gpt) + loom_gpt_get_layout(t->gpt)->bucket[1].offset) = NAN;
     };
     const Options options(run("run", {{"val-every", "0"}, {"sample-every", "0"}, {"checkpoint-every", "11"}}));
-    refusal([&](loom_error *error) { return loom_train(options.get(), &observer, error); },
+    refusal([&](loom_error *error) { return loom_train(options.get(), NULL, &observer, error); },
             {"--lr", "step 22", "--resume"});
     EXPECT_EQ(fs::read_symlink(at("run/checkpoints/latest")), "step-00000011");
     const std::vector<std::string> metrics = lines_of(at("run/metrics.jsonl"));

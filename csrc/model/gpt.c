@@ -103,6 +103,10 @@ static void acquire(loom_gpt *g, int64_t bucket, int64_t next) {
     if (g->hooks.params_acquire) g->hooks.params_acquire(g->hooks.user, (int)bucket, (int)next);
 }
 
+static void release(loom_gpt *g, int64_t bucket) {
+    if (g->hooks.params_release) g->hooks.params_release(g->hooks.user, (int)bucket);
+}
+
 static void begin_gradient(loom_gpt *g, int64_t bucket) {
     if (g->hooks.grads_acquire) g->hooks.grads_acquire(g->hooks.user, (int)bucket);
 }
@@ -263,6 +267,7 @@ static void run_blocks(loom_gpt *g, int64_t first, int64_t last, span s, purpose
         begin_range(g, "forward", l);
         acquire(g, l + 1, l + 1 < last ? l + 2 : NOT_KNOWN);
         block_forward(g, l, acts, residual, l > first ? &delta : NULL, s, l < last - 1 ? LOOM_ACT_ALL : last_wanted);
+        release(g, l + 1);
         if (what_for == FOR_BACKWARD) loom_offload_after_forward(g, l);
         end_range(g);
         residual = rows(g, acts[LOOM_ACT_MID], s, 1);
@@ -277,6 +282,7 @@ static void embed(loom_gpt *g, span s) {
                                                                               .token_weight = parameter(g, 0),
                                                                               .position_weight = parameter(g, 1),
                                                                               .first_position = s.past});
+    release(g, 0);
 }
 
 /* After the last block, whose output is added to the residual stream. */
@@ -286,6 +292,7 @@ static void last_layernorm(loom_gpt *g, span s) {
     acquire(g, L + 1, NOT_KNOWN);
     layernorm(g, s, g->lnf, g->meanf, g->rstdf, residual, &delta, g->last, parameter(g, final_index(g, 0)),
               parameter(g, final_index(g, 1)));
+    release(g, L + 1);
 }
 
 static void forward(loom_gpt *g, span s, purpose what_for) {
@@ -361,6 +368,7 @@ void loom_gpt_loss(loom_gpt *g, bool with_gradients, bool accumulate) {
                                                             .transposed = true,
                                                             .accumulate = accumulate || first > 0});
     }
+    release(g, 0);
 }
 
 /* ------------------------------------------------------------------------------------------------------------ backward */
@@ -445,6 +453,7 @@ static void recompute_and_backward(loom_gpt *g, int64_t l, span s, bool there, i
     block_forward(g, l, g->acts[l], rows(g, g->acts[l][LOOM_ACT_X], s, 1), NULL, s, missing);
     begin_gradient(g, l + 1);
     block_backward(g, l, s, accumulate);
+    release(g, l + 1);
     ready(g, l + 1);
     loom_offload_after_backward(g, l);
     end_range(g);
@@ -456,6 +465,7 @@ static void last_layernorm_backward(loom_gpt *g, span s, bool accumulate) {
     begin_gradient(g, L + 1);
     layernorm_backward(g, s, g->dresidual, rows(g, g->dnarrow, s, 1), false, g->last, g->meanf, g->rstdf,
                        final_index(g, 0), accumulate);
+    release(g, L + 1);
     ready(g, L + 1);
 }
 
@@ -513,6 +523,7 @@ void loom_gpt_infer(loom_gpt *g, int64_t n, int64_t past) {
     acquire(g, 0, NOT_KNOWN);
     const loom_view logits = loom_view_2d(g->logits, g->precision.storage, 1, g->padded_vocabulary);
     classify(g, logits, loom_view_rows(rows(g, g->lnf, s, 1), n - 1, 1));
+    release(g, 0);
     if (loom_logits_are_narrow(g))
         g->exec.ops->cast(
             &g->exec,

@@ -185,6 +185,7 @@ typedef struct loom_gpt_setup {
 typedef struct loom_gpt_hooks {
     void (*params_acquire)(void *user, int bucket, int next); /* it is read from now on; after it, if that is known,
                                                                  `next`; else -1 */
+    void (*params_release)(void *user, int bucket);           /* it is not read any more before it is acquired again */
     void (*grads_acquire)(void *user, int bucket);            /* backward begins to write its gradients */
     void (*grads_ready)(void *user, int bucket);              /* and has written them */
     void *user;
