@@ -271,11 +271,31 @@ TEST(LayoutTest, TensorsAreAlignedApartAndInsideTheirBuckets) {
                 EXPECT_EQ(p.decay, !p.vector) << p.name;
             }
             for (int b = 0; b < layout->n_buckets; b++)
-                EXPECT_LT(layout->bucket[b].elements - last_of_bucket[(size_t)b], (ranks + 1) * 128)
+                EXPECT_LT(layout->bucket[b].elements - last_of_bucket[(size_t)b], (layout->bucket[b].blocks + 1) * 128)
                     << "no more padding than that";
             EXPECT_EQ(layout->count, count);
             EXPECT_EQ(count, count_of(c));
         }
+}
+
+TEST(LayoutTest, IsTheSameForRanksThatDivide64AndGivesEachWholeBlocks) {
+    for (const int64_t channels : {8, 96, 768}) {
+        const loom_gpt_config c = gpt_shape(2, 1, channels, 300, 5000);
+        const Layout one(c);
+        for (const int ranks : {1, 2, 3, 4, 5, 8, 16, 32, 64, 96, 128}) {
+            SCOPED_TRACE("channels " + std::to_string(channels) + ", ranks " + std::to_string(ranks));
+            const Layout layout(c, ranks);
+            for (int b = 0; b < layout->n_buckets; b++) {
+                const loom_bucket &bucket = layout->bucket[b];
+                EXPECT_EQ(bucket.blocks % ranks, 0);
+                EXPECT_EQ(bucket.elements % (bucket.blocks * 128), 0);
+                EXPECT_LE(bucket.elements / bucket.blocks, 65536);
+                if (64 % ranks) continue;
+                EXPECT_EQ(bucket.elements, one->bucket[b].elements);
+                EXPECT_EQ(bucket.blocks, one->bucket[b].blocks);
+            }
+        }
+    }
 }
 
 /* Names, shapes and kinds as transformers' GPT2LMHeadModel has them. */
@@ -781,7 +801,7 @@ TEST_P(OnDevice, LaterTokensAreNotSeen) {
 
 struct Events {
     std::vector<std::string> said;
-    void add(const char *what, int bucket) {
+    void add(const std::string &what, int bucket) {
         said.push_back(what + std::to_string(bucket));
     }
     std::vector<std::string> take() {

@@ -460,7 +460,8 @@ TEST(Suggestions, GoFromOneChangeToAllAtOnce) {
               (Flags{"--dtype bf16 --master-weights off --optimizer-dtype bf16"}));
     EXPECT_EQ(
         told(1, 1, 32, "fp32", true, "none"),
-        (Flags{"--recompute block-attn", "--dtype bf16 --master-weights off --optimizer-dtype bf16", "--seq-len 32"}));
+        (Flags{"--recompute block-attn", "--optimizer-dtype bf16",
+               "--dtype bf16 --master-weights off --optimizer-dtype bf16"}));
     EXPECT_EQ(told(8, 1, 64, "bf16", false, "block"),
               (Flags{"--dtype bf16 --master-weights off --optimizer-dtype bf16 --micro-batch 1 --recompute block"}));
     const Device device = open_device("cpu");

@@ -372,6 +372,8 @@ static int launch(loom_train_options *options, int argc, char **argv) {
     char **words = calloc((size_t)argc + 2, sizeof *words);
     bool ok = words && readlink("/proc/self/exe", program, sizeof program - 1) > 0;
     if (!ok) loom_fail(&error, "--ranks: this program cannot be found to be started again");
+    /* mpirun gives ranks a terminal of its own, whatever this one's output is. */
+    if (!isatty(STDOUT_FILENO)) setenv("TERM", "dumb", 1);
     if (ok) {
         words[0] = program;
         for (int i = 0; i < argc; i++) words[i + 1] = argv[i];
