@@ -835,10 +835,23 @@ TEST(Hooks, AreCalledBucketByBucket) {
     const Said forward = {"acquire before 1 0", "release 0", "acquire before 2 1", "release 1", "acquire before 3 2",
                           "release 2",          "acquire 3", "release 3",          "acquire 4", "release 4"};
     const Said loss = {"acquire 0", "release 0"}, loss_and_gradients = {"acquire 0", "begin 0", "release 0"};
-    const Said backward = {"acquire 4", "begin 4",   "release 4",          "ready 4", "acquire before 2 3",
-                           "begin 3",   "release 3", "ready 3",            "acquire before 1 2",
-                           "begin 2",   "release 2", "ready 2",            "acquire 1", "begin 1",
-                           "release 1", "ready 1",   "ready 0"};
+    const Said backward = {"acquire 4",
+                           "begin 4",
+                           "release 4",
+                           "ready 4",
+                           "acquire before 2 3",
+                           "begin 3",
+                           "release 3",
+                           "ready 3",
+                           "acquire before 1 2",
+                           "begin 2",
+                           "release 2",
+                           "ready 2",
+                           "acquire 1",
+                           "begin 1",
+                           "release 1",
+                           "ready 1",
+                           "ready 0"};
     for (const bool accumulate : {false, true}) {
         loom_gpt_forward(model.gpt());
         EXPECT_EQ(events.take(), forward);

@@ -357,8 +357,8 @@ TEST(Memory, RanksShareOutWhatTheirStageSays) {
             }
             const auto held = [&](int stage) { return zero >= stage ? all / ranks : all; };
             /* Embeddings and last layernorm stay whole, in regions of their own as each block's share is. */
-            EXPECT_EQ(rows["parameters"], zero < 3 ? taken(all, 2)
-                                                   : taken(embeddings, 2) + taken(last, 2) + 3 * taken(block / ranks, 2));
+            EXPECT_EQ(rows["parameters"],
+                      zero < 3 ? taken(all, 2) : taken(embeddings, 2) + taken(last, 2) + 3 * taken(block / ranks, 2));
             EXPECT_EQ(rows["master weights"], taken(held(1), 4));
             EXPECT_EQ(rows["gradients"], taken(held(2), 4));
             EXPECT_EQ(rows["moments"], 2 * taken(held(1), 4));
@@ -458,10 +458,9 @@ TEST(Suggestions, GoFromOneChangeToAllAtOnce) {
               (Flags{"--recompute block-attn", "--micro-batch 4", "--dtype bf16"}));
     EXPECT_EQ(told(1, 1, 64, "bf16", false, "none"),
               (Flags{"--dtype bf16 --master-weights off --optimizer-dtype bf16"}));
-    EXPECT_EQ(
-        told(1, 1, 32, "fp32", true, "none"),
-        (Flags{"--recompute block-attn", "--optimizer-dtype bf16",
-               "--dtype bf16 --master-weights off --optimizer-dtype bf16"}));
+    EXPECT_EQ(told(1, 1, 32, "fp32", true, "none"),
+              (Flags{"--recompute block-attn", "--optimizer-dtype bf16",
+                     "--dtype bf16 --master-weights off --optimizer-dtype bf16"}));
     EXPECT_EQ(told(8, 1, 64, "bf16", false, "block"),
               (Flags{"--dtype bf16 --master-weights off --optimizer-dtype bf16 --micro-batch 1 --recompute block"}));
     const Device device = open_device("cpu");

@@ -40,11 +40,30 @@ static const loom_flag own_flags[] = {
 enum { OWN_FLAGS = sizeof own_flags / sizeof *own_flags };
 
 /* The flags of `gptloom train` that it takes. */
-static const char *const train_flags[] = {
-    "model",   "n-layer",        "n-head",          "n-embd",      "block-size", "vocab-size", "activation",
-    "dtype",   "master-weights", "optimizer-dtype", "grad-dtype",  "tf32",       "batch",      "micro-batch",
-    "seq-len", "recompute",      "offload",         "logits-rows", "memory",     "threads",    "ranks",
-    "zero",    "deterministic-reduce", NULL};
+static const char *const train_flags[] = {"model",
+                                          "n-layer",
+                                          "n-head",
+                                          "n-embd",
+                                          "block-size",
+                                          "vocab-size",
+                                          "activation",
+                                          "dtype",
+                                          "master-weights",
+                                          "optimizer-dtype",
+                                          "grad-dtype",
+                                          "tf32",
+                                          "batch",
+                                          "micro-batch",
+                                          "seq-len",
+                                          "recompute",
+                                          "offload",
+                                          "logits-rows",
+                                          "memory",
+                                          "threads",
+                                          "ranks",
+                                          "zero",
+                                          "deterministic-reduce",
+                                          NULL};
 
 enum { TRAIN_FLAGS = sizeof train_flags / sizeof *train_flags - 1 };
 

@@ -158,8 +158,8 @@ static void show_steps(const loom_train_options *options, int64_t done, int64_t 
     int n;
     rows = loom_train_option_table(&n);
     loom_flag_text(loom_flag_find(rows, n, "schedule"), options, 0, schedule, sizeof schedule);
-    printf("  batch       %lld x %lld tokens, %lld at a time%s\n", (long long)options->batch, (long long)options->seq_len,
-           (long long)options->micro_batch, options->ranks > 1 ? " on each rank" : "");
+    printf("  batch       %lld x %lld tokens, %lld at a time%s\n", (long long)options->batch,
+           (long long)options->seq_len, (long long)options->micro_batch, options->ranks > 1 ? " on each rank" : "");
     printf("  steps       %lld, %lld of them warm-up; %s, learning rate %g to %g\n", (long long)planned,
            (long long)options->warmup, schedule, options->lr, options->min_lr);
     if (done > 0) printf("  resumed     after step %lld\n", (long long)done);
@@ -182,7 +182,8 @@ static void show_precision(const loom_precision *precision, const loom_device *d
 }
 
 static void show_memory(const loom_plan *plan) {
-    printf("  memory      %.1f MiB%s", mebibytes(plan->arena.used), plan->setup.sharding.ranks > 1 ? " on each rank" : "");
+    printf("  memory      %.1f MiB%s", mebibytes(plan->arena.used),
+           plan->setup.sharding.ranks > 1 ? " on each rank" : "");
     if (plan->available > 0) printf(" of %.0f MiB", mebibytes(plan->available));
     char policy[LOOM_RECOMPUTE_NAME];
     loom_recompute_name(&plan->recompute, policy);

@@ -487,7 +487,8 @@ static bool resolve_ranks(const loom_train_options *o, loom_error *error) {
         return loom_fail(error, "--batch: %lld sequences cannot be shared out to %lld ranks", batch, ranks);
     if (B == 0 || loom_micro_batches_divide(batch, B, &sharding)) return true;
     if (batch / B % ranks != 0)
-        return loom_fail(error, "--micro-batch: %lld does not divide a rank's share of --batch, %lld", B, batch / ranks);
+        return loom_fail(error, "--micro-batch: %lld does not divide a rank's share of --batch, %lld", B,
+                         batch / ranks);
     return loom_fail(error,
                      "--deterministic-reduce: needs a power of two of micro-batches in a step; --batch %lld and "
                      "--micro-batch %lld make %lld",

@@ -98,8 +98,8 @@ static bool open_log(run *r, loom_error *error) {
     setvbuf(r->log, NULL, _IOLBF, 0);
     gethostname(host, sizeof host - 1);
     const loom_device *device = loom_gpt_get_device(loom_trainer_gpt(r->trainer));
-    fprintf(r->log, "rank %d of %d, process %ld on %s; %s; %s: %s; after step %" PRId64 "\n", r->comm->rank, r->comm->size,
-            (long)getpid(), host, r->comm->description, device->name, device->description,
+    fprintf(r->log, "rank %d of %d, process %ld on %s; %s; %s: %s; after step %" PRId64 "\n", r->comm->rank,
+            r->comm->size, (long)getpid(), host, r->comm->description, device->name, device->description,
             loom_trainer_steps_done(r->trainer));
     return true;
 }
@@ -275,8 +275,7 @@ bool loom_train(const loom_train_options *options, loom_comm *comm, const loom_t
     static const loom_train_observer nobody;
     loom_error why;
     run r = {.observer = observer ? observer : &nobody, .saved_step = -1, .validated_step = -1};
-    if (!check_place(options, error) || !loom_trainer_open(&r.trainer, options, comm, r.observer, error))
-        return false;
+    if (!check_place(options, error) || !loom_trainer_open(&r.trainer, options, comm, r.observer, error)) return false;
     r.options = loom_trainer_options(r.trainer);
     r.comm = loom_trainer_comm(r.trainer);
     bool ok = open_directory(&r, &why) && open_log(&r, &why);

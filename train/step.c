@@ -79,7 +79,7 @@ static bool compute(loom_trainer *t, loom_error *error) {
     for (int64_t i = 0; i * B < own; i++) {
         const int64_t first = i * B;
         const loom_piece piece = i > 0 && loom_parallel_accumulates(&t->parallel) ? LOOM_FURTHER_MICRO_BATCH
-                                                                                   : LOOM_FIRST_MICRO_BATCH;
+                                                                                  : LOOM_FIRST_MICRO_BATCH;
         loom_gpt_set_batch(t->gpt, t->feeder.inputs + first * T, t->feeder.targets + first * T, LOOM_DEVICE_TO_DEVICE);
         loom_parallel_begin(&t->parallel, i);
         if (!run(t, piece, loom_parallel_is_quiet(&t->parallel, i), error)) return false;

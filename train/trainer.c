@@ -169,7 +169,8 @@ static bool cut_slices(loom_trainer *t, bool once, loom_checkpoint_slice **slice
     if (!*slices) return loom_fail(error, "no memory to describe a checkpoint");
     for (int b = 0; b < layout->n_buckets; b++) {
         const loom_shard *shard = loom_gpt_get_shard(t->gpt, b);
-        const int64_t n = cuts ? shard->elements / t->comm->size : shard->elements, skipped = cuts ? n * t->comm->rank : 0;
+        const int64_t n = cuts ? shard->elements / t->comm->size : shard->elements,
+                      skipped = cuts ? n * t->comm->rank : 0;
         const int64_t moments = loom_optimizer_moments_at(&t->optimizer, b) + skipped;
         (*slices)[b] = (loom_checkpoint_slice){
             .first = shard->first + skipped,
@@ -339,8 +340,7 @@ static bool open_device(loom_trainer *t, loom_error *error) {
         return loom_fail(error, "--%s: is for --device cuda; this run is on %s", options.tf32 ? "tf32" : "attention",
                          t->device->name);
     const loom_precision_flags flags = loom_train_options_precision(o);
-    return loom_precision_of(t->device, &flags, &t->precision, error) &&
-           loom_comm_attach(t->comm, t->device, 0, error);
+    return loom_precision_of(t->device, &flags, &t->precision, error) && loom_comm_attach(t->comm, t->device, 0, error);
 }
 
 /* A run that ended before its first checkpoint is there, but begins anew. */
@@ -371,8 +371,7 @@ static bool check_agreement(loom_trainer *t, const loom_checkpoint_info *from, l
     free(text);
     const uint64_t data[2] = {loom_dataset_identity(t->data), t->val_data ? loom_dataset_identity(t->val_data) : 0};
     const int64_t step = from ? from->state.step : -1;
-    return hash_program(&program, error) &&
-           loom_comm_agree(t->comm, "the program", &program, sizeof program, error) &&
+    return hash_program(&program, error) && loom_comm_agree(t->comm, "the program", &program, sizeof program, error) &&
            loom_comm_agree(t->comm, "--data", data, sizeof data, error) &&
            loom_comm_agree(t->comm, "the configuration", &options, sizeof options, error) &&
            loom_comm_agree(t->comm, "the device", t->device->name, strlen(t->device->name) + 1, error) &&
@@ -398,8 +397,8 @@ static bool take_comm(loom_trainer *t, loom_comm *comm, loom_error *error) {
     if (!comm && !loom_comm_open(&t->own_comm, &(loom_comm_options){.backend = "self"}, error)) return false;
     t->comm = comm ? comm : t->own_comm;
     if (t->options.ranks > 0 && t->options.ranks != t->comm->size)
-        return loom_fail(error, "--ranks: %" PRId64 " are asked for, and %d %s started", t->options.ranks, t->comm->size,
-                         t->comm->size == 1 ? "was" : "were");
+        return loom_fail(error, "--ranks: %" PRId64 " are asked for, and %d %s started", t->options.ranks,
+                         t->comm->size, t->comm->size == 1 ? "was" : "were");
     t->options.ranks = t->comm->size;
     return true;
 }
@@ -565,7 +564,8 @@ bool loom_trainer_save(loom_trainer *t, const char *run, int keep, loom_error *e
     loom_checkpoint_slice *slices;
     if (!cut_slices(t, true, &slices, error)) return false;
     const loom_checkpoint_tensors tensors = tensors_of(t, slices, true);
-    const bool ok = loom_checkpoint_save(run, &tensors, &t->state, loom_dataset_is_bytes(t->data), keep, t->comm, error);
+    const bool ok = loom_checkpoint_save(run, &tensors, &t->state, loom_dataset_is_bytes(t->data), keep, t->comm,
+                                         error);
     free(slices);
     return ok;
 }

@@ -19,10 +19,10 @@ typedef struct sent_note {
 } sent_note;
 
 static int rank, size;
-static MPI_Comm data, notes;   /* operations; what is said beside them */
-static MPI_Op add_bf16;        /* MPI knows no bf16 */
-static MPI_Request *under_way; /* the parts of the operation, of which there is room for: */
-static int parts;
+static MPI_Comm data, notes; /* operations; what is said beside them */
+static MPI_Op add_bf16;      /* MPI knows no bf16 */
+static MPI_Request under_way[2] = {MPI_REQUEST_NULL,
+                                   MPI_REQUEST_NULL}; /* the operation; of an exchange, both its parts */
 static sent_note *sent; /* (size, 2): the last question and the last answer to each rank */
 
 static bool ok(int result, const char *call, char *why) {
@@ -72,11 +72,8 @@ static bool open_library(loom_mpi_world *world, char *why) {
     MPI_Comm_size(local, &world->local_size);
     MPI_Comm_free(&local);
     name_library(world->library, sizeof world->library);
-    parts = size > 2 ? size : 2;
-    under_way = malloc((size_t)parts * sizeof *under_way);
     sent = malloc(2 * (size_t)size * sizeof *sent);
-    if (!under_way || !sent) return snprintf(why, LOOM_MPI_WHY, "no memory for %d ranks", size), false;
-    for (int i = 0; i < parts; i++) under_way[i] = MPI_REQUEST_NULL;
+    if (!sent) return snprintf(why, LOOM_MPI_WHY, "no memory for %d ranks", size), false;
     for (int i = 0; i < 2 * size; i++) sent[i].request = MPI_REQUEST_NULL;
     return ok(MPI_Op_create(sum_bf16, 1, &add_bf16), "MPI_Op_create", why);
 }
@@ -93,22 +90,6 @@ static MPI_Datatype type_of(loom_dtype dtype) {
     return MPI_UINT16_T;
 }
 
-/* One reduction to each rank: what every rank sends and receives is the same, where MPI_Ireduce_scatter_block goes
- * through one rank in Open MPI, and cannot have its result among its input. */
-static bool start_reduce_scatter(const loom_comm_operation *o, MPI_Datatype type, MPI_Op op, char *why) {
-    int bytes;
-    MPI_Type_size(type, &bytes);
-    for (int root = 0; root < size; root++) {
-        const char *row = (const char *)o->in + (size_t)root * (size_t)o->count * (size_t)bytes;
-        const bool in_place = root == rank && row == (const char *)o->out;
-        if (!ok(MPI_Ireduce(in_place ? MPI_IN_PLACE : row, root == rank ? o->out : NULL, (int)o->count, type, op, root,
-                            data, &under_way[root]),
-                "MPI_Ireduce", why))
-            return false;
-    }
-    return true;
-}
-
 static bool start(const loom_comm_operation *o, char *why) {
     const MPI_Datatype type = type_of(o->dtype);
     const MPI_Op op = o->dtype == LOOM_BF16 ? add_bf16 : MPI_SUM;
@@ -120,7 +101,7 @@ static bool start(const loom_comm_operation *o, char *why) {
     case LOOM_ALL_REDUCE:
         return ok(MPI_Iallreduce(o->in == o->out ? MPI_IN_PLACE : o->in, o->out, n, type, op, data, request),
                   "MPI_Iallreduce", why);
-    case LOOM_REDUCE_SCATTER: return start_reduce_scatter(o, type, op, why);
+    case LOOM_REDUCE_SCATTER: break; /* is made of exchanges */
     case LOOM_ALL_GATHER: {
         const bool in_place = (const char *)o->in == (char *)o->out + (size_t)rank * (size_t)n * (size_t)bytes;
         return ok(MPI_Iallgather(in_place ? MPI_IN_PLACE : o->in, n, type, o->out, n, type, data, request),
@@ -140,7 +121,7 @@ static bool start(const loom_comm_operation *o, char *why) {
 
 static bool test(bool *ended, char *why) {
     int flag = 0;
-    const bool good = ok(MPI_Testall(parts, under_way, &flag, MPI_STATUSES_IGNORE), "MPI_Testall", why);
+    const bool good = ok(MPI_Testall(2, under_way, &flag, MPI_STATUSES_IGNORE), "MPI_Testall", why);
     *ended = flag != 0;
     return good;
 }
@@ -171,7 +152,6 @@ static void end_all(int status) {
 static void close_library(void) {
     MPI_Op_free(&add_bf16);
     MPI_Finalize();
-    free(under_way);
     free(sent);
 }
 

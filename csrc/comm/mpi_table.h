@@ -26,8 +26,8 @@ typedef struct loom_mpi_note {
 typedef struct loom_mpi_table {
     int version;
     bool (*open)(loom_mpi_world *world, char why[LOOM_MPI_WHY]);
-    /* Begins an operation on host memory, all of whose counts are below 2^31; `test` moves it on, and says whether it
-     * has ended. */
+    /* Begins an operation on host memory, all of whose counts are below 2^31 and which is no reduce-scatter; `test` moves
+     * it on, and says whether it has ended. */
     bool (*start)(const loom_comm_operation *operation, char why[LOOM_MPI_WHY]);
     bool (*test)(bool *ended, char why[LOOM_MPI_WHY]);
     /* Sends a note, which is dropped if that rank has not taken the last one of its kind; and takes one, if there is

@@ -246,9 +246,8 @@ static void lay_out_parameters(loom_gpt *g, loom_arena *arena) {
     }
     for (int b = 0; b <= last; b++) {
         loom_shard *shard = &g->shard[b];
-        shard->parameters = shared_out && is_block(g, b)
-                                ? take(arena, "parameters", shard->elements, storage)
-                                : loom_advance(g->bucket_parameters[b], shard->first, storage);
+        shard->parameters = shared_out && is_block(g, b) ? take(arena, "parameters", shard->elements, storage)
+                                                         : loom_advance(g->bucket_parameters[b], shard->first, storage);
     }
 }
 

@@ -87,12 +87,12 @@ static void sum_squares(loom_optimizer *o) {
         const loom_bucket *bucket = &layout->bucket[b];
         const loom_shard *shard = loom_gpt_get_shard(o->gpt, b);
         const int64_t block = bucket->elements / bucket->blocks, first = before + shard->first / block;
-        exec->ops->block_sum(
-            exec, &(struct loom_block_sum){.partials = loom_view_1d(advance(o->squares, first, statistics), statistics,
-                                                                    shard->elements / block),
-                                           .x = loom_view_1d(shard->gradient, gradient, shard->elements),
-                                           .block = block,
-                                           .square = true});
+        exec->ops->block_sum(exec,
+                             &(struct loom_block_sum){.partials = loom_view_1d(advance(o->squares, first, statistics),
+                                                                               statistics, shard->elements / block),
+                                                      .x = loom_view_1d(shard->gradient, gradient, shard->elements),
+                                                      .block = block,
+                                                      .square = true});
         before += bucket->blocks;
     }
 }

@@ -40,9 +40,9 @@ static void lay_out_arrivals(loom_parallel *p, loom_arena *arena) {
     const loom_layout *layout = loom_gpt_get_layout(p->gpt);
     const size_t size = loom_dtype_size(loom_gpt_get_precision(p->gpt)->gradient);
     const loom_reduction reduction = loom_parallel_reduction(p);
-    const int64_t shares = reduction == LOOM_REDUCE_TREE                            ? p->sharding.ranks - 1
+    const int64_t shares = reduction == LOOM_REDUCE_TREE                           ? p->sharding.ranks - 1
                            : reduction == LOOM_REDUCE_EACH && p->micro_batches > 1 ? 1
-                                                                                    : 0;
+                                                                                   : 0;
     bool taken[LOOM_PLACES] = {false};
     for (int b = 0; shares > 0 && b < layout->n_buckets; b++) {
         const int place = loom_gpt_place(p->gpt, b);

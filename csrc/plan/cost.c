@@ -74,9 +74,8 @@ bool loom_plan_choose(loom_plan *plan, const loom_gpt_config *config, const loom
         if (!loom_plan_make(&candidate, config, &with, device, sequences, error)) return false;
         candidate.available = available;
         if (i == 0 || candidate.arena.used < smallest.arena.used) smallest = candidate;
-        const double seconds = loom_cost_step(cost, config, &policies[i], 
-                                              loom_micro_batches(sequences, setup->B, &setup->sharding),
-                                              candidate.elements);
+        const double seconds = loom_cost_step(
+            cost, config, &policies[i], loom_micro_batches(sequences, setup->B, &setup->sharding), candidate.elements);
         if (!loom_plan_fits(&candidate) || seconds >= fastest) continue;
         fastest = seconds;
         *plan = candidate;

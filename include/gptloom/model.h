@@ -92,7 +92,7 @@ typedef struct loom_sharding {
 
 /* What of a bucket a rank updates: all of it, or its share. */
 typedef struct loom_shard {
-    int64_t first, elements;             /* from the bucket's start */
+    int64_t first, elements;              /* from the bucket's start */
     void *parameters, *master, *gradient; /* device memory, of element `first` */
 } loom_shard;
 

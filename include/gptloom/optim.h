@@ -34,8 +34,9 @@ typedef struct loom_optimizer_hooks {
 typedef struct loom_optimizer {
     loom_gpt *gpt;
     loom_optimizer_hooks hooks;
-    void *moment1, *moment2; /* device memory, of the model's shards one after another, in its precision's type of moments */
-    void *squares;           /* sums of squared gradients over blocks, of all buckets in the layout's order */
+    void *moment1,
+        *moment2;  /* device memory, of the model's shards one after another, in its precision's type of moments */
+    void *squares; /* sums of squared gradients over blocks, of all buckets in the layout's order */
     int64_t n_squares;
     void *losses; /* sums of the losses of each sequence of a step, of all ranks */
     int64_t sequences;
