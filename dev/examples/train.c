@@ -18,7 +18,7 @@ int main(int argc, char **argv) {
               loom_train_options_set(&options, "model", "nano", &error) &&
               loom_train_options_set(&options, "steps", argc > 2 ? argv[2] : "500", &error) &&
               loom_train_options_set(&options, "lr", "3e-3", &error) &&
-              loom_trainer_open(&trainer, &options, NULL, &error);
+              loom_trainer_open(&trainer, &options, NULL, NULL, &error);
     for (int64_t step = 0; ok && step < loom_trainer_steps_planned(trainer); step++) {
         ok = loom_trainer_step(trainer, &report, &error);
         if (ok && report.step % 50 == 0) printf("step %d  loss %.3f\n", (int)report.step, (double)report.loss);
