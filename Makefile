@@ -210,14 +210,16 @@ $(BUILD)/test/libcuda.so.1: test/cuda_driver.c
 	@mkdir -p $(@D)
 	$(call quiet,LD) $(CC) -std=c11 -O1 $(WARNINGS) -fPIC -shared -Wl,-soname,libcuda.so.1 -o $@ $<
 
-# test_comm starts ranks, which load a stand-in for NCCL that puts its work into the emulated device's streams.
+# Tests of ranks start them: each is a program of its own. Those of test_comm load a stand-in for NCCL that puts its work
+# into the emulated device's streams.
+$(BUILD)/test/test_checkpoint_ranks: | $(BUILD)/test/checkpoint_rank $(if $(MPICC),$(BUILD)/libgptloom_mpi.so)
 $(BUILD)/obj/test/comm_rank.o: CXXFLAGS_ += $(EMULATED_FLAGS)
 $(BUILD)/test/test_comm: | $(BUILD)/test/comm_rank $(BUILD)/test/libnccl_standin.so $(if $(MPICC),$(BUILD)/libgptloom_mpi.so)
 ifneq ($(and $(CUDA),$(wildcard $(addsuffix /nccl.h,$(CUDA)/include /usr/include /usr/local/include))),)
 $(BUILD)/obj/test/nccl_header.o: CXXFLAGS_ += $(CUDA_INCLUDE)
 $(BUILD)/test/test_comm: $(BUILD)/obj/test/nccl_header.o
 endif
-$(BUILD)/test/comm_rank: $(BUILD)/obj/test/comm_rank.o $(BUILD)/emulated/libgptloom.a
+$(BUILD)/test/comm_rank $(BUILD)/test/checkpoint_rank: $(BUILD)/test/%: $(BUILD)/obj/test/%.o $(BUILD)/emulated/libgptloom.a
 	@mkdir -p $(@D)
 	$(call quiet,LD) $(CXX) $(LINK_FLAGS) -Wl,--export-dynamic-symbol='emulation_*' -o $@ $^ $(LIBS)
 $(BUILD)/test/libnccl_standin.so: test/nccl_standin.c csrc/comm/nccl_api.h

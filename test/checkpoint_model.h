@@ -106,6 +106,15 @@ struct CheckpointKind {
     loom_dtype dtype = LOOM_F32, moment_dtype = LOOM_F32;
 };
 
+/* Kinds that differ in all that may matter to ranks, with tensors that fill no whole number of lines, rows or buffers. */
+inline const std::vector<CheckpointKind> &several_kinds() {
+    static const loom_gpt_config shape = {2, 2, 96, 64, 300, LOOM_GPT_RELU};
+    static const std::vector<CheckpointKind> kinds = {{shape, 1, 0, equal_cut},
+                                                      {shape, 1, 0, uneven_cut, LOOM_BF16, LOOM_BF16},
+                                                      {shape, 1, 0, bucket_cut, LOOM_F32, LOOM_BF16}};
+    return kinds;
+}
+
 /* A layout with memory for weights and moments. Here a rank has room for all, but its slices are what it was told to
  * have: all else is marked, and stays so. */
 class CheckpointModel {

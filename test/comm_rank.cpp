@@ -409,6 +409,28 @@ void disagree() {
     require([&](loom_error *error) { return loom_comm_agree(comm, "the configuration", &mine, 1, error); });
 }
 
+/* One rank's error is that of all, and not the end of the communicator. */
+void all() {
+    loom_error error = {"kept"};
+    expect(loom_comm_all(comm, true, &error) && !strcmp(error.message, "kept"), "all went well");
+    const int bad = comm->size - 1;
+    for (int round = 0; round < 2; round++) {
+        loom_fail(&error, "the disk of %d is full", comm->rank);
+        const bool ok = comm->rank != bad && comm->rank != bad - 1;
+        expect(!loom_comm_all(comm, ok, &error), "some failed");
+        const std::string first = std::to_string(bad - 1);
+        expect(error.message == "rank " + first + ": the disk of " + first + " is full", error.message);
+    }
+    expect(!loom_comm_all(comm, comm->rank != bad, nullptr), "an error may be null");
+    expect(loom_comm_all(comm, true, &error), "all goes on");
+}
+
+void all_end() {
+    loom_error error;
+    loom_fail(&error, "the disk is full");
+    if (!loom_comm_all(comm, comm->rank != 1, &error)) loom_comm_abort(comm, &error, 2);
+}
+
 } // namespace
 
 int main(int argc, char **argv) {
@@ -421,7 +443,9 @@ int main(int argc, char **argv) {
                                                                 {"die", die},
                                                                 {"own_error", own_error},
                                                                 {"leave", leave},
-                                                                {"disagree", disagree}};
+                                                                {"disagree", disagree},
+                                                                {"all", all},
+                                                                {"all_end", all_end}};
     if (argc < 4) return fprintf(stderr, "what is to be done?\n"), 1;
     loom_comm_options options = {};
     options.backend = argv[2];

@@ -1,14 +1,12 @@
 /* The communicator: one rank here; several as processes (comm_rank), started by mpirun, and as torchrun would start
  * them, with a stand-in for NCCL; and what a user sees when ranks fail or libraries are missing. */
-#include "support.h"
+#include "support_ranks.h"
 
 #include <gtest/gtest.h>
 
 #include <arpa/inet.h>
-#include <chrono>
 #include <dirent.h>
 #include <netinet/in.h>
-#include <sstream>
 #include <string>
 #include <sys/socket.h>
 #include <sys/wait.h>
@@ -22,85 +20,9 @@ namespace {
 
 using namespace support;
 
-fs::path folder() {
-    return fs::read_symlink("/proc/self/exe").parent_path();
+std::string standin() {
+    return (folder() / "libnccl_standin.so").string();
 }
-
-bool have(const std::string &program) {
-    return std::system(("command -v " + program + " >/dev/null 2>&1").c_str()) == 0;
-}
-
-struct Outcome {
-    int status; /* of the shell: 128 + N after signal N, 124 if it took too long */
-    std::string output;
-    double seconds;
-};
-
-/* Our own lines of an output. */
-std::vector<std::string> lines_of(const std::string &output, const std::string &start = "gptloom: ") {
-    std::vector<std::string> found;
-    std::istringstream lines(output);
-    for (std::string line; std::getline(lines, line);)
-        if (line.rfind(start, 0) == 0) found.push_back(line);
-    return found;
-}
-
-/* Processes that carry a variable in their environment, but those that have ended and are not buried. */
-int processes_with(const std::string &variable) {
-    int count = 0;
-    for (const auto &entry : fs::directory_iterator("/proc")) {
-        const std::string pid = entry.path().filename();
-        if (pid.find_first_not_of("0123456789") != std::string::npos || pid == std::to_string(getpid())) continue;
-        std::ifstream file(entry.path() / "environ", std::ios::binary);
-        const std::string environment{std::istreambuf_iterator<char>(file), std::istreambuf_iterator<char>()};
-        count += environment.find(variable) != std::string::npos;
-    }
-    return count;
-}
-
-/* Several ranks in processes; nothing may be left of them. */
-class Ranks : public testing::Test {
-  protected:
-    TemporaryDirectory here;
-    std::string tag = "LOOM_TEST_TAG=" + here.path().filename().string() + "-";
-
-    Outcome shell(const std::string &command, int seconds = 120) {
-        const auto begin = std::chrono::steady_clock::now();
-        const std::string log = here.at("log");
-        const std::string whole = "cd '" + here.path().string() + "' && env " + tag + " timeout -k 2 " +
-                                  std::to_string(seconds) + " sh -c '" + command + "' >'" + log + "' 2>&1 </dev/null";
-        const int result = std::system(whole.c_str());
-        const std::chrono::duration<double> time = std::chrono::steady_clock::now() - begin;
-        return {WIFEXITED(result) ? WEXITSTATUS(result) : 128 + WTERMSIG(result), read_file(log), time.count()};
-    }
-
-    /* Under mpirun, with what a small machine needs. Sanitizers find MPI's own leaks. */
-    Outcome mpirun(int ranks, const std::string &arguments, const std::string &environment = "") {
-        return shell("env ASAN_OPTIONS=detect_leaks=0 " + environment + " mpirun --allow-run-as-root --oversubscribe " +
-                     "--bind-to none --mca mpi_yield_when_idle 1 -np " + std::to_string(ranks) + " " +
-                     (folder() / "comm_rank").string() + " " + arguments);
-    }
-
-    /* As torchrun does it: each with its rank in its environment. Ends when all have; the worst status counts. */
-    Outcome torchrun(int ranks, const std::string &arguments, const std::string &environment = "") {
-        std::string command = "worst=0; ";
-        for (int r = 0; r < ranks; r++)
-            command += "env RANK=" + std::to_string(r) + " LOCAL_RANK=" + std::to_string(r) +
-                       " WORLD_SIZE=" + std::to_string(ranks) + " LOOM_NCCL=" + standin() + " " + environment + " " +
-                       (folder() / "comm_rank").string() + " " + arguments + " & pids=\"$pids $!\"; ";
-        return shell(command + "for p in $pids; do wait $p || worst=$?; done; exit $worst");
-    }
-
-    static std::string standin() {
-        return (folder() / "libnccl_standin.so").string();
-    }
-
-    void TearDown() override {
-        /* mpirun's own helpers may take a moment. */
-        for (int i = 0; i < 50 && processes_with(tag); i++) usleep(100000);
-        EXPECT_EQ(processes_with(tag), 0) << "processes are left";
-    }
-};
 
 /* A port that is free now. */
 int free_port() {
@@ -168,6 +90,12 @@ TEST_P(Self, CopiesAndLeavesInPlace) {
     EXPECT_TRUE(works([&](loom_error *error) { return loom_comm_host_sum(comm, &count, 1, error); }));
     EXPECT_TRUE(works([&](loom_error *error) { return loom_comm_host_gather(comm, all, "ab", 2, error); }));
     EXPECT_TRUE(works([&](loom_error *error) { return loom_comm_barrier(comm, error); }));
+    EXPECT_TRUE(works([&](loom_error *error) { return loom_comm_all(comm, true, error); }));
+    EXPECT_EQ(refusal([&](loom_error *error) {
+                  loom_fail(error, "mine");
+                  return loom_comm_all(comm, false, error);
+              }),
+              "mine");
     EXPECT_EQ(count, 7);
     EXPECT_STREQ(all, "ab");
     for (void *memory : {in, out}) device->release(device.get(), memory, bytes);
@@ -196,14 +124,13 @@ TEST(Comm, UnknownNamesAndMissingLibrariesAreSaidInOneLine) {
 
 /* ------------------------------------------------------------------------------------------------------------------ MPI */
 
-class Mpi : public Ranks {
+class Mpi : public MpiTest {
   protected:
-    void SetUp() override {
-        if (!have("mpirun")) GTEST_SKIP() << "there is no mpirun here (apt-get install openmpi-bin libopenmpi-dev)";
-        if (!fs::exists(folder() / "../libgptloom_mpi.so")) GTEST_SKIP() << "there was no mpicc when this was built";
+    Outcome mpirun(int ranks, const std::string &arguments, const std::string &environment = "") {
+        return MpiTest::mpirun(ranks, "comm_rank", arguments, environment);
     }
     void all_works(int ranks, const std::string &device, const std::string &environment = "",
-                   const std::string &scenarios = "operations,outstanding,streams,host") {
+                   const std::string &scenarios = "operations,outstanding,streams,host,all") {
         const Outcome o = mpirun(ranks, scenarios + " mpi " + device, environment);
         EXPECT_EQ(o.status, 0) << o.output;
         EXPECT_EQ(o.output, "");
@@ -279,6 +206,12 @@ TEST_F(Mpi, WhatDiffersBetweenRanksIsSaidOnce) {
         << o.output;
 }
 
+TEST_F(Mpi, AnErrorThatRanksShareIsSaidOnce) {
+    const Outcome o = mpirun(4, "all_end mpi cpu 60");
+    EXPECT_EQ(o.status, 2) << o.output;
+    EXPECT_EQ(lines_of(o.output), std::vector<std::string>{"gptloom: rank 1: the disk is full"}) << o.output;
+}
+
 /* --ranks N: our line comes back to who started them. */
 TEST_F(Mpi, LaunchedRanksLeaveTheirLastLine) {
     const std::string program = (folder() / "comm_rank").string();
@@ -310,8 +243,18 @@ TEST_F(Mpi, LaunchedRanksLeaveTheirLastLine) {
 
 /* ----------------------------------------------------------------------------------------------------------------- NCCL */
 
-class Nccl : public Ranks {
+class Nccl : public RanksTest {
   protected:
+    /* As torchrun does it: each with its rank in its environment. Ends when all have; the worst status counts. */
+    Outcome torchrun(int ranks, const std::string &arguments, const std::string &environment = "") {
+        std::string command = "worst=0; ";
+        for (int r = 0; r < ranks; r++)
+            command += "env RANK=" + std::to_string(r) + " LOCAL_RANK=" + std::to_string(r) +
+                       " WORLD_SIZE=" + std::to_string(ranks) + " LOOM_NCCL=" + standin() + " " + environment + " " +
+                       (folder() / "comm_rank").string() + " " + arguments + " & pids=\"$pids $!\"; ";
+        return shell(command + "for p in $pids; do wait $p || worst=$?; done; exit $worst");
+    }
+
     void all_works(const Outcome &o) {
         EXPECT_EQ(o.status, 0) << o.output;
         EXPECT_EQ(o.output, "");

@@ -1,0 +1,92 @@
+/* What tests of ranks share: several processes, started by mpirun or by a shell, and what they print. */
+#ifndef LOOM_TEST_SUPPORT_RANKS_H
+#define LOOM_TEST_SUPPORT_RANKS_H
+
+#include "support.h"
+
+#include <chrono>
+#include <sstream>
+
+#include <sys/wait.h>
+
+namespace support {
+
+inline fs::path folder() {
+    return fs::read_symlink("/proc/self/exe").parent_path();
+}
+
+inline bool have(const std::string &program) {
+    return std::system(("command -v " + program + " >/dev/null 2>&1").c_str()) == 0;
+}
+
+struct Outcome {
+    int status; /* of the shell: 128 + N after signal N, 124 if it took too long */
+    std::string output;
+    double seconds;
+};
+
+/* Our own lines of an output. */
+inline std::vector<std::string> lines_of(const std::string &output, const std::string &start = "gptloom: ") {
+    std::vector<std::string> found;
+    std::istringstream lines(output);
+    for (std::string line; std::getline(lines, line);)
+        if (line.rfind(start, 0) == 0) found.push_back(line);
+    return found;
+}
+
+/* Processes that carry a variable in their environment, but those that have ended and are not buried. */
+inline int processes_with(const std::string &variable) {
+    int count = 0;
+    for (const auto &entry : fs::directory_iterator("/proc")) {
+        const std::string pid = entry.path().filename();
+        if (pid.find_first_not_of("0123456789") != std::string::npos || pid == std::to_string(getpid())) continue;
+        std::ifstream file(entry.path() / "environ", std::ios::binary);
+        const std::string environment{std::istreambuf_iterator<char>(file), std::istreambuf_iterator<char>()};
+        count += environment.find(variable) != std::string::npos;
+    }
+    return count;
+}
+
+/* Several ranks in processes; nothing may be left of them. */
+class RanksTest : public testing::Test {
+  protected:
+    TemporaryDirectory here;
+    std::string tag = "LOOM_TEST_TAG=" + here.path().filename().string() + "-";
+
+    Outcome shell(const std::string &command, int seconds = 120) {
+        const auto begin = std::chrono::steady_clock::now();
+        const std::string log = here.at("log");
+        const std::string whole = "cd '" + here.path().string() + "' && env " + tag + " timeout -k 2 " +
+                                  std::to_string(seconds) + " sh -c '" + command + "' >'" + log + "' 2>&1 </dev/null";
+        const int result = std::system(whole.c_str());
+        const std::chrono::duration<double> time = std::chrono::steady_clock::now() - begin;
+        return {WIFEXITED(result) ? WEXITSTATUS(result) : 128 + WTERMSIG(result), read_file(log), time.count()};
+    }
+
+    /* A program of this folder under mpirun, with what a small machine needs. Sanitizers find MPI's own leaks. */
+    Outcome mpirun(int ranks, const std::string &program, const std::string &arguments,
+                   const std::string &environment = "") {
+        return shell("env ASAN_OPTIONS=detect_leaks=0 " + environment + " mpirun --allow-run-as-root --oversubscribe " +
+                     "--bind-to none --mca mpi_yield_when_idle 1 -np " + std::to_string(ranks) + " " +
+                     (folder() / program).string() + " " + arguments);
+    }
+
+    void TearDown() override {
+        /* mpirun's own helpers may take a moment. */
+        for (int i = 0; i < 50 && processes_with(tag); i++) usleep(100000);
+        EXPECT_EQ(processes_with(tag), 0) << "processes are left";
+    }
+};
+
+/* Those that MPI connects; skipped where it is not. */
+class MpiTest : public RanksTest {
+  protected:
+    void SetUp() override {
+        if (!have("mpirun")) GTEST_SKIP() << "there is no mpirun here (apt-get install openmpi-bin libopenmpi-dev)";
+        if (!fs::exists(folder() / "../libgptloom_mpi.so")) GTEST_SKIP() << "there was no mpicc when this was built";
+    }
+};
+
+} // namespace support
+
+#endif
