@@ -68,9 +68,9 @@ CXXFLAGS_ := -std=c++17 $(COMMON) $(if $(SANITIZE),-O0,-O1) -g1 $(CXXFLAGS)
 LINK_FLAGS := -fopenmp $(SANITIZE_FLAGS) $(CXXFLAGS)
 LIBS     := $(MATMUL_LIBS) $(if $(THIRD_PARTY),-L$(THIRD_PARTY)/lib -Wl$(comma)-rpath$(comma)$(abspath $(THIRD_PARTY))/lib) \
             -lcjson -linih -lxxhash -lm -lpthread -ldl
-# cuDNN is found beside its header where it comes in a Python package.
+# cuBLASLt is loaded where a GPU is used, cuDNN too, which is found beside its header where it comes in a Python package.
 CUDNN_RPATH := $(if $(CUDNN_INCLUDE),-Wl$(comma)-rpath$(comma)$(CUDA)/lib64:$(abspath $(CUDNN_INCLUDE)/../lib))
-CUDA_LIBS := $(if $(CUDA),-L$(CUDA)/lib64 -Wl$(comma)-rpath$(comma)$(CUDA)/lib64 -lcublasLt -lcudart_static -lrt $(CUDNN_RPATH))
+CUDA_LIBS := $(if $(CUDA),-L$(CUDA)/lib64 -Wl$(comma)-rpath$(comma)$(CUDA)/lib64 -lcudart_static -lrt $(CUDNN_RPATH))
 # csrc/cuda is compiled once, for the real CUDA and for the emulation: with NVIDIA's headers where they are.
 CUDA_INCLUDE := $(if $(CUDA),$(if $(filter /usr,$(CUDA)),,-isystem $(CUDA)/include),-Idev/emulation/include)
 CUDNN_FLAGS  := $(addprefix -isystem ,$(filter-out /usr/include,$(CUDNN_INCLUDE)))
@@ -102,16 +102,18 @@ PROGRAM    := $(filter-out $(TRAIN_LIB),$(wildcard train/*.c train/*/*.c)) $(wil
 
 COMMON_OBJECTS := $(HOST:%.c=$(BUILD)/obj/%.o) $(TRAIN_LIB:%.c=$(BUILD)/obj/%.o) $(TUNED:%.c=$(BUILD)/obj/%.o) \
                $(DEFINITION:csrc/cpu/%.c=$(BUILD)/obj/definition/%.o) $(DEFINITION:csrc/cpu/%.c=$(BUILD)/obj/oracle/%.o)
-CUDA_OBJECTS   := $(CUDA_HOST:%.c=$(BUILD)/obj/%.o)
-# The library has CUDA where it can be built; the emulated library has the same objects, with emulated kernels.
-LIB_OBJECTS := $(COMMON_OBJECTS) $(if $(CUDA),$(CUDA_OBJECTS) $(KERNELS:%.cu=$(BUILD)/obj/%.o),$(BUILD)/obj/csrc/cuda/absent.o)
+# The library has CUDA where it can be built; the emulated library has the same objects, with emulated kernels, and its
+# own cuBLASLt in the place of what loads the library.
+LOADER         := $(BUILD)/obj/csrc/cuda/cublaslt_api.o
+CUDA_OBJECTS   := $(filter-out $(LOADER),$(CUDA_HOST:%.c=$(BUILD)/obj/%.o))
+LIB_OBJECTS := $(COMMON_OBJECTS) $(if $(CUDA),$(LOADER) $(CUDA_OBJECTS) $(KERNELS:%.cu=$(BUILD)/obj/%.o),$(BUILD)/obj/csrc/cuda/absent.o)
 EMULATED_OBJECTS := $(COMMON_OBJECTS) $(CUDA_OBJECTS) $(KERNELS:%.cu=$(BUILD)/obj/emulated/%.o) \
                     $(EMULATION:%.cpp=$(BUILD)/obj/emulated/%.o)
 PROGRAM_OBJECTS := $(PROGRAM:%.c=$(BUILD)/obj/%.o)
 # What tests link beside the library: the program without its main.
 TEST_OBJECTS    := $(filter-out $(BUILD)/obj/train/main.o,$(PROGRAM_OBJECTS))
-TESTS           := $(patsubst test/%.cpp,$(BUILD)/test/%,$(filter-out $(if $(CUDNN_INCLUDE),,test/test_cudnn.cpp),\
-                     $(wildcard test/test_*.cpp)))
+TESTS           := $(patsubst test/%.cpp,$(BUILD)/test/%,$(filter-out $(if $(CUDA),,test/test_cublaslt_load.cpp) \
+                     $(if $(CUDNN_INCLUDE),,test/test_cudnn.cpp),$(wildcard test/test_*.cpp)))
 # Those of CUDA run on the emulation.
 EMULATED_TESTS  := $(patsubst %,$(BUILD)/test/test_%,emulation ptx runtime cublaslt matmul_plans adamw bias_gradient plan \
                      recompute offload cuda_ops cuda_device cuda_train comm)
@@ -200,6 +202,8 @@ ifneq ($(CUDA),)
 $(BUILD)/test/test_cuda_headers: $(BUILD)/obj/test/cuda_headers_nvidia.o
 endif
 
+$(BUILD)/obj/test/test_cublaslt_load.o: CXXFLAGS_ += $(CUDA_INCLUDE)
+
 # test_cudnn plans without a GPU: it brings its own driver, in the place of libcuda.so.1.
 $(BUILD)/obj/test/test_cudnn.o: CXXFLAGS_ += $(CUDA_INCLUDE) $(CUDNN_FLAGS)
 $(BUILD)/test/test_cudnn: $(BUILD)/obj/test/test_cudnn.o $(TEST_OBJECTS) $(BUILD)/emulated/libgptloom.a \
@@ -247,7 +251,7 @@ test: setup
 #  make test-full   all tests, and again in sanitizer builds and with the other libraries for matrix products (these
 #                   builds take no toolkit, and so show that none is needed)
 # What no sanitizer sees: tests of scripts and of headers, and one that plans with a library of the toolkit.
-UNSANITIZED := $(addprefix %/test_,cudnn cuda_headers gpu_report install scripts)
+UNSANITIZED := $(addprefix %/test_,cublaslt_load cudnn cuda_headers gpu_report install scripts)
 FULL := $(TESTS) $(patsubst $(BUILD)/%,$(BUILD)/sanitized/%,$(filter-out $(UNSANITIZED),$(TESTS))) \
         $(foreach m,openblas plain,$(BUILD)/$(m)/test/test_ops=*matmul*)
 test-full: setup

@@ -1,15 +1,9 @@
 #include "comm/nccl_api.h"
 
+#include "base/library.h"
+
 #include <dlfcn.h>
 #include <stdlib.h>
-#include <string.h>
-
-/* dlsym returns an object's address, which C does not convert to a function's. */
-static bool find(void *library, const char *name, void *function) {
-    void *const address = dlsym(library, name);
-    memcpy(function, &address, sizeof address);
-    return address != NULL;
-}
 
 const loom_nccl_api *loom_nccl_load(const char *file, loom_error *error) {
     static loom_nccl_api api;
@@ -27,7 +21,7 @@ const loom_nccl_api *loom_nccl_load(const char *file, loom_error *error) {
         return NULL;
     }
 #define FIND(result, name, arguments)                                                                                  \
-    if (!find(library, "nccl" #name, &api.name)) {                                                                     \
+    if (!loom_library_find(library, "nccl" #name, &api.name)) {                                                        \
         loom_fail(error, "--comm nccl: %s has no function nccl" #name ": it is not NCCL 2.18 or later", file);         \
         dlclose(library);                                                                                              \
         return NULL;                                                                                                   \

@@ -1,17 +1,11 @@
 #include "cuda/cudnn_api.h"
 
+#include "base/library.h"
+
 #include <dlfcn.h>
 #include <stdlib.h>
-#include <string.h>
 
 enum { OLDEST = 90800 }; /* the first that plans for a described device */
-
-/* dlsym returns an object's address, which C does not convert to a function's. */
-static bool find(void *library, const char *name, void *function) {
-    void *const address = dlsym(library, name);
-    memcpy(function, &address, sizeof address);
-    return address != NULL;
-}
 
 const loom_cudnn_api *loom_cudnn_load(loom_error *error) {
     static loom_cudnn_api api;
@@ -28,7 +22,7 @@ const loom_cudnn_api *loom_cudnn_load(loom_error *error) {
         return NULL;
     }
 #define FIND(name)                                                                                                     \
-    if (!find(library, "cudnn" #name, &api.name)) {                                                                    \
+    if (!loom_library_find(library, "cudnn" #name, &api.name)) {                                                       \
         loom_fail(error, "--attention cudnn: %s has no function cudnn" #name ": it is not cuDNN 9", file);             \
         dlclose(library);                                                                                              \
         return NULL;                                                                                                   \

@@ -2,11 +2,11 @@
 
 #include "cpu/device.h"
 #include "cuda/attention_cudnn.h"
+#include "cuda/cublaslt_api.h"
 #include "cuda/cuda.h"
 #include "cuda/matmul.h"
 #include "cuda/peak.h"
 
-#include <cublasLt.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -340,10 +340,15 @@ static bool count_gpus(int *count, bool *there, loom_error *error) {
 const char *loom_device_cuda_build(void) {
     static char text[64];
     int runtime = 0;
-    const size_t cublas = cublasLtGetVersion();
+    const loom_cublaslt_api *lt = loom_cublaslt_load(NULL);
+    const size_t cublas = lt ? lt->GetVersion() : 0;
     cudaRuntimeGetVersion(&runtime);
-    snprintf(text, sizeof text, "CUDA %d.%d, cuBLASLt %zu.%zu.%zu", runtime / 1000, runtime % 1000 / 10, cublas / 10000,
-             cublas / 100 % 100, cublas % 100);
+    const int length = snprintf(text, sizeof text, "CUDA %d.%d, ", runtime / 1000, runtime % 1000 / 10);
+    if (lt)
+        snprintf(text + length, sizeof text - (size_t)length, "cuBLASLt %zu.%zu.%zu", cublas / 10000,
+                 cublas / 100 % 100, cublas % 100);
+    else
+        snprintf(text + length, sizeof text - (size_t)length, "cuBLASLt not found");
     return text;
 }
 

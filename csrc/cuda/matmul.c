@@ -34,20 +34,24 @@ typedef struct entry {
 static const char KERNEL[] = "kernel", EPILOGUE[] = "epilogue"; /* the ways to a bias gradient */
 
 struct loom_cuda_matmul {
+    const loom_cublaslt_api *lt;
     cublasLtHandle_t handle;
     char library[48];
     entry *first;
 };
 
 bool loom_cuda_matmul_create(loom_cuda_matmul **out, loom_error *error) {
+    const loom_cublaslt_api *lt = loom_cublaslt_load(error);
+    if (!lt) return false;
     loom_cuda_matmul *matmul = calloc(1, sizeof *matmul);
     if (!matmul) return loom_fail(error, "no memory for the plans of matrix products");
-    const cublasStatus_t status = cublasLtCreate(&matmul->handle);
+    const cublasStatus_t status = lt->Create(&matmul->handle);
     if (status != CUBLAS_STATUS_SUCCESS) {
         free(matmul);
-        return loom_fail(error, "cublasLtCreate: %s", cublasLtGetStatusString(status));
+        return loom_fail(error, "cublasLtCreate: %s", lt->GetStatusString(status));
     }
-    const size_t version = cublasLtGetVersion(); /* as CUBLAS_VERSION */
+    matmul->lt = lt;
+    const size_t version = lt->GetVersion(); /* as CUBLAS_VERSION */
     snprintf(matmul->library, sizeof matmul->library, "cuBLASLt %zu.%zu.%zu", version / 10000, version / 100 % 100,
              version % 100);
     *out = matmul;
@@ -68,7 +72,7 @@ void loom_cuda_matmul_destroy(loom_cuda_matmul *matmul) {
         matmul->first = e->next;
         destroy_entry(e);
     }
-    cublasLtDestroy(matmul->handle);
+    matmul->lt->Destroy(matmul->handle);
     free(matmul);
 }
 
@@ -209,8 +213,8 @@ static void keep_entry(loom_cuda_matmul *matmul, entry *e) {
 static bool plan_by_choice(loom_cuda *cuda, entry *e, loom_error *error) {
     cublasLtMatmulAlgo_t algorithm;
     const bool chosen = find_choice(cuda, &e->product, &algorithm);
-    return loom_cuda_plan_create(&e->plan, &e->product, cuda->matmul->handle, cuda->stream, chosen ? &algorithm : NULL,
-                                 error);
+    return loom_cuda_plan_create(&e->plan, &e->product, cuda->matmul->lt, cuda->matmul->handle, cuda->stream,
+                                 chosen ? &algorithm : NULL, error);
 }
 
 /* Plans a product and the rows of its bias one by one, each as cuBLASLt proposes. Leaves no plan where it has none. */
@@ -222,9 +226,10 @@ static void plan_bias_apart(loom_cuda *cuda, entry *e) {
     rows.bias = rows.accumulate = rows.a_transposed = rows.b_transposed = rows.tf32 = 0;
     rows.k = rows.lda = 1;
     rows.ldb = rows.n;
-    if (e->product.bias && !loom_cuda_plan_create(&e->bias_rows, &rows, matmul->handle, cuda->stream, NULL, NULL))
+    if (e->product.bias &&
+        !loom_cuda_plan_create(&e->bias_rows, &rows, matmul->lt, matmul->handle, cuda->stream, NULL, NULL))
         return;
-    loom_cuda_plan_create(&e->plan, &product, matmul->handle, cuda->stream, NULL, NULL);
+    loom_cuda_plan_create(&e->plan, &product, matmul->lt, matmul->handle, cuda->stream, NULL, NULL);
 }
 
 /* That data which is not aligned cannot be planned for is no error before it comes. Of aligned data there may be shapes
@@ -301,7 +306,7 @@ static void multiply(loom_exec *exec, loom_op op, const void *arguments) {
     if (!status)
         status = loom_cuda_plan_run(prepared->plan, o.a->data, o.b->data, o.c->data, o.bias ? o.bias->data : NULL,
                                     exec->workspace, loom_cuda_stream(exec));
-    if (status) loom_cuda_failed_because(exec, loom_op_name(op), cublasLtGetStatusString(status));
+    if (status) loom_cuda_failed_because(exec, loom_op_name(op), cuda->matmul->lt->GetStatusString(status));
 }
 
 void loom_cuda_matmul_forward(loom_exec *exec, const struct loom_matmul_forward *a) {
@@ -354,7 +359,8 @@ static void multiply_and_sum(loom_exec *exec, const struct loom_matmul_backward_
     const cublasStatus_t status = loom_cuda_plan_run(summing->plan, o.a->data, o.b->data, o.c->data, sums,
                                                      exec->workspace, loom_cuda_stream(exec));
     if (status)
-        loom_cuda_failed_because(exec, loom_op_name(LOOM_OP_matmul_backward_weight), cublasLtGetStatusString(status));
+        loom_cuda_failed_because(exec, loom_op_name(LOOM_OP_matmul_backward_weight),
+                                 loom_cuda_of(exec->device)->matmul->lt->GetStatusString(status));
     else
         loom_cuda_bias_gradient_take(exec, &w->dbias, sums, w->accumulate);
 }
@@ -426,7 +432,7 @@ static bool plan_summing(loom_cuda *cuda, const loom_cuda_product product[2], en
     for (int i = 0; i < 2; i++)
         if (!(both[i] = new_entry(&product[i], error))) return false;
     return plan_by_choice(cuda, both[0], error) &&
-           loom_cuda_plan_create(&both[1]->plan, &product[1], cuda->matmul->handle, cuda->stream,
+           loom_cuda_plan_create(&both[1]->plan, &product[1], cuda->matmul->lt, cuda->matmul->handle, cuda->stream,
                                  loom_cuda_plan_algorithm(both[0]->plan), error);
 }
 

@@ -30,6 +30,7 @@ enum {
 struct loom_cuda_plan {
     loom_cuda_product product;
     size_t workspace;
+    const loom_cublaslt_api *lt;
     cublasLtHandle_t handle;
     cublasLtMatmulDesc_t operation;
     cublasLtMatrixLayout_t left, right, out;
@@ -75,54 +76,53 @@ static bool has_vector(const loom_cuda_product *p) {
     return p->bias || p->sums;
 }
 
-static cublasStatus_t set_vector(cublasLtMatmulDesc_t operation, const void *vector) {
-    return cublasLtMatmulDescSetAttribute(operation, CUBLASLT_MATMUL_DESC_BIAS_POINTER, &vector, sizeof vector);
+static cublasStatus_t set_vector(loom_cuda_plan *plan, const void *vector) {
+    return plan->lt->MatmulDescSetAttribute(plan->operation, CUBLASLT_MATMUL_DESC_BIAS_POINTER, &vector, sizeof vector);
 }
 
 static cublasStatus_t describe_operation(loom_cuda_plan *plan) {
+    const loom_cublaslt_api *lt = plan->lt;
     const loom_cuda_product *p = &plan->product;
     const int32_t left = p->b_transposed ? CUBLAS_OP_T : CUBLAS_OP_N,
                   right = p->a_transposed ? CUBLAS_OP_T : CUBLAS_OP_N;
     const uint32_t epilogue = epilogue_of(p);
-    cublasStatus_t status = cublasLtMatmulDescCreate(
+    cublasStatus_t status = lt->MatmulDescCreate(
         &plan->operation, p->tf32 ? CUBLAS_COMPUTE_32F_FAST_TF32 : CUBLAS_COMPUTE_32F, CUDA_R_32F);
+    if (!status) status = lt->MatmulDescSetAttribute(plan->operation, CUBLASLT_MATMUL_DESC_TRANSA, &left, sizeof left);
     if (!status)
-        status = cublasLtMatmulDescSetAttribute(plan->operation, CUBLASLT_MATMUL_DESC_TRANSA, &left, sizeof left);
+        status = lt->MatmulDescSetAttribute(plan->operation, CUBLASLT_MATMUL_DESC_TRANSB, &right, sizeof right);
     if (!status)
-        status = cublasLtMatmulDescSetAttribute(plan->operation, CUBLASLT_MATMUL_DESC_TRANSB, &right, sizeof right);
-    if (!status)
-        status = cublasLtMatmulDescSetAttribute(plan->operation, CUBLASLT_MATMUL_DESC_EPILOGUE, &epilogue,
-                                                sizeof epilogue);
+        status = lt->MatmulDescSetAttribute(plan->operation, CUBLASLT_MATMUL_DESC_EPILOGUE, &epilogue, sizeof epilogue);
     /* Algorithms are proposed for a vector as well aligned as this address; it is of C's dtype, if nothing else is said. */
-    if (!status && has_vector(p)) status = set_vector(plan->operation, (const void *)(uintptr_t)ALIGNMENT);
+    if (!status && has_vector(p)) status = set_vector(plan, (const void *)(uintptr_t)ALIGNMENT);
     return status;
 }
 
 /* A matrix stored by rows as (rows, columns). */
-static cublasStatus_t describe_matrix(cublasLtMatrixLayout_t *layout, int64_t dtype, int64_t rows, int64_t columns,
-                                      int64_t ld) {
-    return cublasLtMatrixLayoutCreate(layout, type_of(dtype), (uint64_t)columns, (uint64_t)rows, ld);
+static cublasStatus_t describe_matrix(const loom_cuda_plan *plan, cublasLtMatrixLayout_t *layout, int64_t dtype,
+                                      int64_t rows, int64_t columns, int64_t ld) {
+    return plan->lt->MatrixLayoutCreate(layout, type_of(dtype), (uint64_t)columns, (uint64_t)rows, ld);
 }
 
 static cublasStatus_t describe(loom_cuda_plan *plan) {
     const loom_cuda_product *p = &plan->product;
     cublasStatus_t status = describe_operation(plan);
     if (!status)
-        status = describe_matrix(&plan->left, p->input, p->b_transposed ? p->n : p->k, p->b_transposed ? p->k : p->n,
-                                 p->ldb);
+        status = describe_matrix(plan, &plan->left, p->input, p->b_transposed ? p->n : p->k,
+                                 p->b_transposed ? p->k : p->n, p->ldb);
     if (!status)
-        status = describe_matrix(&plan->right, p->input, p->a_transposed ? p->k : p->m, p->a_transposed ? p->m : p->k,
-                                 p->lda);
-    if (!status) status = describe_matrix(&plan->out, p->output, p->m, p->n, p->ldc);
+        status = describe_matrix(plan, &plan->right, p->input, p->a_transposed ? p->k : p->m,
+                                 p->a_transposed ? p->m : p->k, p->lda);
+    if (!status) status = describe_matrix(plan, &plan->out, p->output, p->m, p->n, p->ldc);
     return status;
 }
 
 /* --------------------------------------------------------------------------------------------------------- candidates */
 
-static cublasStatus_t prefer(cublasLtMatmulPreference_t preference, cublasLtMatmulPreferenceAttributes_t attribute,
-                             size_t value) {
+static cublasStatus_t prefer(const loom_cuda_plan *plan, cublasLtMatmulPreference_t preference,
+                             cublasLtMatmulPreferenceAttributes_t attribute, size_t value) {
     const uint32_t narrow = (uint32_t)value;
-    return cublasLtMatmulPreferenceSetAttribute(preference, attribute, &narrow, sizeof narrow);
+    return plan->lt->MatmulPreferenceSetAttribute(preference, attribute, &narrow, sizeof narrow);
 }
 
 /* Where the inner dimension is split, the parts are added in a step of their own, in fp32 and in a fixed order: not in
@@ -132,34 +132,36 @@ static cublasStatus_t set_preferences(cublasLtMatmulPreference_t preference, con
     const uint64_t workspace = plan->workspace;
     const size_t input = p->aligned ? ALIGNMENT : item_of(p->input),
                  output = p->aligned ? ALIGNMENT : item_of(p->output);
-    cublasStatus_t status = cublasLtMatmulPreferenceSetAttribute(preference, CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES,
-                                                                 &workspace, sizeof workspace);
+    cublasStatus_t status = plan->lt->MatmulPreferenceSetAttribute(preference, CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES,
+                                                                   &workspace, sizeof workspace);
     if (!status)
-        status = prefer(preference, CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK, CUBLASLT_REDUCTION_SCHEME_COMPUTE_TYPE);
-    if (!status) status = prefer(preference, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES, input);
-    if (!status) status = prefer(preference, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES, input);
-    if (!status) status = prefer(preference, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES, output);
-    if (!status) status = prefer(preference, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES, output);
+        status = prefer(plan, preference, CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK,
+                        CUBLASLT_REDUCTION_SCHEME_COMPUTE_TYPE);
+    if (!status) status = prefer(plan, preference, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES, input);
+    if (!status) status = prefer(plan, preference, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES, input);
+    if (!status) status = prefer(plan, preference, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES, output);
+    if (!status) status = prefer(plan, preference, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES, output);
     return status;
 }
 
 /* The algorithms that cuBLASLt proposes, the most promising first; one at least. */
 static bool propose(const loom_cuda_plan *plan, cublasLtMatmulAlgo_t algorithm[CANDIDATES], int *count,
                     loom_error *error) {
+    const loom_cublaslt_api *lt = plan->lt;
     cublasLtMatmulHeuristicResult_t results[CANDIDATES] = {0};
     cublasLtMatmulPreference_t preference = NULL;
     int n = 0;
-    cublasStatus_t status = cublasLtMatmulPreferenceCreate(&preference);
+    cublasStatus_t status = lt->MatmulPreferenceCreate(&preference);
     if (!status) status = set_preferences(preference, plan);
     if (!status)
-        status = cublasLtMatmulAlgoGetHeuristic(plan->handle, plan->operation, plan->left, plan->right, plan->out,
-                                                plan->out, preference, CANDIDATES, results, &n);
-    if (preference) cublasLtMatmulPreferenceDestroy(preference);
+        status = lt->MatmulAlgoGetHeuristic(plan->handle, plan->operation, plan->left, plan->right, plan->out,
+                                            plan->out, preference, CANDIDATES, results, &n);
+    if (preference) lt->MatmulPreferenceDestroy(preference);
     *count = 0;
     for (int i = 0; i < n && !status; i++)
         if (results[i].state == CUBLAS_STATUS_SUCCESS && results[i].workspaceSize <= plan->workspace)
             algorithm[(*count)++] = results[i].algo;
-    return *count > 0 || refuse(&plan->product, "no algorithm", cublasLtGetStatusString(status), error);
+    return *count > 0 || refuse(&plan->product, "no algorithm", lt->GetStatusString(status), error);
 }
 
 /* ------------------------------------------------------------------------------------------------------------- timing */
@@ -249,28 +251,30 @@ static bool find_algorithm(loom_cuda_plan *plan, cudaStream_t stream, loom_error
 /* What an earlier run chose; cuBLASLt looks whether it makes sense here. */
 static bool take_algorithm(loom_cuda_plan *plan, const cublasLtMatmulAlgo_t *given, loom_error *error) {
     cublasLtMatmulHeuristicResult_t result = {0};
-    const cublasStatus_t status = cublasLtMatmulAlgoCheck(plan->handle, plan->operation, plan->left, plan->right,
-                                                          plan->out, plan->out, given, &result);
+    const cublasStatus_t status = plan->lt->MatmulAlgoCheck(plan->handle, plan->operation, plan->left, plan->right,
+                                                            plan->out, plan->out, given, &result);
     if (status != CUBLAS_STATUS_SUCCESS || result.workspaceSize > plan->workspace)
         return refuse(&plan->product, "the run's choice is refused",
-                      status ? cublasLtGetStatusString(status) : "it needs too much workspace", error);
+                      status ? plan->lt->GetStatusString(status) : "it needs too much workspace", error);
     plan->algorithm = *given;
     return true;
 }
 
 /* -------------------------------------------------------------------------------------------------------------- plans */
 
-bool loom_cuda_plan_create(loom_cuda_plan **out, const loom_cuda_product *product, cublasLtHandle_t handle,
-                           cudaStream_t stream, const cublasLtMatmulAlgo_t *given, loom_error *error) {
+bool loom_cuda_plan_create(loom_cuda_plan **out, const loom_cuda_product *product, const loom_cublaslt_api *lt,
+                           cublasLtHandle_t handle, cudaStream_t stream, const cublasLtMatmulAlgo_t *given,
+                           loom_error *error) {
     LOOM_CHECK(product->aligned || !has_vector(product));
     LOOM_CHECK(!product->sums || (!product->bias && product->output == LOOM_F32 && !product->tf32));
     loom_cuda_plan *plan = calloc(1, sizeof *plan);
     if (!plan) return loom_fail(error, "no memory for the plan of a matrix product");
     plan->product = *product;
     plan->workspace = loom_cuda_product_workspace(product->m, product->n);
+    plan->lt = lt;
     plan->handle = handle;
     const cublasStatus_t status = describe(plan);
-    bool ok = !status || refuse(product, "no description", cublasLtGetStatusString(status), error);
+    bool ok = !status || refuse(product, "no description", lt->GetStatusString(status), error);
     if (ok) ok = given ? take_algorithm(plan, given, error) : find_algorithm(plan, stream, error);
     if (!ok) {
         loom_cuda_plan_destroy(plan);
@@ -282,10 +286,11 @@ bool loom_cuda_plan_create(loom_cuda_plan **out, const loom_cuda_product *produc
 
 void loom_cuda_plan_destroy(loom_cuda_plan *plan) {
     if (!plan) return;
-    if (plan->operation) cublasLtMatmulDescDestroy(plan->operation);
-    if (plan->left) cublasLtMatrixLayoutDestroy(plan->left);
-    if (plan->right) cublasLtMatrixLayoutDestroy(plan->right);
-    if (plan->out) cublasLtMatrixLayoutDestroy(plan->out);
+    const loom_cublaslt_api *lt = plan->lt;
+    if (plan->operation) lt->MatmulDescDestroy(plan->operation);
+    if (plan->left) lt->MatrixLayoutDestroy(plan->left);
+    if (plan->right) lt->MatrixLayoutDestroy(plan->right);
+    if (plan->out) lt->MatrixLayoutDestroy(plan->out);
     free(plan);
 }
 
@@ -297,9 +302,9 @@ cublasStatus_t loom_cuda_plan_run(loom_cuda_plan *plan, const void *a, const voi
                                   void *workspace, cudaStream_t stream) {
     const float one = 1, beta = plan->product.accumulate ? 1 : 0;
     if (has_vector(&plan->product)) {
-        const cublasStatus_t status = set_vector(plan->operation, vector);
+        const cublasStatus_t status = set_vector(plan, vector);
         if (status) return status;
     }
-    return cublasLtMatmul(plan->handle, plan->operation, &one, b, plan->left, a, plan->right, &beta, c, plan->out, c,
-                          plan->out, &plan->algorithm, workspace, plan->workspace, stream);
+    return plan->lt->Matmul(plan->handle, plan->operation, &one, b, plan->left, a, plan->right, &beta, c, plan->out, c,
+                            plan->out, &plan->algorithm, workspace, plan->workspace, stream);
 }

@@ -3,9 +3,9 @@
 #ifndef LOOM_CUDA_PRODUCT_H
 #define LOOM_CUDA_PRODUCT_H
 
+#include "cuda/cublaslt_api.h"
 #include "gptloom/device.h"
 
-#include <cublasLt.h>
 #include <cuda_runtime_api.h>
 
 #ifdef __cplusplus
@@ -35,11 +35,12 @@ size_t loom_cuda_product_workspace(int64_t m, int64_t n);
 
 typedef struct loom_cuda_plan loom_cuda_plan;
 
-/* A plan with the algorithm `given`, which cuBLASLt must accept; or, with NULL, with the fastest of those that cuBLASLt
+/* A plan, of the library `lt` and its handle, with the algorithm `given`, which cuBLASLt must accept; or, with NULL, with the fastest of those that cuBLASLt
  * proposes, timed in `stream` on memory of the plan's own while it is made. Where there is no memory to time in, or the
  * product is not aligned, as none is that matters, it is the first one proposed (that runs). */
-bool loom_cuda_plan_create(loom_cuda_plan **plan, const loom_cuda_product *product, cublasLtHandle_t handle,
-                           cudaStream_t stream, const cublasLtMatmulAlgo_t *given, loom_error *error);
+bool loom_cuda_plan_create(loom_cuda_plan **plan, const loom_cuda_product *product, const loom_cublaslt_api *lt,
+                           cublasLtHandle_t handle, cudaStream_t stream, const cublasLtMatmulAlgo_t *given,
+                           loom_error *error);
 void loom_cuda_plan_destroy(loom_cuda_plan *plan);
 
 const cublasLtMatmulAlgo_t *loom_cuda_plan_algorithm(const loom_cuda_plan *plan);

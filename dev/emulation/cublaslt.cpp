@@ -5,7 +5,7 @@
 #include "runtime.h"
 #include "schedule.h"
 
-#include <cublasLt.h>
+#include "cuda/cublaslt_api.h"
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
 
@@ -569,4 +569,12 @@ extern "C" cublasStatus_t cublasLtMatmul(cublasLtHandle_t handle, cublasLtMatmul
     return emulation::remember(emulation::enqueue(stream, {name, cudaGraphNodeTypeKernel, run})) == cudaSuccess
                ? CUBLAS_STATUS_SUCCESS
                : CUBLAS_STATUS_EXECUTION_FAILED;
+}
+
+/* Nothing is loaded: the functions are these. */
+extern "C" const loom_cublaslt_api *loom_cublaslt_load(loom_error *) {
+#define FUNCTION(name) cublasLt##name,
+    static const loom_cublaslt_api api = {LOOM_CUBLASLT_FUNCTIONS(FUNCTION)};
+#undef FUNCTION
+    return &api;
 }

@@ -113,7 +113,7 @@ void loom_device_close(loom_device *device);
  * available): enough to plan a run on it. Nothing can be allocated there and nothing runs. */
 bool loom_device_open_shapes(loom_device **device, size_t memory, size_t reserved, loom_error *error);
 
-/* What of CUDA is in this program: "CUDA 13.0, cuBLASLt 13.1.0", or that it is not. */
+/* What of CUDA is in this program, and which cuBLASLt it finds: "CUDA 13.0, cuBLASLt 13.1.0"; or that it has none. */
 const char *loom_device_cuda_build(void);
 
 /* Gives the device the choices that a file holds; before anything is prepared on it. */
