@@ -478,8 +478,9 @@ static bool is_power_of_two(int64_t n) {
 static bool resolve_ranks(const loom_train_options *o, loom_error *error) {
     const loom_sharding sharding = loom_train_options_sharding(o);
     const long long ranks = sharding.ranks, batch = o->batch, B = o->micro_batch;
-    if (o->deterministic_reduce && !is_power_of_two(ranks))
-        return loom_fail(error, "--deterministic-reduce: needs a power of two of --ranks; %lld are not", ranks);
+    if (o->deterministic_reduce && (!is_power_of_two(ranks) || ranks > LOOM_MOST_ALIKE))
+        return loom_fail(error, "--deterministic-reduce: needs a power of two of --ranks, up to %d; %lld are not",
+                         LOOM_MOST_ALIKE, ranks);
     if (o->deterministic_reduce && o->grad_dtype != LOOM_F32)
         return loom_fail(error, "--deterministic-reduce: adds gradients in fp32; leave out --grad-dtype %s",
                          loom_dtype_name(o->grad_dtype));

@@ -122,6 +122,15 @@ static void add_assumptions(cJSON *document) {
     cJSON_AddNumberToObject(rows, "memory_unreported", assumed->unreported);
 }
 
+/* Seconds of the parts of a step, as loom_cost says. */
+static void add_parts(const loom_cost *cost, cJSON *document) {
+    cJSON *parts = cJSON_AddObjectToObject(document, "part_seconds");
+    cJSON_AddNumberToObject(parts, "ends", cost->ends);
+    cJSON_AddNumberToObject(parts, "forward_block", cost->forward);
+    cJSON_AddNumberToObject(parts, "backward_block", cost->backward);
+    cJSON_AddNumberToObject(parts, "update_element", cost->update);
+}
+
 static cJSON *document_of(const loom_plan_answer *a) {
     static const char *const speeds[] = {"unknown", "measured", "predicted"};
     const loom_train_options *o = &a->planning.options;
@@ -140,6 +149,7 @@ static cJSON *document_of(const loom_plan_answer *a) {
     cJSON_AddNumberToObject(document, "zero", a->sharding.zero);
     cJSON_AddNumberToObject(document, "available_bytes", (double)(a->available + a->device->reserved));
     cJSON_AddStringToObject(document, "speed", speeds[a->speed]);
+    if (a->speed != LOOM_SPEED_UNKNOWN) add_parts(&a->seconds, document);
     if (a->gpu) add_assumptions(document);
     loom_recompute_name(&a->best->recompute, name);
     if (a->best->fits)

@@ -150,6 +150,7 @@ static bool write_metrics(run *r, const loom_step_report *report, loom_error *er
     if (r->comm->size > 1) {
         print_number(r->metrics, "ms_waited", report->ms_waited);
         print_number(r->metrics, "ms_spread", report->ms_spread);
+        print_number(r->metrics, "comm_bytes", (double)report->comm_bytes);
     }
     if (report->skipped) fputs(", \"skipped\": true", r->metrics);
     if (r->options->dtype == LOOM_F16)

@@ -92,6 +92,7 @@ static bool compute(loom_trainer *t, loom_error *error) {
 
 bool loom_trainer_step(loom_trainer *t, loom_step_report *report, loom_error *error) {
     const double start = milliseconds_now(), waited = t->comm->traffic.seconds_waited;
+    const int64_t bytes = t->comm->traffic.bytes;
     loom_scalars *scalars = loom_gpt_get_scalars(t->gpt); /* device memory */
     loom_scalars *host = t->host_scalars;                 /* pinned */
 
@@ -118,7 +119,8 @@ bool loom_trainer_step(loom_trainer *t, loom_step_report *report, loom_error *er
                                  .skipped = host->out.skip != 0,
                                  .ms = ms,
                                  .tokens_per_s = (double)targets / (1e-3 * ms),
-                                 .ms_waited = 1e3 * (t->comm->traffic.seconds_waited - waited)};
+                                 .ms_waited = 1e3 * (t->comm->traffic.seconds_waited - waited),
+                                 .comm_bytes = t->comm->traffic.bytes - bytes};
     return true;
 }
 

@@ -6,9 +6,7 @@
 
 enum { TENSOR_MULTIPLE = 128, TENSORS_PER_BLOCK = 12 };
 
-/* Every bucket is cut into at least so many blocks, and each number of ranks that divides it has whole ones: sums that
- * go block by block are then the same for them all. */
-enum { LEAST_BLOCKS = 64, MOST_IN_BLOCK = 65536 };
+enum { MOST_IN_BLOCK = 65536 };
 
 static int64_t round_up(int64_t n, int64_t multiple) {
     return (n + multiple - 1) / multiple * multiple;
@@ -53,9 +51,10 @@ static int64_t least_common_multiple(int64_t a, int64_t b) {
     return a / x * b;
 }
 
+/* Cuts it into blocks, in a multiple of LOOM_MOST_ALIKE and of the ranks, so that each rank's share has whole ones. */
 static void end_bucket(builder *b, int ranks) {
     loom_bucket *bucket = &b->layout->bucket[b->bucket];
-    const int64_t used = b->next - bucket->offset, shares = least_common_multiple(LEAST_BLOCKS, ranks);
+    const int64_t used = b->next - bucket->offset, shares = least_common_multiple(LOOM_MOST_ALIKE, ranks);
     bucket->blocks = round_up(used, shares * MOST_IN_BLOCK) / MOST_IN_BLOCK;
     bucket->elements = round_up(used, bucket->blocks * TENSOR_MULTIPLE);
     b->next = bucket->offset + bucket->elements;

@@ -75,6 +75,9 @@ typedef struct loom_layout {
     int64_t count;    /* parameters as users count them: no padding, tied weights once */
 } loom_layout;
 
+/* Layouts, and sums over their blocks, are the same for all numbers of ranks that divide this one. */
+enum { LOOM_MOST_ALIKE = 64 };
+
 bool loom_layout_create(loom_layout *layout, const loom_gpt_config *config, int ranks, loom_error *error);
 void loom_layout_destroy(loom_layout *layout);
 /* NULL where there is none of that name. */

@@ -104,6 +104,7 @@ typedef struct loom_step_report {
     /* With several ranks: milliseconds of the step in which the host of this one waited for the others; by how many the
      * ranks' own work differed, the slowest's from the fastest's. */
     double ms_waited, ms_spread;
+    int64_t comm_bytes; /* that this rank handed to the communicator in the step */
     bool stop; /* one of the ranks is asked to end the run */
 } loom_step_report;
 
