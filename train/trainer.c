@@ -221,6 +221,9 @@ static loom_training_settings settings_of(const loom_trainer *t) {
     const loom_train_options *o = &t->options;
     loom_training_settings settings = {.micro_batch = o->micro_batch,
                                        .logits_rows = o->logits_rows,
+                                       .ranks = t->comm->size,
+                                       .zero = t->comm->size > 1 ? o->zero : 0,
+                                       .deterministic_reduce = o->deterministic_reduce,
                                        .deterministic = o->deterministic || !t->device->host_memory,
                                        .master_weights = o->master_weights == LOOM_ON,
                                        .optimizer_dtype = o->optimizer_dtype,
@@ -279,6 +282,9 @@ static void note_changes(loom_trainer *t, const loom_training_state *before) {
                 {"--tf32", told && is->tf32 != was->tf32},
                 {"--attention", told && is->cudnn_attention != was->cudnn_attention},
                 {"--deterministic", told && is->deterministic != was->deterministic},
+                {"--deterministic-reduce", told && is->deterministic_reduce != was->deterministic_reduce},
+                {"--ranks", told && !is->deterministic_reduce && is->ranks != was->ranks},
+                {"--zero", told && !is->deterministic_reduce && is->zero != was->zero},
                 {"--device", told && strcmp(is->device, was->device) != 0},
                 {"--fresh-choices", t->options.fresh_choices && has_choices(t->device)}};
     size_t used = 0;

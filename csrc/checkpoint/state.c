@@ -41,7 +41,9 @@ static bool add_settings(cJSON *json, const loom_training_settings *settings) {
     if (!settings->micro_batch) return true; /* nothing is told */
     cJSON *to = cJSON_AddObjectToObject(json, "settings");
     return to && add_count(to, "micro_batch", settings->micro_batch) &&
-           add_count(to, "logits_rows", settings->logits_rows) &&
+           add_count(to, "logits_rows", settings->logits_rows) && add_count(to, "ranks", settings->ranks) &&
+           add_count(to, "zero", settings->zero) &&
+           cJSON_AddBoolToObject(to, "deterministic_reduce", settings->deterministic_reduce) &&
            cJSON_AddBoolToObject(to, "deterministic", settings->deterministic) &&
            cJSON_AddBoolToObject(to, "master_weights", settings->master_weights) &&
            cJSON_AddStringToObject(to, "optimizer_dtype", loom_dtype_name(settings->optimizer_dtype)) &&
@@ -175,6 +177,20 @@ static bool get_device(const cJSON *json, const char *path, loom_training_settin
     return true;
 }
 
+/* Files that are older than training on many ranks are of one. */
+static bool read_ranks(const cJSON *json, const char *path, loom_training_settings *settings, loom_error *error) {
+    settings->ranks = 1;
+    settings->zero = 0;
+    settings->deterministic_reduce = false;
+    if (!cJSON_HasObjectItem(json, "ranks")) return true;
+    if (!get_count(json, path, "ranks", &settings->ranks, error) ||
+        !get_count(json, path, "zero", &settings->zero, error) ||
+        !get_switch(json, path, "deterministic_reduce", &settings->deterministic_reduce, error))
+        return false;
+    return (settings->ranks > 0 && settings->zero <= 3) ||
+           loom_fail(error, "%s: \"ranks\" or \"zero\" is none that training has", path);
+}
+
 /* What was written before settings were kept has none. */
 static bool read_settings(const cJSON *json, const char *path, loom_training_settings *settings, loom_error *error) {
     const cJSON *from = cJSON_GetObjectItemCaseSensitive(json, "settings");
@@ -190,7 +206,8 @@ static bool read_settings(const cJSON *json, const char *path, loom_training_set
         !get_later_dtype(from, path, "optimizer_dtype", &settings->optimizer_dtype, error) ||
         !get_later_dtype(from, path, "grad_dtype", &settings->grad_dtype, error) ||
         !get_switch(from, path, "tf32", &settings->tf32, error) ||
-        !get_attention(from, path, &settings->cudnn_attention, error) || !get_device(from, path, settings, error))
+        !get_attention(from, path, &settings->cudnn_attention, error) || !read_ranks(from, path, settings, error) ||
+        !get_device(from, path, settings, error))
         return false;
     return settings->micro_batch > 0 || loom_fail(error, "%s: \"micro_batch\" is 0", path);
 }

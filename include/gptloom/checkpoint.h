@@ -31,7 +31,8 @@ extern "C" {
 typedef struct loom_training_settings {
     int64_t micro_batch; /* 0: nothing of this is told, as in files older than it */
     int64_t logits_rows; /* at a time; 0: not told */
-    bool deterministic, master_weights, tf32, cudnn_attention;
+    int64_t ranks, zero; /* 1 and 0, as all runs were, in files that do not tell */
+    bool deterministic, master_weights, tf32, cudnn_attention, deterministic_reduce;
     loom_dtype optimizer_dtype, grad_dtype; /* fp32, as all was in files that do not tell, or bf16 */
     char device[32];                        /* its name */
 } loom_training_settings;
