@@ -484,8 +484,7 @@ static bool resolve_ranks(const loom_train_options *o, loom_error *error) {
     if (o->deterministic_reduce && o->grad_dtype != LOOM_F32)
         return loom_fail(error, "--deterministic-reduce: adds gradients in fp32; leave out --grad-dtype %s",
                          loom_dtype_name(o->grad_dtype));
-    if (batch % ranks != 0)
-        return loom_fail(error, "--ranks: %lld do not divide --batch, %lld", ranks, batch);
+    if (batch % ranks != 0) return loom_fail(error, "--ranks: %lld do not divide --batch, %lld", ranks, batch);
     if (B == 0 || loom_micro_batches_divide(batch, B, &sharding)) return true;
     if (batch / B % ranks != 0)
         return loom_fail(error, "--micro-batch: %lld does not divide a rank's share of --batch, %lld", B,

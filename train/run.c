@@ -276,7 +276,11 @@ bool loom_train(const loom_train_options *options, loom_comm *comm, const loom_t
     static const loom_train_observer nobody;
     loom_error why;
     run r = {.observer = observer ? observer : &nobody, .saved_step = -1, .validated_step = -1};
-    if (!check_place(options, error) || !loom_trainer_open(&r.trainer, options, comm, r.observer, error)) return false;
+    if (!check_place(options, error)) {
+        if (comm && comm->size == 1) loom_comm_close(comm);
+        return false;
+    }
+    if (!loom_trainer_open(&r.trainer, options, comm, r.observer, error)) return false;
     r.options = loom_trainer_options(r.trainer);
     r.comm = loom_trainer_comm(r.trainer);
     bool ok = open_directory(&r, &why) && open_log(&r, &why);
@@ -286,9 +290,6 @@ bool loom_train(const loom_train_options *options, loom_comm *comm, const loom_t
     }
     ok = close_files(&r, ok, &why);
     const bool others_wait = !ok && r.comm->size > 1;
-    if (!others_wait) {
-        loom_comm_close(comm);
-        loom_trainer_close(r.trainer);
-    }
+    if (!others_wait) loom_trainer_close(r.trainer);
     return ok || loom_fail(error, "%s", why.message);
 }

@@ -398,10 +398,9 @@ static bool find_checkpoint(loom_trainer *t, loom_checkpoint_info *info, const l
            (!t->options.seq_len || check_order("--seq-len", t->options.seq_len, info->state.seq_len, path, error));
 }
 
-/* The communicator is the caller's, but for one rank. */
 static bool take_comm(loom_trainer *t, loom_comm *comm, loom_error *error) {
-    if (!comm && !loom_comm_open(&t->own_comm, &(loom_comm_options){.backend = "self"}, error)) return false;
-    t->comm = comm ? comm : t->own_comm;
+    t->comm = comm;
+    if (!comm && !loom_comm_open(&t->comm, &(loom_comm_options){.backend = "self"}, error)) return false;
     if (t->options.ranks > 0 && t->options.ranks != t->comm->size)
         return loom_fail(error, "--ranks: %" PRId64 " are asked for, and %d %s started", t->options.ranks,
                          t->comm->size, t->comm->size == 1 ? "was" : "were");
@@ -459,7 +458,7 @@ void loom_trainer_close(loom_trainer *t) {
         if (t->recording[i]) t->device->recording_close(t->device, t->recording[i]);
     if (t->host_scalars) t->device->release_host(t->device, t->host_scalars, sizeof *t->host_scalars);
     loom_parallel_close(&t->parallel);
-    loom_comm_close(t->own_comm);
+    loom_comm_close(t->comm);
     loom_gpt_destroy(t->gpt);
     if (t->memory) t->device->release(t->device, t->memory, t->memory_bytes);
     loom_device_close(t->device);

@@ -18,7 +18,6 @@ typedef struct loom_trainer_prediction {
 struct loom_trainer {
     loom_train_options options; /* resolved */
     loom_comm *comm;
-    loom_comm *own_comm; /* of one rank, where the caller gave none */
     loom_device *device;
     loom_dataset *data, *val_data; /* val_data NULL: validation is cut off the data */
     loom_split training, validation;

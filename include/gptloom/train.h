@@ -112,9 +112,9 @@ typedef struct loom_step_report {
  * loads. Nothing is written. The options' strings must outlive the trainer. Of the observer, which may be NULL, `planned`
  * is told.
  *
- * `comm` is open and not attached, and stays the caller's, to be closed before the trainer is; NULL is one rank. Of
- * several ranks all call the same functions of their trainers. Where one fails the others wait in vain: its process is
- * to end in loom_comm_abort(), and nothing is given back before. */
+ * `comm` is open and not attached; the trainer closes it. NULL is one rank. Of several ranks all call the same functions
+ * of their trainers; where one fails the others wait in vain: its process is to end in loom_comm_abort(), for which the
+ * communicator, and all that it may be at work on, stays open when loom_trainer_open() or loom_train() fails. */
 bool loom_trainer_open(loom_trainer **trainer, const loom_train_options *options, loom_comm *comm,
                        const loom_train_observer *observer, loom_error *error);
 void loom_trainer_close(loom_trainer *trainer);
@@ -167,7 +167,7 @@ struct loom_train_observer {
     bool (*should_stop)(void *user); /* asked in every step: true saves and ends the run in order, of all ranks */
 };
 
-/* `comm` as for loom_trainer_open, but that it is closed, unless one of several ranks fails. All ranks see the same directory: rank 0 writes it, each its part of checkpoints, and
+/* `comm` as for loom_trainer_open. All ranks see the same directory: rank 0 writes it, each its part of checkpoints, and
  * where there are several ranks its own OUT/logs/rank-N.log. */
 bool loom_train(const loom_train_options *options, loom_comm *comm, const loom_train_observer *observer,
                 loom_error *error);
