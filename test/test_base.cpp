@@ -398,6 +398,58 @@ TEST_F(Files, AnAbandonedWriterLeavesNothing) {
     EXPECT_TRUE(names().empty());
 }
 
+/* One makes a file that others fill, in any order, at any place; who gives up leaves it to them. */
+TEST_F(Files, SeveralWritersFillOneFile) {
+    const std::string path = at("shared"), header = "header", content = random_bytes(900000);
+    const uint64_t size = header.size() + content.size() + 10;
+    uint64_t found_size = 0;
+    char checksum[33] = "?";
+    loom_writer *writer = nullptr;
+    ASSERT_TRUE(works([&](loom_error *error) {
+        return (writer = loom_writer_open(path.c_str(), error)) != NULL &&
+               loom_writer_write(writer, header.data(), header.size(), error) &&
+               loom_writer_extend(writer, size, error) && loom_writer_close(writer, &found_size, checksum, error);
+    }));
+    EXPECT_EQ(found_size, size);
+    EXPECT_STREQ(checksum, "");
+    EXPECT_EQ(read_file(path), header + std::string(content.size() + 10, 0));
+
+    loom_writer *part[2];
+    for (auto &p : part)
+        ASSERT_TRUE(works([&](loom_error *e) { return (p = loom_writer_open_part(path.c_str(), e)); }));
+    const size_t piece = 50001; /* the buffer holds one of them */
+    for (size_t i = 0, n = (content.size() + piece - 1) / piece; i < n; i++) {
+        const size_t first = (i * 5 % n) * piece,
+                     bytes = std::min(piece, content.size() - first); /* n and 5: coprime */
+        ASSERT_TRUE(works([&](loom_error *e) {
+            return loom_writer_seek(part[i % 2], header.size() + first, e) &&
+                   loom_writer_write(part[i % 2], content.data() + first, bytes, e);
+        }));
+    }
+    for (auto *p : part) ASSERT_TRUE(works([&](loom_error *e) { return loom_writer_close(p, NULL, NULL, e); }));
+    const std::string whole = header + content + std::string(10, 0);
+    EXPECT_TRUE(read_file(path) == whole);
+    ASSERT_TRUE(works([&](loom_error *e) { return loom_file_checksum(path.c_str(), &found_size, checksum, e); }));
+    EXPECT_EQ(found_size, size);
+    EXPECT_EQ(checksum, checksum_of(whole));
+
+    ASSERT_TRUE(works([&](loom_error *e) { return (writer = loom_writer_open_part(path.c_str(), e)) != NULL; }));
+    loom_writer_abandon(writer);
+    EXPECT_TRUE(read_file(path) == whole);
+    refusal([&](loom_error *e) { return loom_writer_open_part(at("missing").c_str(), e) != NULL; },
+            {at("missing"), "No such file"});
+    EXPECT_FALSE(fs::exists(at("missing")));
+    ASSERT_TRUE(works([&](loom_error *e) { return (writer = loom_writer_open(at("full").c_str(), e)) != NULL; }));
+    bool extended;
+    {
+        const FullDisk full(1000);
+        extended = loom_writer_extend(writer, 1001, NULL);
+        loom_writer_abandon(writer);
+    }
+    EXPECT_FALSE(extended);
+    EXPECT_FALSE(fs::exists(at("full")));
+}
+
 /* Who has the old file open keeps it whole: the new one takes its name, not its place on disk. */
 TEST_F(Files, ReplacingPutsAWholeNewFileInTheOldOnesPlace) {
     const std::string path = write("a", "the old content");

@@ -207,6 +207,27 @@ TEST_F(CheckpointTest, ACheckpointOfAnotherShapeIsRefused) {
     }
 }
 
+/* Any part of each bucket, be it between tensors, in padding, or one element: that part, and nothing beside it. */
+TEST_F(CheckpointTest, SlicesOfAnyCutLoadWhatIsTheirs) {
+    ASSERT_TRUE(save(1) && open(run));
+    uint64_t random = 7;
+    int64_t begin = 0;
+    for (int round = 0; round < 60; round++) {
+        CheckpointKind kind;
+        kind.ranks = 1 + round % 3; /* of the layout's padding; what is cut here is in no relation to them */
+        kind.cut = [&](int, int r, int, int64_t elements) {
+            random = random * 6364136223846793005u + 1442695040888963407u;
+            const auto any = static_cast<int64_t>((random >> 33) % static_cast<uint64_t>(elements + 1));
+            if (r == 0) return begin = any;
+            return begin + (round % 2 ? std::min<int64_t>(any % 9, elements - begin) : any % (elements - begin + 1));
+        };
+        FakeDevice remote(round % 5 == 0);
+        CheckpointModel loaded(remote, kind);
+        ASSERT_TRUE(loom_checkpoint_load(&info, &loaded.tensors, &error)) << error.message;
+        ASSERT_EQ(loaded.difference(model), "") << "round " << round;
+    }
+}
+
 /* As they were saved, or the nearest: between neighbours of bf16, and half-way to the next. */
 TEST_F(CheckpointTest, MomentsOfEitherTypeLoadIntoEither) {
     const size_t n = 900;
