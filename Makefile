@@ -230,6 +230,17 @@ $(BUILD)/test/libnccl_standin.so: test/nccl_standin.c csrc/comm/nccl_api.h
 	@mkdir -p $(@D)
 	$(call quiet,LD) $(CC) -std=c11 -D_GNU_SOURCE -O1 $(WARNINGS) -Iinclude -Icsrc -I. -fPIC -shared -o $@ $< -lrt
 
+# test_ranks starts ranks that train many times each: with an MPI that outlives a communicator.
+$(BUILD)/obj/test/train_rank.o: CXXFLAGS_ += $(EMULATED_FLAGS)
+$(BUILD)/test/test_ranks: | $(BUILD)/test/train_rank $(BUILD)/test/libmpi_lasting.so $(BUILD)/gptloom \
+                            $(BUILD)/emulated/gptloom $(if $(MPICC),$(BUILD)/libgptloom_mpi.so)
+$(BUILD)/test/train_rank: $(BUILD)/obj/test/train_rank.o $(BUILD)/emulated/libgptloom.a
+	@mkdir -p $(@D)
+	$(call quiet,LD) $(CXX) $(LINK_FLAGS) -o $@ $^ $(LIBS)
+$(BUILD)/test/libmpi_lasting.so: test/mpi_lasting.c csrc/comm/mpi_table.h csrc/comm/backend.h
+	@mkdir -p $(@D)
+	$(call quiet,LD) $(CC) -std=c11 -D_GNU_SOURCE -O1 $(WARNINGS) -Iinclude -Icsrc -I. -fPIC -shared -o $@ $< -ldl
+
 # ------------------------------------------------------------------------------------------------------ what users run
 # Set-up may install what the lines above look for, so building is a make of its own.
 setup:
