@@ -9,6 +9,7 @@
 #include <set>
 #include <sstream>
 #include <string>
+#include <tuple>
 #include <vector>
 
 #include <sys/wait.h>
@@ -231,6 +232,327 @@ std::vector<Training> some_pairs_on_cuda(size_t which) {
 TEST_F(Trainings, HaveTheBitsOfOneRankOnEmulatedCuda) {
     expect_bits_of_one_rank(some_pairs_on_cuda(1), {2}, "LOOM_EMULATION_SCHEDULE=random:2");
     expect_bits_of_one_rank(some_pairs_on_cuda(3), {4}, "LOOM_EMULATION_SCHEDULE=random:4");
+}
+
+/* ------------------------------------------------------------------------------------------------------ sums in any order */
+
+/* A training's numbers, tensor by tensor. */
+struct Tensor {
+    std::string name; /* with what of it they are */
+    std::vector<double> values;
+};
+
+class Sums : public Trainings {
+  protected:
+    /* Steps of 12 sequences, which two, three and four ranks share. With epsilon 1 the update is a smooth function of the
+     * gradient: nothing is divided by what is almost zero. No gradient is clipped, as that would make each depend on all. */
+    const std::string sums = "batch=12 micro-batch=1 eps=1 clip=0 @values ";
+
+    std::vector<Tensor> tensors(const std::string &name, const std::string &lines) const {
+        const std::vector<double> all = values(name);
+        std::vector<Tensor> found;
+        std::istringstream text(lines);
+        size_t at = 0;
+        for (std::string line; std::getline(text, line);) {
+            std::istringstream words(line);
+            std::string what, tensor;
+            size_t count;
+            if (!(words >> what >> tensor >> count) || (what != "weights" && what.find("moments") == std::string::npos))
+                continue;
+            if (at + count > all.size()) throw std::logic_error(name + ": numbers are missing");
+            found.push_back({what + " of " + tensor, {all.begin() + (long)at, all.begin() + (long)(at + count)}});
+            at += count;
+        }
+        return found;
+    }
+
+    /* A kind of training, and how near its tensors whose names begin with `prefix` are to be, by the norm of their
+     * difference; and its losses, but for the first step's, which no sum of gradients comes before: it has one rank's bits. */
+    struct Kind {
+        std::string options, prefix;
+        double tolerance, of_losses;
+    };
+
+    static std::vector<std::pair<std::string, double>> losses(const std::string &text) {
+        std::vector<std::pair<std::string, double>> found;
+        std::istringstream lines(text);
+        for (std::string line; std::getline(lines, line);) {
+            char raw[16];
+            double loss;
+            if (sscanf(line.c_str(), "step %*d: loss %8s %lf", raw, &loss) == 2) found.push_back({raw, loss});
+        }
+        return found;
+    }
+
+    static std::string name_of(size_t kind, int zero) {
+        return "kind-" + std::to_string(kind) + "-zero-" + std::to_string(zero);
+    }
+
+    /* All kinds at stages 0 to 3, beside one rank. */
+    void expect_near(const std::vector<Kind> &kinds, int ranks) {
+        std::map<std::string, std::string> lines, alone;
+        std::vector<std::vector<Tensor>> wanted;
+        std::vector<std::string> said;
+        for (size_t k = 0; k < kinds.size(); k++) alone[name_of(k, 0)] = model + sums + kinds[k].options;
+        const auto one = train(1, alone);
+        for (size_t k = 0; k < kinds.size(); k++) {
+            said.push_back(one.at(name_of(k, 0)));
+            wanted.push_back(tensors(name_of(k, 0), said[k]));
+            for (int zero = 0; zero < 4; zero++)
+                lines[name_of(k, zero)] = alone[name_of(k, 0)] + " zero=" + std::to_string(zero);
+        }
+        const auto several = train(ranks, lines);
+        for (size_t k = 0; k < kinds.size(); k++)
+            for (int zero = 0; zero < 4; zero++) {
+                SCOPED_TRACE(kinds[k].options + ", " + std::to_string(ranks) + " ranks, stage " + std::to_string(zero));
+                const std::string &text = several.at(name_of(k, zero));
+                expect_losses(losses(text), losses(said[k]), kinds[k].of_losses);
+                expect_tensors(tensors(name_of(k, zero), text), wanted[k], kinds[k]);
+            }
+    }
+
+    static void expect_losses(const std::vector<std::pair<std::string, double>> &found,
+                              const std::vector<std::pair<std::string, double>> &wanted, double tolerance) {
+        ASSERT_EQ(found.size(), wanted.size());
+        ASSERT_FALSE(found.empty());
+        EXPECT_EQ(found[0].first, wanted[0].first)
+            << "the first loss: " << found[0].second << ", not " << wanted[0].second;
+        for (size_t i = 1; i < found.size(); i++)
+            EXPECT_LE(std::fabs(found[i].second - wanted[i].second), tolerance * wanted[i].second) << "step " << i + 1;
+    }
+
+    static void expect_tensors(const std::vector<Tensor> &found, const std::vector<Tensor> &wanted, const Kind &kind) {
+        ASSERT_EQ(found.size(), wanted.size());
+        for (size_t i = 0; i < found.size(); i++)
+            if (wanted[i].name.rfind(kind.prefix, 0) == 0) {
+                EXPECT_LE(relative_error(found[i].values, wanted[i].values), kind.tolerance) << wanted[i].name;
+            }
+    }
+};
+
+/* Without --deterministic-reduce gradients are the same micro-batches', added in another order: of n terms, so that they
+ * are off by 2 u sqrt(n) of their size at most (support.h). Terms are rows, of which 12 x 16 are summed in fp32 also where
+ * weights are bf16; of gradients in bf16 the 12 sums of micro-batches. After a step the first moment is the gradient, but
+ * for a factor. In fp64 all of that is so small that four steps add it up, for whatever they leave behind, and that losses,
+ * which are reported in fp32, are off by an epsilon at most. */
+TEST_F(Sums, AreWithinRoundingOfOneRanks) {
+    const double rows = std::sqrt(12.0 * 16), f64 = 4 * 2 * 0x1p-53 * rows, f32 = 2 * 0x1p-24 * rows,
+                 bf16 = 2 * 0x1p-9 * std::sqrt(12.0);
+    std::vector<Kind> kinds = {{"device=oracle @steps=4", "", f64, 0x1p-23},
+                               {"device=cpu @steps=1", "first-moments", f32, 0},
+                               {"device=cpu dtype=bf16 @steps=1", "first-moments", f32, 0},
+                               {"device=cpu dtype=bf16 grad-dtype=bf16 @steps=1", "first-moments", bf16, 0}};
+    expect_near(kinds, 2);
+    expect_near(kinds, 4);
+    kinds.push_back({"device=cuda dtype=bf16 @steps=1", "first-moments", f32, 0});
+    expect_near(kinds, 3);
+}
+
+/* ------------------------------------------------------------------------------------------------------ the whole matrix */
+
+/* Stages, policies, numbers of ranks, devices and precisions: all of them. */
+class Matrix : public Trainings, public testing::WithParamInterface<std::tuple<std::string, std::string, int>> {};
+
+TEST_P(Matrix, HasTheBitsOfOneRank) {
+    const auto &[device, precision, ranks] = GetParam();
+    if (!full || sanitized) GTEST_SKIP() << "make test-full runs it, without sanitizers";
+    std::vector<Training> all;
+    for (int zero = 0; zero < 4; zero++)
+        for (const std::string &policy : policies)
+            for (const char *offload : {"", " offload=activations"})
+                if (device == "cuda" || !*offload)
+                    all.push_back({"device=" + device + " " + precision + " batch=4 micro-batch=1",
+                                   zero_and_policy(zero, policy) + offload});
+    expect_bits_of_one_rank(all, {ranks}, "LOOM_EMULATION_SCHEDULE=random:" + std::to_string(ranks));
+}
+
+INSTANTIATE_TEST_SUITE_P(All, Matrix,
+                         testing::Combine(testing::Values("cpu", "cuda"),
+                                          testing::Values("dtype=fp32", "dtype=bf16", "dtype=fp16"),
+                                          testing::Values(2, 4)),
+                         [](const auto &test) {
+                             return std::get<0>(test.param) + "_" + std::get<1>(test.param).substr(6) + "_" +
+                                    std::to_string(std::get<2>(test.param));
+                         });
+
+/* ------------------------------------------------------------------------------------------------------------ the program */
+
+/* As users start it. */
+class Program : public Ranks {
+  protected:
+    const std::string gptloom = fs::canonical(folder() / "../gptloom").string();
+    const std::string run = gptloom +
+                            " train --data text.txt --n-layer 2 --n-head 2 --n-embd 32 --block-size 16 --batch 8 "
+                            "--micro-batch 1 --threads 1 --device cpu --schedule constant --warmup 0 "
+                            "--steps 1000 --deterministic-reduce ";
+    const std::string rest = "--val-every 2 --sample-every 4 --sample-tokens 20 ";
+
+    static Strings lines_of(const std::string &text, const std::string &with = "") {
+        Strings found;
+        std::istringstream lines(text);
+        for (std::string line; std::getline(lines, line);)
+            if (line.find(with) != std::string::npos) found.push_back(line);
+        return found;
+    }
+
+    void works(const std::string &command) {
+        const Outcome o = shell("timeout -k 2 120 " + command);
+        EXPECT_EQ(o.status, 0) << command << "\n" << o.err;
+        EXPECT_EQ(o.err, "") << command;
+    }
+
+    /* One line of ours, with these words; under mpirun, which adds lines of its own, each rank may say it. */
+    void refuses(const std::string &command, const Strings &words, bool by_all = false) {
+        const Outcome o = shell("timeout -k 2 120 " + command);
+        SCOPED_TRACE(command);
+        EXPECT_EQ(o.status, 2) << o.err;
+        std::set<std::string> said;
+        const Strings ours = lines_of(o.err, "gptloom: ");
+        for (const std::string &line : ours)
+            said.insert(line.substr(0, 14) == "gptloom: rank " && by_all ? line.substr(line.find(':', 14)) : line);
+        EXPECT_EQ(said.size(), 1u) << o.err;
+        EXPECT_TRUE(by_all || ours.size() == 1) << o.err;
+        for (const std::string &word : words)
+            EXPECT_NE(o.err.find(word), std::string::npos) << "'" << o.err << "' lacks '" << word << "'";
+    }
+
+    /* The lines of a run's metrics, without what they say of time. */
+    Strings metrics(const std::string &out) const {
+        Strings lines = lines_of(read_file(here.at(out + "/metrics.jsonl")));
+        for (std::string &line : lines)
+            for (const char *key : {", \"ms\"", ", \"tokens_per_s\"", ", \"ms_waited\"", ", \"ms_spread\""}) {
+                const size_t at = line.find(key);
+                if (at != std::string::npos) line.erase(at, line.find_first_of(",}", at + 2) - at);
+            }
+        return lines;
+    }
+
+    /* A checkpoint's tensors. */
+    std::string state(const std::string &out, const std::string &step = "latest") const {
+        const std::string at = here.at(out + "/checkpoints/" + step + "/");
+        return read_file(at + "model.safetensors") + read_file(at + "optimizer.safetensors");
+    }
+
+    /* The same, as rows of a plan under its key. */
+    static std::string rows(const std::string &json, const std::string &key) {
+        const size_t at = json.find("\"" + key + "\":"), begin = json.find('{', at);
+        std::string found;
+        for (const char c : json.substr(begin, json.find('}', begin) - begin))
+            if (!isspace((unsigned char)c)) found += c;
+        return found;
+    }
+};
+
+/* Everything that a run of four ranks leaves is what one rank leaves; what is said of ranks comes on top. It then goes on
+ * with one rank and with two, at other stages, to the same bits. */
+TEST_F(Program, RunsOfRanksLeaveWhatOneRankLeaves) {
+    works(run + rest + "-q --out one --stop-after 4");
+    const Outcome o = shell("timeout -k 2 120 " + run + rest + "--out four --stop-after 4 --ranks 4 --zero 2");
+    ASSERT_EQ(o.status, 0) << o.err;
+    EXPECT_EQ(o.err, "");
+    EXPECT_EQ(lines_of(o.out, "trains in").size(), 1u) << "one rank prints:\n" << o.out;
+    EXPECT_EQ(lines_of(o.out, "stopped after step 4").size(), 1u) << o.out;
+    EXPECT_NE(o.out.find("4 ranks; ZeRO stage 2; deterministic reduction"), std::string::npos) << o.out;
+    EXPECT_TRUE(state("four") == state("one")) << "the checkpoints differ";
+    EXPECT_EQ(metrics("four"), metrics("one"));
+    EXPECT_EQ(lines_of(metrics("one")[1], "val_loss").size(), 1u);
+    EXPECT_EQ(read_file(here.at("four/samples.txt")), read_file(here.at("one/samples.txt")));
+
+    const std::string raw = read_file(here.at("four/metrics.jsonl"));
+    EXPECT_EQ(lines_of(raw, "\"ms_waited\": ").size(), 4u);
+    EXPECT_EQ(lines_of(raw, "\"ms_spread\": ").size(), 4u);
+    EXPECT_EQ(read_file(here.at("one/metrics.jsonl")).find("ms_waited"), std::string::npos);
+    EXPECT_FALSE(fs::exists(here.at("one/logs")));
+    for (int r = 0; r < 4; r++) {
+        const Strings log = lines_of(read_file(here.at("four/logs/rank-000" + std::to_string(r) + ".log")));
+        ASSERT_EQ(log.size(), 6u);
+        EXPECT_EQ(log[0].find("rank " + std::to_string(r) + " of 4, process "), 0u) << log[0];
+        EXPECT_EQ(log[4].find("step 4  loss "), 0u) << log[4];
+        EXPECT_EQ(log[5], "ended in order");
+    }
+
+    fs::copy(here.at("four"), here.at("two"), fs::copy_options::recursive | fs::copy_options::copy_symlinks);
+    works(gptloom + " train -q --resume --out one --stop-after 4");
+    works(gptloom + " train -q --resume --out four --stop-after 4 --zero 0");
+    works(gptloom + " train -q --resume --out two --stop-after 4 --ranks 2 --zero 3");
+    EXPECT_TRUE(state("four") == state("one")) << "the checkpoints differ";
+    EXPECT_TRUE(state("two") == state("one")) << "the checkpoints differ";
+    EXPECT_EQ(metrics("four"), metrics("one"));
+    EXPECT_EQ(metrics("two"), metrics("one"));
+}
+
+/* What each rank takes is what the plan says, to the byte, here and where it is asked for. */
+TEST_F(Program, PlansAreWhatRanksTake) {
+    for (const char *of : {"--ranks 2 --zero 1 ", "--ranks 2 --zero 3 --recompute block "}) {
+        works("rm -rf run && " + run + "-q --out run --stop-after 1 " + of);
+        works(gptloom +
+              " plan --n-layer 2 --n-head 2 --n-embd 32 --block-size 16 --vocab-size 257 --batch 8 --micro-batch 1 " +
+              "--threads 1 --on cpu --no-measure --deterministic-reduce --recompute none --json plan.json " + of);
+        std::string made = rows(read_file(here.at("run/plan.json")), "bytes");
+        made.erase(made.find(",\"all\":"));
+        EXPECT_EQ(made, rows(read_file(here.at("plan.json")), "memory")) << of;
+        EXPECT_NE(made.find("\"communication\":"), std::string::npos) << made;
+    }
+}
+
+TEST_F(Program, MistakesAreOneLine) {
+    const std::string quick = gptloom +
+                              " train --data text.txt --n-layer 1 --n-head 2 --n-embd 16 --block-size 16 --batch 8 "
+                              "--micro-batch 1 --threads 1 --device cpu --steps 2 -q --out run ";
+    refuses(quick + "--ranks 3 --batch 12 --deterministic-reduce", {"--deterministic-reduce", "power of two", "3"});
+    refuses(quick + "--ranks 2 --batch 12 --deterministic-reduce", {"--deterministic-reduce", "power of two", "12"});
+    refuses(quick + "--ranks 4 --batch 6", {"--batch: 6", "4 ranks"});
+    refuses(quick + "--ranks 4 --micro-batch 4", {"--micro-batch: 4", "2"});
+    refuses(quick + "--ranks 2 --comm self", {"--comm self", "--ranks 2 "});
+    refuses(quick + "--ranks 2 --comm nccl", {"--comm nccl", "--device cpu", "--comm mpi"});
+    refuses("env PATH=/nowhere " + quick + "--ranks 2", {"mpirun", "apt-get install"});
+    EXPECT_FALSE(fs::exists(here.at("run"))) << "something was written";
+}
+
+TEST_F(Program, MistakesUnderMpirunEndAllRanks) {
+    const std::string quick = " train --data text.txt --n-layer 1 --n-head 2 --n-embd 16 --block-size 16 --batch 8 "
+                              "--micro-batch 1 --threads 1 --device cpu --steps 2 -q --out run ";
+    const std::string one = "-np 1 " + gptloom + quick;
+    refuses(mpirun + "-np 2 " + gptloom + quick + "--ranks 4", {"--ranks: 4", "2 were started"}, true);
+    refuses(mpirun + "-np 2 " + gptloom + quick + "--comm self", {"--comm self", "one of several ranks"}, true);
+    refuses(mpirun + one + ": " + one + "--lr 1e-2", {"the configuration of rank 1", "rank 0"});
+    write_file(here.at("other.txt"), some_text(2001));
+    refuses(mpirun + one + ": " + one + "--data other.txt", {"--data of rank 1", "rank 0"});
+    fs::create_directory(here.at("bin"));
+    fs::copy(gptloom, here.at("bin/gptloom"));
+    fs::copy(fs::canonical(folder() / "../libgptloom_mpi.so"), here.at("bin/libgptloom_mpi.so"));
+    std::ofstream(here.at("bin/gptloom"), std::ios::app) << "x";
+    refuses(mpirun + one + ": -np 1 bin/gptloom" + quick, {"the program of rank 1", "rank 0"});
+    EXPECT_FALSE(fs::exists(here.at("run"))) << "something was written";
+}
+
+/* Ctrl-C at the launcher saves and ends all ranks in order; one rank goes on to the bits of a run that never stopped. */
+TEST_F(Program, CtrlCSavesAndEndsAllRanks) {
+    const std::string metrics_path = here.at("run/metrics.jsonl");
+    const pid_t child = fork();
+    if (child == 0) {
+        const std::string command = "cd '" + here.path().string() + "' && export ASAN_OPTIONS=detect_leaks=0 && exec " +
+                                    run + "--out run --ranks 2 --zero 3 --comm-timeout 30 >out 2>err </dev/null";
+        alarm(120);
+        execl("/bin/sh", "sh", "-c", command.c_str(), (char *)nullptr);
+        _exit(121);
+    }
+    for (int i = 0; i < 3000 && (!fs::exists(metrics_path) || lines_of(read_file(metrics_path)).size() < 3); i++)
+        usleep(20000);
+    kill(child, SIGINT);
+    int status = -1;
+    ASSERT_EQ(waitpid(child, &status, 0), child);
+    EXPECT_TRUE(WIFEXITED(status) && WEXITSTATUS(status) == 0) << status << "\n" << read_file(here.at("err"));
+    const size_t steps = lines_of(read_file(metrics_path)).size();
+    ASSERT_GE(steps, 3u);
+    ASSERT_LT(steps, 1000u);
+    EXPECT_NE(read_file(here.at("out")).find("interrupted: saves and ends"), std::string::npos);
+    for (const char *rank : {"0", "1"})
+        EXPECT_NE(read_file(here.at(std::string("run/logs/rank-000") + rank + ".log")).find("ended in order\n"),
+                  std::string::npos);
+    works(gptloom + " train -q --resume --out run --stop-after 2 --zero 0");
+    works(run + "-q --out whole --stop-after " + std::to_string(steps + 2));
+    EXPECT_TRUE(state("run") == state("whole")) << "the checkpoints differ, after step " << steps << " and two more";
 }
 
 } // namespace

@@ -173,7 +173,7 @@ void write_tensors(loom_trainer *t, const std::string &all, loom_dtype dtype, co
     for (int i = 0; i < layout->n_parameters; i++) {
         const loom_parameter &p = layout->parameter[i];
         const std::string tensor = all.substr((size_t)p.offset * size, (size_t)(p.rows * p.columns) * size);
-        lines << what << " " << p.name << " " << hash(tensor) << "\n";
+        lines << what << " " << p.name << " " << p.rows * p.columns << " " << hash(tensor) << "\n";
         for (size_t at = 0; at < tensor.size(); at += size) numbers.push_back(number(&tensor[at], dtype));
     }
 }
@@ -224,9 +224,9 @@ void run(const Training &training, const loom_comm_options &how, const std::stri
     }
     expect_same(lines.str(), "what is said of " + training.name);
     const State state = state_of(t);
-    write_tensors(t, state.parameters, t->precision.master, "weight", lines, numbers);
-    write_tensors(t, state.moment1, t->precision.moment, "first moment", lines, numbers);
-    write_tensors(t, state.moment2, t->precision.moment, "second moment", lines, numbers);
+    write_tensors(t, state.parameters, t->precision.master, "weights", lines, numbers);
+    write_tensors(t, state.moment1, t->precision.moment, "first-moments", lines, numbers);
+    write_tensors(t, state.moment2, t->precision.moment, "second-moments", lines, numbers);
     if (comm->rank == 0) {
         std::ofstream(folder + "/" + training.name) << lines.str();
         if (training.values)

@@ -365,6 +365,17 @@ static bool check_before_launch(loom_train_options *options, loom_error *error) 
     return options->resume || options->init || loom_train_options_resolve(options, error);
 }
 
+/* Ranks that each took themselves for the only one would write the same run. */
+static bool check_comm(const loom_train_options *options, loom_error *error) {
+    if (!options->comm || strcmp(options->comm, "self") != 0) return true;
+    if (loom_launched())
+        return loom_fail(error, "--comm self: is for one rank, and this process was started as one of several ranks; take "
+                                "--comm mpi");
+    return options->ranks <= 1 ||
+           loom_fail(error, "--comm self: is for one rank, and --ranks %d are asked for; take --comm mpi",
+                     (int)options->ranks);
+}
+
 /* Starts this command once more for each rank; waits, and prints last why they failed, if they did. */
 static int launch(loom_train_options *options, int argc, char **argv) {
     char program[PATH_MAX] = "";
@@ -399,7 +410,7 @@ int loom_command_train(int argc, char **argv) {
     loom_error error;
     int code = loom_command_line_read(&line, argc, argv);
     if (code < 0) {
-        if (!add_files(&line, argc, argv, &options, &mine, &error))
+        if (!add_files(&line, argc, argv, &options, &mine, &error) || !check_comm(&options, &error))
             code = loom_command_failed(&error);
         else if (options.ranks > 1 && !loom_launched())
             code = launch(&options, argc, argv);
