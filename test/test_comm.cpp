@@ -215,28 +215,31 @@ TEST_F(Mpi, AnErrorThatRanksShareIsSaidOnce) {
 /* --ranks N: our line comes back to who started them. */
 TEST_F(Mpi, LaunchedRanksLeaveTheirLastLine) {
     const std::string program = (folder() / "comm_rank").string();
+    loom_ranks_end end;
     const auto launch = [&](std::vector<std::string> arguments, int *status) {
         arguments.insert(arguments.begin(), program);
         std::vector<char *> argv;
         for (std::string &a : arguments) argv.push_back(a.data());
         argv.push_back(nullptr);
-        loom_error last = {""};
         setenv("ASAN_OPTIONS", "detect_leaks=0", 1);
-        EXPECT_TRUE(works([&](loom_error *error) { return loom_launch_ranks(2, argv.data(), status, &last, error); }));
-        return std::string(last.message);
+        EXPECT_TRUE(works([&](loom_error *error) { return loom_launch_ranks(2, argv.data(), &end, error); }));
+        *status = end.status;
+        return std::string(end.line.message);
     };
     int status = -1;
     EXPECT_EQ(launch({"host", "auto", "cpu"}, &status), "");
     EXPECT_EQ(status, 0);
     EXPECT_EQ(launch({"own_error", "auto", "cpu"}, &status), "rank 1: data.bin: no such file");
     EXPECT_EQ(status, 2);
-    EXPECT_NE(launch({"die", "auto", "cpu"}, &status).find("signal 9"), std::string::npos);
+    EXPECT_EQ(launch({"die", "auto", "cpu"}, &status), "rank 1 was ended by signal 9 (Killed)");
     EXPECT_EQ(status, 137);
+    EXPECT_TRUE(end.was_ended);
+    EXPECT_EQ(end.rank, 1);
+    EXPECT_EQ(end.signal, 9);
     const std::string path = std::getenv("PATH");
     setenv("PATH", "/nowhere", 1);
-    loom_error last;
     char *argv[] = {nullptr};
-    refusal([&](loom_error *error) { return loom_launch_ranks(2, argv, &status, &last, error); },
+    refusal([&](loom_error *error) { return loom_launch_ranks(2, argv, &end, error); },
             {"--ranks", "mpirun", "apt-get install"});
     setenv("PATH", path.c_str(), 1);
 }

@@ -2,6 +2,7 @@
 
 #include "base/check.h"
 #include "base/nearest.h"
+#include "gptloom/comm.h"
 
 #include <getopt.h>
 #include <stdlib.h>
@@ -242,6 +243,7 @@ void loom_command_line_help(const loom_command_line *line, FILE *out) {
 /* ------------------------------------------------------------------------------------------------------ subcommands */
 
 int loom_command_failed(const loom_error *error) {
+    loom_give_way_to_rank_0();
     fflush(stdout);
     fprintf(stderr, "gptloom: %s\n", error->message);
     return 2;

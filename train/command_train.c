@@ -347,10 +347,13 @@ static int train(const loom_train_options *options, bool quiet) {
                                           .saved = on_saved,
                                           .should_stop = on_should_stop};
     const loom_comm_options how = {.backend = options->comm, .timeout = options->comm_timeout};
-    if (!loom_comm_open(&comm, &how, &error)) return loom_command_failed(&error);
+    catch_interrupts();
+    if (!loom_comm_open(&comm, &how, &error)) {
+        if (loom_launched()) loom_comm_abort(NULL, &error, 2);
+        return loom_command_failed(&error);
+    }
     const bool several = comm->size > 1;
     if (comm->rank > 0) now.quiet = true;
-    catch_interrupts();
     if (!loom_train(options, comm, &observer, &error)) {
         if (now.progress.out) loom_progress_interrupt(&now.progress);
         if (several) loom_comm_abort(comm, &error, 2);
@@ -362,7 +365,21 @@ static int train(const loom_train_options *options, bool quiet) {
 
 /* What can be refused before ranks are started is refused once. */
 static bool check_before_launch(loom_train_options *options, loom_error *error) {
-    return options->resume || options->init || loom_train_options_resolve(options, error);
+    return loom_train_check(options, error) &&
+           (options->resume || options->init || loom_train_options_resolve(options, error));
+}
+
+/* Adds to a line that says how ranks ended where the run is, as far as its files tell. */
+static void add_where(loom_error *line, const char *out, int rank) {
+    const int64_t done = rank >= 0 ? loom_run_logged_step(out, rank) : -1, saved = loom_checkpoint_newest(out);
+    char before[sizeof line->message], where[64] = "";
+    snprintf(before, sizeof before, "%s", line->message);
+    if (done >= 0) snprintf(where, sizeof where, " after step %lld", (long long)done);
+    if (saved >= 0)
+        loom_fail(line, "%s%s; the last checkpoint is of step %lld: --resume goes on from it", before, where,
+                  (long long)saved);
+    else
+        loom_fail(line, "%s%s; there is no checkpoint yet: --resume begins anew", before, where);
 }
 
 /* Ranks that each took themselves for the only one would write the same run. */
@@ -379,8 +396,8 @@ static bool check_comm(const loom_train_options *options, loom_error *error) {
 /* Starts this command once more for each rank; waits, and prints last why they failed, if they did. */
 static int launch(loom_train_options *options, int argc, char **argv) {
     char program[PATH_MAX] = "";
-    loom_error error, last_line;
-    int status;
+    loom_error error;
+    loom_ranks_end end;
     char **words = calloc((size_t)argc + 2, sizeof *words);
     bool ok = words && readlink("/proc/self/exe", program, sizeof program - 1) > 0;
     if (!ok) loom_fail(&error, "--ranks: this program cannot be found to be started again");
@@ -390,13 +407,14 @@ static int launch(loom_train_options *options, int argc, char **argv) {
         words[0] = program;
         for (int i = 0; i < argc; i++) words[i + 1] = argv[i];
         ok = check_before_launch(options, &error) &&
-             loom_launch_ranks((int)options->ranks, words, &status, &last_line, &error);
+             loom_launch_ranks((int)options->ranks, words, &end, &error);
     }
     free(words);
     if (!ok) return loom_command_failed(&error);
-    if (!last_line.message[0]) return status;
-    loom_command_failed(&last_line);
-    return status;
+    if (!end.line.message[0]) return end.status;
+    if (end.was_ended) add_where(&end.line, options->out, end.rank);
+    loom_command_failed(&end.line);
+    return end.status;
 }
 
 int loom_command_train(int argc, char **argv) {

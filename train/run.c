@@ -47,6 +47,18 @@ static bool check_place(const loom_train_options *options, loom_error *error) {
     return true;
 }
 
+bool loom_train_check(const loom_train_options *options, loom_error *error) {
+    loom_dataset *data = NULL;
+    bool ok = check_place(options, error);
+    for (int validation = 0; ok && validation < 2; validation++) {
+        const int n = validation ? options->n_val_data : options->n_data;
+        char *const *paths = validation ? options->val_data : options->data;
+        ok = n == 0 || loom_dataset_open(&data, (const char *const *)paths, n, error);
+        if (ok && n > 0) loom_dataset_close(data);
+    }
+    return ok;
+}
+
 /* The step of a line of metrics; -1 if it has none. */
 static int64_t step_of_line(const char *line) {
     int64_t step;
@@ -85,13 +97,18 @@ static bool write_choices(const run *r, loom_error *error) {
     return ok;
 }
 
+static bool log_path(char *path, size_t size, const char *out, int rank, loom_error *error) {
+    char name[32];
+    snprintf(name, sizeof name, "logs/rank-%04d.log", rank);
+    return loom_join_path(path, size, out, name, error);
+}
+
 /* OUT/logs/rank-0003.log: of each rank what it is, the steps it has done, and how it ended. */
 static bool open_log(run *r, loom_error *error) {
-    char folder[PATH_MAX], name[32], path[PATH_MAX], host[256] = "";
+    char folder[PATH_MAX], path[PATH_MAX], host[256] = "";
     if (r->comm->size == 1) return true;
-    snprintf(name, sizeof name, "rank-%04d.log", r->comm->rank);
     if (!loom_join_path(folder, sizeof folder, r->options->out, "logs", error) ||
-        !loom_make_directories(folder, error) || !loom_join_path(path, sizeof path, folder, name, error))
+        !loom_make_directories(folder, error) || !log_path(path, sizeof path, r->options->out, r->comm->rank, error))
         return false;
     r->log = fopen(path, "ae");
     if (!r->log) return loom_fail(error, "%s: cannot be written: %s", path, strerror(errno));
@@ -108,6 +125,20 @@ static void log_step(const run *r, const loom_step_report *report) {
     if (r->log)
         fprintf(r->log, "step %" PRId64 "  loss %.6f  norm %.4g  %.1f ms  waited %.1f ms\n", report->step,
                 (double)report->loss, (double)report->grad_norm, report->ms, report->ms_waited);
+}
+
+int64_t loom_run_logged_step(const char *out, int rank) {
+    char path[PATH_MAX], line[512];
+    int64_t step = -1, found;
+    FILE *log = log_path(path, sizeof path, out, rank, NULL) ? fopen(path, "re") : NULL;
+    if (!log) return -1;
+    while (fgets(line, sizeof line, log)) {
+        const char *begin = strstr(line, "; after step "); /* of a run's first line */
+        if (sscanf(line, "step %" SCNd64, &found) == 1) step = found;
+        if (begin && sscanf(begin, "; after step %" SCNd64, &found) == 1) step = found;
+    }
+    fclose(log);
+    return step;
 }
 
 /* What all ranks read, rank 0 writes; the others only append to what is their own. */

@@ -10,6 +10,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 #include <xxhash.h>
 
 /* --------------------------------------------------------------------------------------------------------- the model's shape */
@@ -349,12 +350,15 @@ static bool open_device(loom_trainer *t, loom_error *error) {
     return loom_precision_of(t->device, &flags, &t->precision, error) && loom_comm_attach(t->comm, t->device, 0, error);
 }
 
-/* A run that ended before its first checkpoint is there, but begins anew. */
+/* A run that ended before its first checkpoint was whole is there, but begins anew. */
 static bool has_no_checkpoint(const char *run) {
-    char config[PATH_MAX], checkpoints[PATH_MAX];
-    return loom_join_path(config, sizeof config, run, "config.ini", NULL) &&
-           loom_join_path(checkpoints, sizeof checkpoints, run, "checkpoints", NULL) && loom_path_exists(config) &&
-           !loom_path_exists(checkpoints);
+    char config[PATH_MAX], checkpoints[PATH_MAX], latest[PATH_MAX];
+    if (!loom_join_path(config, sizeof config, run, "config.ini", NULL) ||
+        !loom_join_path(checkpoints, sizeof checkpoints, run, "checkpoints", NULL) ||
+        !loom_join_path(latest, sizeof latest, checkpoints, "latest", NULL) || !loom_path_exists(config))
+        return false;
+    if (!loom_path_exists(checkpoints)) return true;
+    return access(checkpoints, R_OK | X_OK) == 0 && !loom_path_exists(latest) && loom_checkpoint_newest(run) < 0;
 }
 
 /* The program, as the system has it. */

@@ -1,5 +1,7 @@
 #include "checkpoint/directory.h"
 
+#include "gptloom/checkpoint.h"
+
 #include "base/check.h"
 #include "base/file.h"
 
@@ -154,6 +156,18 @@ bool loom_checkpoint_find(const char *path, char *directory, size_t size, loom_e
     if (holds(checkpoints, LATEST) || newest_below(checkpoints, INT64_MAX) >= 0)
         return find_latest(checkpoints, directory, size, error);
     return loom_fail(error, "%s: holds no checkpoint: neither config.json nor checkpoints/%s is in it", path, LATEST);
+}
+
+int64_t loom_checkpoint_newest(const char *run) {
+    char checkpoints[PATH_MAX], latest[PATH_MAX];
+    if (!loom_join_path(checkpoints, sizeof checkpoints, run, "checkpoints", NULL) ||
+        !loom_join_path(latest, sizeof latest, checkpoints, LATEST, NULL))
+        return -1;
+    if (loom_is_directory(latest) && follow_links(latest, sizeof latest, NULL)) {
+        const int64_t step = step_of(strrchr(latest, '/') + 1);
+        if (step >= 0) return step;
+    }
+    return newest_below(checkpoints, INT64_MAX);
 }
 
 bool loom_checkpoint_older(const char *directory, char *older, size_t size) {

@@ -71,20 +71,21 @@ static void print_line(const char *line) {
 }
 
 void loom_comm_abort(loom_comm *comm, const loom_error *why, int status) {
-    const loom_comm_base *base = loom_comm_base_of(comm);
-    const bool agreed = why && !strcmp(why->message, base->agreed.message);
-    const bool of_all = agreed || (why && base->failed && !strcmp(why->message, base->failure.message));
+    const loom_comm_base *base = comm ? loom_comm_base_of(comm) : NULL;
+    const bool agreed = why && base && !strcmp(why->message, base->agreed.message);
+    const bool of_all = agreed || (why && base && base->failed && !strcmp(why->message, base->failure.message));
     const bool quiet = of_all && !(agreed ? comm->rank == 0 : comm->reports);
     char line[sizeof why->message + 64];
     if (why && !quiet) {
-        if (of_all || comm->size == 1)
+        if (!of_all) loom_give_way_to_rank_0();
+        if (of_all || !comm || comm->size == 1)
             snprintf(line, sizeof line, "gptloom: %s\n", why->message);
         else
             snprintf(line, sizeof line, "gptloom: rank %d: %s\n", comm->rank, why->message);
         print_line(line);
     }
     fflush(NULL);
-    comm->backend->abort(comm, quiet, status);
+    if (comm) comm->backend->abort(comm, quiet, status);
     _exit(status);
 }
 

@@ -10,6 +10,7 @@
 #include <netinet/in.h>
 #include <netinet/tcp.h>
 #include <poll.h>
+#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -35,6 +36,16 @@ bool loom_started_by_torchrun(void) {
 
 bool loom_launched(void) {
     return loom_started_by_mpi() || loom_started_by_torchrun();
+}
+
+void loom_give_way_to_rank_0(void) {
+    enum { MILLISECONDS = 2000, TURN = 10 };
+    const char *names[] = {"OMPI_COMM_WORLD_RANK", "PMIX_RANK", "RANK"}, *rank = NULL;
+    for (size_t i = 0; loom_launched() && !rank && i < sizeof names / sizeof *names; i++) rank = variable(names[i]);
+    if (!rank || atoi(rank) == 0) return;
+    /* Who ends the others does so by this signal, which may be caught to save first. */
+    signal(SIGTERM, SIG_DFL);
+    for (int i = 0; i < MILLISECONDS; i += TURN) nanosleep(&(struct timespec){.tv_nsec = TURN * 1000000L}, NULL);
 }
 
 static bool read_number(const char *name, long least, long most, int *number, loom_error *error) {

@@ -91,6 +91,9 @@ loom_checkpoint_slice *loom_checkpoint_whole_slices(const loom_checkpoint_tensor
 bool loom_checkpoint_save(const char *run, const loom_checkpoint_tensors *tensors, const loom_training_state *state,
                           bool bytes, int keep, loom_comm *comm, loom_error *error);
 
+/* The step of a run's newest checkpoint, as its name says, whole or not; -1 if there is none. */
+int64_t loom_checkpoint_newest(const char *run);
+
 /* Reads what is at `path`: a run (its latest, or the newest where `latest` leads nowhere), a checkpoints directory, a
  * checkpoint, or a Hugging Face GPT-2 directory with model.safetensors. Checks the manifest where there is one. */
 bool loom_checkpoint_open(const char *path, loom_checkpoint_info *info, loom_error *error);

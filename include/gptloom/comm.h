@@ -145,14 +145,27 @@ bool loom_comm_all(loom_comm *comm, bool ok, loom_error *error);
 
 /* Ends all ranks, and this process with the status. Prints "gptloom: " and the error (NULL: nothing), with the rank in
  * front where it is one rank's own, in one line to stderr; where a failure is all ranks', only the one that `reports`
- * prints it. */
+ * prints it. `comm` is NULL in a process that was started as a rank and could not open one. */
 void loom_comm_abort(loom_comm *comm, const loom_error *why, int status) __attribute__((noreturn));
 
-/* Starts `ranks` processes of argv on this machine by mpirun, and waits for them. *status is mpirun's (128 + N if a
- * signal N ended it). mpirun's standard streams are this process's, but the line of loom_comm_abort() comes here:
- * `last_line` gets it, or one that says how they ended, for the caller to print when nothing follows; "" if all is
- * well. False if they could not be started: mpirun is missing (and how to get it). */
-bool loom_launch_ranks(int ranks, char *const argv[], int *status, loom_error *last_line, loom_error *error);
+/* For a rank, as its environment says, that is about to end with an error: if it is not the first one, waits a moment.
+ * What all ranks meet alike (a file that is missing) the first one says, and its end ends the others. Does nothing where
+ * no ranks were started. */
+void loom_give_way_to_rank_0(void);
+
+/* How ranks that were started here have ended. */
+typedef struct loom_ranks_end {
+    int status;       /* mpirun's; 128 + N if a signal N ended it, or asked for the end */
+    bool was_ended;   /* by a signal, and not by themselves: */
+    int rank, signal; /* that ended a rank, and which; -1 and 0 if that is not known */
+    loom_error line;  /* what loom_comm_abort() said, or else how they ended; "" if all is well */
+} loom_ranks_end;
+
+/* Starts `ranks` processes of argv on this machine by mpirun, and waits for them. mpirun's standard streams are this
+ * process's, but the line of loom_comm_abort() comes here, for the caller to print when nothing follows. A signal that
+ * would end this process asks the ranks to save and end (SIGUSR1), a second one ends them; if this process is killed,
+ * they are too. False if they could not be started: mpirun is missing (and how to get it). */
+bool loom_launch_ranks(int ranks, char *const argv[], loom_ranks_end *end, loom_error *error);
 
 /* Whether this process was started as one of several ranks, by mpirun, srun or torchrun. */
 bool loom_launched(void);
