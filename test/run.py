@@ -1,14 +1,16 @@
 #!/usr/bin/env python3
-"""Runs GoogleTest programs one after the other and adds up what they say.
+"""Runs GoogleTest programs, as many at once as there are processors, and adds up what they say.
 
-    test/run.py [--logs DIR] [--timeout SECONDS] PROGRAM[=FILTER]...
+    test/run.py [--logs DIR] [--timeout SECONDS] [--jobs N] PROGRAM[=FILTER]...
 
-With a FILTER only the tests whose names match it are run, as GoogleTest's --gtest_filter says. Each program gets a line with its counts and its time; what it prints goes to a log. Of failures the part of the log is
-shown; of skips the reason. A program that crashes, runs out of time, or ends badly after good tests (a leak, say)
+With a FILTER only the tests whose names match it are run, as GoogleTest's --gtest_filter says. Each program gets a line
+with its counts and its time, in the order in which they were given; what it prints goes to a log. Of failures the part
+of the log is shown; of skips the reason. Those that took longest the last time, as the logs say, begin first. A program that crashes, runs out of time, or ends badly after good tests (a leak, say)
 counts as a failure. The last line is "N passed, N failed, N skipped"; the status is 1 if any failed or nothing was run.
 """
 
 import argparse
+import concurrent.futures
 import os
 import re
 import signal
@@ -18,6 +20,7 @@ import time
 import xml.etree.ElementTree as ElementTree
 
 LINES_SHOWN = 60
+RUNNING = set()  # processes, each the leader of a group
 
 
 class Outcome:
@@ -79,9 +82,18 @@ def read_broken_log(log, what, outcome):
 
 
 def environment(test):
-    """A test of BUILD/test tries the program of the same build, BUILD/gptloom."""
+    """A test of BUILD/test tries the program of the same build, BUILD/gptloom. Threads of programs that run beside each
+    other wait for each other without keeping a processor."""
     program = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(test))), "gptloom")
-    return {"GPTLOOM": program, **os.environ} if os.path.exists(program) else None
+    named = {"GPTLOOM": program} if os.path.exists(program) else {}
+    return {"OMP_WAIT_POLICY": "passive", **named, **os.environ}
+
+
+def end_group(process):
+    try:
+        os.killpg(process.pid, signal.SIGKILL)
+    except ProcessLookupError:
+        pass
 
 
 def run(command, log_path, timeout):
@@ -98,26 +110,40 @@ def run(command, log_path, timeout):
             )
         except OSError as error:
             return f"it could not be started: {error.strerror}"
+        RUNNING.add(process)
         try:
             status = process.wait(timeout)
         except subprocess.TimeoutExpired:
             return f"it was ended after {timeout:g} s"
         finally:
             # Whatever the program left running goes with it.
-            try:
-                os.killpg(process.pid, signal.SIGKILL)
-            except ProcessLookupError:
-                pass
+            end_group(process)
+            RUNNING.discard(process)
             process.wait()
     if status < 0:
         return f"it was killed by {signal.Signals(-status).name}"
     return None if status == 0 else f"it ended with status {status}"
 
 
-def run_program(program, only, logs, timeout):
-    """Runs one program, or what the filter `only` leaves of it; returns its outcome and the path of its log."""
+def paths_in(logs, program):
+    """Where a program's log and its report are."""
     stem = os.path.join(logs, os.path.relpath(program).replace("../", "").replace("/", "-"))
-    log_path, report_path = f"{stem}.log", f"{stem}.xml"
+    return f"{stem}.log", f"{stem}.xml"
+
+
+def seconds_before(argument, logs):
+    """What a program took when it was last run; without bound where that is not known."""
+    try:
+        return float(ElementTree.parse(paths_in(logs, argument.partition("=")[0])[1]).getroot().get("time"))
+    except (OSError, ElementTree.ParseError, TypeError, ValueError):
+        return float("inf")
+
+
+def run_program(program, only, logs, timeout):
+    """Runs one program, or what the filter `only` leaves of it; returns its outcome, the path of its log, and how long it
+    took."""
+    begin = time.monotonic()
+    log_path, report_path = paths_in(logs, program)
     if os.path.exists(report_path):
         os.remove(report_path)
     command = [os.path.abspath(program), f"--gtest_output=xml:{os.path.abspath(report_path)}", "--gtest_color=no"]
@@ -135,25 +161,37 @@ def run_program(program, only, logs, timeout):
     else:
         if trouble and not outcome.failed:
             outcome.failed.append(("the program itself", f"{log.rstrip()}\n({trouble}, after its tests)"))
-    return outcome, log_path
+    return outcome, log_path, time.monotonic() - begin
 
 
 def main():
     parser = argparse.ArgumentParser(description="Runs GoogleTest programs and adds up their counts.")
     parser.add_argument("--logs", default="build/test/logs", metavar="DIR", help="where logs go (%(default)s)")
     parser.add_argument("--timeout", type=float, default=900, metavar="SECONDS", help="of each program (%(default)s)")
+    parser.add_argument("--jobs", type=int, default=len(os.sched_getaffinity(0)), metavar="N", help="at once (%(default)s)")
     parser.add_argument("programs", nargs="*", metavar="PROGRAM[=FILTER]")
     arguments = parser.parse_args()
     os.makedirs(arguments.logs, exist_ok=True)
 
     total = Outcome()
     width = max((len(program) for program in arguments.programs), default=0)
-    for argument in arguments.programs:
-        print(f"{argument:{width}}  ", end="", flush=True)
+    longest_first = sorted(arguments.programs, key=lambda argument: -seconds_before(argument, arguments.logs))
+    pool = concurrent.futures.ThreadPoolExecutor(max(1, arguments.jobs))
+    running = {}
+    for argument in longest_first:
         program, _, only = argument.partition("=")
-        begin = time.monotonic()
-        outcome, log_path = run_program(program, only, arguments.logs, arguments.timeout)
-        print(f"{outcome.counts():38}  {time.monotonic() - begin:6.1f} s", flush=True)
+        running[argument] = pool.submit(run_program, program, only, arguments.logs, arguments.timeout)
+    for argument in arguments.programs:
+        try:
+            outcome, log_path, seconds = running[argument].result()
+        except KeyboardInterrupt:
+            for future in running.values():
+                future.cancel()
+            for process in list(RUNNING):
+                end_group(process)
+            raise
+        program = argument.partition("=")[0]
+        print(f"{argument:{width}}  {outcome.counts():38}  {seconds:6.1f} s", flush=True)
         for name, part in outcome.failed:
             lines = part.splitlines()
             if len(lines) > LINES_SHOWN:

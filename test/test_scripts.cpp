@@ -587,6 +587,7 @@ const bool acting = [] {
         {"Skip", [] { GTEST_SKIP() << "no such thing here"; }},
         {"Crash", [] { raise(SIGKILL); }},
         {"Hang", [] { sleep(60); }},
+        {"Slow", [] { usleep(100000); }},
         {"Leak", [] { std::atexit([] { _exit(23); }); }},
         {"DISABLED_Act", [] {}},
     };
@@ -607,15 +608,16 @@ class Runner : public ScriptTest {
         ScriptTest::SetUp();
         ASSERT_FALSE(acting);
     }
-    /* A test program called test_N with these tests, of which the next run takes those that `only` matches. */
-    void program(const std::string &tests, const std::string &only = "") {
+    /* A test program called test_N with these tests, of which the next run takes those that `only` matches; first it does
+     * what `before` says. */
+    void program(const std::string &tests, const std::string &only = "", const std::string &before = "") {
         const fs::path path = here / ("test_" + std::to_string(++n_));
-        script(path, "ACT='" + tests + "' exec " + quoted(fs::read_symlink("/proc/self/exe").string()) +
+        script(path, before + "ACT='" + tests + "' exec " + quoted(fs::read_symlink("/proc/self/exe").string()) +
                          " --gtest_filter='Act.*' \"$@\"\n");
         programs_ += " " + quoted(path.string() + (only.empty() ? "" : "=" + only));
     }
-    result run(const std::string &flags = "") {
-        return shell("python3 " + quoted((project() / "test/run.py").string()) + " --logs " +
+    result run(const std::string &flags = "", const std::string &by = "") {
+        return shell(by + "python3 " + quoted((project() / "test/run.py").string()) + " --logs " +
                      quoted((here / "logs").string()) + " " + flags + programs_);
     }
     static std::string last_line(const std::string &output) {
@@ -680,6 +682,38 @@ TEST_F(Runner, CountsABadEndAfterGoodTests) {
     EXPECT_EQ(result.status, 1);
     EXPECT_EQ(last_line(result.output), "2 passed, 1 failed, 0 skipped") << result.output;
     EXPECT_TRUE(contains(result.output, "status 23, after its tests")) << result.output;
+}
+
+/* Each of two waits for the other; their lines come in the order in which they were given. */
+TEST_F(Runner, RunsProgramsBesideEachOther) {
+    const std::string mine = quoted((here / "one").string()), theirs = quoted((here / "two").string());
+    program("Pass", "", "touch " + mine + "; until [ -e " + theirs + " ]; do sleep 0.01; done; sleep 0.3\n");
+    program("Fail", "", "touch " + theirs + "; until [ -e " + mine + " ]; do sleep 0.01; done\n");
+    const result result = run("--jobs 2 --timeout 20");
+    EXPECT_EQ(last_line(result.output), "1 passed, 1 failed, 0 skipped") << result.output;
+    EXPECT_LT(result.output.find("test_1 "), result.output.find("test_2 ")) << result.output;
+}
+
+/* The slowest of the last time begins first, so that it does not run alone at the end. */
+TEST_F(Runner, BeginsWithWhatTookLongest) {
+    const std::string order = quoted((here / "order").string());
+    program("Pass", "", "echo quick >>" + order + "\n");
+    program("Slow", "", "echo slow >>" + order + "\n");
+    run("--jobs 1");
+    run("--jobs 1");
+    EXPECT_EQ(read(here / "order"), "quick\nslow\nslow\nquick\n");
+}
+
+/* Neither what runs nor what waits is left behind. */
+TEST_F(Runner, EndsAllWhenItIsInterrupted) {
+    program("Hang", "", "echo $$ >" + quoted((here / "first").string()) + "\n");
+    program("Pass", "", "echo $$ >" + quoted((here / "second").string()) + "\n");
+    const result result = run("--jobs 1", "timeout --preserve-status -k 20 -s INT 3 ");
+    EXPECT_EQ(result.status, 130) << result.output;
+    const int hanging = std::atoi(read(here / "first").c_str());
+    ASSERT_GT(hanging, 0) << "it was not begun";
+    EXPECT_NE(kill(hanging, 0), 0) << "it was left";
+    EXPECT_FALSE(fs::exists(here / "second"));
 }
 
 TEST_F(Runner, DoesNotTakeNothingForSuccess) {
