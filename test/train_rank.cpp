@@ -233,9 +233,8 @@ void run(const Training &training, const loom_comm_options &how, const std::stri
             std::ofstream(folder + "/" + training.name + ".values", std::ios::binary)
                 .write((const char *)numbers.data(), (std::streamsize)(numbers.size() * sizeof(double)));
     }
-    loom_comm_close(comm);
-    comm = NULL;
     loom_trainer_close(t);
+    comm = NULL;
     loom_train_options_free(&options);
 }
 
