@@ -407,6 +407,19 @@ TEST_F(CheckpointTest, AFullDiskLeavesEverythingAsItWas) {
     EXPECT_TRUE(open(run)) << error.message;
 }
 
+/* Or ranks that do not share a disk could take what an earlier save left on theirs for this one's. */
+TEST_F(CheckpointTest, NoTwoSavesUseTheSameTemporaryName) {
+    std::set<std::string> messages;
+    for (int i = 0; i < 3; i++) {
+        {
+            const FullDisk full(8);
+            save(1);
+        }
+        messages.insert(error.message);
+    }
+    EXPECT_EQ(messages.size(), 3u) << *messages.begin();
+}
+
 TEST_F(CheckpointTest, AnythingInTheWayLeavesEverythingAsItWas) {
     write_file(directory / "file", "text");
     run = directory / "file";
