@@ -149,8 +149,9 @@ without-mpi:
 $(BUILD)/gptloom: $(PROGRAM_OBJECTS) $(BUILD)/libgptloom.a
 	$(call quiet,LD) $(CXX) $(LINK_FLAGS) -o $@ $^ $(CUDA_LIBS) $(LIBS)
 
+# The stand-in for NCCL, a library that it loads, puts its work into the emulation's streams.
 $(BUILD)/emulated/gptloom: $(PROGRAM_OBJECTS) $(BUILD)/emulated/libgptloom.a
-	$(call quiet,LD) $(CXX) $(LINK_FLAGS) -o $@ $^ $(LIBS)
+	$(call quiet,LD) $(CXX) $(LINK_FLAGS) -Wl,--export-dynamic-symbol='emulation_*' -o $@ $^ $(LIBS)
 
 $(BUILD)/obj/kernels/%.o: kernels/%.cu
 	@mkdir -p $(@D)

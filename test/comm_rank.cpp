@@ -450,9 +450,16 @@ int main(int argc, char **argv) {
     loom_comm_options options = {};
     options.backend = argv[2];
     options.timeout = argc > 4 ? atof(argv[4]) : 60;
-    const loom_device_options one_thread = {1};
     require([&](loom_error *error) { return loom_comm_open(&comm, &options, error); });
-    require([&](loom_error *error) { return loom_device_open(&device, argv[3], &one_thread, error); });
+    loom_device_options how = {};
+    how.threads = 1;
+    /* NCCL wants a GPU for each; by MPI they share one. */
+    if (!strcmp(comm->name, "nccl")) {
+        how.local_rank = comm->local_rank;
+        how.local_size = comm->local_size;
+        setenv("LOOM_EMULATION_GPUS", std::to_string(comm->local_size).c_str(), 0);
+    }
+    require([&](loom_error *error) { return loom_device_open(&device, argv[3], &how, error); });
     require([&](loom_error *error) { return loom_comm_attach(comm, device, 100000, error); });
     std::istringstream names(argv[1]);
     for (std::string scenario; std::getline(names, scenario, ',');) scenarios.at(scenario)();

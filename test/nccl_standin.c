@@ -6,14 +6,20 @@
  * reads what it needs, and waits until all have read. Sends and receives have a mailbox for every pair of ranks.
  *
  * The environment:
- *   NCCL_STANDIN_LOG   the calls of rank R are written to this path + ".R", a line each
- *   NCCL_STANDIN_FAIL  N: rank 0's N-th call that communicates fails with ncclSystemError */
+ *   NCCL_STANDIN_LOG   the calls of rank R are written to this path + ".R", a line each: "AllGather 8 type 7 comm 1,
+ *                      from 256 to 0, 12 kernels given"; places are bytes from the beginning of the device's allocation,
+ *                      kernels those that the process has put into streams before. And when its turn came, to path +
+ *                      ".R.ran": "AllGather 8: begun after 12 kernels, ended after 19"
+ *   NCCL_STANDIN_FAIL  R:N: rank R's N-th call that communicates fails with ncclSystemError
+ *   NCCL_STANDIN_DIE   R:N: in it the rank is killed
+ *   NCCL_STANDIN_STOP  R:N: in it the rank is stopped */
 #include "comm/nccl_api.h"
 
 #include "base/half.h"
 #include "dev/emulation/emulation.h"
 
 #include <fcntl.h>
+#include <signal.h>
 #include <stdarg.h>
 #include <stdatomic.h>
 #include <stdbool.h>
@@ -22,6 +28,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/stat.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -45,6 +52,8 @@ typedef struct description {
 typedef struct slot {
     _Atomic int64_t written, read;
     _Atomic int present, gone;
+    uint64_t host; /* hosts, as far as these processes can tell, are network namespaces */
+    int gpu;
     description says;
     _Alignas(8) char piece[MOST_RANKS][PIECE];
 } slot;
@@ -72,15 +81,32 @@ typedef struct communicator {
     _Atomic bool aborted;
     void *stream;      /* the one that all calls have used */
     int64_t piece;     /* the number of the last piece put in */
+    int number;        /* of the process's communicators, from 1 */
     int calls, queued; /* that communicate; that have not ended */
     char why[256];
-    FILE *log;
 } communicator;
 
 static const uint64_t alive = 0x6e63636c6e63636c, dead = 0xdeaddeaddeaddead;
+static FILE *calls_log, *ran_log;
+static int communicators;
 static const int type_sizes[] = {1, 1, 4, 4, 8, 8, 2, 4, 8, 2};
 
-/* What is wrong goes to stderr too, for a test's log: GetLastError tells it only to those who ask. */
+/* The process's logs, from its first communicator on. */
+static void open_logs(int rank) {
+    const char *path = getenv("NCCL_STANDIN_LOG");
+    char whole[4096];
+    if (!path || calls_log) return;
+    if (snprintf(whole, sizeof whole, "%s.%d", path, rank) < (int)sizeof whole) calls_log = fopen(whole, "we");
+    if (snprintf(whole, sizeof whole, "%s.%d.ran", path, rank) < (int)sizeof whole) ran_log = fopen(whole, "we");
+    if (calls_log) setvbuf(calls_log, NULL, _IOLBF, 0);
+    if (ran_log) setvbuf(ran_log, NULL, _IOLBF, 0);
+}
+
+static void log_call(const char *call) {
+    if (calls_log) fprintf(calls_log, "%s\n", call);
+}
+
+/* What is wrong goes to the log too: GetLastError tells it only to those who ask. */
 static int wrong(communicator *c, int result, const char *format, ...) {
     va_list arguments;
     va_start(arguments, format);
@@ -88,7 +114,7 @@ static int wrong(communicator *c, int result, const char *format, ...) {
     vsnprintf(text, sizeof text, format, arguments);
     va_end(arguments);
     if (c) snprintf(c->why, sizeof c->why, "%s", text);
-    if (c && c->log) fprintf(c->log, "wrong: %s\n", text), fflush(c->log);
+    if (calls_log) fprintf(calls_log, "wrong: %s\n", text);
     return result;
 }
 
@@ -125,6 +151,20 @@ int ncclGetUniqueId(loom_nccl_id *id) {
     return SUCCESS;
 }
 
+static uint64_t this_host(void) {
+    struct stat network;
+    return stat("/proc/self/ns/net", &network) == 0 ? network.st_ino : 0;
+}
+
+/* A GPU is for one rank. */
+static void look_for_duplicates(communicator *c) {
+    const slot *slots = c->shared->slots;
+    for (int a = 0; a < c->ranks; a++)
+        for (int b = 0; b < a; b++)
+            if (slots[a].host == slots[b].host && slots[a].gpu == slots[b].gpu)
+                c->state = wrong(c, INVALID_USAGE, "ranks %d and %d are both on GPU %d", b, a, slots[a].gpu);
+}
+
 int ncclCommInitRankConfig(void **comm, int ranks, loom_nccl_id id, int rank, loom_nccl_config *config) {
     if (!comm || ranks < 1 || ranks > MOST_RANKS || rank < 0 || rank >= ranks) return INVALID_ARGUMENT;
     if (config->magic != LOOM_NCCL_MAGIC || config->size != sizeof *config || config->version != LOOM_NCCL_OLDEST ||
@@ -141,10 +181,12 @@ int ncclCommInitRankConfig(void **comm, int ranks, loom_nccl_id id, int rank, lo
     c->rank = rank;
     c->ranks = ranks;
     snprintf(c->name, sizeof c->name, "%.*s", (int)sizeof c->name - 1, id.bytes);
-    const char *path = getenv("NCCL_STANDIN_LOG");
-    char whole[4096];
-    if (path && snprintf(whole, sizeof whole, "%s.%d", path, rank) < (int)sizeof whole) c->log = fopen(whole, "we");
+    c->number = ++communicators;
+    open_logs(rank);
+    log_call("CommInitRankConfig");
     c->state = IN_PROGRESS;
+    c->shared->slots[rank].host = this_host();
+    c->shared->slots[rank].gpu = emulation_current_gpu();
     c->shared->slots[rank].present = 1;
     *comm = c;
     return IN_PROGRESS;
@@ -163,6 +205,7 @@ int ncclCommGetAsyncError(void *comm, int *result) {
         if (c->rank == 0) shm_unlink(c->name);
         c->state = SUCCESS;
         c->slow = 0;
+        look_for_duplicates(c);
     }
     if (gone && c->state == SUCCESS) c->state = wrong(c, REMOTE_ERROR, "another rank has aborted");
     *result = c->state;
@@ -170,7 +213,6 @@ int ncclCommGetAsyncError(void *comm, int *result) {
 }
 
 static void let_go(communicator *c) {
-    if (c->log) fclose(c->log);
     munmap(c->shared, sizeof *c->shared);
     c->magic = dead; /* and stays, so that who uses it is found out */
 }
@@ -178,6 +220,7 @@ static void let_go(communicator *c) {
 int ncclCommFinalize(void *comm) {
     communicator *c = living(comm);
     if (!c || c->state != SUCCESS) return INVALID_USAGE;
+    log_call("CommFinalize");
     c->state = IN_PROGRESS;
     return IN_PROGRESS;
 }
@@ -186,6 +229,7 @@ int ncclCommDestroy(void *comm) {
     communicator *c = living(comm);
     if (!c || c->state != SUCCESS) return INVALID_USAGE;
     if (c->queued) return wrong(c, INVALID_USAGE, "destroyed with %d operations under way", c->queued);
+    log_call("CommDestroy");
     c->shared->slots[c->rank].gone = 1;
     let_go(c);
     return SUCCESS;
@@ -195,6 +239,7 @@ int ncclCommDestroy(void *comm) {
 int ncclCommAbort(void *comm) {
     communicator *c = living(comm);
     if (!c) return INVALID_ARGUMENT;
+    log_call("CommAbort");
     c->shared->slots[c->rank].gone = 2;
     if (c->rank == 0) shm_unlink(c->name);
     c->aborted = true;
@@ -219,6 +264,7 @@ typedef struct operation {
     part parts[8];
     int count;
     bool published; /* this rank's piece of a collective is in its slot, and has not been read by all */
+    long begun;     /* kernels that had begun when its turn came; -1 before */
 } operation;
 
 static void add_to(void *sum, const void *value, int type, int64_t n) {
@@ -308,6 +354,7 @@ static int attempt(void *argument) {
     operation *o = argument;
     communicator *c = o->comm;
     bool done = true;
+    if (o->begun < 0) o->begun = emulation_kernels_begun();
     if (!c->aborted && c->state != INVALID_USAGE) {
         if (o->parts[0].peer < 0)
             done = step_collective(o);
@@ -318,6 +365,9 @@ static int attempt(void *argument) {
         nanosleep(&(struct timespec){.tv_nsec = 20000}, NULL);
         return 0;
     }
+    if (ran_log && !c->aborted)
+        fprintf(ran_log, "%s %lld: begun after %ld kernels, ended after %ld\n", o->parts[0].says.call,
+                (long long)o->parts[0].says.count, o->begun, emulation_kernels_begun());
     c->queued--;
     if (c->aborted && c->queued == 0) let_go(c);
     free(o);
@@ -330,6 +380,7 @@ static void *group_stream;
 
 static int launch(communicator *c, operation *o, void *stream) {
     c->queued++;
+    o->begun = -1;
     const int result = emulation_enqueue_attempt(stream, attempt, o);
     if (result == 0) return c->state = IN_PROGRESS;
     c->queued--;
@@ -337,20 +388,30 @@ static int launch(communicator *c, operation *o, void *stream) {
     return wrong(c, 1, "the stream cannot be used");
 }
 
+static void log_operation(const communicator *c, const part *p) {
+    if (!calls_log) return;
+    fprintf(calls_log, "%s %lld type %d", p->says.call, (long long)p->says.count, p->says.type);
+    if (p->says.root >= 0) fprintf(calls_log, " root %d", p->says.root);
+    if (p->peer >= 0) fprintf(calls_log, " peer %d", p->peer);
+    fprintf(calls_log, " comm %d, from %ld to %ld, %ld kernels given\n", c->number, emulation_place_in_memory(p->in, 0),
+            emulation_place_in_memory(p->out, 0), emulation_kernels_given());
+}
+
+/* Whether a variable says "R:N" of this rank's N-th call, which is this one. */
+static bool it_is_time(const communicator *c, const char *variable) {
+    const char *text = getenv(variable);
+    int rank, call;
+    return text && sscanf(text, "%d:%d", &rank, &call) == 2 && rank == c->rank && call == c->calls;
+}
+
 /* What all calls that communicate have to get right. */
 static int check(communicator *c, const part *p, void *stream, int64_t in_rows, int64_t out_rows) {
     if (!c) return INVALID_ARGUMENT;
-    if (c->log) {
-        fprintf(c->log, "%s%s %lld type %d", depth ? "group " : "", p->says.call, (long long)p->says.count,
-                p->says.type);
-        if (p->says.root >= 0) fprintf(c->log, " root %d", p->says.root);
-        if (p->peer >= 0) fprintf(c->log, " peer %d", p->peer);
-        fputc('\n', c->log);
-        fflush(c->log);
-    }
-    const char *fail = getenv("NCCL_STANDIN_FAIL");
-    if (++c->calls == (fail && c->rank == 0 ? atoi(fail) : 0))
-        return c->state = wrong(c, SYSTEM_ERROR, "the cable has been pulled");
+    log_operation(c, p);
+    c->calls++;
+    if (it_is_time(c, "NCCL_STANDIN_DIE")) raise(SIGKILL);
+    if (it_is_time(c, "NCCL_STANDIN_STOP")) raise(SIGSTOP);
+    if (it_is_time(c, "NCCL_STANDIN_FAIL")) return c->state = wrong(c, SYSTEM_ERROR, "the cable has been pulled");
     if (c->state != SUCCESS && !(depth && c->state == IN_PROGRESS))
         return wrong(c, INVALID_USAGE, "%s while the communicator is not ready", p->says.call);
     if (p->says.type < 0 || p->says.type > LOOM_NCCL_BFLOAT16 || p->says.op != LOOM_NCCL_SUM)
@@ -360,9 +421,9 @@ static int check(communicator *c, const part *p, void *stream, int64_t in_rows, 
     if (c->stream && c->stream != stream) return wrong(c, INVALID_USAGE, "another stream than before");
     c->stream = stream;
     const int64_t bytes = p->says.count * type_sizes[p->says.type];
-    if (in_rows && !emulation_in_device_memory(p->in, (unsigned long)(in_rows * bytes)))
+    if (in_rows && emulation_place_in_memory(p->in, (unsigned long)(in_rows * bytes)) < 0)
         return wrong(c, INVALID_ARGUMENT, "%s: the input is not the device's memory", p->says.call);
-    if (out_rows && !emulation_in_device_memory(p->out, (unsigned long)(out_rows * bytes)))
+    if (out_rows && emulation_place_in_memory(p->out, (unsigned long)(out_rows * bytes)) < 0)
         return wrong(c, INVALID_ARGUMENT, "%s: the output is not the device's memory", p->says.call);
     if (in_rows && out_rows) {
         const bool in_place = in_rows > out_rows   ? p->out == p->in + c->rank * bytes
@@ -430,12 +491,14 @@ int ncclRecv(void *out, size_t count, int type, int peer, void *comm, void *stre
 }
 
 int ncclGroupStart(void) {
+    log_call("GroupStart");
     depth++;
     return SUCCESS;
 }
 
 int ncclGroupEnd(void) {
     if (depth == 0) return INVALID_USAGE;
+    log_call("GroupEnd");
     if (--depth > 0 || !grouped) return SUCCESS;
     operation *o = grouped;
     grouped = NULL;

@@ -7,6 +7,8 @@
 #include <chrono>
 #include <sstream>
 
+#include <netinet/in.h>
+#include <sys/socket.h>
 #include <sys/wait.h>
 
 namespace support {
@@ -47,6 +49,26 @@ inline int processes_with(const std::string &variable) {
     return count;
 }
 
+inline std::string standin() {
+    return (folder() / "libnccl_standin.so").string();
+}
+
+/* A port that is free now. */
+inline int free_port() {
+    const int s = socket(AF_INET, SOCK_STREAM, 0);
+    sockaddr_in address = {};
+    socklen_t size = sizeof address;
+    address.sin_family = AF_INET;
+    bind(s, (sockaddr *)&address, size);
+    getsockname(s, (sockaddr *)&address, &size);
+    close(s);
+    return ntohs(address.sin_port);
+}
+
+inline std::string at_port(int port) {
+    return "MASTER_ADDR=127.0.0.1 MASTER_PORT=" + std::to_string(port);
+}
+
 /* Several ranks in processes; nothing may be left of them. */
 class RanksTest : public testing::Test {
   protected:
@@ -69,6 +91,23 @@ class RanksTest : public testing::Test {
         return shell("env ASAN_OPTIONS=detect_leaks=0 " + environment + " mpirun --allow-run-as-root --oversubscribe " +
                      "--bind-to none --mca mpi_yield_when_idle 1 -np " + std::to_string(ranks) + " " +
                      (folder() / program).string() + " " + arguments);
+    }
+
+    /* A program of this folder with the stand-in for NCCL, as torchrun does it: each rank with its number in its
+     * environment. Ends when all have, with the first status that is not 0; a rank that is expected to stop is killed when
+     * the others have ended, and its status does not count. */
+    Outcome torchrun(int ranks, const std::string &program, const std::string &arguments,
+                     const std::string &environment = "", int stopped = -1) {
+        std::string start, wait = "worst=0; ";
+        for (int i = 0; i < ranks; i++) {
+            const std::string r = std::to_string(i);
+            start += "env RANK=" + r + " LOCAL_RANK=" + r + " WORLD_SIZE=" + std::to_string(ranks) +
+                     " LOOM_NCCL=" + standin() + " " + environment + " " + (folder() / program).string() + " " +
+                     arguments + " & p" + r + "=$!; ";
+            if (i != stopped) wait += "wait $p" + r + "; s=$?; [ $worst -ne 0 ] || worst=$s; ";
+        }
+        if (stopped >= 0) wait += "kill -9 $p" + std::to_string(stopped) + "; ";
+        return shell(start + wait + "exit $worst");
     }
 
     void TearDown() override {

@@ -20,26 +20,6 @@ namespace {
 
 using namespace support;
 
-std::string standin() {
-    return (folder() / "libnccl_standin.so").string();
-}
-
-/* A port that is free now. */
-int free_port() {
-    const int s = socket(AF_INET, SOCK_STREAM, 0);
-    sockaddr_in address = {};
-    socklen_t size = sizeof address;
-    address.sin_family = AF_INET;
-    bind(s, (sockaddr *)&address, size);
-    getsockname(s, (sockaddr *)&address, &size);
-    close(s);
-    return ntohs(address.sin_port);
-}
-
-std::string at_port(int port) {
-    return "MASTER_ADDR=127.0.0.1 MASTER_PORT=" + std::to_string(port);
-}
-
 /* ------------------------------------------------------------------------------------------------------------ one rank */
 
 class Self : public testing::TestWithParam<const char *> {
@@ -248,16 +228,9 @@ TEST_F(Mpi, LaunchedRanksLeaveTheirLastLine) {
 
 class Nccl : public RanksTest {
   protected:
-    /* As torchrun does it: each with its rank in its environment. Ends when all have; the worst status counts. */
-    Outcome torchrun(int ranks, const std::string &arguments, const std::string &environment = "") {
-        std::string command = "worst=0; ";
-        for (int r = 0; r < ranks; r++)
-            command += "env RANK=" + std::to_string(r) + " LOCAL_RANK=" + std::to_string(r) +
-                       " WORLD_SIZE=" + std::to_string(ranks) + " LOOM_NCCL=" + standin() + " " + environment + " " +
-                       (folder() / "comm_rank").string() + " " + arguments + " & pids=\"$pids $!\"; ";
-        return shell(command + "for p in $pids; do wait $p || worst=$?; done; exit $worst");
+    Outcome torchrun(int ranks, const std::string &arguments, const std::string &environment = "", int stopped = -1) {
+        return RanksTest::torchrun(ranks, "comm_rank", arguments, environment, stopped);
     }
-
     void all_works(const Outcome &o) {
         EXPECT_EQ(o.status, 0) << o.output;
         EXPECT_EQ(o.output, "");
@@ -354,22 +327,26 @@ TEST_F(Nccl, StrangersAtThePortAreSentAway) {
 /* The calls that NCCL gets, in order: the same on all ranks. */
 TEST_F(Nccl, CallsAreThoseAskedForInOrder) {
     all_works(torchrun(2, "outstanding nccl cuda", at_port(free_port()) + " NCCL_STANDIN_LOG=" + here.at("calls")));
-    const std::string first = read_file(here.at("calls.0"));
-    EXPECT_EQ(first, read_file(here.at("calls.1")));
-    std::string wanted;
+    /* All of a line but where and when. */
+    const auto calls = [&](const char *file) {
+        std::istringstream lines(read_file(here.at(file)));
+        std::string found;
+        for (std::string line; std::getline(lines, line);) found += line.substr(0, line.find(',')) + "\n";
+        return found;
+    };
+    const std::string first = calls("calls.0");
+    EXPECT_EQ(first, calls("calls.1"));
+    std::string wanted = "CommInitRankConfig\n";
     for (int i = 0; i < 150; i++) {
         const char *const names[] = {"AllReduce", "ReduceScatter", "AllGather"};
-        wanted += std::string(names[i % 3]) + " " + std::to_string(i * 37 % 91 + 1) + " type 7\n";
-        if (i == 75) wanted += "AllReduce 1 type 2\n"; /* the barrier */
+        wanted += std::string(names[i % 3]) + " " + std::to_string(i * 37 % 91 + 1) + " type 7 comm 1\n";
+        if (i == 75) wanted += "AllReduce 1 type 2 comm 1\n"; /* the barrier */
     }
-    EXPECT_EQ(first, wanted);
+    EXPECT_EQ(first, wanted + "CommFinalize\nCommDestroy\n");
 }
 
 TEST_F(Nccl, AHungRankEndsTheOthers) {
-    const Outcome o = shell("worst=0; for r in 0 1; do env RANK=$r LOCAL_RANK=$r WORLD_SIZE=2 LOOM_NCCL=" + standin() +
-                            " " + at_port(free_port()) + " " + (folder() / "comm_rank").string() +
-                            " hang nccl cuda 1 & pids=\"$pids $!\"; done; set -- $pids; wait $1 || worst=$?; " +
-                            "kill -9 $2; exit $worst");
+    const Outcome o = torchrun(2, "hang nccl cuda 1", at_port(free_port()), 1);
     EXPECT_EQ(o.status, 2) << o.output;
     ASSERT_EQ(lines_of(o.output).size(), 1u) << o.output;
     EXPECT_NE(o.output.find("rank 0 waited 1 s in step 3 for other ranks to come to all_reduce 3 (1000 of fp32)"),
@@ -378,7 +355,7 @@ TEST_F(Nccl, AHungRankEndsTheOthers) {
 }
 
 TEST_F(Nccl, AnErrorOfTheLibraryNamesCallAndRank) {
-    const Outcome o = torchrun(2, "outstanding nccl cuda 5", at_port(free_port()) + " NCCL_STANDIN_FAIL=5");
+    const Outcome o = torchrun(2, "outstanding nccl cuda 5", at_port(free_port()) + " NCCL_STANDIN_FAIL=0:5");
     EXPECT_EQ(o.status, 2) << o.output;
     EXPECT_NE(o.output.find("gptloom: rank 0, reduce_scatter 5 (58 of fp32): NCCL: unhandled system error: the cable "
                             "has been pulled\n"),
@@ -386,6 +363,16 @@ TEST_F(Nccl, AnErrorOfTheLibraryNamesCallAndRank) {
         << o.output;
     EXPECT_EQ(lines_of(o.output, "gptloom: rank 1, ").size(), 1u) << o.output;
     EXPECT_NE(o.output.find("NCCL: remote process exited"), std::string::npos) << o.output;
+}
+
+TEST_F(Nccl, RanksThatShareAGpuAreRefused) {
+    const Outcome o = torchrun(2, "host nccl cuda 5", at_port(free_port()) + " LOOM_EMULATION_GPUS=1");
+    EXPECT_EQ(o.status, 2) << o.output;
+    EXPECT_NE(
+        o.output.find("ranks 0 and 1 are both on GPU 0 (NCCL wants a GPU for each rank; with --comm mpi ranks may "
+                      "share one)"),
+        std::string::npos)
+        << o.output;
 }
 
 TEST(NcclHeader, SaysWhatWeSay) {

@@ -43,6 +43,10 @@ const char *emulation_last_failure(void) {
     return failure.c_str();
 }
 
+int emulation_current_gpu(void) {
+    return current_device();
+}
+
 void emulation_reset(void) {
     std::lock_guard<std::recursive_mutex> guard(runtime_lock());
     drop_queues();

@@ -29,8 +29,17 @@ const char *emulation_last_failure(void);
  * Returns a cudaError_t; it cannot be captured. In stream.cpp. */
 int emulation_enqueue_attempt(void *stream, int (*attempt)(void *argument), void *argument);
 
-/* Whether `bytes` from `address` on are in one allocation of the device's memory. In memory.cpp. */
-int emulation_in_device_memory(const void *address, unsigned long bytes);
+/* How far into an allocation of the device's memory `address` is; -1 unless `bytes` from there on are in it. In
+ * memory.cpp. */
+long emulation_place_in_memory(const void *address, unsigned long bytes);
+
+/* Kernels and matrix products, those of graphs too: how many streams have been given, how many have begun. In
+ * stream.cpp. */
+long emulation_kernels_given(void);
+long emulation_kernels_begun(void);
+
+/* The GPU that the calling thread's calls are for. In device.cpp. */
+int emulation_current_gpu(void);
 
 /* Forgets the sticky error, and drops what streams still hold and all captures, as a new process would: memory,
  * streams and events stay. In device.cpp. */

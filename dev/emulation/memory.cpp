@@ -352,7 +352,8 @@ extern "C" cudaError_t cudaMemset(void *memory, int value, size_t bytes) {
     });
 }
 
-extern "C" int emulation_in_device_memory(const void *address, unsigned long bytes) {
+extern "C" long emulation_place_in_memory(const void *address, unsigned long bytes) {
     std::lock_guard<std::recursive_mutex> guard(runtime_lock());
-    return in_device_memory(address, bytes);
+    if (!in_device_memory(address, bytes)) return -1;
+    return static_cast<const char *>(address) - find(device_memory, address)->memory;
 }

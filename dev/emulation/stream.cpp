@@ -16,6 +16,8 @@ static std::vector<CUevent_st *> events;
 static uint64_t put_in;     /* how many items were put into streams */
 static size_t items_queued; /* how many of them have not run */
 
+static long kernels_given, kernels_begun;
+
 /* Work that is put in and never waited for begins to run when there is this much of it, as on a GPU. */
 enum : size_t { MOST_QUEUED = 4096 };
 
@@ -39,10 +41,23 @@ static bool is_event(cudaEvent_t event) {
     return std::find(events.begin(), events.end(), event) != events.end();
 }
 
+static bool is_kernel(const operation &what) {
+    return what.type == cudaGraphNodeTypeKernel;
+}
+
+/* Of what is put in: a graph has many. */
+static long kernels_in(const queued &item) {
+    if (item.what) return is_kernel(*item.what);
+    if (!item.run) return 0;
+    const graph &nodes = *item.run->nodes;
+    return std::count_if(nodes.begin(), nodes.end(), [](const graph_node &node) { return is_kernel(*node.what); });
+}
+
 void put(CUstream_st *stream, queued item) {
     while (items_queued >= MOST_QUEUED && run_one()) {
     }
     item.sequence = put_in++;
+    kernels_given += kernels_in(item);
     all_streams();
     stream->queue.push_back(std::move(item));
     items_queued++;
@@ -131,6 +146,7 @@ static candidate choose(const std::vector<candidate> &ready) {
 
 static void run_operation(const operation &what) {
     std::string why;
+    kernels_begun += is_kernel(what);
     if (!what.run(&why))
         set_sticky_error(cudaErrorLaunchFailure, why.find(what.name) == 0 ? why : what.name + ": " + why);
     else if (!red_zones_intact(&why))
@@ -242,13 +258,23 @@ extern "C" cudaError_t cudaStreamCreate(cudaStream_t *stream) {
 extern "C" int emulation_enqueue_attempt(void *handle, int (*attempt)(void *argument), void *argument) {
     return call([&] {
         CUstream_st *stream = find_stream((cudaStream_t)handle);
-        if (!stream) return cudaErrorInvalidResourceHandle;
+        if (!stream || (handle && stream->device != current_device())) return cudaErrorInvalidResourceHandle;
         if (stream->capturing.in) return invalidate(*stream->capturing.in, cudaErrorStreamCaptureUnsupported);
         queued item = {};
         item.attempt = [=] { return attempt(argument) != 0; };
         put(stream, item);
         return sticky_error();
     });
+}
+
+extern "C" long emulation_kernels_given(void) {
+    std::lock_guard<std::recursive_mutex> guard(runtime_lock());
+    return kernels_given;
+}
+
+extern "C" long emulation_kernels_begun(void) {
+    std::lock_guard<std::recursive_mutex> guard(runtime_lock());
+    return kernels_begun;
 }
 
 /* CUDA lets a stream's work end after the call; here it has ended. */
