@@ -493,9 +493,11 @@ static bool fill_validation_batch(const loom_trainer *t, int64_t first, int64_t 
 static bool sum_windows(loom_trainer *t, void *losses, double *window, loom_error *error) {
     const int64_t B = t->options.micro_batch, T = t->options.seq_len;
     const bool wide = t->device->statistics == LOOM_F64;
+    /* A copy to memory that is not pinned lets the host wait for the stream, and so, without a limit, for other ranks. */
+    if (!loom_parallel_ok(&t->parallel, error) || !loom_comm_synchronize(t->comm, NULL, error)) return false;
     t->device->copy(t->device, NULL, losses, loom_gpt_get_losses(t->gpt),
                     (size_t)(B * T) * loom_dtype_size(t->device->statistics), LOOM_DEVICE_TO_HOST);
-    if (!loom_parallel_ok(&t->parallel, error) || !loom_comm_synchronize(t->comm, NULL, error)) return false;
+    if (!t->device->synchronize(t->device, NULL, error)) return false;
     for (int64_t b = 0; b < B; b++) {
         window[b] = 0;
         for (int64_t i = b * T; i < (b + 1) * T; i++)

@@ -16,8 +16,13 @@
 #include <time.h>
 #include <unistd.h>
 
-enum { MARKED = 64, SPINS = 100, PAUSE_NANOSECONDS = 20 * 1000, SECONDS_TO_END = 10 };
+enum { MARKED = 64, SPINS = 100, PAUSE_NANOSECONDS = 20 * 1000, SECONDS_TO_END = 10, SECONDS_TO_SPEAK = 2 };
 static const double seconds_between_looks = 0.01;
+
+/* A time in which a stream may have stood still for an operation. */
+typedef struct stall {
+    loom_mark *begin, *end;
+} stall;
 
 typedef struct nccl {
     loom_comm_base base; /* first */
@@ -32,6 +37,8 @@ typedef struct nccl {
     loom_ticket oldest;  /* that may not be done; before it all are */
     double oldest_since; /* when it was seen to wait for other ranks; 0: it was not */
     double looked;
+    stall *stalls; /* the first `stalled` are not added up yet; the others are there to be taken */
+    int stalled, n_stalls;
 } nccl;
 
 static nccl *nccl_of(const loom_comm *comm) {
@@ -52,8 +59,17 @@ static bool give_up(nccl *n, const loom_error *why, loom_error *error) {
     return loom_comm_failed(&n->base.comm, why, error);
 }
 
+/* An error that another rank has brought about is that one's to tell: it may end this one meanwhile. SIGTERM, by which
+ * that is done, may have been caught to save first. */
+static void let_the_cause_speak(void) {
+    signal(SIGTERM, SIG_DFL);
+    const double end = loom_comm_now() + SECONDS_TO_SPEAK;
+    while (loom_comm_now() < end) pause_a_little();
+}
+
 static bool failed(nccl *n, int result, const char *what, loom_error *error) {
     loom_error why;
+    if (result == LOOM_NCCL_REMOTE_ERROR) let_the_cause_speak();
     const char *detail = n->group ? n->api->GetLastError(n->group) : NULL;
     const bool sharing = result == LOOM_NCCL_INVALID_USAGE && n->base.comm.local_size > 1;
     loom_fail(&why, "rank %d, %s: NCCL: %s%s%s%s", n->base.comm.rank, what, n->api->GetErrorString(result),
@@ -189,10 +205,55 @@ static void post(loom_comm *comm, const loom_comm_operation *o, loom_stream *aft
     device->mark_set(device, n->done[place], n->stream);
 }
 
+/* A free stall, or NULL; as many are kept as a step needs. */
+static stall *take_stall(nccl *n, loom_error *error) {
+    loom_device *device = n->base.comm.device;
+    if (n->stalled == n->n_stalls) {
+        stall fresh = {NULL, NULL};
+        stall *larger = realloc(n->stalls, ((size_t)n->n_stalls + 1) * sizeof *larger);
+        if (!larger) return loom_fail(error, "no memory to time %d operations", n->n_stalls + 1), NULL;
+        n->stalls = larger;
+        if (!device->timed_mark_open(device, &fresh.begin, error) ||
+            !device->timed_mark_open(device, &fresh.end, error)) {
+            device->mark_close(device, fresh.begin);
+            return NULL;
+        }
+        n->stalls[n->n_stalls++] = fresh;
+    }
+    return &n->stalls[n->stalled++];
+}
+
+/* Adds up stalls that have come to their end. */
+static bool add_stalls(nccl *n, loom_error *error) {
+    loom_device *device = n->base.comm.device;
+    for (int i = 0; i < n->stalled;) {
+        bool reached;
+        double seconds;
+        const stall s = n->stalls[i];
+        if (!device->mark_reached(device, s.end, &reached, error)) return false;
+        if (!reached) {
+            i++;
+            continue;
+        }
+        if (!device->mark_elapsed(device, s.begin, s.end, &seconds, error)) return false;
+        n->base.comm.traffic.seconds_waited += seconds;
+        n->stalls[i] = n->stalls[--n->stalled];
+        n->stalls[n->stalled] = s;
+    }
+    return true;
+}
+
+/* The stream waits on the device, and how long is found out when it is done. */
 static bool wait(loom_comm *comm, loom_ticket ticket, loom_stream *stream, loom_error *error) {
     nccl *n = nccl_of(comm);
+    loom_device *device = comm->device;
     if (!look_at_group(n, error)) return false;
-    if (ticket > 0) comm->device->mark_await(comm->device, stream, n->done[ticket % MARKED]);
+    if (ticket <= 0) return true;
+    const stall *s = take_stall(n, error);
+    if (!s) return false;
+    device->mark_set(device, s->begin, stream);
+    device->mark_await(device, stream, n->done[ticket % MARKED]);
+    device->mark_set(device, s->end, stream);
     return true;
 }
 
@@ -209,7 +270,7 @@ static bool synchronize(loom_comm *comm, loom_stream *stream, loom_error *error)
             return false;
         if (looks >= SPINS) pause_a_little();
     }
-    return device->synchronize(device, stream, error);
+    return device->synchronize(device, stream, error) && add_stalls(n, error);
 }
 
 /* What is on host memory takes the way over the device where MPI is not beside us. A barrier is a sum of one number. */
@@ -230,8 +291,12 @@ static bool run_on_device(nccl *n, const loom_comm_operation *o, loom_error *err
     there.out = memory;
     post(comm, &there, n->stream);
     bool ok = !n->base.failed || loom_fail(error, "%s", n->base.failure.message);
-    if (ok && o->kind != LOOM_BARRIER) device->copy(device, n->stream, o->out, memory, bytes, LOOM_DEVICE_TO_HOST);
+    /* The copy, to memory that is not pinned, would wait for the operation without a limit. */
     ok = ok && synchronize(comm, n->stream, error);
+    if (ok && o->kind != LOOM_BARRIER) {
+        device->copy(device, n->stream, o->out, memory, bytes, LOOM_DEVICE_TO_HOST);
+        ok = device->synchronize(device, n->stream, error);
+    }
     device->release(device, memory, bytes);
     return ok;
 }
@@ -315,6 +380,11 @@ static void close_nccl(loom_comm *comm) {
         device->mark_close(device, n->done[i]);
     }
     if (device) device->mark_close(device, n->end);
+    for (int i = 0; i < n->n_stalls; i++) {
+        device->mark_close(device, n->stalls[i].begin);
+        device->mark_close(device, n->stalls[i].end);
+    }
+    free(n->stalls);
     loom_comm_close(n->mpi);
     free(n);
 }

@@ -23,6 +23,7 @@ typedef struct loom_nccl_config {
 enum { /* ncclResult_t */
        LOOM_NCCL_SUCCESS = 0,
        LOOM_NCCL_INVALID_USAGE = 5,
+       LOOM_NCCL_REMOTE_ERROR = 6,
        LOOM_NCCL_IN_PROGRESS = 7
 };
 enum { /* ncclDataType_t */

@@ -166,14 +166,21 @@ static void order(loom_device *device, loom_stream *later, loom_stream *earlier)
     check_later(cuda, cudaStreamWaitEvent(loom_cuda_stream_of(cuda, later), cuda->ordered, 0), "cudaStreamWaitEvent");
 }
 
-static bool mark_open(loom_device *device, loom_mark **mark, loom_error *error) {
-    (void)device;
+static bool event_open(loom_mark **mark, unsigned int flags, loom_error *error) {
     cudaEvent_t event;
-    if (!loom_cuda_ok(cudaEventCreateWithFlags(&event, cudaEventDisableTiming | cudaEventBlockingSync),
-                      "cudaEventCreateWithFlags", error))
-        return false;
+    if (!loom_cuda_ok(cudaEventCreateWithFlags(&event, flags), "cudaEventCreateWithFlags", error)) return false;
     *mark = (loom_mark *)event;
     return true;
+}
+
+static bool mark_open(loom_device *device, loom_mark **mark, loom_error *error) {
+    (void)device;
+    return event_open(mark, cudaEventDisableTiming | cudaEventBlockingSync, error);
+}
+
+static bool timed_mark_open(loom_device *device, loom_mark **mark, loom_error *error) {
+    (void)device;
+    return event_open(mark, cudaEventBlockingSync, error);
 }
 
 static void mark_close(loom_device *device, loom_mark *mark) {
@@ -203,6 +210,16 @@ static bool mark_reached(loom_device *device, loom_mark *mark, bool *reached, lo
 static bool mark_wait(loom_device *device, loom_mark *mark, loom_error *error) {
     return loom_cuda_ok(cudaSetDevice(loom_cuda_of(device)->ordinal), "cudaSetDevice", error) &&
            loom_cuda_ok(cudaEventSynchronize((cudaEvent_t)mark), "cudaEventSynchronize", error);
+}
+
+static bool mark_elapsed(loom_device *device, loom_mark *first, loom_mark *second, double *seconds, loom_error *error) {
+    float ms = 0;
+    (void)device;
+    if (!loom_cuda_ok(cudaEventElapsedTime(&ms, (cudaEvent_t)first, (cudaEvent_t)second), "cudaEventElapsedTime",
+                      error))
+        return false;
+    *seconds = 1e-3 * (double)ms;
+    return true;
 }
 
 static void timer_start(loom_device *device) {
@@ -439,6 +456,8 @@ bool loom_cuda_open(loom_device **out, const loom_device_options *options, bool 
                                  .mark_await = mark_await,
                                  .mark_reached = mark_reached,
                                  .mark_wait = mark_wait,
+                                 .timed_mark_open = timed_mark_open,
+                                 .mark_elapsed = mark_elapsed,
                                  .record_begin = record_begin,
                                  .record_end = record_end,
                                  .replay = replay,

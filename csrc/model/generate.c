@@ -9,6 +9,11 @@
 
 /* --------------------------------------------------------------------------------------------------------- next logits */
 
+static bool synchronize(loom_gpt *g, loom_error *error) {
+    return g->hooks.synchronize ? g->hooks.synchronize(g->hooks.user, error)
+                                : g->device->synchronize(g->device, g->exec.stream, error);
+}
+
 /* The tokens run in pieces whose lengths are powers of two: those shapes were planned, and no others are needed. */
 bool loom_gpt_next_logits(loom_gpt *g, const int32_t *tokens, int64_t n, int64_t past, float *logits,
                           loom_error *error) {
@@ -22,7 +27,7 @@ bool loom_gpt_next_logits(loom_gpt *g, const int32_t *tokens, int64_t n, int64_t
         while (piece * 2 <= n) piece *= 2;
         g->device->copy(g->device, g->exec.stream, g->tokens, tokens, loom_bytes(piece, LOOM_I32), LOOM_HOST_TO_DEVICE);
         loom_gpt_infer(g, piece, past);
-        if (!g->device->synchronize(g->device, g->exec.stream, error)) return false;
+        if (!synchronize(g, error)) return false;
         tokens += piece;
         past += piece;
         n -= piece;

@@ -68,6 +68,11 @@ void loom_parallel_lay_out(loom_parallel *p, loom_gpt *gpt, int64_t micro_batche
 
 /* --------------------------------------------------------------------------------------------------- opening and closing */
 
+static bool synchronize(void *user, loom_error *error) {
+    loom_parallel *p = user;
+    return loom_parallel_ok(p, error) && loom_comm_synchronize(p->comm, NULL, error);
+}
+
 bool loom_parallel_open(loom_parallel *p, loom_comm *comm, loom_optimizer *optimizer, loom_error *error) {
     const size_t n = (size_t)loom_gpt_get_layout(p->gpt)->n_buckets;
     LOOM_CHECK(comm->size == p->sharding.ranks && comm->rank == p->sharding.rank);
@@ -83,6 +88,7 @@ bool loom_parallel_open(loom_parallel *p, loom_comm *comm, loom_optimizer *optim
     loom_gpt_set_hooks(p->gpt, &(loom_gpt_hooks){.params_acquire = loom_parallel_before_weights,
                                                  .grads_acquire = loom_parallel_before_gradient,
                                                  .grads_ready = loom_parallel_after_gradient,
+                                                 .synchronize = synchronize,
                                                  .user = p});
     optimizer->hooks = (loom_optimizer_hooks){
         .summed = loom_parallel_after_sums, .updated = loom_parallel_after_update, .user = p};

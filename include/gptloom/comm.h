@@ -47,8 +47,10 @@ typedef struct loom_comm_options {
 /* What has gone through a communicator so far, of this rank. */
 typedef struct loom_comm_traffic {
     int64_t operations;
-    int64_t bytes;         /* that this rank handed in: an operation's input (of a broadcast, of the root alone) */
-    double seconds_waited; /* of the host, in loom_comm_wait and in operations on host memory */
+    int64_t bytes; /* that this rank handed in: an operation's input (of a broadcast, of the root alone) */
+    /* Of the host, in loom_comm_wait and in operations on host memory; and of streams, where these wait and not the host
+     * (nccl): as of the last loom_comm_synchronize. */
+    double seconds_waited;
 } loom_comm_traffic;
 
 typedef struct loom_comm {

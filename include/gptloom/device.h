@@ -78,6 +78,9 @@ struct loom_device {
     void (*mark_await)(loom_device *device, loom_stream *stream, loom_mark *mark);
     bool (*mark_reached)(loom_device *device, loom_mark *mark, bool *reached, loom_error *error);
     bool (*mark_wait)(loom_device *device, loom_mark *mark, loom_error *error);
+    /* A mark that also knows when it was reached; the time between two such, which both have been. */
+    bool (*timed_mark_open)(loom_device *device, loom_mark **mark, loom_error *error);
+    bool (*mark_elapsed)(loom_device *device, loom_mark *first, loom_mark *second, double *seconds, loom_error *error);
     /* Recording: what is put into the default stream between begin and end is kept instead of run. A replay runs it
      * with the same addresses and arguments, reading memory as it is then. All NULL where nothing would be gained. */
     bool (*record_begin)(loom_device *device, loom_error *error);

@@ -191,6 +191,8 @@ typedef struct loom_gpt_hooks {
     void (*params_release)(void *user, int bucket);           /* it is not read any more before it is acquired again */
     void (*grads_acquire)(void *user, int bucket);            /* backward begins to write its gradients */
     void (*grads_ready)(void *user, int bucket);              /* and has written them */
+    bool (*synchronize)(void *user, loom_error *error);       /* the host waits for the device, in generation: where
+                                                                 hooks wait for other ranks, not for ever */
     void *user;
 } loom_gpt_hooks;
 
