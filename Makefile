@@ -116,7 +116,7 @@ TESTS           := $(patsubst test/%.cpp,$(BUILD)/test/%,$(filter-out $(if $(CUD
                      $(if $(CUDNN_INCLUDE),,test/test_cudnn.cpp),$(wildcard test/test_*.cpp)))
 # Those of CUDA run on the emulation.
 EMULATED_TESTS  := $(patsubst %,$(BUILD)/test/test_%,emulation ptx runtime cublaslt matmul_plans adamw bias_gradient plan \
-                     recompute offload cuda_ops cuda_device cuda_train comm)
+                     recompute offload cuda_ops cuda_device cuda_train nccl_train comm)
 
 # One short line per file; V=1 shows the commands.
 V ?= 0
@@ -224,6 +224,8 @@ ifneq ($(and $(CUDA),$(wildcard $(addsuffix /nccl.h,$(CUDA)/include /usr/include
 $(BUILD)/obj/test/nccl_header.o: CXXFLAGS_ += $(CUDA_INCLUDE)
 $(BUILD)/test/test_comm: $(BUILD)/obj/test/nccl_header.o
 endif
+# test_nccl_train starts the emulated program so.
+$(BUILD)/test/test_nccl_train: | $(BUILD)/emulated/gptloom $(BUILD)/test/libnccl_standin.so $(if $(MPICC),$(BUILD)/libgptloom_mpi.so)
 $(BUILD)/test/comm_rank $(BUILD)/test/checkpoint_rank: $(BUILD)/test/%: $(BUILD)/obj/test/%.o $(BUILD)/emulated/libgptloom.a
 	@mkdir -p $(@D)
 	$(call quiet,LD) $(CXX) $(LINK_FLAGS) -Wl,--export-dynamic-symbol='emulation_*' -o $@ $^ $(LIBS)
