@@ -29,8 +29,6 @@ const bool sanitized = true;
 const bool sanitized = false;
 #endif
 
-const bool full = std::getenv("LOOM_TEST_FULL") != nullptr;
-
 const std::string mpirun = "timeout -k 2 300 mpirun --allow-run-as-root --oversubscribe --bind-to none --mca "
                            "mpi_yield_when_idle 1 ";
 
@@ -122,6 +120,11 @@ class Trainings : public Ranks {
         for (const auto &[name, result] : train(1, lines)) alone_[asked_[name]] = result;
     }
 
+    /* What one rank's device chose by measuring, where it measures. */
+    static std::string with_choices(const std::string &path) {
+        return fs::exists(path) ? " choices=" + path : "";
+    }
+
     std::string choices_of(const std::string &options) const {
         return here.at("choices-" + std::to_string(std::hash<std::string>()(options)));
     }
@@ -139,8 +142,7 @@ class Trainings : public Ranks {
                 char name[16];
                 snprintf(name, sizeof name, "t%04zu", lines.size());
                 const std::string choices = choices_of(t.options);
-                lines[name] = model + t.options + " deterministic-reduce " + t.shared +
-                              (fs::exists(choices) ? " choices=" + choices : "");
+                lines[name] = model + t.options + " deterministic-reduce " + t.shared + with_choices(choices);
                 meant[name] = &t;
             }
             for (const auto &[name, result] : train(ranks, lines, environment))
@@ -231,7 +233,31 @@ std::vector<Training> some_pairs_on_cuda(size_t which) {
 /* Streams are run in an order drawn by chance. */
 TEST_F(Trainings, HaveTheBitsOfOneRankOnEmulatedCuda) {
     expect_bits_of_one_rank(some_pairs_on_cuda(1), {2}, "LOOM_EMULATION_SCHEDULE=random:2");
+    if (sanitized) return; /* it takes long, and is no other code */
     expect_bits_of_one_rank(some_pairs_on_cuda(3), {4}, "LOOM_EMULATION_SCHEDULE=random:4");
+}
+
+/* What four ranks have saved at stage 2 is loaded by any number of ranks at any stage, as it was. */
+TEST_F(Trainings, AreLoadedByOtherRanksAsTheyWereSaved) {
+    const Strings saved = {"device=cpu dtype=fp32", "device=cpu dtype=bf16 optimizer-dtype=bf16",
+                           "device=cuda dtype=bf16 master-weights=off"};
+    std::map<std::string, std::string> lines, wanted;
+    const auto place = [&](size_t i) {
+        return " out=" + here.at("run-" + std::to_string(i)) + " batch=12 micro-batch=1 ";
+    };
+    for (size_t i = 0; i < saved.size(); i++)
+        lines["t" + std::to_string(i)] = model + saved[i] + place(i) + "zero=2 @save";
+    for (const auto &[name, result] : train(4, lines)) wanted[name] = result.substr(result.find("weights"));
+    for (const int ranks : {1, 2, 3}) {
+        lines.clear();
+        for (size_t i = 0; i < saved.size(); i++)
+            for (const int zero : {0, 3})
+                lines["t" + std::to_string(i) + "-zero-" + std::to_string(zero)] = model + saved[i] + place(i) +
+                                                                                   "resume @steps=0 zero=" +
+                                                                                   std::to_string(zero);
+        for (const auto &[name, result] : train(ranks, lines))
+            expect_same_lines(result, wanted[name.substr(0, 2)], std::to_string(ranks) + " ranks: " + lines[name]);
+    }
 }
 
 /* ------------------------------------------------------------------------------------------------------ sums in any order */
@@ -294,12 +320,14 @@ class Sums : public Trainings {
         std::vector<std::vector<Tensor>> wanted;
         std::vector<std::string> said;
         for (size_t k = 0; k < kinds.size(); k++) alone[name_of(k, 0)] = model + sums + kinds[k].options;
+        for (auto &[name, line] : alone) line += " @make-choices=" + here.at("choices-" + name);
         const auto one = train(1, alone);
         for (size_t k = 0; k < kinds.size(); k++) {
             said.push_back(one.at(name_of(k, 0)));
             wanted.push_back(tensors(name_of(k, 0), said[k]));
             for (int zero = 0; zero < 4; zero++)
-                lines[name_of(k, zero)] = alone[name_of(k, 0)] + " zero=" + std::to_string(zero);
+                lines[name_of(k, zero)] = model + sums + kinds[k].options + " zero=" + std::to_string(zero) +
+                                          with_choices(here.at("choices-" + name_of(k, 0)));
         }
         const auto several = train(ranks, lines);
         for (size_t k = 0; k < kinds.size(); k++)
@@ -334,17 +362,20 @@ class Sums : public Trainings {
  * are off by 2 u sqrt(n) of their size at most (support.h). Terms are rows, of which 12 x 16 are summed in fp32 also where
  * weights are bf16; of gradients in bf16 the 12 sums of micro-batches. After a step the first moment is the gradient, but
  * for a factor. In fp64 all of that is so small that four steps add it up, for whatever they leave behind, and that losses,
- * which are reported in fp32, are off by an epsilon at most. */
+ * which are reported in fp32, are off by an epsilon at most. In fp32 further steps round anew, all the way through the
+ * model: three of them do so too where steps are recorded and replayed. */
 TEST_F(Sums, AreWithinRoundingOfOneRanks) {
-    const double rows = std::sqrt(12.0 * 16), f64 = 4 * 2 * 0x1p-53 * rows, f32 = 2 * 0x1p-24 * rows,
-                 bf16 = 2 * 0x1p-9 * std::sqrt(12.0);
-    std::vector<Kind> kinds = {{"device=oracle @steps=4", "", f64, 0x1p-23},
-                               {"device=cpu @steps=1", "first-moments", f32, 0},
-                               {"device=cpu dtype=bf16 @steps=1", "first-moments", f32, 0},
-                               {"device=cpu dtype=bf16 grad-dtype=bf16 @steps=1", "first-moments", bf16, 0}};
+    const loom_gpt_config shape = gpt_shape(2, 2, 32, 16, LOOM_BYTE_VOCABULARY);
+    const double rows = std::sqrt(12.0 * 16), path = std::sqrt(whole_path(shape, 12, 16));
+    const double f64 = 4 * 2 * 0x1p-53 * rows, f32 = 2 * 0x1p-24 * rows, steps = 3 * 2 * 0x1p-24 * path;
+    std::vector<Kind> kinds = {
+        {"device=oracle @steps=4", "", f64, 0x1p-23},
+        {"device=cpu @steps=1", "first-moments", f32, 0},
+        {"device=cpu dtype=bf16 @steps=1", "first-moments", f32, 0},
+        {"device=cpu dtype=bf16 grad-dtype=bf16 @steps=1", "first-moments", 2 * 0x1p-9 * std::sqrt(12.0), 0}};
     expect_near(kinds, 2);
     expect_near(kinds, 4);
-    kinds.push_back({"device=cuda dtype=bf16 @steps=1", "first-moments", f32, 0});
+    kinds.push_back({"device=cuda @steps=3", "", steps, steps});
     expect_near(kinds, 3);
 }
 
@@ -355,6 +386,7 @@ class Matrix : public Trainings, public testing::WithParamInterface<std::tuple<s
 
 TEST_P(Matrix, HasTheBitsOfOneRank) {
     const auto &[device, precision, ranks] = GetParam();
+    const bool full = std::getenv("LOOM_TEST_FULL") != nullptr;
     if (!full || sanitized) GTEST_SKIP() << "make test-full runs it, without sanitizers";
     std::vector<Training> all;
     for (int zero = 0; zero < 4; zero++)
@@ -480,6 +512,19 @@ TEST_F(Program, RunsOfRanksLeaveWhatOneRankLeaves) {
     EXPECT_TRUE(state("two") == state("one")) << "the checkpoints differ";
     EXPECT_EQ(metrics("four"), metrics("one"));
     EXPECT_EQ(metrics("two"), metrics("one"));
+}
+
+/* The same by a GPU's ranks, which share it, started by mpirun; with what one rank's device chose by measuring. */
+TEST_F(Program, RunsOfRanksThatShareAGpuLeaveWhatOneRankLeaves) {
+    const std::string emulated = fs::canonical(folder() / "../emulated/gptloom").string() + run.substr(gptloom.size()) +
+                                 rest + "-q --device cuda --dtype bf16 --steps 4 --out ";
+    works(emulated + "one");
+    const Outcome o = shell(mpirun + "-np 2 " + emulated + "two --zero 3 --choices one/choices.txt");
+    EXPECT_EQ(o.status, 0) << o.err;
+    EXPECT_EQ(o.out + o.err, "");
+    EXPECT_TRUE(state("two") == state("one")) << "the checkpoints differ";
+    EXPECT_EQ(metrics("two"), metrics("one"));
+    EXPECT_EQ(read_file(here.at("two/samples.txt")), read_file(here.at("one/samples.txt")));
 }
 
 /* What each rank takes is what the plan says, to the byte, here and where it is asked for. */

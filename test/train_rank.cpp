@@ -8,6 +8,7 @@
  *
  *     @steps=N           do so many (2)
  *     @validate, @sample after the last step; 20 tokens
+ *     @save              a checkpoint, into `out`
  *     @values            write the state as numbers too, to FOLDER/NAME.values
  *     @make-choices=FILE write what the device chose
  *
@@ -82,7 +83,7 @@ void expect_same(const std::string &bytes, const std::string &what) {
 struct Training {
     std::string name;
     int steps = 2;
-    bool validate = false, sample = false, values = false;
+    bool validate = false, sample = false, save = false, values = false;
     std::string choices;
     std::vector<std::pair<std::string, std::string>> options;
 };
@@ -100,6 +101,8 @@ Training read_training(const std::string &line) {
             t.validate = true;
         else if (key == "@sample")
             t.sample = true;
+        else if (key == "@save")
+            t.save = true;
         else if (key == "@values")
             t.values = true;
         else if (key == "@make-choices")
@@ -222,6 +225,7 @@ void run(const Training &training, const loom_comm_options &how, const std::stri
         require([&](loom_error *error) { return loom_trainer_sample(t, 20, take_token, &tokens, error); });
         lines << "sample" << tokens << "\n";
     }
+    if (training.save) require([&](loom_error *error) { return loom_trainer_save(t, options.out, 3, error); });
     expect_same(lines.str(), "what is said of " + training.name);
     const State state = state_of(t);
     write_tensors(t, state.parameters, t->precision.master, "weights", lines, numbers);
