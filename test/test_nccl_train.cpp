@@ -36,8 +36,11 @@ struct Reference {
         if (std::system(command.c_str()) != 0) throw std::runtime_error(read_file(place + ".log"));
         return place;
     }
+    static std::string name() {
+        return "../emulated/gptloom";
+    }
     static std::string program() {
-        return (folder() / "../emulated/gptloom").lexically_normal().string();
+        return (folder() / name()).lexically_normal().string();
     }
     std::map<std::string, std::string> runs;
 };
@@ -53,7 +56,7 @@ std::string results(const std::string &run) {
     return all;
 }
 
-class NcclTrain : public Processes {
+class NcclTrain : public RanksTest {
   protected:
     static void SetUpTestSuite() {
         reference = new Reference();
@@ -65,12 +68,12 @@ class NcclTrain : public Processes {
     void SetUp() override {
         ASSERT_TRUE(fs::exists(Reference::program())) << Reference::program();
     }
-    /* The command of a run in here/`out`, which chooses as the reference of these settings did; a resumed one does so
+    /* The arguments of a run in here/`out`, which chooses as the reference of these settings did; a resumed one does so
      * anyway. */
     std::string train(const std::string &out, const std::string &more, const std::string &settings = steps) {
         const bool resumes = more.find("--resume") != std::string::npos;
-        return Reference::program() + " train " + reference->flags() + " " + settings + " --comm nccl --out " +
-               here.at(out) + (resumes ? " " : " --choices " + reference->run(settings) + "/choices.txt ") + more;
+        return "train " + reference->flags() + " " + settings + " --comm nccl --out " + here.at(out) +
+               (resumes ? " " : " --choices " + reference->run(settings) + "/choices.txt ") + more;
     }
     static std::string gpus(int n) {
         return "LOOM_EMULATION_THREADS=1 LOOM_EMULATION_GPUS=" + std::to_string(n);
@@ -81,12 +84,12 @@ class NcclTrain : public Processes {
     /* As torchrun starts it; the stand-in's log is at here/`out`.calls.R. */
     Outcome by_torchrun(int ranks, const std::string &out, const std::string &more, const std::string &environment = "",
                         const std::string &settings = steps) {
-        return torchrun(ranks, train(out, more, settings),
+        return torchrun(ranks, Reference::name(), train(out, more, settings),
                         gpus(ranks) + calls_to(out) + " " + at_port(free_port()) + " " + environment);
     }
     Outcome by_mpirun(int ranks, const std::string &out, const std::string &more, const std::string &environment = "",
                       const std::string &settings = steps) {
-        return mpirun(ranks, train(out, more, settings),
+        return mpirun(ranks, Reference::name(), train(out, more, settings),
                       gpus(ranks) + calls_to(out) + " LOOM_NCCL=" + standin() + " " + environment);
     }
     void expect_like_one_rank(const Outcome &o, const std::string &out, const std::string &settings = steps) {
@@ -398,17 +401,19 @@ TEST_F(NcclTrain, GraphsAndMpiChangeNoBit) {
 }
 
 TEST_F(NcclTrain, FourRanksFindEachOtherByAFile) {
-    expect_like_one_rank(
-        torchrun(4, train("run", stage(3) + " --deterministic-reduce"), gpus(4) + " LOOM_NCCL_ID=" + here.at("id")),
-        "run");
+    expect_like_one_rank(torchrun(4, Reference::name(), train("run", stage(3) + " --deterministic-reduce"),
+                                  gpus(4) + " LOOM_NCCL_ID=" + here.at("id")),
+                         "run");
     EXPECT_FALSE(fs::exists(here.at("id")));
 }
 
 /* With one rank there is nobody to find and nothing to reduce. */
 TEST_F(NcclTrain, OneRank) {
-    expect_like_one_rank(torchrun(1, train("run", stage(3) + " --deterministic-reduce"), gpus(1)), "run");
-    expect_like_one_rank(
-        shell("env " + gpus(1) + " LOOM_NCCL=" + standin() + " " + train("alone", " --deterministic-reduce")), "alone");
+    expect_like_one_rank(torchrun(1, Reference::name(), train("run", stage(3) + " --deterministic-reduce"), gpus(1)),
+                         "run");
+    expect_like_one_rank(shell("env " + gpus(1) + " LOOM_NCCL=" + standin() + " " + Reference::program() + " " +
+                               train("alone", " --deterministic-reduce")),
+                         "alone");
 }
 
 class NcclTrainByMpi : public NcclTrain {
@@ -501,15 +506,15 @@ TEST_F(NcclTrainInFull, EveryStageAndLaunchHasTheBitsOfOneRank) {
             expect_like_one_rank(by_torchrun(ranks, "tcp" + out, more), "tcp" + out);
             expect_like_one_rank(by_mpirun(ranks, "mpi" + out, more), "mpi" + out);
             if (ranks > 1)
-                expect_like_one_rank(
-                    torchrun(ranks, train("file" + out, more), gpus(ranks) + " LOOM_NCCL_ID=" + here.at("id")),
-                    "file" + out);
+                expect_like_one_rank(torchrun(ranks, Reference::name(), train("file" + out, more),
+                                              gpus(ranks) + " LOOM_NCCL_ID=" + here.at("id")),
+                                     "file" + out);
         }
 }
 
 TEST_F(NcclTrainInFull, EveryDtypeAndPolicyHasTheBitsOfOneRank) {
     const std::string settings[] = {steps + " --dtype bf16", steps + " --dtype fp16",
-                                    steps + " --dtype bf16 --grad-dtype bf16 --optimizer-dtype bf16",
+                                    steps + " --dtype bf16 --master-weights off --optimizer-dtype bf16",
                                     steps + " --recompute block --offload activations", steps + " --recompute every:2"};
     for (const std::string &setting : settings)
         for (int zero = 0; zero < 4; zero++) {
@@ -550,7 +555,7 @@ TEST_F(NcclTrainInFull, AStoppedRankIsFoundWhereverItIs) {
         SCOPED_TRACE("call " + std::to_string(call) + " of " + std::to_string(calls));
         fs::remove_all(here.at("run"));
         const Outcome o = torchrun(
-            2, train("run", more),
+            2, Reference::name(), train("run", more),
             gpus(2) + calls_to("run") + " " + at_port(free_port()) + " NCCL_STANDIN_STOP=1:" + std::to_string(call), 1);
         EXPECT_EQ(o.status, 2) << o.output;
         ASSERT_EQ(lines_of(o.output).size(), 1u) << o.output;
