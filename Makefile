@@ -224,7 +224,8 @@ ifneq ($(and $(CUDA),$(wildcard $(addsuffix /nccl.h,$(CUDA)/include /usr/include
 $(BUILD)/obj/test/nccl_header.o: CXXFLAGS_ += $(CUDA_INCLUDE)
 $(BUILD)/test/test_comm: $(BUILD)/obj/test/nccl_header.o
 endif
-# test_nccl_train starts the emulated program so.
+# test_nccl_train and test_gpu_report start the emulated program so.
+$(BUILD)/test/test_gpu_report: | $(BUILD)/emulated/gptloom $(BUILD)/test/libnccl_standin.so
 $(BUILD)/test/test_nccl_train: | $(BUILD)/emulated/gptloom $(BUILD)/test/libnccl_standin.so $(if $(MPICC),$(BUILD)/libgptloom_mpi.so)
 $(BUILD)/test/comm_rank $(BUILD)/test/checkpoint_rank: $(BUILD)/test/%: $(BUILD)/obj/test/%.o $(BUILD)/emulated/libgptloom.a
 	@mkdir -p $(@D)

@@ -5,8 +5,10 @@
     dev/gpu-report.py --check                                 whether this machine has what building and running need
 
 Phases: parity of all ops with the oracle; the benchmark of all ops; 100 steps of GPT-2 124M in bf16 with gptloom and
-with PyTorch (dev/torch/train_gpu.py), in turns on the same tokens. Each has a time limit; one that fails or takes too
-long is a line of the report with its reason. PATH.json and PATH.md are written (in a folder, if PATH is one, and by
+with PyTorch (dev/torch/train_gpu.py), in turns on the same tokens; and with ranks: NCCL with one, two that share a GPU by
+MPI where there is Open MPI, and NCCL on 2, 4 .. all GPUs where there are several. NCCL is the system's, LOOM_NCCL's, or
+that of NVIDIA's Python package. Each has a time limit; one that fails or takes too long is a line of the report with its
+reason. PATH.json and PATH.md are written (in a folder, if PATH is one, and by
 default in dev/reports, they are called DATE-gpu-NAME), the JSON anew after every phase, and the table is printed last.
 Needs nothing but Python; PyTorch is compared with where this python3 has it.
 
@@ -23,6 +25,7 @@ import re
 import shlex
 import shutil
 import signal
+import socket
 import statistics
 import subprocess
 import sys
@@ -52,7 +55,9 @@ KNOWN_PEAKS = [
 ]
 
 # Seconds that a phase may take at most; together with the build they stay below nine minutes.
-LIMITS = {"parity": 120, "bench": 90, "train": 90, "pytorch": 150}
+LIMITS = {"parity": 120, "bench": 90, "train": 90, "pytorch": 150, "ranks": 110}
+ONE_RANKS_RUN = 45  # of those of "ranks": one that hangs leaves time for the others
+TIME_TO_END = 3  # for ranks of which another one has ended badly
 ANOTHER_ROUND = 1.3  # times what the first one took must be left for a second one
 
 SHARD_MAGIC, SHARD_VERSION, SHARD_HEADER_INTS = 20240520, 1, 256
@@ -118,6 +123,47 @@ def run(command: list, limit: float, accepted: tuple = (0,)) -> subprocess.Compl
     if process.returncode not in accepted:
         raise Failed(f"exit code {process.returncode}: {last_line(err or out)}", err or out)
     return subprocess.CompletedProcess(command, process.returncode, out, err)
+
+
+def run_together(commands: list, limit: float, scratch: Path) -> None:
+    """Runs commands, each with its environment, as the ranks of one run. When one ends badly the others have a moment to
+    do so too; Failed has the line of the first one. Nothing is left of them."""
+    processes, outputs = [], []
+    end, reason = time.time() + limit, ""
+    try:
+        for i, (command, environment) in enumerate(commands):
+            outputs.append(scratch / f"rank-{i}")
+            with open(outputs[-1], "w") as output:
+                processes.append(
+                    subprocess.Popen(
+                        [str(word) for word in command],
+                        stdin=subprocess.DEVNULL,
+                        stdout=output,
+                        stderr=subprocess.STDOUT,
+                        env=environment,
+                        start_new_session=True,
+                    )
+                )
+        while any(process.poll() is None for process in processes) and time.time() < end:
+            bad = [i for i, process in enumerate(processes) if process.poll()]
+            if bad and not reason:
+                said = outputs[bad[0]].read_text(errors="replace")
+                reason = f"rank {bad[0]}, exit code {processes[bad[0]].returncode}: {last_line(said)}"
+                end = min(end, time.time() + TIME_TO_END)
+            time.sleep(0.02)
+    finally:
+        late = [process for process in processes if process.poll() is None]
+        for process in late:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+    texts = [output.read_text(errors="replace") for output in outputs]
+    bad = [i for i, process in enumerate(processes) if process.returncode]
+    if bad and not reason and not late:
+        reason = f"rank {bad[0]}, exit code {processes[bad[0]].returncode}: {last_line(texts[bad[0]])}"
+    if reason:
+        raise Failed(reason, "".join(texts))
+    if late:
+        raise OutOfTime(f"ended after its limit of {limit:.0f} s")
 
 
 def output_of(command: list) -> str:
@@ -208,6 +254,26 @@ def describe_machine(description: str) -> dict:
     if gpus:
         machine |= dict(zip(["gpu", "driver", "memory_mib", "power_limit_w", "clock_mhz"], gpus[0]))
     return machine
+
+
+def visible_gpus(description: str) -> int:
+    """How many GPUs a run may have."""
+    if "emulated" in description:
+        return int(os.environ.get("LOOM_EMULATION_GPUS", "1"))
+    listed = os.environ.get("CUDA_VISIBLE_DEVICES")
+    return len(smi("name") if listed is None else [gpu for gpu in listed.split(",") if gpu.strip()])
+
+
+def nccl_of_python(python: str):
+    """The library in NVIDIA's Python package, which PyTorch brings along; None where it is not."""
+    seek = (
+        "import importlib.util, pathlib\n"
+        "spec = importlib.util.find_spec('nvidia.nccl')\n"
+        "for place in spec.submodule_search_locations if spec else []:\n"
+        "    for library in sorted(pathlib.Path(place).glob('lib/libnccl.so*')): print(library)\n"
+    )
+    found = output_of([python, "-c", seek]) if shutil.which(python) else ""
+    return found.splitlines()[0] if found else None
 
 
 def known_peak(name: str):
@@ -368,6 +434,10 @@ def write_tokens(path: Path, settings) -> None:
     part.rename(path)
 
 
+def median_of(steps: list, key: str):
+    return statistics.median(step[key] for step in steps) if key in steps[0] else None
+
+
 def read_metrics(path: Path, warmup: int, tokens_per_step: int) -> dict:
     steps = [json.loads(line) for line in path.read_text().splitlines()]
     timed = steps[warmup:]
@@ -375,17 +445,15 @@ def read_metrics(path: Path, warmup: int, tokens_per_step: int) -> dict:
         raise Failed(f"it made {len(steps)} steps only")
     return {
         "tokens_per_s": len(timed) * tokens_per_step / sum(step["ms"] for step in timed) * 1e3,
-        "median_ms": statistics.median(step["ms"] for step in timed),
+        "median_ms": median_of(timed, "ms"),
         "loss": steps[-1]["loss"],
         "first_loss": steps[0]["loss"],
+        "ms_waited": median_of(timed, "ms_waited"),
+        "ms_spread": median_of(timed, "ms_spread"),
     }
 
 
-def train_once(
-    settings, micro_batch: int, data: Path, scratch: Path, attention: str, limit: float
-) -> dict:
-    out = scratch / "run"
-    shutil.rmtree(out, ignore_errors=True)
+def training_command(settings, data: Path, out: Path, micro_batch: int, more: dict) -> list:
     flags = {
         "data": data,
         "out": out,
@@ -408,11 +476,19 @@ def train_once(
         "sample-every": 0,
         "checkpoint-every": 0,
     }
-    if attention != "own":
-        flags["attention"] = attention
     command = [settings.program, "train"]
-    for name, value in flags.items():
+    for name, value in (flags | more).items():
         command += [f"--{name}", value]
+    return command
+
+
+def train_once(
+    settings, micro_batch: int, data: Path, scratch: Path, attention: str, limit: float
+) -> dict:
+    out = scratch / "run"
+    shutil.rmtree(out, ignore_errors=True)
+    more = {} if attention == "own" else {"attention": attention}
+    command = training_command(settings, data, out, micro_batch, more)
     with MemoryWatch() as memory:
         run(command, limit)
     result = read_metrics(out / "metrics.jsonl", settings.warmup, settings.batch * settings.seq_len)
@@ -467,11 +543,15 @@ def train_with_pytorch(settings, clock: Clock, data: Path) -> dict:
 OWN, CUDNN, PYTORCH = "gptloom", "gptloom, attention by cuDNN", "PyTorch, compiled"
 
 
-def contend(
-    settings, clock: Clock, data: Path, scratch: Path, contender: str, result: dict
-) -> dict:
-    if not settings.data and not data.exists():
+def tokens_for(settings, scratch: Path) -> Path:
+    data = settings.data or scratch / "tokens.bin"
+    if not data.exists():
         write_tokens(data, settings)
+    return data
+
+
+def contend(settings, clock: Clock, scratch: Path, contender: str, result: dict) -> dict:
+    data = tokens_for(settings, scratch)
     if contender != PYTORCH:
         attention = "own" if contender == OWN else "cudnn"
         return train(settings, clock, data, scratch, attention, result)
@@ -490,18 +570,18 @@ def is_left_out(failed: Exception, contender: str, runs: list) -> bool:
 
 
 def contest(settings, clock: Clock, scratch: Path) -> dict:
-    """All contenders once, then those that worked again while there is time. Each has a list of runs, a list of what
-    failed, and a reason if it did not come to its end."""
-    data = settings.data or scratch / "tokens.bin"
+    """All contenders once, then those that worked again while there is time beside that for ranks. Each has a list of
+    runs, a list of what failed, and a reason if it did not come to its end."""
     results = {name: {"runs": [], "failures": []} for name in (OWN, PYTORCH, CUDNN)}
     seconds = {}
     for turn in range(settings.rounds):
         for name, result in results.items():
-            if "reason" in result or (turn and clock.left() < ANOTHER_ROUND * seconds[name]):
+            spare = clock.left() - settings.ranks_limit
+            if "reason" in result or (turn and spare < ANOTHER_ROUND * seconds[name]):
                 continue
             begin = time.time()
             try:
-                result["runs"].append(contend(settings, clock, data, scratch, name, result))
+                result["runs"].append(contend(settings, clock, scratch, name, result))
                 say(f"{name}: {result['runs'][-1]['tokens_per_s']:,.0f} tokens/s")
             except (LeftOut, *TROUBLE) as failed:
                 result["reason"] = str(failed)
@@ -509,6 +589,101 @@ def contest(settings, clock: Clock, scratch: Path) -> dict:
                 say(f"{name}: {failed}")
             seconds[name] = time.time() - begin
     return results
+
+
+# ------------------------------------------------------------------------------------------------------------- ranks
+def rank_runs(gpus: int) -> list:
+    """What is run with ranks. The batch grows with the GPUs: each has as much to do as one alone."""
+    runs = [
+        {"name": "NCCL, one rank", "comm": "nccl", "ranks": 1, "gpus": 1, "zero": 0},
+        {"name": "MPI, two ranks share a GPU", "comm": "mpi", "ranks": 2, "gpus": 1, "zero": 0},
+    ]
+    counts = [2**i for i in range(1, gpus.bit_length()) if 2**i <= gpus]
+    if gpus > 1 and gpus not in counts:
+        counts.append(gpus)
+    for n in counts:
+        for zero in (0, 1):
+            name = f"NCCL, {n} GPUs" + (f", ZeRO stage {zero}" if zero else "")
+            runs.append({"name": name, "comm": "nccl", "ranks": n, "gpus": n, "zero": zero})
+    return runs
+
+
+def free_port() -> int:
+    with socket.socket() as listening:
+        listening.bind(("127.0.0.1", 0))
+        return listening.getsockname()[1]
+
+
+def rank_commands(settings, row: dict, command: list, nccl) -> list:
+    """A run's processes: torchrun's environment for NCCL; by MPI gptloom starts its ranks itself."""
+    environment = dict(os.environ)
+    if row["comm"] == "mpi":
+        environment["CUDA_VISIBLE_DEVICES"] = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0]
+        return [(command + ["--ranks", row["ranks"]], environment)]
+    if nccl:
+        environment["LOOM_NCCL"] = nccl
+    environment |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    environment |= {name: str(row["ranks"]) for name in ("WORLD_SIZE", "LOCAL_WORLD_SIZE")}
+    return [
+        (command, environment | {"RANK": str(rank), "LOCAL_RANK": str(rank)})
+        for rank in range(row["ranks"])
+    ]
+
+
+def train_ranks(settings, row: dict, micro_batch: int, scratch: Path, nccl, limit: float) -> dict:
+    out, data = scratch / "ranks", tokens_for(settings, scratch)
+    shutil.rmtree(out, ignore_errors=True)
+    steps, warmup = settings.rank_steps, settings.rank_warmup
+    if row["comm"] == "mpi":
+        steps, warmup = max(steps // 3, 2), max(warmup // 3, 1)  # gradients go through the host
+    batch = settings.batch * row["gpus"]
+    micro_batch = min(micro_batch, batch // row["ranks"])
+    more = {"batch": batch, "steps": steps, "comm": row["comm"], "zero": row["zero"], "comm-timeout": 30}
+    command = training_command(settings, data, out, micro_batch, more)
+    with MemoryWatch() as memory:
+        run_together(rank_commands(settings, row, command, nccl), limit, scratch)
+    result = read_metrics(out / "metrics.jsonl", warmup, batch * settings.seq_len)
+    shutil.rmtree(out, ignore_errors=True)
+    return result | {"micro_batch": micro_batch, "batch": batch, "peak_mib": memory.peak_mib()}
+
+
+def cannot_be_had(failed: Exception):
+    """The library that is not here, as gptloom says; None if that is not why it failed."""
+    said = str(failed)
+    if "--comm nccl:" in said and "cannot be loaded" in said:
+        return "NCCL is not here, on the library path, by LOOM_NCCL or as a Python package"
+    if "mpirun is not on the path" in said or ("--comm mpi:" in said and "cannot be loaded" in said):
+        return "Open MPI is not here (its mpirun, or mpicc when this was built)"
+    return None
+
+
+def ranks(settings, clock: Clock, scratch: Path, description: str, alone: list) -> list:
+    """A row for each run: its figures, or the reason why it has none. `alone` are gptloom's on one GPU."""
+    end = time.time() + clock.limit("ranks")
+    # Emulated GPUs are for a library that knows them, which has to be named.
+    nccl = os.environ.get("LOOM_NCCL")
+    named = nccl or "emulated" not in description
+    nccl = nccl or (nccl_of_python(settings.python) if named else None)
+    rows = rank_runs(visible_gpus(description))
+    for row in rows:
+        limit = min(end - time.time(), clock.left(), ONE_RANKS_RUN)
+        try:
+            if row["comm"] == "nccl" and not named:
+                raise LeftOut("NCCL does not know emulated GPUs")
+            if not alone:
+                raise LeftOut("gptloom does not train on one GPU")
+            if limit < 1:
+                raise LeftOut("no time was left")
+            # Those that share a GPU share its memory.
+            micro_batch = max(alone[0]["micro_batch"] * row["gpus"] // row["ranks"], 1)
+            row |= train_ranks(settings, row, micro_batch, scratch, nccl, limit)
+            say(f"{row['name']}: {row['tokens_per_s']:,.0f} tokens/s")
+        except (LeftOut, *TROUBLE) as failed:
+            absent = cannot_be_had(failed)
+            row["reason"] = absent or str(failed)
+            row["left_out"] = bool(absent) or isinstance(failed, LeftOut)
+            say(f"{row['name']}: {row['reason']}")
+    return rows
 
 
 # ------------------------------------------------------------------------------------------------------------ report
@@ -534,6 +709,11 @@ def summarise(report: dict, settings) -> None:
             result[f"mfu_of_{kind}"] = (
                 speed * report["flops_per_token"] / rate / 1e12 if rate else None
             )
+    alone = report["training"][OWN].get("tokens_per_s")
+    for row in report["ranks"]:
+        if alone and "tokens_per_s" in row:
+            row["times_one_gpu"] = row["tokens_per_s"] / alone
+            row["efficiency"] = row["times_one_gpu"] / row["gpus"]
     ours, theirs = (report["training"][name].get("tokens_per_s") for name in (OWN, PYTORCH))
     report["ratio_to_pytorch"] = ours / theirs if ours and theirs else None
 
@@ -621,6 +801,43 @@ def parity_table(report: dict) -> list:
     )
 
 
+def ranks_table(report: dict) -> list:
+    rows = []
+    for row in report["ranks"]:
+        if "reason" in row:
+            rows.append([row["name"], failure_word(row), row["reason"]] + [""] * 6)
+            continue
+        rows.append(
+            [
+                row["name"],
+                f"{row['tokens_per_s']:,.0f}",
+                number(row.get("times_one_gpu"), ".2f"),
+                percent(row.get("efficiency")),
+                f"{row['median_ms']:.2f}",
+                number(row["ms_waited"], ".2f"),
+                number(row["ms_spread"], ".2f"),
+                number(row["peak_mib"], ",.0f"),
+                f"{row['batch']}, {row['micro_batch']}, {row['loss']:.3f}",
+            ]
+        )
+    header = ["ranks", "tokens/s", "times one GPU's", "efficiency", "ms a step", "of them waiting", "ms apart", "MiB"]
+    return table(header + ["batch, micro-batch, last loss"], rows)
+
+
+def ranks_in_short(report: dict) -> str:
+    """The most GPUs that worked together, and what failed."""
+    good = [row for row in report["ranks"] if "reason" not in row]
+    bad = [row["name"] for row in report["ranks"] if "reason" in row and not row["left_out"]]
+    words = []
+    if good:
+        most = max(good, key=lambda row: (row["gpus"], row["tokens_per_s"]))
+        times = number(most.get("efficiency"), ".1%")
+        words.append(f"{most['name']}: {most['tokens_per_s']:,.0f} tokens/s" + (f", efficiency {times}" if times else ""))
+    if bad:
+        words.append("failed: " + "; ".join(bad))
+    return "; ".join(words) or "left out: see below"
+
+
 def bench_table(report: dict) -> list:
     rows, ours = [], {}
     for row in report["bench"].get("results", []):
@@ -665,13 +882,7 @@ def phases_table(report: dict) -> list:
     rows.append(
         ["gptloom / PyTorch", f"{ratio:.3f} in tokens/s" if ratio else "not compared: see below"]
     )
-    if report["machine"]["gpus"] > 1:
-        rows.append(
-            [
-                "NCCL ranks",
-                f"left out: {report['machine']['gpus']} GPUs need ranks, which are a later stage's",
-            ]
-        )
+    rows.append(["ranks", ranks_in_short(report)])
     rows.append(["time", f"{report['seconds']:.0f} s"])
     return table(["phase", "result"], rows)
 
@@ -710,6 +921,14 @@ def markdown(report: dict, settings) -> str:
         *phases_table(report),
         "",
         *training_table(report),
+        "",
+        "## Ranks",
+        "",
+        f"bf16, {settings.rank_steps} steps of which the first {settings.rank_warmup} are not counted; by MPI, where all "
+        "goes through the host, a third of that. The batch grows with the GPUs; efficiency is tokens/s of each GPU beside "
+        "those of gptloom above on one. Waiting is rank 0's for communication; ranks' own work is so many ms apart.",
+        "",
+        *ranks_table(report),
         "",
     ]
     failures = failure_lines(report)
@@ -764,7 +983,7 @@ GPT2 = {
     "seq_len": 1024,
     "batch": 32,
 }
-GPT2 |= {"micro_batch": 16, "steps": 100, "warmup": 20, "rounds": 2}
+GPT2 |= {"micro_batch": 16, "steps": 100, "warmup": 20, "rounds": 2, "rank_steps": 30, "rank_warmup": 10}
 
 QUICK = {
     "n_layer": 1,
@@ -775,7 +994,7 @@ QUICK = {
     "batch": 2,
     "micro_batch": 1,
 }
-QUICK |= {"steps": 3, "warmup": 1, "rounds": 1}
+QUICK |= {"steps": 3, "warmup": 1, "rounds": 1, "rank_steps": 3, "rank_warmup": 1}
 QUICK_BENCH = ["--op", "fill", "--size", "small", "--flush", "1MiB", "--seconds", "0.001"]
 
 
@@ -855,6 +1074,10 @@ def measure(settings, description: str) -> dict:
         save(report, settings)
         say("training ...")
         report["training"] = contest(settings, clock, scratch)
+        save(report, settings)
+        say("ranks ...")
+        alone = report["training"][OWN]["runs"]
+        report["ranks"] = ranks(settings, clock, scratch, description, alone)
     report["seconds"] = time.time() - begin
     save(report, settings)
     summarise(report, settings)
@@ -879,9 +1102,11 @@ def main() -> int:
     text = markdown(report, settings)
     out.with_name(out.name + ".md").write_text(text)
     say(f"\n{text}\n{out}.md and .json are written")
-    say("\n" + "\n".join(phases_table(report)) + "\n\n" + "\n".join(training_table(report)))
+    tables = [phases_table(report), ranks_table(report), training_table(report)]
+    say("\n" + "\n\n".join("\n".join(lines) for lines in tables))
     bad = ["reason" in report["parity"], "reason" in report["bench"]]
-    bad += ["reason" in result and not result["left_out"] for result in report["training"].values()]
+    results = [*report["training"].values(), *report["ranks"]]
+    bad += ["reason" in result and not result["left_out"] for result in results]
     return 1 if any(bad) else 0
 
 

@@ -1,6 +1,6 @@
 /* dev/gpu-report.py on a machine made of small scripts, and on the emulated GPU: what it writes, and how it bears what is
  * missing or fails. */
-#include "support.h"
+#include "support_processes.h"
 
 #include <gtest/gtest.h>
 
@@ -25,11 +25,12 @@ bool contains(const std::string &text, const std::string &part) {
 /* What a program does that answers as gptloom does: cases hold, figures are saved, a run leaves its metrics. */
 const char *const answers = R"(#!/bin/sh
 here=$(dirname "$0")
-echo "$*" >>"$here/calls"
+echo "$*${RANK:+ as rank $RANK of $WORLD_SIZE, LOOM_NCCL=$LOOM_NCCL}" >>"$here/calls"
 command=$1; shift
 while [ $# -gt 0 ]; do
     case $1 in
     --json) json=$2 ;; --out) out=$2 ;; --micro-batch) micro=$2 ;; --attention) attention=$2 ;; --op) op=$2 ;;
+    --ranks) ranks=$2 ;; --comm) comm=$2 ;; --zero) zero=$2 ;; --batch) batch=$2 ;;
     esac
     shift
 done
@@ -48,9 +49,14 @@ bench)
 END
     ;;
 train)
+    [ "${RANK:-0}" = 0 ] || exit 0
+    ms=2
+    [ "${WORLD_SIZE:-1}" -gt 1 ] && ms=2.5
+    [ "${ranks:-1}" -gt 1 ] && ms=8
     mkdir -p "$out"
-    for step in 1 2 3; do echo "{\"step\": $step, \"loss\": 4.$step, \"ms\": 2, \"tokens_per_s\": 1}"; done \
-        >"$out/metrics.jsonl" ;;
+    for step in 1 2 3; do
+        echo "{\"step\": $step, \"loss\": 4.$step, \"ms\": $ms, \"tokens_per_s\": 1, \"ms_waited\": 0.$step, \"ms_spread\": 0.5}"
+    done >"$out/metrics.jsonl" ;;
 esac
 )";
 
@@ -78,8 +84,9 @@ class GpuReport : public testing::Test {
     }
     /* The script itself, where `settings` are those of the environment. */
     int script(const std::string &arguments, const std::string &settings = "") {
-        const std::string command = settings + " python3 -B '" + (repository() / "dev/gpu-report.py").string() + "' " +
-                                    arguments + " >'" + at("log") + "' 2>&1";
+        const std::string command = "PATH='" + at("") + "':\"$PATH\" " + settings + " python3 -B '" +
+                                    (repository() / "dev/gpu-report.py").string() + "' " + arguments + " >'" +
+                                    at("log") + "' 2>&1";
         const int status = std::system(command.c_str());
         output = read_file(at("log"));
         return WIFEXITED(status) ? WEXITSTATUS(status) : -1;
@@ -91,7 +98,7 @@ class GpuReport : public testing::Test {
     }
     /* --check in a place where all is found that is not replaced by another tool(). */
     int check() {
-        return script("--check" + python_, "PATH='" + at("") + "':\"$PATH\" CC='" + at("gcc") + "'");
+        return script("--check" + python_, "CC='" + at("gcc") + "'");
     }
     int run() {
         return run(at("gptloom"));
@@ -208,7 +215,9 @@ TEST_F(GpuReport, TakesASmallerMicroBatchWhereMemoryIsShort) {
     const std::string calls = read_file(at("calls"));
     for (const char *part : {"--micro-batch 8", "--micro-batch 4", "--micro-batch 2"})
         EXPECT_TRUE(contains(calls, part)) << calls;
-    EXPECT_FALSE(contains(calls, "--micro-batch 1 ")) << calls;
+    /* Two ranks that share the GPU take half of it each, in fewer steps. */
+    EXPECT_FALSE(contains(calls, "--micro-batch 1 --seq-len 16 --steps 3 ")) << calls;
+    EXPECT_TRUE(contains(calls, "--micro-batch 1 --seq-len 16 --steps 2 ")) << calls;
     for (const char *part : {"- gptloom: micro-batch 8: exit code 2: gptloom: --memory: 9 MiB are needed",
                              "- gptloom: micro-batch 4: exit code 2: gptloom: not enough memory on the GPU"}) {
         const size_t first = output.find(part);
@@ -225,6 +234,7 @@ TEST_F(GpuReport, TellsOfAnIllegalMemoryAccess) {
     EXPECT_EQ(run(at("gptloom"), "--micro-batch 8 --batch 8"), 1) << output;
     EXPECT_FALSE(contains(read_file(at("calls")), "--micro-batch 4")) << output;
     for (const char *part : {"| gptloom | FAILED | exit code 2: gptloom: device cuda: an illegal memory access",
+                             "| NCCL, one rank | left out | gptloom does not train on one GPU |",
                              "- gptloom: micro-batch 8: exit code 2: gptloom: device cuda: an illegal memory access"})
         EXPECT_TRUE(contains(output, part)) << part << " is not in\n" << output;
 }
@@ -260,6 +270,69 @@ TEST_F(GpuReport, ChecksWhatThereIs) {
     EXPECT_EQ(output.find('\n'), output.size() - 1) << output;
 }
 
+/* Ranks: by NCCL in torchrun's environment, by MPI as gptloom starts them; on one GPU no more than those. */
+TEST_F(GpuReport, TrainsWithRanks) {
+    EXPECT_EQ(run(), 0) << output;
+    /* 2 sequences of 16 tokens in 8 ms are 4,000 a second; a quarter of what one rank alone does. */
+    for (const char *part : {"| NCCL, one rank | 16,000 | 1.00 | 100.0% | 2.00 | 0.25 | 0.50 |",
+                             "| MPI, two ranks share a GPU | 4,000 | 0.25 | 25.0% | 8.00 |",
+                             "| ranks | NCCL, one rank: 16,000 tokens/s, efficiency 100.0% |"})
+        EXPECT_TRUE(contains(output, part)) << part << " is not in\n" << output;
+    EXPECT_FALSE(contains(output, "2 GPUs")) << output;
+    const std::string calls = read_file(at("calls"));
+    for (const char *part :
+         {"--comm nccl --zero 0 --comm-timeout 30 as rank 0 of 1, LOOM_NCCL=\n", "--comm mpi", "--ranks 2\n"})
+        EXPECT_TRUE(contains(calls, part)) << part << " is not in\n" << calls;
+}
+
+/* On several GPUs: 2, 4 .. and all of them, stages 0 and 1, each GPU with the batch that one has alone. */
+TEST_F(GpuReport, TrainsOnAllGpus) {
+    tool("nvidia-smi",
+         "case $1 in *memory.used*) echo 5 ;; *) for i in 1 2 3 4 5 6; do echo 'Test GPU, 1, 1, 1, 1'; done ;; esac");
+    pytorch("case \"$2\" in *nvidia.nccl*) echo /there/libnccl.so.2 ;; *) exit 1 ;; esac");
+    run();
+    for (const char *part :
+         {"| NCCL, 2 GPUs | 25,600 | 1.60 | 80.0% | 2.50 | 0.25 | 0.50 | 0 | 4, 1, 4.300 |",
+          "| NCCL, 2 GPUs, ZeRO stage 1 | 25,600 |", "| NCCL, 4 GPUs | 51,200 | 3.20 | 80.0% |",
+          "| NCCL, 6 GPUs, ZeRO stage 1 | 76,800 |", "| ranks | NCCL, 6 GPUs: 76,800 tokens/s, efficiency 80.0% |"})
+        EXPECT_TRUE(contains(output, part)) << part << " is not in\n" << output;
+    const std::string calls = read_file(at("calls"));
+    EXPECT_TRUE(contains(calls, "--zero 1 --comm-timeout 30 as rank 5 of 6, LOOM_NCCL=/there/libnccl.so.2\n")) << calls;
+    EXPECT_TRUE(contains(read_file(at("report.json")), "\"efficiency\": 0.8")) << output;
+    /* Those of CUDA_VISIBLE_DEVICES alone. */
+    setenv("CUDA_VISIBLE_DEVICES", "3,5", 1);
+    run();
+    unsetenv("CUDA_VISIBLE_DEVICES");
+    EXPECT_TRUE(contains(output, "| NCCL, 2 GPUs |")) << output;
+    EXPECT_FALSE(contains(output, "4 GPUs")) << output;
+}
+
+/* What is not here is left out, what fails is a failure, with the line of the rank that failed. */
+TEST_F(GpuReport, LeavesLibrariesOfRanksOutOnlyWhereTheyAreNot) {
+    trouble("case \"$comm\" in\n"
+            "nccl) echo 'gptloom: --comm nccl: libnccl.so.2 cannot be loaded: no such file' >&2; exit 2 ;;\n"
+            "mpi) echo 'gptloom: --ranks: mpirun is not on the path; install Open MPI' >&2; exit 2 ;; esac");
+    EXPECT_EQ(run(), 0) << output;
+    for (const char *part : {"| NCCL, one rank | left out | NCCL is not here", "| ranks | left out: see below |",
+                             "| MPI, two ranks share a GPU | left out | Open MPI is not here"})
+        EXPECT_TRUE(contains(output, part)) << part << " is not in\n" << output;
+    tool("nvidia-smi", "case $1 in *memory.used*) echo 5 ;; *) echo Test GPU, 1; echo Test GPU, 1 ;; esac");
+    trouble(
+        "[ \"$RANK$zero$WORLD_SIZE\" = 112 ] && { echo 'gptloom: rank 1: the cable has been pulled' >&2; exit 2; }\n"
+        "[ \"$zero$WORLD_SIZE\" = 12 ] && sleep 60; true");
+    EXPECT_EQ(run(), 1);
+    for (const char *part : {"| NCCL, 2 GPUs, ZeRO stage 1 | FAILED | rank 1, exit code 2: gptloom: rank 1: the cable",
+                             "| ranks | NCCL, 2 GPUs: 25,600 tokens/s, efficiency 80.0%; failed: NCCL, 2 GPUs, ZeRO"})
+        EXPECT_TRUE(contains(output, part)) << part << " is not in\n" << output;
+}
+
+TEST_F(GpuReport, EndsRanksThatTakeTooLong) {
+    trouble("[ -z \"$RANK\" ] || sleep 60");
+    EXPECT_EQ(run(at("gptloom"), "--ranks-limit 2"), 1);
+    EXPECT_TRUE(contains(output, "| NCCL, one rank | FAILED | ended after its limit of 2 s |")) << output;
+    EXPECT_TRUE(contains(output, "| MPI, two ranks share a GPU | left out | no time was left |")) << output;
+}
+
 /* The real program, on the emulated GPU. */
 TEST_F(GpuReport, RunsOnTheEmulation) {
 #if defined(__SANITIZE_ADDRESS__)
@@ -268,10 +341,15 @@ TEST_F(GpuReport, RunsOnTheEmulation) {
     const char *named = std::getenv("GPTLOOM");
     const fs::path program = (named ? fs::path(named).parent_path() : repository() / "build") / "emulated/gptloom";
     ASSERT_TRUE(fs::exists(program)) << program;
+    setenv("LOOM_NCCL", (test_folder() / "libnccl_standin.so").c_str(), 1);
+    setenv("LOOM_EMULATION_GPUS", "2", 1);
     EXPECT_EQ(run(program.string()), 0) << output;
-    for (const char *part : {"emulated", "cases hold", "| fill | ", "| gptloom | "})
+    unsetenv("LOOM_NCCL");
+    unsetenv("LOOM_EMULATION_GPUS");
+    for (const char *part : {"emulated", "cases hold", "| fill | ", "| gptloom | ", "| NCCL, one rank | ",
+                             "| NCCL, 2 GPUs | ", "| NCCL, 2 GPUs, ZeRO stage 1 | ", "| ranks | NCCL, 2 GPUs"})
         EXPECT_TRUE(contains(output, part)) << part << " is not in\n" << output;
-    EXPECT_FALSE(contains(output, "| gptloom | FAILED")) << output;
+    EXPECT_FALSE(contains(output, "FAILED")) << output;
 }
 
 } // namespace
