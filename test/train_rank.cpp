@@ -209,9 +209,7 @@ void run(const Training &training, const loom_comm_options &how, const std::stri
     if (!training.choices.empty()) write_choices(t, training.choices);
     for (int i = 0; i < training.steps; i++) {
         loom_step_report report;
-        require([&](loom_error *error) {
-            return loom_trainer_step(t, &report, error) && loom_trainer_meet(t, false, &report, error);
-        });
+        require([&](loom_error *error) { return loom_trainer_step(t, &report, error); });
         lines << "step " << report.step << ": loss " << bits(report.loss) << ", norm " << bits(report.grad_norm)
               << (report.skipped ? ", left out" : "") << "\n";
     }

@@ -386,8 +386,9 @@ static void add_where(loom_error *line, const char *out, int rank) {
 static bool check_comm(const loom_train_options *options, loom_error *error) {
     if (!options->comm || strcmp(options->comm, "self") != 0) return true;
     if (loom_launched())
-        return loom_fail(error, "--comm self: is for one rank, and this process was started as one of several ranks; take "
-                                "--comm mpi");
+        return loom_fail(error,
+                         "--comm self: is for one rank, and this process was started as one of several ranks; take "
+                         "--comm mpi");
     return options->ranks <= 1 ||
            loom_fail(error, "--comm self: is for one rank, and --ranks %d are asked for; take --comm mpi",
                      (int)options->ranks);
@@ -406,8 +407,7 @@ static int launch(loom_train_options *options, int argc, char **argv) {
     if (ok) {
         words[0] = program;
         for (int i = 0; i < argc; i++) words[i + 1] = argv[i];
-        ok = check_before_launch(options, &error) &&
-             loom_launch_ranks((int)options->ranks, words, &end, &error);
+        ok = check_before_launch(options, &error) && loom_launch_ranks((int)options->ranks, words, &end, &error);
     }
     free(words);
     if (!ok) return loom_command_failed(&error);

@@ -276,8 +276,6 @@ static bool run_steps(run *r, loom_error *error) {
     for (int64_t step = first + 1; step <= last; step++) {
         loom_step_report report;
         if (!loom_trainer_step(r->trainer, &report, error) || !check_finite(r, &report, error)) return false;
-        const bool stop = r->observer->should_stop && r->observer->should_stop(r->observer->user);
-        if (!loom_trainer_meet(r->trainer, stop, &report, error)) return false;
         log_step(r, &report);
         const bool final = step == planned;
         if (r->observer->stepped) r->observer->stepped(r->observer->user, &report);

@@ -73,6 +73,39 @@ static bool run(loom_trainer *t, loom_piece piece, bool quiet, loom_error *error
     return true;
 }
 
+/* -------------------------------------------------------------------------------------------------- among several ranks */
+
+static bool should_stop(const loom_trainer *t) {
+    const loom_train_observer *observer = t->observer;
+    return observer && observer->should_stop && observer->should_stop(observer->user);
+}
+
+/* What a rank tells the others. */
+typedef struct told {
+    double worked; /* milliseconds of the step before */
+    double stop;   /* not 0: it was asked to end the run */
+} told;
+
+/* Compares the step before, and asks whether one of the ranks is to end the run. It comes before the update, as what the
+ * update leaves to the communicator (weights on their way) is to be done beside the next step. */
+static bool meet(loom_trainer *t, loom_error *error) {
+    const int ranks = t->comm->size;
+    const told mine = {t->meeting.ms_worked, should_stop(t)};
+    told *all = calloc((size_t)ranks, sizeof *all);
+    const bool ok = all ? loom_comm_host_gather(t->comm, all, &mine, sizeof mine, error)
+                        : loom_fail(error, "no memory for %d ranks", ranks);
+    double least = INFINITY, most = 0;
+    t->meeting.stop = false;
+    for (int r = 0; ok && r < ranks; r++) {
+        least = all[r].worked < least ? all[r].worked : least;
+        most = all[r].worked > most ? all[r].worked : most;
+        t->meeting.stop = t->meeting.stop || all[r].stop != 0;
+    }
+    t->meeting.ms_spread = most - least;
+    free(all);
+    return ok;
+}
+
 /* This rank's micro-batches, which are consecutive ones of the step, and the update. */
 static bool compute(loom_trainer *t, loom_error *error) {
     const int64_t B = t->options.micro_batch, T = t->options.seq_len, own = t->options.batch / t->comm->size;
@@ -85,7 +118,8 @@ static bool compute(loom_trainer *t, loom_error *error) {
         if (!run(t, piece, loom_parallel_is_quiet(&t->parallel, i), error)) return false;
         loom_optimizer_sum_losses(&t->optimizer, t->comm->rank * own + first, B, T);
     }
-    return run(t, LOOM_UPDATE, t->comm->size == 1, error);
+    const bool alone = t->comm->size == 1;
+    return (alone || meet(t, error)) && run(t, LOOM_UPDATE, alone, error);
 }
 
 /* ------------------------------------------------------------------------------------------------------------- the step */
@@ -120,33 +154,9 @@ bool loom_trainer_step(loom_trainer *t, loom_step_report *report, loom_error *er
                                  .ms = ms,
                                  .tokens_per_s = (double)targets / (1e-3 * ms),
                                  .ms_waited = 1e3 * (t->comm->traffic.seconds_waited - waited),
-                                 .comm_bytes = t->comm->traffic.bytes - bytes};
+                                 .comm_bytes = t->comm->traffic.bytes - bytes,
+                                 .ms_spread = t->meeting.ms_spread};
+    report->stop = t->comm->size > 1 ? t->meeting.stop : should_stop(t);
+    t->meeting.ms_worked = ms - report->ms_waited;
     return true;
-}
-
-/* -------------------------------------------------------------------------------------------------- among several ranks */
-
-/* What a rank tells the others. */
-typedef struct told {
-    double worked; /* milliseconds */
-    double stop;   /* not 0: it was asked to end the run */
-} told;
-
-bool loom_trainer_meet(loom_trainer *t, bool stop, loom_step_report *report, loom_error *error) {
-    const int ranks = t->comm->size;
-    const told mine = {report->ms - report->ms_waited, stop};
-    report->stop = stop;
-    if (ranks == 1) return true;
-    told *all = calloc((size_t)ranks, sizeof *all);
-    const bool ok = all ? loom_comm_host_gather(t->comm, all, &mine, sizeof mine, error)
-                        : loom_fail(error, "no memory for %d ranks", ranks);
-    double least = INFINITY, most = 0;
-    for (int r = 0; ok && r < ranks; r++) {
-        least = all[r].worked < least ? all[r].worked : least;
-        most = all[r].worked > most ? all[r].worked : most;
-        report->stop = report->stop || all[r].stop != 0;
-    }
-    if (ok) report->ms_spread = most - least;
-    free(all);
-    return ok;
 }

@@ -444,6 +444,7 @@ bool loom_trainer_open(loom_trainer **out, const loom_train_options *options, lo
     if (!ok) loom_fail(error, "no memory for a trainer");
     if (ok) {
         t->options = *options;
+        t->observer = observer;
         ok = open_everything(t, info, comm, observer, error);
     }
     free(info);

@@ -18,6 +18,11 @@ typedef struct loom_trainer_prediction {
 struct loom_trainer {
     loom_train_options options; /* resolved */
     loom_comm *comm;
+    const loom_train_observer *observer; /* NULL: none */
+    struct {
+        double ms_worked, ms_spread; /* of the step before: of this rank; the slowest's from the fastest's */
+        bool stop;
+    } meeting; /* of the ranks, in the present step */
     loom_device *device;
     loom_dataset *data, *val_data; /* val_data NULL: validation is cut off the data */
     loom_split training, validation;

@@ -101,16 +101,16 @@ typedef struct loom_step_report {
     float loss, lr, grad_norm;
     bool skipped;
     double ms, tokens_per_s;
-    /* With several ranks: milliseconds of the step in which the host of this one waited for the others; by how many the
-     * ranks' own work differed, the slowest's from the fastest's. */
+    /* With several ranks: milliseconds of the step in which this one waited for communication; by how many the ranks' own
+     * work differed in the step before, the slowest's from the fastest's. */
     double ms_waited, ms_spread;
     int64_t comm_bytes; /* that this rank handed to the communicator in the step */
-    bool stop; /* one of the ranks is asked to end the run */
+    bool stop;          /* the observer of one of the ranks asks to end the run */
 } loom_step_report;
 
 /* Opens data and device, shapes the model, plans memory (refusing what does not fit), allocates once, initialises or
- * loads. Nothing is written. The options' strings must outlive the trainer. Of the observer, which may be NULL, `planned`
- * is told.
+ * loads. Nothing is written. The options' strings must outlive the trainer. Of the observer, which may be NULL and
+ * outlives the trainer, `planned` is told, and `should_stop` asked in every step.
  *
  * `comm` is open and not attached; the trainer closes it. NULL is one rank. Of several ranks all call the same functions
  * of their trainers; where one fails the others wait in vain: its process is to end in loom_comm_abort(), for which the
@@ -121,10 +121,6 @@ void loom_trainer_close(loom_trainer *trainer);
 
 /* data -> forward -> loss -> backward -> reduce -> clip -> AdamW, once. */
 bool loom_trainer_step(loom_trainer *trainer, loom_step_report *report, loom_error *error);
-
-/* After a step, where there are several ranks: compares how long it took them, and whether one of them is asked to end
- * the run, as `stop` says of this one. Fills the report's ms_spread and stop. */
-bool loom_trainer_meet(loom_trainer *trainer, bool stop, loom_step_report *report, loom_error *error);
 
 /* Mean loss over the validation split (its first `batches` micro-batches; 0: all of it). */
 bool loom_trainer_validate(loom_trainer *trainer, int64_t batches, double *loss, loom_error *error);
