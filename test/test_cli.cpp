@@ -777,8 +777,11 @@ TEST_F(Program, PlansForGpusThatAreNotHere) {
     EXPECT_NE(large.out.find("\"best\":\tnull"), std::string::npos) << large.out;
     expect_run({"plan", "gpt2", "--on", "4090", "--json", "plan.json"});
     const std::string document = slurp(folder / "plan.json");
+    /* The embeddings' bucket: 50304 and 1024 rows of 768, in 640 blocks (a multiple of 64, of at most 65536 elements) of a
+     * multiple of 128 elements. */
     for (const char *word :
-         {"\"best\":\t\"none\"", "\"speed\":\t\"predicted\"", "\"tokens_per_s\"", "\"matmul_of_peak\""})
+         {"\"best\":\t\"none\"", "\"speed\":\t\"predicted\"", "\"tokens_per_s\"", "\"matmul_of_peak\"",
+          "\"gradient\":\t\"fp32\"", "\"elements\":\t39485440,\n\t\t\t\"blocks\":\t640\n"})
         EXPECT_NE(document.find(word), std::string::npos) << word << "\n" << document;
 }
 

@@ -122,6 +122,22 @@ static void add_assumptions(cJSON *document) {
     cJSON_AddNumberToObject(rows, "memory_unreported", assumed->unreported);
 }
 
+/* What ranks exchange at a time: the layout's buckets, the embeddings' first; `blocks` is how many sums of squares are
+ * taken of one. */
+static bool add_buckets(const loom_plan_answer *a, cJSON *document, loom_error *error) {
+    loom_layout layout;
+    cJSON *list = cJSON_AddArrayToObject(document, "buckets");
+    if (!loom_layout_create(&layout, &a->planning.config, a->sharding.ranks, error)) return false;
+    for (int b = 0; b < layout.n_buckets; b++) {
+        cJSON *bucket = cJSON_CreateObject();
+        cJSON_AddNumberToObject(bucket, "elements", (double)layout.bucket[b].elements);
+        cJSON_AddNumberToObject(bucket, "blocks", (double)layout.bucket[b].blocks);
+        cJSON_AddItemToArray(list, bucket);
+    }
+    loom_layout_destroy(&layout);
+    return true;
+}
+
 /* Seconds of the parts of a step, as loom_cost says. */
 static void add_parts(const loom_cost *cost, cJSON *document) {
     cJSON *parts = cJSON_AddObjectToObject(document, "part_seconds");
@@ -142,6 +158,7 @@ static cJSON *document_of(const loom_plan_answer *a) {
     cJSON_AddStringToObject(document, "device", a->title);
     cJSON_AddStringToObject(document, "dtype", loom_dtype_name(a->precision.storage));
     cJSON_AddStringToObject(document, "master", loom_dtype_name(a->precision.master));
+    cJSON_AddStringToObject(document, "gradient", loom_dtype_name(a->precision.gradient));
     cJSON_AddNumberToObject(document, "batch", (double)o->batch);
     cJSON_AddNumberToObject(document, "micro_batch", (double)a->micro_batch);
     cJSON_AddNumberToObject(document, "seq_len", (double)o->seq_len);
@@ -163,9 +180,10 @@ static cJSON *document_of(const loom_plan_answer *a) {
 
 bool loom_plan_answer_write(const loom_plan_answer *a, const char *path, loom_error *error) {
     cJSON *document = document_of(a);
-    char *text = cJSON_Print(document);
-    bool ok = true;
+    bool ok = add_buckets(a, document, error);
+    char *text = ok ? cJSON_Print(document) : NULL;
     cJSON_Delete(document);
+    if (!ok) return false;
     if (!text) return loom_fail(error, "out of memory for the answer");
     if (!strcmp(path, "-"))
         puts(text); /* main tells when stdout cannot take it */
