@@ -234,6 +234,10 @@ $(BUILD)/test/libnccl_standin.so: test/nccl_standin.c csrc/comm/nccl_api.h
 	@mkdir -p $(@D)
 	$(call quiet,LD) $(CC) -std=c11 -D_GNU_SOURCE -O1 $(WARNINGS) -Iinclude -Icsrc -I. -fPIC -shared -o $@ $< -lrt
 
+# These start the program, as users do.
+$(addprefix $(BUILD)/test/test_,rank_failures two_hosts): | $(BUILD)/gptloom $(if $(MPICC),$(BUILD)/libgptloom_mpi.so)
+$(BUILD)/test/test_two_hosts: | $(BUILD)/emulated/gptloom $(BUILD)/test/libnccl_standin.so
+
 # test_ranks starts ranks that train many times each: with an MPI that outlives a communicator.
 $(BUILD)/obj/test/train_rank.o: CXXFLAGS_ += $(EMULATED_FLAGS)
 $(BUILD)/test/test_ranks: | $(BUILD)/test/train_rank $(BUILD)/test/libmpi_lasting.so $(BUILD)/gptloom \

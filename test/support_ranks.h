@@ -37,16 +37,21 @@ inline std::vector<std::string> lines_of(const std::string &output, const std::s
 }
 
 /* Processes that carry a variable in their environment, but those that have ended and are not buried. */
-inline int processes_with(const std::string &variable) {
-    int count = 0;
-    for (const auto &entry : fs::directory_iterator("/proc")) {
+inline std::vector<pid_t> pids_with(const std::string &variable) {
+    std::vector<pid_t> found;
+    std::error_code ignored;
+    for (const auto &entry : fs::directory_iterator("/proc", ignored)) {
         const std::string pid = entry.path().filename();
         if (pid.find_first_not_of("0123456789") != std::string::npos || pid == std::to_string(getpid())) continue;
         std::ifstream file(entry.path() / "environ", std::ios::binary);
         const std::string environment{std::istreambuf_iterator<char>(file), std::istreambuf_iterator<char>()};
-        count += environment.find(variable) != std::string::npos;
+        if (environment.find(variable) != std::string::npos) found.push_back((pid_t)std::stol(pid));
     }
-    return count;
+    return found;
+}
+
+inline size_t processes_with(const std::string &variable) {
+    return pids_with(variable).size();
 }
 
 inline std::string standin() {
@@ -113,7 +118,7 @@ class RanksTest : public testing::Test {
     void TearDown() override {
         /* mpirun's own helpers may take a moment. */
         for (int i = 0; i < 50 && processes_with(tag); i++) usleep(100000);
-        EXPECT_EQ(processes_with(tag), 0) << "processes are left";
+        EXPECT_EQ(processes_with(tag), 0u) << "processes are left";
     }
 };
 

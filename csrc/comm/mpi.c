@@ -188,15 +188,17 @@ static bool timed_out(mpi *m, const loom_comm_operation *o, bool told, loom_erro
         silents += silent[r];
         lates += late[r];
         if (late[r] && first_late < 0) first_late = r;
-        if (!silent[r] && !late[r] && r < first_waiting) first_waiting = r;
     }
+    /* Where ranks are silent, one that is late waits for them too, in an earlier operation. */
+    for (int r = 0; r < self && first_waiting == self; r++)
+        if (!silent[r] && (silents || !late[r])) first_waiting = r;
     say_step(here, sizeof here, step_of(m));
     if (silents) {
         loom_comm_name_ranks(ranks, sizeof ranks, silent, size);
-        loom_fail(error,
-                  "%s: no answer for %g s, to %s of the other ranks, %s: it hangs, or its machine or the link to "
-                  "it is down",
-                  ranks, m->base.comm.timeout, what, here);
+        loom_fail(error, "%s: no answer for %g s, to %s of the other ranks, %s: %s", ranks, m->base.comm.timeout, what,
+                  here,
+                  silents == 1 ? "it hangs, or its machine or the link to it is down"
+                               : "they hang, or their machines or the links to them are down");
     } else if (lates) {
         loom_comm_name_ranks(ranks, sizeof ranks, late, size);
         say_step(there, sizeof there, m->answers[first_late].step);
