@@ -1,6 +1,6 @@
 /* dev/gpu-report.py on a machine made of small scripts, and on the emulated GPU: what it writes, and how it bears what is
  * missing or fails. */
-#include "support_processes.h"
+#include "support_runs.h"
 
 #include <gtest/gtest.h>
 
