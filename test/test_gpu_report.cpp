@@ -1,6 +1,6 @@
 /* dev/gpu-report.py on a machine made of small scripts, and on the emulated GPU: what it writes, and how it bears what is
  * missing or fails. */
-#include "support_runs.h"
+#include "support_ranks.h"
 
 #include <gtest/gtest.h>
 
@@ -341,7 +341,7 @@ TEST_F(GpuReport, RunsOnTheEmulation) {
     const char *named = std::getenv("GPTLOOM");
     const fs::path program = (named ? fs::path(named).parent_path() : repository() / "build") / "emulated/gptloom";
     ASSERT_TRUE(fs::exists(program)) << program;
-    setenv("LOOM_NCCL", (test_folder() / "libnccl_standin.so").c_str(), 1);
+    setenv("LOOM_NCCL", standin().c_str(), 1);
     setenv("LOOM_EMULATION_GPUS", "2", 1);
     EXPECT_EQ(run(program.string()), 0) << output;
     unsetenv("LOOM_NCCL");
