@@ -62,9 +62,10 @@ COMMON   := -O3 -g -march=$(ARCH) -ffp-contract=fast -fopenmp -fno-math-errno -f
             $(WARNINGS) $(SANITIZE_FLAGS) -Iinclude -Icsrc -I. $(if $(THIRD_PARTY),-I$(THIRD_PARTY)/include) \
             -DLOOM_VERSION='"$(VERSION)"' -MMD -MP
 CFLAGS_  := -std=c11 -D_GNU_SOURCE $(COMMON) -Wstrict-prototypes -Wmissing-prototypes $(DNNL_CFLAGS) $(CFLAGS)
-# Tests, which are compiled more often than they wait for themselves, and the emulation. To optimise what sanitizers add
-# takes the compiler three times as long as all else.
-CXXFLAGS_ := -std=c++17 $(COMMON) $(if $(SANITIZE),-O0,-O1) -g1 $(CXXFLAGS)
+# Tests wait for what they test, and not for themselves: to optimise them takes longer than it saves. The emulation is
+# another matter.
+CXXFLAGS_ := -std=c++17 $(COMMON) -O0 -g1 $(CXXFLAGS)
+EMULATION_FLAGS = $(CXXFLAGS_) $(EMULATED_FLAGS) -O2
 LINK_FLAGS := -fopenmp $(SANITIZE_FLAGS) $(CXXFLAGS)
 LIBS     := $(MATMUL_LIBS) $(if $(THIRD_PARTY),-L$(THIRD_PARTY)/lib -Wl$(comma)-rpath$(comma)$(abspath $(THIRD_PARTY))/lib) \
             -lcjson -linih -lxxhash -lm -lpthread -ldl
@@ -79,7 +80,7 @@ NVCC_FLAGS := -std=c++17 -O3 -lineinfo -Iinclude -I. $(foreach a,$(CUDA_ARCH),-g
               -Werror all-warnings -Xptxas --warn-on-spills,--warning-as-error -Xcompiler -Wall,-Wextra,-fPIC -MMD -MP
 # The emulation reads memory as other types than it was written, as GPUs do; a kernel's arithmetic is not contracted
 # into fused multiply-adds, which -march=native would allow.
-EMULATED_FLAGS := -DLOOM_EMULATED -Idev/emulation/include -Idev/emulation -fno-strict-aliasing -O2 -Wno-unknown-pragmas
+EMULATED_FLAGS := -DLOOM_EMULATED -Idev/emulation/include -Idev/emulation -fno-strict-aliasing -Wno-unknown-pragmas
 
 # ------------------------------------------------------------------------------------------------------------- sources
 # csrc/cpu's ops are compiled twice, in float (the definition) and in double (the oracle); what makes a CPU device of
@@ -159,11 +160,11 @@ $(BUILD)/obj/kernels/%.o: kernels/%.cu
 
 $(BUILD)/obj/emulated/kernels/%.o: kernels/%.cu
 	@mkdir -p $(@D)
-	$(call quiet,CXX) $(CXX) $(CXXFLAGS_) $(EMULATED_FLAGS) -x c++ -c $< -o $@
+	$(call quiet,CXX) $(CXX) $(EMULATION_FLAGS) -x c++ -c $< -o $@
 
 $(BUILD)/obj/emulated/dev/emulation/%.o: dev/emulation/%.cpp
 	@mkdir -p $(@D)
-	$(call quiet,CXX) $(CXX) $(CXXFLAGS_) $(EMULATED_FLAGS) -c $< -o $@
+	$(call quiet,CXX) $(CXX) $(EMULATION_FLAGS) -c $< -o $@
 
 $(BUILD)/obj/csrc/cuda/%.o: csrc/cuda/%.c
 	@mkdir -p $(@D)
