@@ -271,7 +271,7 @@ test: setup
 #  make test-full   all tests, and again in sanitizer builds and with the other libraries for matrix products (these
 #                   builds take no toolkit, and so show that none is needed)
 # What no sanitizer sees: tests of scripts and of headers, and one that plans with a library of the toolkit.
-UNSANITIZED := $(addprefix %/test_,cublaslt_load cudnn cuda_headers gpu_report install scripts)
+UNSANITIZED := $(addprefix %/test_,cublaslt_load cudnn cuda_headers gpu_report install scaling scripts)
 FULL := $(TESTS) $(patsubst $(BUILD)/%,$(BUILD)/sanitized/%,$(filter-out $(UNSANITIZED),$(TESTS))) \
         $(foreach m,openblas plain,$(BUILD)/$(m)/test/test_ops=*matmul*)
 test-full: setup

@@ -288,23 +288,25 @@ def middle(parts: list[dict]) -> dict:
     return {name: statistics.median(part[name] for part in parts) for name in parts[0]}
 
 
-def measured_rates(m: Measured) -> dict[int, float]:
+def measured_rates(m: Measured) -> dict[int, float] | None:
     """Bytes/s that a rank sends: at stage 0, in all-reduces, and at stage 1, in all other operations. On next to no
-    tokens, all that a step takes beyond its parts is communication."""
+    tokens, all that a step takes beyond its parts is communication; None where that is nothing."""
     rates = {}
     for zero, runs in m.few_runs.items():
         case = case_here(m.options, Contender(m.checked, zero), m.few, middle(m.few_parts), Links(near=1.0))
         result = simulate(case)
         communicating = 1e-3 * middle_ms(runs) - result["computed"]
         if communicating <= 0:
-            sys.exit(f"stage {zero}, few tokens: took less than its parts; measure while nothing else runs")
+            return None
         rates[zero] = result["wire"] / communicating
     return rates
 
 
-def check(m: Measured) -> dict:
-    """Steps as predicted, beside those that were measured."""
+def check(m: Measured) -> dict | None:
+    """Steps as predicted, beside those that were measured; None where the bandwidth could not be."""
     parts, rates = middle(m.parts), measured_rates(m)
+    if not rates:
+        return None
     others = {kind: rates[1] for kind in ("reduce_scatter", "all_gather", "exchange")}
     rows = []
     for contender in m.runs:
@@ -317,7 +319,10 @@ def check(m: Measured) -> dict:
     return {"part_seconds": parts, "all_reduce_bytes_per_s": rates[0], "other_bytes_per_s": rates[1], "steps": rows}
 
 
-def check_lines(m: Measured, checked: dict) -> list[str]:
+def check_lines(m: Measured, checked: dict | None) -> list[str]:
+    title = f"### The simulation against what was measured: {m.checked} ranks"
+    if not checked:
+        return [title, "", "Not told: steps on few tokens took no longer than their parts; something else ran.", ""]
     header = ["stage", "deterministic", "computing, ms", "predicted, ms", "measured, ms", "predicted / measured"]
     cells = []
     for row in checked["steps"]:
@@ -325,7 +330,7 @@ def check_lines(m: Measured, checked: dict) -> list[str]:
         cell += [f"{row['predicted_ms']:.1f}", f"{row['measured_ms']:.1f}"]
         cells.append([*cell, f"{row['predicted_ms'] / row['measured_ms']:.2f}"])
     return [
-        f"### The simulation against what was measured: {m.checked} ranks",
+        title,
         "",
         f"From the parts of a step, which `gptloom plan` measured in {m.checked} processes at once, and from what a "
         f"rank sends a second: {checked['all_reduce_bytes_per_s'] / 1e9:.2f} GB in all-reduces, "
