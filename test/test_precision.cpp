@@ -339,8 +339,8 @@ TEST(Precision, RandomRoundingIsOfTheSeed) {
     for (size_t i = 0; i < first.size(); i++) EXPECT_FALSE(first[i] == other[i]) << i;
 }
 
-/* An element's rounding is that of its place among all parameters: the update of all tensors, one after the other, is that
- * of the whole memory at once. */
+/* An element's rounding is that of its bucket and its place there, the bucket's number 2^40 places apart: the update of all
+ * tensors, one after the other, is that of whole buckets. */
 TEST_P(InPrecision, AnElementsUpdateIsOfItsPlace) {
     Model model(odd_shape, 2, 40, in(GetParam()));
     model.scatter_parameters(4);
@@ -355,22 +355,28 @@ TEST_P(InPrecision, AnElementsUpdateIsOfItsPlace) {
     const std::vector<double> updated_m = model.moments(1), updated_v = model.moments(2);
     EXPECT_FALSE(updated == before);
 
-    const int64_t n = model.layout().elements;
     model.set_parameters(before);
     const loom_precision &precision = model.precision();
     model.write(model.optimizer.moment1, precision.moment, 0, m);
     model.write(model.optimizer.moment2, precision.moment, 0, v);
-    struct loom_adamw all = {};
-    all.parameter = loom_view_1d(loom_gpt_get_master(model.gpt()), precision.master, n);
-    if (precision.master != precision.storage)
-        all.copy = loom_view_1d(loom_gpt_get_parameters(model.gpt()), precision.storage, n);
-    all.gradient = loom_view_1d(loom_gpt_get_gradients(model.gpt()), precision.gradient, n);
-    all.moment1 = loom_view_1d(model.optimizer.moment1, precision.moment, n);
-    all.moment2 = loom_view_1d(model.optimizer.moment2, precision.moment, n);
-    all.scalars = loom_gpt_get_scalars(model.gpt());
-    all.seed = 11;
     loom_exec *exec = loom_gpt_get_exec(model.gpt());
-    exec->ops->adamw(exec, &all);
+    for (int b = 0; b < model.layout().n_buckets; b++) {
+        const loom_bucket &bucket = model.layout().bucket[b];
+        const auto part = [&](void *data, loom_dtype dtype) {
+            return loom_view_1d((char *)data + (size_t)bucket.offset * loom_dtype_size(dtype), dtype, bucket.elements);
+        };
+        struct loom_adamw whole = {};
+        whole.parameter = part(loom_gpt_get_master(model.gpt()), precision.master);
+        if (precision.master != precision.storage)
+            whole.copy = part(loom_gpt_get_parameters(model.gpt()), precision.storage);
+        whole.gradient = part(loom_gpt_get_gradients(model.gpt()), precision.gradient);
+        whole.moment1 = part(model.optimizer.moment1, precision.moment);
+        whole.moment2 = part(model.optimizer.moment2, precision.moment);
+        whole.scalars = loom_gpt_get_scalars(model.gpt());
+        whole.seed = 11;
+        whole.first = (int64_t)b << 40;
+        exec->ops->adamw(exec, &whole);
+    }
     EXPECT_TRUE(model.master() == updated);
     EXPECT_TRUE(model.parameters() == copied);
     EXPECT_TRUE(model.moments(1) == updated_m);
