@@ -295,7 +295,8 @@ REPORT ?= dev/reports
 gpu-report: STARTED := $(shell date +%s)
 gpu-report:
 	@dev/gpu-report.py --check
-	@$(MAKE) --no-print-directory BUILD=$(BUILD)/gpu CUDA_ARCH="$(PRESENT_ARCH)" $(BUILD)/gpu/gptloom
+	@$(MAKE) --no-print-directory BUILD=$(BUILD)/gpu CUDA_ARCH="$(PRESENT_ARCH)" $(BUILD)/gpu/gptloom \
+	    $(if $(MPICC),$(BUILD)/gpu/libgptloom_mpi.so)
 	@dev/gpu-report.py --program $(BUILD)/gpu/gptloom --out $(REPORT) --started $(STARTED)
 
 #  make install     program, library, headers and pkg-config file under PREFIX=/usr/local

@@ -638,7 +638,7 @@ def train_ranks(settings, row: dict, micro_batch: int, scratch: Path, nccl, limi
         steps, warmup = max(steps // 3, 2), max(warmup // 3, 1)  # gradients go through the host
     batch = settings.batch * row["gpus"]
     micro_batch = min(micro_batch, batch // row["ranks"])
-    more = {"batch": batch, "steps": steps, "comm": row["comm"], "zero": row["zero"], "comm-timeout": 30}
+    more = {"batch": batch, "steps": steps, "comm": row["comm"], "zero": row["zero"], "comm-timeout": 40}
     command = training_command(settings, data, out, micro_batch, more)
     with MemoryWatch() as memory:
         run_together(rank_commands(settings, row, command, nccl), limit, scratch)

@@ -281,7 +281,7 @@ TEST_F(GpuReport, TrainsWithRanks) {
     EXPECT_FALSE(contains(output, "2 GPUs")) << output;
     const std::string calls = read_file(at("calls"));
     for (const char *part :
-         {"--comm nccl --zero 0 --comm-timeout 30 as rank 0 of 1, LOOM_NCCL=\n", "--comm mpi", "--ranks 2\n"})
+         {"--comm nccl --zero 0 --comm-timeout 40 as rank 0 of 1, LOOM_NCCL=\n", "--comm mpi", "--ranks 2\n"})
         EXPECT_TRUE(contains(calls, part)) << part << " is not in\n" << calls;
 }
 
@@ -297,7 +297,7 @@ TEST_F(GpuReport, TrainsOnAllGpus) {
           "| NCCL, 6 GPUs, ZeRO stage 1 | 76,800 |", "| ranks | NCCL, 6 GPUs: 76,800 tokens/s, efficiency 80.0% |"})
         EXPECT_TRUE(contains(output, part)) << part << " is not in\n" << output;
     const std::string calls = read_file(at("calls"));
-    EXPECT_TRUE(contains(calls, "--zero 1 --comm-timeout 30 as rank 5 of 6, LOOM_NCCL=/there/libnccl.so.2\n")) << calls;
+    EXPECT_TRUE(contains(calls, "--zero 1 --comm-timeout 40 as rank 5 of 6, LOOM_NCCL=/there/libnccl.so.2\n")) << calls;
     EXPECT_TRUE(contains(read_file(at("report.json")), "\"efficiency\": 0.8")) << output;
     /* Those of CUDA_VISIBLE_DEVICES alone. */
     setenv("CUDA_VISIBLE_DEVICES", "3,5", 1);
