@@ -89,6 +89,11 @@ class Process {
         for (const double end = now() + seconds; !has_ended() && now() < end;) usleep(1000);
         return ended_ ? status_ : -1;
     }
+    /* Whether a process came of it. */
+    bool has(pid_t pid) const {
+        const std::vector<pid_t> all = pids_with(mark_);
+        return std::find(all.begin(), all.end(), pid) != all.end();
+    }
     /* Whether nothing that carries the mark is left, or will be in a moment: mpirun's own helpers may take one. */
     testing::AssertionResult is_gone(double seconds = 5) {
         const double end = now() + seconds;
@@ -167,7 +172,8 @@ class RunsTest : public MpiTest {
         const std::string text = log(out, rank);
         const size_t at = text.rfind(", process ");
         if (process.has_ended() || at == std::string::npos)
-            throw std::runtime_error("the ranks did not come to step " + std::to_string(step) + ":\n" + process.output());
+            throw std::runtime_error("the ranks did not come to step " + std::to_string(step) + ":\n" +
+                                     process.output());
         return (pid_t)std::stol(text.substr(at + 10));
     }
 

@@ -8,6 +8,12 @@ namespace {
 
 using namespace support;
 
+#ifdef __SANITIZE_ADDRESS__
+const double seconds_of_rounds = 10;
+#else
+const double seconds_of_rounds = 50;
+#endif
+
 class RankFailures : public RunsTest {};
 
 /* Whoever is killed, our line is the last one, and says who, when, and what is left. */
@@ -23,6 +29,21 @@ TEST_F(RankFailures, AKilledRankIsNamedAndTheRunGoesOn) {
     EXPECT_EQ(ours(*process).size(), 1u) << process->output();
     for (int r = 0; r < 4; r++) EXPECT_NEAR((double)logged("run", r), (double)logged("run", 2), 1) << log("run", r);
     expect_resumes("run", "--ranks 2 --zero 3");
+}
+
+TEST_F(RankFailures, ARankThatIsKilledAsItStartsIsNamedToo) {
+    auto process = start(train("run", "--ranks 2"));
+    pid_t rank = 0;
+    for (const double end = now() + 20; !rank && now() < end && !process->has_ended(); usleep(1000))
+        for (const pid_t pid : pids_with("OMPI_COMM_WORLD_RANK=1"))
+            if (process->has(pid)) rank = pid;
+    ASSERT_GT(rank, 0) << process->output();
+    kill(rank, SIGKILL);
+    EXPECT_EQ(process->wait(20), 137) << process->output();
+    EXPECT_TRUE(process->is_gone());
+    EXPECT_EQ(last_line(process->output()), std::string("gptloom: rank 1 was ended by signal 9 (Killed); there is no "
+                                                        "checkpoint yet") +
+                                                (fs::exists(here.at("run")) ? ": --resume begins anew" : ""));
 }
 
 TEST_F(RankFailures, UnderMpirunItsBannerStandsAndLogsNameTheLastStep) {
@@ -124,22 +145,38 @@ TEST_F(RankFailures, MistakesAreSaidOnce) {
     said(by_mpirun(2, train("run")), "gptloom: rank 0: " + held);
 }
 
-/* As of two ranks, one of which is started in another way. */
 TEST_F(RankFailures, OneRanksOwnMistakeEndsAll) {
-    const auto said = [&](const std::string &out, const Words &one, const std::string &line) {
-        auto process = start(by_mpirun(1, train(out)) + words(": -np 1") + one);
-        EXPECT_EQ(process->wait(30), 2) << process->output();
-        ASSERT_EQ(ours(*process).size(), 1u) << process->output();
-        EXPECT_NE(ours(*process)[0].find(line), std::string::npos) << process->output();
-        EXPECT_TRUE(process->is_gone());
-    };
-    said("data", train("data", "--val-data lost"), "gptloom: rank 1: lost: there is no such file");
-    /* A disk that is full for one rank's part of a checkpoint: the one before stays. */
-    const Words small = {"sh", "-c", "ulimit -f 16; exec \"$@\"", "sh"};
-    said("disk", small + train("disk"), "File too large");
+    auto process = start(by_mpirun(1, train("data")) + words(": -np 1") + train("data", "--val-data lost"));
+    EXPECT_EQ(process->wait(30), 2) << process->output();
+    ASSERT_EQ(ours(*process).size(), 1u) << process->output();
+    EXPECT_EQ(ours(*process)[0].rfind("gptloom: rank 1: lost: there is no such file", 0), 0u) << process->output();
+    EXPECT_TRUE(process->is_gone());
+    EXPECT_FALSE(fs::exists(here.at("data")));
+
+    /* A disk that is full for one rank's part of the first checkpoint. */
+    process = start(by_mpirun(2, train("disk", "--checkpoint-every 30")));
+    const pid_t pid = rank_after(*process, "disk", 1, 1);
+    const rlimit small = {8192, 8192};
+    ASSERT_EQ(prlimit(pid, RLIMIT_FSIZE, &small, nullptr), 0);
+    EXPECT_EQ(process->wait(30), 2) << process->output();
+    ASSERT_EQ(ours(*process).size(), 1u) << process->output();
+    EXPECT_EQ(ours(*process)[0].rfind("gptloom: rank 1: ", 0), 0u) << process->output();
+    EXPECT_NE(ours(*process)[0].find("File too large"), std::string::npos) << process->output();
+    EXPECT_TRUE(process->is_gone());
     EXPECT_EQ(saved("disk"), -1);
     for (int r = 0; r < 2; r++) EXPECT_NE(last_line(log("disk", r)).find("File too large"), std::string::npos);
     expect_resumes("disk");
+}
+
+/* Waits until a checkpoint is being written. */
+void await_save(const fs::path &run, Process &process) {
+    const auto saves = [&] {
+        std::error_code ignored;
+        for (const auto &entry : fs::directory_iterator(run / "checkpoints", ignored))
+            if (entry.path().filename().string()[0] == '.') return true;
+        return false;
+    };
+    for (const double end = now() + 30; !saves() && !process.has_ended() && now() < end;) usleep(100);
 }
 
 /* Anything may happen to any rank at any moment. LOOM_TEST_SEED repeats what has failed, as far as moments can be. */
@@ -149,21 +186,24 @@ TEST_F(RankFailures, AtRandom) {
     const unsigned seed = given ? (unsigned)std::stoul(given) : std::random_device()();
     std::mt19937 random(seed);
     const auto any = [&](int n) { return (int)(random() % (unsigned)n); };
-    const double end = now() + 60;
+    const double end = now() + seconds_of_rounds;
     for (int round = 0; now() < end && !HasFailure(); round++) {
-        const int ranks = 2 << any(2), victim = any(ranks), stage = any(4), moment = any(25);
-        const bool launched = any(2), hangs = any(3) == 0, early = any(4) == 0;
+        static const char *const times[] = {" ms after its log begins", " ms after a step", " ms after a save begins"};
+        const int ranks = 2 << any(2), victim = any(ranks), stage = any(4), time = any(3),
+                  moment = any(time < 2 ? 25 : 8);
+        const bool launched = any(2), hangs = any(3) == 0;
         const std::string out = "run-" + std::to_string(round), timeout = hangs ? " --comm-timeout 1" : "";
         std::ostringstream what;
         what << "seed " << seed << ", round " << round << ": " << (launched ? "--ranks " : "mpirun -np ") << ranks
              << ", stage " << stage << ": rank " << victim << (hangs ? " is stopped " : " is killed ") << moment
-             << (early ? " ms after its log begins" : " ms after a step");
+             << times[time];
         SCOPED_TRACE(what.str());
         printf("%s\n", what.str().c_str());
         const Words program = train(out, "--zero " + std::to_string(stage) + timeout +
                                              (launched ? " --ranks " + std::to_string(ranks) : ""));
         auto process = start(launched ? program : by_mpirun(ranks, program));
-        const pid_t pid = rank_after(*process, out, victim, early ? 0 : 1 + any(2 * EVERY));
+        const pid_t pid = rank_after(*process, out, victim, time == 0 ? 0 : 1 + any(2 * EVERY));
+        if (time == 2) await_save(here.at(out), *process);
         usleep((useconds_t)moment * 1000);
         kill(pid, hangs ? SIGSTOP : SIGKILL);
         EXPECT_EQ(process->wait(40), hangs ? 2 : 137) << process->output();

@@ -375,11 +375,13 @@ static void add_where(loom_error *line, const char *out, int rank) {
     char before[sizeof line->message], where[64] = "";
     snprintf(before, sizeof before, "%s", line->message);
     if (done >= 0) snprintf(where, sizeof where, " after step %lld", (long long)done);
+    char config[PATH_MAX];
+    const bool begun = loom_join_path(config, sizeof config, out, "config.ini", NULL) && loom_path_exists(config);
     if (saved >= 0)
         loom_fail(line, "%s%s; the last checkpoint is of step %lld: --resume goes on from it", before, where,
                   (long long)saved);
     else
-        loom_fail(line, "%s%s; there is no checkpoint yet: --resume begins anew", before, where);
+        loom_fail(line, "%s%s; there is no checkpoint yet%s", before, where, begun ? ": --resume begins anew" : "");
 }
 
 /* Ranks that each took themselves for the only one would write the same run. */
