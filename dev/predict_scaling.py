@@ -223,15 +223,8 @@ def hiding_table(rows: list[dict], context: int) -> list[str]:
         bandwidth = f"{row['bytes_per_s'] / 1e9:.0f}" if row["bytes_per_s"] else "none"
         cell = [row["model"], row["gpus"], row["zero"], tokens, row["micro_batch"] * context, bandwidth]
         cells.append([*cell, percent(row["share_with_any"])])
-    header = [
-        "model",
-        "GPUs",
-        "stage",
-        "tokens of a micro-batch",
-        "at tokens",
-        "GB/s of a ring",
-        "exposed with any GB/s",
-    ]
+    header = ["model", "GPUs", "stage", "tokens of a micro-batch", "at tokens", "GB/s of a ring"]
+    header += ["exposed with any GB/s"]
     return table(header, cells)
 
 
@@ -244,7 +237,7 @@ def predicted_lines(options, answer: dict) -> list[str]:
         "## Predicted, not measured",
         "",
         f"Nothing below was run. {options.gpu}, bf16 with fp32 master weights and gradients, {options.context} tokens "
-        "a sequence, everything kept for backward, ranks started by mpirun. Inputs, none of them measured:",
+        "a sequence, everything kept for backward, ranks started by torchrun. Inputs, none of them measured:",
         "",
         "- computing: `gptloom plan`, by the GPU's data sheet and the shares of its peaks that it assumes;",
         f"- NVLink: {options.nvlink:g} GB/s each way of a GPU, {options.per_node} GPUs a node. The data sheet of an "

@@ -91,7 +91,8 @@ def train(options, contender: Contender, batch: Batch, data: Path) -> dict:
         run(command)
         steps = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
         plan = json.loads((out / "plan.json").read_text())
-    told = {name: [step.get(name, 0) for step in steps[1:]] for name in ("ms", "ms_waited", "ms_spread", "comm_bytes")}
+    told = {name: [step.get(name, 0) for step in steps[1:]] for name in ("ms", "ms_waited", "comm_bytes")}
+    told["ms_spread"] = [step.get("ms_spread", 0) for step in steps[2:]]  # each is of the step before
     return {**told, "loss": [step["loss"] for step in steps], "memory": plan["bytes"]["all"]}
 
 
@@ -162,10 +163,10 @@ class Measured:
 
 
 def case_here(options, contender: Contender, batch: Batch, parts: dict, links: Links) -> Case:
-    """On a CPU communicating takes the processor that computes, and ranks meet behind all that is on its way."""
+    """On a CPU communicating takes the processor that computes."""
     plan = json.loads(run([*plan_command(options, contender, batch), "--no-measure"]))
     own = batch.sequences // contender.ranks
-    fixed = {"deterministic": contender.deterministic, "steals": 1, "meets": True}
+    fixed = {"deterministic": contender.deterministic, "steals": 1}
     return case_of(plan, parts, own // batch.micro_batch, own, links, **fixed)
 
 
@@ -364,8 +365,8 @@ def read_options() -> argparse.Namespace:
     flag("--rounds", type=int, default=3, help="runs of each, in turns (default 3)")
     add_flags(parser)
     options = parser.parse_args()
-    if options.steps < 2:
-        parser.error("--steps: the first step is not counted; take at least 2")
+    if options.steps < 3:
+        parser.error("--steps: the first is not counted, and the spread of the last is not told; take at least 3")
     if 1 not in options.ranks:
         parser.error("--ranks: 1 must be among them, which the others are compared with")
     options.planner = options.planner or options.program

@@ -75,8 +75,6 @@ class Case:
     weight_bytes: int = 4
     # The share of computing's speed that communicating takes away while it goes on: 1 where one processor does both.
     steals: float = 0.0
-    # Whether ranks meet at a step's end by the same communicator, behind all that it has to do (MPI; NCCL by torchrun).
-    meets: bool = False
 
 
 class Timelines:
@@ -268,13 +266,17 @@ class Rank:
             self.time.compute((self.share(bucket) if self.case.zero >= 1 else elements) * self.case.update)
             self.after_update(bucket)
 
+    def meet(self) -> None:
+        """What ranks tell each other in a step: two numbers."""
+        if not self.alone:
+            self.time.wait(self.time.put("all_gather", 16 * self.case.ranks))
+
     def step(self) -> None:
         for self.micro_batch in range(self.case.micro_batches):
             self.forward()
             self.backward()
+        self.meet()
         self.update()
-        if self.case.meets:
-            self.time.wait(self.time.free)
 
 
 def simulate(case: Case) -> dict:
