@@ -119,9 +119,10 @@ static void show_settings(const loom_train_options *options, const loom_device *
 }
 
 static void show_ranks(const loom_train_options *options, const loom_comm *comm) {
-    if (comm->size == 1 && !options->deterministic_reduce) return;
+    if (comm->size == 1 && !options->deterministic_reduce && options->zero == 0) return;
     printf("  ranks       %s", comm->description);
     if (options->zero > 0) printf("; ZeRO stage %d", (int)options->zero);
+    if (options->zero > 0 && comm->size == 1) printf(", with nobody to share with");
     if (options->deterministic_reduce) printf("; deterministic reduction");
     printf("\n");
 }
@@ -203,6 +204,7 @@ typedef struct session {
     loom_progress progress;
     bool quiet;
     bool bytes; /* samples are text */
+    int ranks;
 } session;
 
 /* A run that fits shows its memory when it starts. */
@@ -330,7 +332,9 @@ static void show_end(session *now, const char *out) {
     print_next_command("sample --from", out,
                        now->bytes ? " --prompt 'Once upon a time' --tokens 200" : " --tokens 200");
     print_next_command("plot", out, "");
-    if (!finished) print_next_command("train --resume --out", out, "");
+    char ranks[32] = "";
+    if (now->ranks > 1) snprintf(ranks, sizeof ranks, " --ranks %d", now->ranks);
+    if (!finished) print_next_command("train --resume --out", out, ranks);
 }
 
 /* One rank's process, or the only one. */
@@ -353,6 +357,7 @@ static int train(const loom_train_options *options, bool quiet) {
         return loom_command_failed(&error);
     }
     const bool several = comm->size > 1;
+    now.ranks = comm->size;
     if (comm->rank > 0) now.quiet = true;
     if (!loom_train(options, comm, &observer, &error)) {
         if (now.progress.out) loom_progress_interrupt(&now.progress);

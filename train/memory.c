@@ -79,9 +79,6 @@ static bool make_plan(loom_trainer *t, int64_t B, size_t allowed, loom_error *er
 static bool plan_by_policy(loom_trainer *t, size_t allowed, loom_error *error) {
     const int64_t said = t->options.micro_batch;
     int64_t B = said ? said : next_micro_batch(&t->options, t->options.batch + 1), smaller;
-    if (B == 0)
-        return loom_fail(error, "--batch: no --micro-batch makes a power of two of micro-batches of %lld sequences",
-                         (long long)t->options.batch);
     for (;; B = smaller) {
         if (!make_plan(t, B, allowed, error)) return false;
         smaller = said || loom_plan_fits(&t->plan) ? 0 : next_micro_batch(&t->options, B);

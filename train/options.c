@@ -197,7 +197,7 @@ static const loom_flag table[] = {
              "weights of blocks"},
     {.name = "deterministic-reduce", .type = LOOM_FLAG_BOOL, AT(deterministic_reduce), .group = "Ranks",
      .help = "gradients are added up in the order of a tree of micro-batches, so that the bits are the same with any number of "
-             "ranks; both are powers of two. Takes whole gradients on every rank, and one more for each doubling of a "
+             "ranks, for a --micro-batch; both are powers of two. Takes whole gradients on every rank, and one more for each doubling of a "
              "rank's micro-batches"},
     {.name = "comm", .type = LOOM_FLAG_STRING, AT(comm), .choices = communicators, .standard = "auto", .session = true,
      .metavar = "NAME", .group = "Ranks",
@@ -205,7 +205,8 @@ static const loom_flag table[] = {
              "host; auto: nccl under torchrun, mpi under mpirun and srun, self where there is one rank"},
     {.name = "comm-timeout", .type = LOOM_FLAG_DOUBLE, AT(comm_timeout), .min = 1, .max = 1e6, .standard = "600",
      .metavar = "SECONDS", .group = "Ranks",
-     .help = "how long ranks wait for one that does not come, before they name it and end"},
+     .help = "how long ranks wait for one that does not come, before they name it and end; longer than a checkpoint takes "
+             "to be flushed"},
 };
 /* clang-format on */
 
@@ -431,6 +432,9 @@ static bool check_conflicts(const loom_train_options *options, loom_error *error
     if (options->resume && options->init)
         return loom_fail(error, "--init: does not go with --resume, which begins with the run's own checkpoint");
     if (options->resume && !options->out) return loom_fail(error, "--resume: needs --out, the run to go on with");
+    if (options->deterministic_reduce && !options->micro_batch && !options->resume)
+        return loom_fail(error, "--deterministic-reduce: needs --micro-batch, on which the bits hang; what fits into "
+                                "memory, its default, hangs on the number of ranks");
     if (options->choices && options->resume)
         return loom_fail(error, "--choices: does not go with --resume, which takes the run's own");
     if (options->fresh_choices && !options->resume)

@@ -312,7 +312,9 @@ bool loom_train(const loom_train_options *options, loom_comm *comm, const loom_t
     if (!loom_trainer_open(&r.trainer, options, comm, r.observer, error)) return false;
     r.options = loom_trainer_options(r.trainer);
     r.comm = loom_trainer_comm(r.trainer);
-    bool ok = open_directory(&r, &why) && open_log(&r, &why);
+    bool ok = open_directory(&r, &why);
+    if (r.comm->size > 1) ok = loom_comm_all(comm, ok, &why);
+    ok = ok && open_log(&r, &why);
     if (ok) {
         if (r.observer->started) r.observer->started(r.observer->user, r.trainer);
         ok = run_steps(&r, &why);

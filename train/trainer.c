@@ -381,10 +381,12 @@ static bool check_agreement(loom_trainer *t, const loom_checkpoint_info *from, l
     free(text);
     const uint64_t data[2] = {loom_dataset_identity(t->data), t->val_data ? loom_dataset_identity(t->val_data) : 0};
     const int64_t step = from ? from->state.step : -1;
+    char device[64] = ""; /* as long on all ranks */
+    snprintf(device, sizeof device, "%s", t->device->name);
     return hash_program(&program, error) && loom_comm_agree(t->comm, "the program", &program, sizeof program, error) &&
            loom_comm_agree(t->comm, "--data", data, sizeof data, error) &&
            loom_comm_agree(t->comm, "the configuration", &options, sizeof options, error) &&
-           loom_comm_agree(t->comm, "the device", t->device->name, strlen(t->device->name) + 1, error) &&
+           loom_comm_agree(t->comm, "the device", device, sizeof device, error) &&
            loom_comm_agree(t->comm, "the step to go on from", &step, sizeof step, error);
 }
 
@@ -409,6 +411,7 @@ static bool take_comm(loom_trainer *t, loom_comm *comm, loom_error *error) {
         return loom_fail(error, "--ranks: %" PRId64 " are asked for, and %d %s started", t->options.ranks,
                          t->comm->size, t->comm->size == 1 ? "was" : "were");
     t->options.ranks = t->comm->size;
+    t->comm->patient = true; /* with one that measures, while all start */
     return true;
 }
 
@@ -452,6 +455,7 @@ bool loom_trainer_open(loom_trainer **out, const loom_train_options *options, lo
         if (!comm || comm->size == 1) loom_trainer_close(t);
         return false;
     }
+    t->comm->patient = false;
     *out = t;
     return true;
 }
@@ -564,20 +568,37 @@ bool loom_trainer_validate(loom_trainer *t, int64_t batches, double *loss, loom_
     return ok;
 }
 
+/* Of several ranks each samples the same; one that ended earlier than the others would leave them waiting for weights. */
+typedef struct listener {
+    bool (*emit)(void *user, int32_t token);
+    void *user;
+    bool goes_on; /* when `emit` has had enough */
+    bool had_enough;
+} listener;
+
+static bool pass_on_token(void *user, int32_t token) {
+    listener *l = user;
+    l->had_enough = l->had_enough || !l->emit(l->user, token);
+    return l->goes_on || !l->had_enough;
+}
+
 bool loom_trainer_sample(loom_trainer *t, int64_t n, bool (*emit)(void *user, int32_t token), void *user,
                          loom_error *error) {
     const loom_sampling sampling = {
         .temperature = 0.8f, .top_k = 200, .top_p = 1, .seed = t->options.seed + (uint64_t)t->state.step};
     const int32_t prompt = loom_dataset_is_bytes(t->data) ? '\n' : (int32_t)t->options.vocab_size - 1;
-    return loom_gpt_generate(t->gpt, &prompt, 1, n, &sampling, emit, user, error);
+    listener l = {.emit = emit, .user = user, .goes_on = t->comm->size > 1};
+    return loom_gpt_generate(t->gpt, &prompt, 1, n, &sampling, pass_on_token, &l, error);
 }
 
 bool loom_trainer_save(loom_trainer *t, const char *run, int keep, loom_error *error) {
     loom_checkpoint_slice *slices;
     if (!cut_slices(t, true, &slices, error)) return false;
     const loom_checkpoint_tensors tensors = tensors_of(t, slices, true);
+    t->comm->patient = true; /* with one that flushes or computes a checksum */
     const bool ok = loom_checkpoint_save(run, &tensors, &t->state, loom_dataset_is_bytes(t->data), keep, t->comm,
                                          error);
+    t->comm->patient = false;
     free(slices);
     return ok;
 }

@@ -26,7 +26,6 @@ enum {
     MOST = 1 << 30,  /* elements that one call of MPI moves */
     ALIGNMENT = 256, /* of pieces in pinned memory */
     ARRIVAL_BYTES = 4 << 20,
-    NAMED = 8,           /* ranks that an error names at most */
     SECONDS_TO_END = 10, /* before a process that MPI does not end ends itself */
     IDLE_NANOSECONDS = 20 * 1000 * 1000,
     PAUSE_NANOSECONDS = 20 * 1000,
@@ -52,6 +51,7 @@ typedef struct mpi {
     loom_mark *ready[QUEUE];          /* behind what its input waits for */
     loom_ticket put, completed;
     int64_t step;
+    bool patient;
     bool opened, closing, failed, reports;
     loom_error failure;
     _Atomic int64_t told, told_step; /* of another back end's operations */
@@ -63,6 +63,7 @@ typedef struct mpi {
 
     loom_ticket begun;      /* the communication thread's own: the operation it is in, or was in last */
     int64_t own_step;       /* when that began */
+    bool own_patience;      /* then, too */
     double looked;          /* when it last looked for notes */
     loom_mpi_note *answers; /* (size): of other ranks to this one's question */
 } mpi;
@@ -172,7 +173,7 @@ static void say_step(char *text, size_t size, int64_t step) {
 }
 
 /* Finds out which ranks an operation (of another back end, if `told`) waited for, and says it. Of the ranks that wait,
- * the first reports. */
+ * the first reports. True where the caller is patient and all answer. */
 static bool timed_out(mpi *m, const loom_comm_operation *o, bool told, loom_error *error) {
     const int size = m->world.size, self = m->world.rank;
     char what[128], ranks[128], here[64], there[64];
@@ -192,6 +193,10 @@ static bool timed_out(mpi *m, const loom_comm_operation *o, bool told, loom_erro
     /* Where ranks are silent, one that is late waits for them too, in an earlier operation. */
     for (int r = 0; r < self && first_waiting == self; r++)
         if (!silent[r] && (silents || !late[r])) first_waiting = r;
+    if (!silents && lates && !told && m->own_patience) {
+        free(silent);
+        return true;
+    }
     say_step(here, sizeof here, step_of(m));
     if (silents) {
         loom_comm_name_ranks(ranks, sizeof ranks, silent, size);
@@ -222,7 +227,7 @@ static bool transfer_part(mpi *m, const loom_comm_operation *o, const loom_comm_
     /* Who is at the end lets those who are not find out what is wrong, and say it. */
     const double patience = o->kind == LOOM_FAREWELL ? 2 * (m->base.comm.timeout + seconds_for_answers)
                                                      : m->base.comm.timeout;
-    const double end = loom_comm_now() + patience;
+    double end = loom_comm_now() + patience;
     char why[LOOM_MPI_WHY], what[128];
     bool ended = false, ok = m->table->start(part, why);
     for (int looks = 0; ok; looks++) {
@@ -230,7 +235,8 @@ static bool transfer_part(mpi *m, const loom_comm_operation *o, const loom_comm_
         if (!ok || ended) break;
         if (looks < SPINS) continue;
         const double now = loom_comm_now();
-        if (now > end) return timed_out(m, o, false, error);
+        if (now > end && !timed_out(m, o, false, error)) return false;
+        if (now > end) end = now + patience;
         if (now > m->looked + seconds_between_looks || m->aborting) ok = look_around(m, why);
         pause_for(PAUSE_NANOSECONDS);
     }
@@ -449,6 +455,7 @@ static void *communicate(void *communicator) {
         if (work) {
             m->begun = next;
             m->own_step = m->step;
+            m->own_patience = m->patient;
         }
         pthread_mutex_unlock(&m->lock);
         ok = look_around(m, why) || loom_fail(&error, "rank %d: %s", m->world.rank, why);
@@ -495,6 +502,7 @@ static void put(mpi *m, const loom_comm_operation *o, loom_stream *after) {
     m->queue[place] = *o;
     m->put = o->number;
     m->step = m->base.comm.step;
+    m->patient = m->base.comm.patient;
     pthread_cond_broadcast(&m->changed);
     pthread_mutex_unlock(&m->lock);
 }

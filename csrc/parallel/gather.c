@@ -15,7 +15,7 @@ static bool is_passing(const loom_parallel *p, int bucket) {
 }
 
 /* Begins to gather a block's weights where they are not there. The place is free: whoever used it last comes before in
- * the stream. */
+ * the stream; a block that was fetched too early and never waited for, among the operations. */
 static void fetch(loom_parallel *p, int bucket) {
     const int place = loom_gpt_place(p->gpt, bucket);
     if (p->gathered[place] == bucket) return;

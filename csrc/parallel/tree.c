@@ -45,7 +45,7 @@ static void *sum_of(loom_parallel *p, int bucket, int from) {
     return loom_parallel_at(p->arrived[loom_gpt_place(p->gpt, bucket)], (from - (from > rank)) * share, dtype_of(p));
 }
 
-/* In turn with each other rank, all at once. */
+/* With each other rank in turn. Operations run in order: who waits for the last has waited for all. */
 loom_ticket loom_parallel_exchange(loom_parallel *p, int bucket) {
     const int ranks = p->sharding.ranks, rank = p->sharding.rank;
     const int64_t share = loom_gpt_get_layout(p->gpt)->bucket[bucket].elements / ranks;

@@ -61,6 +61,9 @@ typedef struct loom_comm {
     loom_device *device;        /* NULL before attach */
     double timeout;
     int64_t step; /* that this rank is at, for errors; -1 at first. The caller's to set */
+    bool
+        patient; /* who has not come to an operation but answers is not late: it is at work alone. By MPI; the caller's to
+                     set */
     bool reports; /* after a failure of all: whether this rank is the one that prints it */
     loom_comm_traffic traffic;
     const struct loom_comm_backend *backend;
@@ -134,7 +137,7 @@ bool loom_comm_host_gather(loom_comm *comm, void *all, const void *mine, size_t 
 /* values (count) = the sum over ranks. */
 bool loom_comm_host_sum(loom_comm *comm, int64_t *values, int64_t count, loom_error *error);
 
-/* Whether all ranks have the same value, e.g. a hash, of what `what` says ("the configuration"). If not, all ranks get
+/* Whether all ranks have the same value, e.g. a hash, of as many bytes on each, of what `what` says ("the configuration"). If not, all ranks get
  * the same error, which names the first rank that differs from rank 0, and `reports` is true on rank 0. */
 bool loom_comm_agree(loom_comm *comm, const char *what, const void *value, size_t bytes, loom_error *error);
 
