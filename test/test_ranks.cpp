@@ -398,7 +398,8 @@ class Matrix : public Trainings {
                 for (int zero = 0; zero < 4; zero++)
                     for (const std::string &policy : policies)
                         for (const std::string &offload : offloads)
-                            all.push_back({"device=" + device + " " + precision + " batch=4 micro-batch=1",
+                            all.push_back({"device=" + device + (device == "cuda" && zero < 3 ? " n-layer=2 " : " ") +
+                                               precision + " batch=4 micro-batch=1",
                                            zero_and_policy(zero, policy) + offload});
                 expect_bits_of_one_rank(all, {ranks}, "LOOM_EMULATION_SCHEDULE=random:" + std::to_string(ranks));
             }
