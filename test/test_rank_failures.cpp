@@ -80,6 +80,7 @@ TEST_F(RankFailures, NothingOutlivesWhatStartedIt) {
     kill(process->pid(), SIGKILL);
     EXPECT_EQ(process->wait(5), 137);
     EXPECT_TRUE(process->is_gone(10));
+    if (!full()) return;
     process = start(train("mpirun", "--ranks 2"));
     const pid_t rank = rank_after(*process, "mpirun", 0, 2);
     std::ifstream status("/proc/" + std::to_string(rank) + "/status");
@@ -134,6 +135,7 @@ TEST_F(RankFailures, MistakesAreSaidOnce) {
     said(by_mpirun(4, train("run", "--val-data lost")), "gptloom: rank 0: lost" + nowhere);
     said(by_mpirun(4, train("run", "--rank")), "gptloom: --rank: there is no such flag; did you mean '--ranks'?");
     EXPECT_FALSE(fs::exists(here.at("run")));
+    if (!full()) return;
     /* The loss is all ranks', and so is one that is no number. */
     auto process = start(by_mpirun(2, train("run", "--lr 100 --weight-decay 100 --warmup 0")));
     EXPECT_EQ(process->wait(60), 2) << process->output();
@@ -181,7 +183,7 @@ void await_save(const fs::path &run, Process &process) {
 
 /* Anything may happen to any rank at any moment. LOOM_TEST_SEED repeats what has failed, as far as moments can be. */
 TEST_F(RankFailures, AtRandom) {
-    if (!getenv("LOOM_TEST_FULL")) GTEST_SKIP() << "make test-full runs it";
+    if (!full()) GTEST_SKIP() << "make test-full runs it";
     const char *given = getenv("LOOM_TEST_SEED");
     const unsigned seed = given ? (unsigned)std::stoul(given) : std::random_device()();
     std::mt19937 random(seed);

@@ -6,10 +6,6 @@ namespace {
 
 using namespace support;
 
-bool full() {
-    return getenv("LOOM_TEST_FULL") != nullptr;
-}
-
 class TwoHosts : public RunsTest {
   protected:
     std::unique_ptr<Process> host[2]; /* what keeps a namespace there */
