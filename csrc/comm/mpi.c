@@ -507,8 +507,15 @@ static void put(mpi *m, const loom_comm_operation *o, loom_stream *after) {
     pthread_mutex_unlock(&m->lock);
 }
 
+/* Where many are outstanding it waits for one of them, which the caller could not know. */
 static void post(loom_comm *comm, const loom_comm_operation *o, loom_stream *after) {
-    put(mpi_of(comm), o, after);
+    mpi *m = mpi_of(comm);
+    const double begin = loom_comm_now();
+    pthread_mutex_lock(&m->lock);
+    wait_locked(m, o->number - QUEUE + 1);
+    pthread_mutex_unlock(&m->lock);
+    comm->traffic.seconds_waited += loom_comm_now() - begin;
+    put(m, o, after);
 }
 
 static bool run(loom_comm *comm, const loom_comm_operation *o, loom_error *error) {
