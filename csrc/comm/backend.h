@@ -33,6 +33,7 @@ typedef struct loom_comm_base {
     loom_ticket posted;
     bool failed;        /* as far as the caller's thread knows */
     loom_error failure; /* then */
+    bool times_waiting; /* the back end itself adds to the traffic's seconds_waited */
     loom_error agreed;  /* what loom_comm_all() said last: no failure of the communicator */
 } loom_comm_base;
 

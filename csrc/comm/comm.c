@@ -236,7 +236,7 @@ bool loom_comm_wait(loom_comm *comm, loom_ticket ticket, loom_stream *stream, lo
     if (!still_good(comm, error)) return false;
     const double begin = loom_comm_now();
     const bool ok = comm->backend->wait(comm, ticket, stream, error);
-    comm->traffic.seconds_waited += loom_comm_now() - begin;
+    if (!loom_comm_base_of(comm)->times_waiting) comm->traffic.seconds_waited += loom_comm_now() - begin;
     return ok;
 }
 
@@ -253,7 +253,7 @@ static bool run(loom_comm *comm, loom_comm_operation o, loom_error *error) {
     number(comm, &o);
     const double begin = loom_comm_now();
     const bool ok = comm->backend->run(comm, &o, error);
-    comm->traffic.seconds_waited += loom_comm_now() - begin;
+    if (!loom_comm_base_of(comm)->times_waiting) comm->traffic.seconds_waited += loom_comm_now() - begin;
     return ok;
 }
 

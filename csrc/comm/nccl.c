@@ -39,6 +39,8 @@ typedef struct nccl {
     double looked;
     stall *stalls; /* the first `stalled` are not added up yet; the others are there to be taken */
     int stalled, n_stalls;
+    stall host;         /* of the host's operations */
+    loom_stream *aside; /* always empty: where it is now */
 } nccl;
 
 static nccl *nccl_of(const loom_comm *comm) {
@@ -302,9 +304,8 @@ static bool run_on_device(nccl *n, const loom_comm_operation *o, loom_error *err
 }
 
 /* The operation has the number that it has here, and one of MPI's own there. */
-static bool run(loom_comm *comm, const loom_comm_operation *o, loom_error *error) {
-    nccl *n = nccl_of(comm);
-    if (!n->mpi) return run_on_device(n, o, error);
+static bool run_by_mpi(nccl *n, const loom_comm_operation *o, loom_error *error) {
+    loom_comm *comm = &n->base.comm;
     loom_comm_operation there = *o;
     loom_error why;
     there.number = ++loom_comm_base_of(n->mpi)->posted;
@@ -317,6 +318,25 @@ static bool run(loom_comm *comm, const loom_comm_operation *o, loom_error *error
     if (n->mpi->backend->run(n->mpi, &there, &why)) return true;
     comm->reports = n->mpi->reports;
     return give_up(n, &why, error);
+}
+
+/* While the host waits the device goes on with what it has: time is lost only from when it has nothing left. */
+static bool run(loom_comm *comm, const loom_comm_operation *o, loom_error *error) {
+    nccl *n = nccl_of(comm);
+    loom_device *device = comm->device;
+    bool idle;
+    double seconds = 0;
+    if (!device) return n->mpi ? run_by_mpi(n, o, error) : run_on_device(n, o, error);
+    device->mark_set(device, n->host.begin, NULL);
+    if (!(n->mpi ? run_by_mpi(n, o, error) : run_on_device(n, o, error))) return false;
+    if (!device->mark_reached(device, n->host.begin, &idle, error)) return false;
+    if (!idle) return true;
+    device->mark_set(device, n->host.end, n->aside);
+    if (!device->mark_wait(device, n->host.end, error) ||
+        !device->mark_elapsed(device, n->host.begin, n->host.end, &seconds, error))
+        return false;
+    if (seconds > 0) comm->traffic.seconds_waited += seconds;
+    return true;
 }
 
 /* ----------------------------------------------------------------------------------------------------- open, attach, close */
@@ -355,7 +375,10 @@ static bool attach(loom_comm *comm, size_t staging, loom_error *error) {
         return loom_fail(error, "--comm nccl: NCCL is between GPUs, not for --device %s; take --comm mpi",
                          device->name);
     }
-    bool ok = device->stream_open(device, &n->stream, error) && device->mark_open(device, &n->end, error);
+    bool ok = device->stream_open(device, &n->stream, error) && device->stream_open(device, &n->aside, error) &&
+              device->timed_mark_open(device, &n->host.begin, error) &&
+              device->timed_mark_open(device, &n->host.end, error) && device->mark_open(device, &n->end, error);
+    n->base.times_waiting = true;
     for (int i = 0; ok && i < MARKED; i++)
         ok = device->mark_open(device, &n->begun[i], error) && device->mark_open(device, &n->done[i], error);
     return ok && share_id(n, &id, error) && join(n, &id, error);
@@ -375,11 +398,13 @@ static void close_nccl(loom_comm *comm) {
     if (n->group && !n->base.failed && settle(n, n->api->CommFinalize(n->group), "ncclCommFinalize", NULL))
         n->api->CommDestroy(n->group);
     if (device && n->stream) device->stream_close(device, n->stream);
+    if (device && n->aside) device->stream_close(device, n->aside);
     for (int i = 0; device && i < MARKED; i++) {
         device->mark_close(device, n->begun[i]);
         device->mark_close(device, n->done[i]);
     }
-    if (device) device->mark_close(device, n->end);
+    loom_mark *const others[] = {n->end, n->host.begin, n->host.end};
+    for (size_t i = 0; device && i < sizeof others / sizeof *others; i++) device->mark_close(device, others[i]);
     for (int i = 0; i < n->n_stalls; i++) {
         device->mark_close(device, n->stalls[i].begin);
         device->mark_close(device, n->stalls[i].end);

@@ -48,8 +48,9 @@ typedef struct loom_comm_options {
 typedef struct loom_comm_traffic {
     int64_t operations;
     int64_t bytes; /* that this rank handed in: an operation's input (of a broadcast, of the root alone) */
-    /* Of the host, in loom_comm_wait and in operations on host memory; and of streams, where these wait and not the host
-     * (nccl): as of the last loom_comm_synchronize. */
+    /* Of the host, in loom_comm_wait and in operations on host memory. On the nccl back end of the device, for which the
+     * host puts work in ahead: while a stream waits, or has nothing to do because the host waits; as of the last
+     * loom_comm_synchronize. */
     double seconds_waited;
 } loom_comm_traffic;
 
