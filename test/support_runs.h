@@ -172,7 +172,7 @@ class RunsTest : public MpiTest {
 
     /* A rank's process, once it has done a step. */
     pid_t rank_after(Process &process, const std::string &out, int rank, int64_t step) {
-        const double end = now() + 60;
+        const double end = now() + 120;
         while (logged(out, rank) < step && !process.has_ended() && now() < end) usleep(500);
         const std::string text = log(out, rank);
         const size_t at = text.rfind(", process ");

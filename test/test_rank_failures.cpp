@@ -41,9 +41,10 @@ TEST_F(RankFailures, ARankThatIsKilledAsItStartsIsNamedToo) {
     kill(rank, SIGKILL);
     EXPECT_EQ(process->wait(20), 137) << process->output();
     EXPECT_TRUE(process->is_gone());
-    EXPECT_EQ(last_line(process->output()), std::string("gptloom: rank 1 was ended by signal 9 (Killed); there is no "
-                                                        "checkpoint yet") +
-                                                (fs::exists(here.at("run")) ? ": --resume begins anew" : ""));
+    const std::string step = logged("run", 1) < 0 ? "" : " after step " + std::to_string(logged("run", 1));
+    EXPECT_EQ(last_line(process->output()),
+              "gptloom: rank 1 was ended by signal 9 (Killed)" + step + "; there is no checkpoint yet" +
+                  (fs::exists(here.at("run/config.ini")) ? ": --resume begins anew" : ""));
 }
 
 TEST_F(RankFailures, UnderMpirunItsBannerStandsAndLogsNameTheLastStep) {
