@@ -241,7 +241,7 @@ TEST_F(Simulation, TakesTheFastestProtocol) {
     EXPECT_NEAR(r[1].at("busy"), 14 + 13 + 10, nothing);
 }
 
-/* ---------------------------------------------------------------------------------------------------------- the report */
+/* --------------------------------------------------------------------------------------------------------- the report */
 
 /* A gptloom of two buckets beside one block's: its steps take 80 ms on one rank and 50 on two, 10 more for each
  * stage and half as much again where they are deterministic; few tokens, 4 ms. Of the traffic of two ranks, each
