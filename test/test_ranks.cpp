@@ -28,7 +28,7 @@ const bool sanitized = true;
 const bool sanitized = false;
 #endif
 
-const std::string mpirun = "timeout -k 2 300 mpirun --allow-run-as-root --oversubscribe --bind-to none --mca "
+const std::string mpirun = "timeout -k 2 600 mpirun --allow-run-as-root --oversubscribe --bind-to none --mca "
                            "mpi_yield_when_idle 1 ";
 
 /* Text with something to learn, of so few bytes that to validate takes no time. */
