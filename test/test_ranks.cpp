@@ -425,7 +425,7 @@ class Program : public Ranks {
     const std::string run = gptloom +
                             " train --data text.txt --n-layer 2 --n-head 2 --n-embd 32 --block-size 16 --batch 8 "
                             "--micro-batch 1 --threads 1 --device cpu --schedule constant --warmup 0 "
-                            "--steps 1000 --deterministic-reduce ";
+                            "--steps 100000 --deterministic-reduce ";
     const std::string rest = "--val-every 2 --sample-every 4 --sample-tokens 20 ";
 
     static Strings lines_of(const std::string &text, const std::string &with = "") {
@@ -600,7 +600,7 @@ TEST_F(Program, CtrlCSavesAndEndsAllRanks) {
     EXPECT_TRUE(WIFEXITED(status) && WEXITSTATUS(status) == 0) << status << "\n" << read_file(here.at("err"));
     const size_t steps = lines_of(read_file(metrics_path)).size();
     ASSERT_GE(steps, 3u);
-    ASSERT_LT(steps, 1000u);
+    ASSERT_LT(steps, 100000u);
     EXPECT_NE(read_file(here.at("out")).find("interrupted: saves and ends"), std::string::npos);
     for (const char *rank : {"0", "1"})
         EXPECT_NE(read_file(here.at(std::string("run/logs/rank-000") + rank + ".log")).find("ended in order\n"),

@@ -1,6 +1,7 @@
 /* Starting ranks on this machine by mpirun. */
 #include "gptloom/comm.h"
 
+#include "comm/backend.h"
 #include "comm/rendezvous.h"
 
 #include <errno.h>
@@ -139,13 +140,22 @@ static bool has_more(const listener *l, int milliseconds) {
     return poll(&polled, 1, milliseconds) > 0;
 }
 
-/* Until mpirun has ended. What it has left, if anything, may hold its stderr still: that is not waited for. */
+/* Until mpirun has ended. What it has left, if anything, may hold its stderr still: that is not waited for. Where a rank
+ * is killed while it joins the others, Open MPI 4 says so and then waits for ever: it is ended after a while. */
 static int listen_and_wait(listener *l) {
     enum { LOOK_MILLISECONDS = 50 };
+    static const double seconds_to_end = 10;
     bool open = true;
     int status = 0;
     pid_t ended = 0;
+    double told = 0;
     while (ended == 0 || (ended < 0 && errno == EINTR)) {
+        if (l->end->signal && told == 0) told = loom_comm_now();
+        if (told > 0 && loom_comm_now() > told + seconds_to_end) {
+            kill(child, l->end->was_ended ? SIGKILL : SIGTERM);
+            l->end->was_ended = true;
+            told = loom_comm_now();
+        }
         if (!open)
             poll(NULL, 0, LOOK_MILLISECONDS);
         else if (has_more(l, LOOK_MILLISECONDS))
@@ -171,7 +181,8 @@ static void wait_for_child(int output, loom_ranks_end *end) {
     for (int i = 0; i < PASSED; i++) sigaction(passed[i], &before[i], NULL);
     close(output);
     child = 0;
-    end->status = WIFSIGNALED(status) ? 128 + WTERMSIG(status) : WEXITSTATUS(status);
+    end->status = end->was_ended ? 128 + end->signal
+                                 : (WIFSIGNALED(status) ? 128 + WTERMSIG(status) : WEXITSTATUS(status));
 }
 
 /* ------------------------------------------------------------------------------------------------------- the last line */
