@@ -47,6 +47,27 @@ TEST_F(RankFailures, ARankThatIsKilledAsItStartsIsNamedToo) {
                   (fs::exists(here.at("run/config.ini")) ? ": --resume begins anew" : ""));
 }
 
+/* Open MPI 4 may wait for ever for a rank that was killed while it joined the others; it is ended after ten seconds, and
+ * killed after ten more. */
+TEST_F(RankFailures, AnMpirunThatWaitsForADeadRankIsEnded) {
+    fs::create_directory(here.at("bin"));
+    for (const char *ignored : {"", "trap '' TERM; "}) {
+        write_file(here.at("bin/mpirun"), std::string("#!/bin/sh\n") + ignored +
+                                              "echo 'mpirun noticed that process rank 1 with PID 0 on node here exited "
+                                              "on signal 9 (Killed).' >&2\nwhile sleep 0.1; do :; done\n");
+        fs::permissions(here.at("bin/mpirun"), fs::perms::owner_all);
+        const std::string before = std::getenv("PATH");
+        setenv("PATH", (here.at("bin") + ":" + before).c_str(), 1);
+        auto process = start(train("none", "--ranks 2"));
+        setenv("PATH", before.c_str(), 1);
+        EXPECT_EQ(process->wait(*ignored ? 25 : 15), 137) << process->output();
+        EXPECT_TRUE(process->is_gone());
+        EXPECT_EQ(last_line(process->output()),
+                  "gptloom: rank 1 was ended by signal 9 (Killed); there is no checkpoint yet");
+        if (!full()) return;
+    }
+}
+
 TEST_F(RankFailures, UnderMpirunItsBannerStandsAndLogsNameTheLastStep) {
     auto process = start(by_mpirun(2, train("run", "--zero 1")));
     kill(rank_after(*process, "run", 0, 4), SIGKILL);
