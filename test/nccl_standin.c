@@ -85,7 +85,10 @@ typedef struct communicator {
     int number;        /* of the process's communicators, from 1 */
     int calls, queued; /* that communicate; that have not ended */
     char why[256];
+    struct communicator *before; /* see let_go */
 } communicator;
+
+static communicator *last; /* that was made */
 
 static const uint64_t alive = 0x6e63636c6e63636c, dead = 0xdeaddeaddeaddead;
 static FILE *calls_log, *ran_log;
@@ -179,6 +182,8 @@ int ncclCommInitRankConfig(void **comm, int ranks, loom_nccl_id id, int rank, lo
     close(file);
     if (c->shared == MAP_FAILED) return SYSTEM_ERROR;
     c->magic = alive;
+    c->before = last;
+    last = c;
     c->rank = rank;
     c->ranks = ranks;
     snprintf(c->name, sizeof c->name, "%.*s", (int)sizeof c->name - 1, id.bytes);
@@ -215,7 +220,7 @@ int ncclCommGetAsyncError(void *comm, int *result) {
 
 static void let_go(communicator *c) {
     munmap(c->shared, sizeof *c->shared);
-    c->magic = dead; /* and stays, so that who uses it is found out */
+    c->magic = dead; /* and stays in the list of all, so that who uses it is found out */
 }
 
 int ncclCommFinalize(void *comm) {
