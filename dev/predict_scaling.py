@@ -51,7 +51,7 @@ def case_of(plan: dict, parts: dict, micro_batches: int, sequences: int, links: 
         micro_batches=micro_batches,
         sequences=sequences,
         elements=[bucket["elements"] for bucket in plan["buckets"]],
-        squares=[bucket["blocks"] for bucket in plan["buckets"]],
+        squares=sum(bucket["blocks"] for bucket in plan["buckets"]),
         links=links,
         ends=parts["ends"],
         forward=parts["forward_block"],
@@ -266,8 +266,8 @@ def predicted_lines(options, answer: dict) -> list[str]:
         "",
         f"With one micro-batch a step: the smallest, of powers of two of sequences, from which on at most "
         f"{percent(MOST_EXPOSED)} of the step is exposed; and the bandwidth of a ring below which it is more, with "
-        "weak scaling's micro-batch. Exposed with any bandwidth is what latency makes, above all that of the sums of "
-        "squares, of which each bucket's are an operation of their own. In the tables above a ring has "
+        "weak scaling's micro-batch. Exposed with any bandwidth is what latency makes: losses, and with stages the sums of "
+        "squares, are known to all ranks before the update. In the tables above a ring has "
         f"{options.nvlink:g} GB/s within a node, and between nodes "
         f"{min(options.nvlink, options.network * options.per_node):g}.",
         "",

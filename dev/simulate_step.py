@@ -63,7 +63,7 @@ class Case:
     micro_batches: int  # of a rank in a step
     sequences: int  # of a rank in a step
     elements: list[int]  # of each bucket: the embeddings', each block's, the last layernorm's
-    squares: list[int]  # and how many sums of squares are taken of it
+    squares: int  # sums of squares that are taken of all buckets
     links: Links
     ends: float  # seconds: of a micro-batch, embedding, classifier and loss, both ways
     forward: float  # of a block
@@ -181,8 +181,8 @@ class Rank:
         if self.alone:
             return
         end = self.time.put("all_gather", 4 * self.case.sequences * self.case.ranks)
-        for squares in self.case.squares if self.case.zero >= 1 else []:
-            end = self.time.put("all_gather", 4 * squares)
+        if self.case.zero >= 1:
+            end = self.time.put("all_reduce", 4 * self.case.squares)
         self.time.wait(end)
 
     # ------------------------------------------------------------------------------------- reduce.c, tree.c: gradients

@@ -166,8 +166,8 @@ class CheckpointModel {
         });
     }
 
-    /* Whether the slices (of weights alone, where there are no moments) are bit for bit what `saved`, which has all, has there; zero where no parameter is; and all
-     * else is as it was. "" if so. */
+    /* Whether the slices (of weights alone, where there are no moments) are bit for bit what `saved`, which has all, has
+     * there; zero where no parameter is; and all else is as it was. "" if so. */
     std::string difference(CheckpointModel &saved) {
         std::string found;
         for_each_memory([&](std::vector<float> &memory, loom_dtype dtype) {

@@ -5,8 +5,8 @@
 
 With a FILTER only the tests whose names match it are run, as GoogleTest's --gtest_filter says. Each program gets a line
 with its counts and its time, in the order in which they were given; what it prints goes to a log. Of failures the part
-of the log is shown; of skips the reason. Those that took longest the last time, as the logs say, begin first. A program that crashes, runs out of time, or ends badly after good tests (a leak, say)
-counts as a failure. The last line is "N passed, N failed, N skipped"; the status is 1 if any failed or nothing was run.
+of the log is shown; of skips the reason. Those that took longest the last time, as the logs say, begin first. A program
+that crashes, runs out of time, or ends badly after good tests (a leak, say) counts as a failure. The last line is "N passed, N failed, N skipped"; the status is 1 if any failed or nothing was run.
 """
 
 import argparse

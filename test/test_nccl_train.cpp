@@ -177,12 +177,15 @@ class Timeline {
         const loom_gpt_config shape = gpt_shape(LAYERS, 2, CHANNELS, 16, 257);
         require([&](loom_error *error) { return loom_layout_create(&layout, &shape, ranks, error); });
         for (int b = 0; b < layout.n_buckets; b++) elements_.push_back(layout.bucket[b].elements);
-        const int64_t blocks = layout.bucket[0].blocks;
+        int64_t squares = 0;
+        for (int b = 0; b < layout.n_buckets; b++) squares += layout.bucket[b].blocks;
         loom_layout_destroy(&layout);
 
         for (Call &c : calls_)
             if (c.kind == "AllGather" && c.type == 7)
-                c.name = c.count == BATCH / ranks ? "losses" : c.count == blocks / ranks ? "squares" : "?";
+                c.name = c.count == BATCH / ranks ? "losses" : "?";
+            else if (c.kind == "AllReduce" && c.count == squares)
+                c.name = "squares";
         if (deterministic)
             name_by_place(calls_, kind("Send"), &Call::from, of_buckets("X", buckets));
         else if (zero == 0)
@@ -199,7 +202,7 @@ class Timeline {
             name_by_place(calls_, weights, &Call::to, of_buckets(zero == 0 ? "B" : "G", buckets));
     }
 
-    /* From behind one step's losses to the next ones'; squares, one call a bucket, are said once. */
+    /* From behind one step's losses to the next ones'. */
     std::string between_losses(int first) const {
         std::string text;
         int losses = 0;
@@ -207,7 +210,7 @@ class Timeline {
         for (const Call &c : calls_) {
             if (losses == first && !c.name.empty()) {
                 if (before && c.kernels > before->kernels) text += " .";
-                if (!before || c.name != "squares" || before->name != "squares") text += " " + c.name;
+                text += " " + c.name;
             }
             if (!c.name.empty()) before = losses == first ? &c : nullptr;
             if (c.name == "losses") {

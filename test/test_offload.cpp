@@ -539,7 +539,8 @@ TEST_F(OffloadTrain, FitsWhereKeepingAllOnTheDeviceDoesNot) {
     const size_t needed = loom_trainer_plan(open_trainer(options).get())->arena.used;
     const Options whole(run("a", changes + Options::Pairs{{"memory", std::to_string(needed)}}));
     loom_trainer *trainer;
-    refusal([&](loom_error *error) { return loom_trainer_open(&trainer, whole.get(), NULL, NULL, error); }, {"--memory"});
+    refusal([&](loom_error *error) { return loom_trainer_open(&trainer, whole.get(), NULL, NULL, error); },
+            {"--memory"});
 }
 
 /* What it chooses by counts computing alone. */

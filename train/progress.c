@@ -1,10 +1,11 @@
 #include "progress.h"
 
+#include "base/clock.h"
+
 #include <math.h>
 #include <string.h>
 #include <sys/ioctl.h>
 #include <stdlib.h>
-#include <time.h>
 #include <unistd.h>
 
 enum {
@@ -20,12 +21,6 @@ static const double REDRAW_SECONDS = 0.1;
 static const double LOSS_DECAY = 0.95; /* the mean reaches about twenty steps back */
 static const double TIME_DECAY = 0.9;
 
-static double seconds_now(void) {
-    struct timespec now;
-    clock_gettime(CLOCK_MONOTONIC, &now);
-    return (double)now.tv_sec + 1e-9 * (double)now.tv_nsec;
-}
-
 void loom_progress_begin(loom_progress *progress, FILE *out, int64_t first, int64_t last, int64_t total) {
     const char *terminal = getenv("TERM");
     *progress = (loom_progress){.out = out,
@@ -34,12 +29,12 @@ void loom_progress_begin(loom_progress *progress, FILE *out, int64_t first, int6
                                 .last = last,
                                 .total = total,
                                 .validation = NAN,
-                                .started = seconds_now()};
+                                .started = loom_seconds_now()};
     progress->report.step = first;
 }
 
 double loom_progress_seconds(const loom_progress *progress) {
-    return seconds_now() - progress->started;
+    return loom_seconds_now() - progress->started;
 }
 
 /* ---------------------------------------------------------------------------------------------------------- numbers */
@@ -153,7 +148,7 @@ static void draw_live(loom_progress *progress) {
     make_line(progress, text, sizeof text, terminal_width(progress->out) - 1);
     fprintf(progress->out, "\r%s\x1b[K", text);
     fflush(progress->out);
-    progress->drawn = seconds_now();
+    progress->drawn = loom_seconds_now();
     progress->open = true;
 }
 
@@ -197,7 +192,7 @@ void loom_progress_step(loom_progress *progress, const loom_step_report *report)
     }
     if (!progress->live) {
         if (plain_line_is_due(progress)) print_plain(progress);
-    } else if (seconds_now() - progress->drawn >= REDRAW_SECONDS || report->step == progress->last) {
+    } else if (loom_seconds_now() - progress->drawn >= REDRAW_SECONDS || report->step == progress->last) {
         draw_live(progress);
     }
 }

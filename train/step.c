@@ -1,17 +1,12 @@
 #include "trainer.h"
 
+#include "base/clock.h"
+
 #include <math.h>
 #include <stdlib.h>
-#include <time.h>
 
 /* The training step, from data to AdamW. It reads from top to bottom; devices, ranks and policies are behind the table of
  * ops, the hooks and the plan. */
-
-static double milliseconds_now(void) {
-    struct timespec now;
-    clock_gettime(CLOCK_MONOTONIC, &now);
-    return 1e3 * (double)now.tv_sec + 1e-6 * (double)now.tv_nsec;
-}
 
 /* What changes from step to step, as ops on the device will read it. */
 static loom_scalars_in step_inputs(const loom_trainer *t, int64_t step, int64_t targets) {
@@ -128,7 +123,7 @@ static bool compute(loom_trainer *t, loom_error *error) {
 /* ------------------------------------------------------------------------------------------------------------- the step */
 
 bool loom_trainer_step(loom_trainer *t, loom_step_report *report, loom_error *error) {
-    const double start = milliseconds_now(), waited = t->comm->traffic.seconds_waited;
+    const double start = loom_seconds_now(), waited = t->comm->traffic.seconds_waited;
     const int64_t bytes = t->comm->traffic.bytes;
     loom_scalars *scalars = loom_gpt_get_scalars(t->gpt); /* device memory */
     loom_scalars *host = t->host_scalars;                 /* pinned */
@@ -147,7 +142,7 @@ bool loom_trainer_step(loom_trainer *t, loom_step_report *report, loom_error *er
     t->state.tokens += targets;
     t->state.scalars = host->state;
 
-    const double ms = milliseconds_now() - start;
+    const double ms = 1e3 * (loom_seconds_now() - start);
     *report = (loom_step_report){.step = t->state.step,
                                  .tokens = t->state.tokens,
                                  .loss = host->out.loss,

@@ -1,5 +1,5 @@
-/* The inside of a trainer: what trainer.c (opening, closing, loading, saving), memory.c (the plan) and step.c (the step)
- * share. */
+/* The inside of a trainer: what trainer.c (opening and closing), memory.c (the plan), checkpoints.c (what it begins with
+ * and leaves), step.c (the step) and evaluate.c (validation and samples) share. */
 #ifndef LOOM_TRAIN_TRAINER_H
 #define LOOM_TRAIN_TRAINER_H
 
@@ -53,5 +53,19 @@ loom_gpt_setup loom_trainer_setup(const loom_trainer *trainer, int64_t micro_bat
 /* Decides the micro-batch and what is recomputed, where the options leave it open, shows the plan to the observer, which
  * may be NULL, and refuses what does not fit. */
 bool loom_trainer_plan_memory(loom_trainer *trainer, const loom_train_observer *observer, loom_error *error);
+
+/* A resumed or initialised run's checkpoint, whose shape the options then have; *found NULL for a fresh run. */
+bool loom_trainer_find_checkpoint(loom_trainer *trainer, loom_checkpoint_info *info, const loom_checkpoint_info **found,
+                                  loom_error *error);
+
+/* Whether a run can go on from a checkpoint with these data and options. */
+bool loom_trainer_check_resumable(const loom_trainer *trainer, const loom_checkpoint_info *from, loom_error *error);
+
+/* What the device chose by measuring: --choices, or a resumed run's own. The same choices as before give the same bits: a
+ * run does not go on with others unless that is asked for. */
+bool loom_trainer_restore_choices(loom_trainer *trainer, const loom_checkpoint_info *from, loom_error *error);
+
+/* The state, the weights and the moments that training begins with. */
+bool loom_trainer_start(loom_trainer *trainer, const loom_checkpoint_info *from, loom_error *error);
 
 #endif

@@ -72,7 +72,4 @@ void loom_comm_name_ranks(char *text, size_t size, const bool *marked, int ranks
 int loom_comm_rows_in(const loom_comm *comm, const loom_comm_operation *operation);
 int loom_comm_rows_out(const loom_comm *comm, const loom_comm_operation *operation);
 
-/* Seconds of a clock that only goes forward. */
-double loom_comm_now(void);
-
 #endif

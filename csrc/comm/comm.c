@@ -1,6 +1,7 @@
 #include "comm/backend.h"
 
 #include "base/check.h"
+#include "base/clock.h"
 #include "base/nearest.h"
 #include "comm/rendezvous.h"
 
@@ -8,7 +9,6 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <time.h>
 #include <unistd.h>
 
 enum { DEFAULT_TIMEOUT = 600 };
@@ -46,20 +46,7 @@ void loom_comm_close(loom_comm *comm) {
     if (comm) comm->backend->close(comm);
 }
 
-double loom_comm_now(void) {
-    struct timespec now;
-    clock_gettime(CLOCK_MONOTONIC, &now);
-    return (double)now.tv_sec + 1e-9 * (double)now.tv_nsec;
-}
-
 /* ------------------------------------------------------------------------------------------------------------- failures */
-
-bool loom_comm_failed(loom_comm *comm, const loom_error *why, loom_error *error) {
-    loom_comm_base *base = loom_comm_base_of(comm);
-    if (!base->failed) base->failure = *why;
-    base->failed = true;
-    return loom_fail(error, "%s", base->failure.message);
-}
 
 /* To stderr, in one write so that lines of ranks do not mix; or into the file that loom_launch_ranks() reads. */
 static void print_line(const char *line) {
@@ -89,60 +76,7 @@ void loom_comm_abort(loom_comm *comm, const loom_error *why, int status) {
     _exit(status);
 }
 
-const char *loom_comm_describe(char *text, size_t size, const loom_comm_operation *o) {
-    static const char *const names[] = {
-        [LOOM_ALL_REDUCE] = "all_reduce", [LOOM_ALL_GATHER] = "all_gather", [LOOM_REDUCE_SCATTER] = "reduce_scatter",
-        [LOOM_BROADCAST] = "broadcast",   [LOOM_EXCHANGE] = "exchange",     [LOOM_BARRIER] = "barrier",
-        [LOOM_FAREWELL] = "close"};
-    if (o->kind == LOOM_BARRIER)
-        snprintf(text, size, "%s %lld", names[o->kind], (long long)o->number);
-    else
-        snprintf(text, size, "%s %lld (%lld of %s)", names[o->kind], (long long)o->number,
-                 (long long)(o->count > o->send_count ? o->count : o->send_count), loom_dtype_name(o->dtype));
-    return text;
-}
-
-void loom_comm_name_ranks(char *text, size_t size, const bool *marked, int ranks) {
-    enum { NAMED = 8 }; /* at most */
-    int count = 0, named = 0;
-    for (int r = 0; r < ranks; r++) count += marked[r];
-    int at = snprintf(text, size, count == 1 ? "rank" : "ranks");
-    for (int r = 0; r < ranks && named < NAMED; r++) {
-        if (!marked[r]) continue;
-        named++;
-        const char *before = named == 1 ? " " : named == count ? " and " : ", ";
-        at += snprintf(text + at, size - (size_t)at, "%s%d", before, r);
-    }
-    if (named < count) snprintf(text + at, size - (size_t)at, " and %d more", count - named);
-}
-
 /* ----------------------------------------------------------------------------------------------------------- operations */
-
-int loom_comm_rows_in(const loom_comm *comm, const loom_comm_operation *o) {
-    switch (o->kind) {
-    case LOOM_ALL_REDUCE:
-    case LOOM_ALL_GATHER: return 1;
-    case LOOM_REDUCE_SCATTER: return comm->size;
-    case LOOM_BROADCAST: return o->from == comm->rank;
-    case LOOM_EXCHANGE: return o->to >= 0;
-    case LOOM_BARRIER:
-    case LOOM_FAREWELL: break;
-    }
-    return 0;
-}
-
-int loom_comm_rows_out(const loom_comm *comm, const loom_comm_operation *o) {
-    switch (o->kind) {
-    case LOOM_ALL_REDUCE:
-    case LOOM_REDUCE_SCATTER: return 1;
-    case LOOM_ALL_GATHER: return comm->size;
-    case LOOM_BROADCAST: return o->from != comm->rank;
-    case LOOM_EXCHANGE: return o->from >= 0;
-    case LOOM_BARRIER:
-    case LOOM_FAREWELL: break;
-    }
-    return 0;
-}
 
 static bool sums(const loom_comm_operation *o) {
     return o->kind == LOOM_ALL_REDUCE || o->kind == LOOM_REDUCE_SCATTER;
@@ -234,9 +168,9 @@ static bool still_good(loom_comm *comm, loom_error *error) {
 bool loom_comm_wait(loom_comm *comm, loom_ticket ticket, loom_stream *stream, loom_error *error) {
     LOOM_CHECK(ticket <= loom_comm_base_of(comm)->posted);
     if (!still_good(comm, error)) return false;
-    const double begin = loom_comm_now();
+    const double begin = loom_seconds_now();
     const bool ok = comm->backend->wait(comm, ticket, stream, error);
-    if (!loom_comm_base_of(comm)->times_waiting) comm->traffic.seconds_waited += loom_comm_now() - begin;
+    if (!loom_comm_base_of(comm)->times_waiting) comm->traffic.seconds_waited += loom_seconds_now() - begin;
     return ok;
 }
 
@@ -251,9 +185,9 @@ static bool run(loom_comm *comm, loom_comm_operation o, loom_error *error) {
     if (!still_good(comm, error)) return false;
     o.host = true;
     number(comm, &o);
-    const double begin = loom_comm_now();
+    const double begin = loom_seconds_now();
     const bool ok = comm->backend->run(comm, &o, error);
-    if (!loom_comm_base_of(comm)->times_waiting) comm->traffic.seconds_waited += loom_comm_now() - begin;
+    if (!loom_comm_base_of(comm)->times_waiting) comm->traffic.seconds_waited += loom_seconds_now() - begin;
     return ok;
 }
 

@@ -1,6 +1,7 @@
 /* Starting ranks on this machine by mpirun. */
 #include "gptloom/comm.h"
 
+#include "base/clock.h"
 #include "comm/backend.h"
 #include "comm/rendezvous.h"
 
@@ -150,11 +151,11 @@ static int listen_and_wait(listener *l) {
     pid_t ended = 0;
     double told = 0;
     while (ended == 0 || (ended < 0 && errno == EINTR)) {
-        if (l->end->signal && told == 0) told = loom_comm_now();
-        if (told > 0 && loom_comm_now() > told + seconds_to_end) {
+        if (l->end->signal && told == 0) told = loom_seconds_now();
+        if (told > 0 && loom_seconds_now() > told + seconds_to_end) {
             kill(child, l->end->was_ended ? SIGKILL : SIGTERM);
             l->end->was_ended = true;
-            told = loom_comm_now();
+            told = loom_seconds_now();
         }
         if (!open)
             poll(NULL, 0, LOOK_MILLISECONDS);

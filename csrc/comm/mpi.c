@@ -5,6 +5,7 @@
 #include "comm/backend.h"
 
 #include "base/check.h"
+#include "base/clock.h"
 #include "base/half.h"
 #include "comm/mpi.h"
 #include "comm/mpi_table.h"
@@ -131,7 +132,7 @@ static bool send_note(mpi *m, int64_t answer, int to, char *why) {
 /* Answers other ranks, keeps their answers, and ends all if the caller's thread wants it. */
 static bool look_around(mpi *m, char *why) {
     if (m->aborting) m->table->abort(m->status);
-    m->looked = loom_comm_now();
+    m->looked = loom_seconds_now();
     for (;;) {
         loom_mpi_note note;
         int from;
@@ -150,7 +151,7 @@ static void pause_for(long nanoseconds) {
 
 /* Asks all others how far they are; ends when all have answered, or after a while. */
 static void ask_around(mpi *m) {
-    const double end = loom_comm_now() + seconds_for_answers;
+    const double end = loom_seconds_now() + seconds_for_answers;
     const int size = m->world.size;
     char why[LOOM_MPI_WHY];
     int answered;
@@ -162,7 +163,7 @@ static void ask_around(mpi *m) {
         answered = 1;
         for (int r = 0; r < size; r++) answered += m->answers[r].answer != 0;
         pause_for(PAUSE_NANOSECONDS);
-    } while (answered < size && loom_comm_now() < end);
+    } while (answered < size && loom_seconds_now() < end);
 }
 
 static void say_step(char *text, size_t size, int64_t step) {
@@ -227,14 +228,14 @@ static bool transfer_part(mpi *m, const loom_comm_operation *o, const loom_comm_
     /* Who is at the end lets those who are not find out what is wrong, and say it. */
     const double patience = o->kind == LOOM_FAREWELL ? 2 * (m->base.comm.timeout + seconds_for_answers)
                                                      : m->base.comm.timeout;
-    double end = loom_comm_now() + patience;
+    double end = loom_seconds_now() + patience;
     char why[LOOM_MPI_WHY], what[128];
     bool ended = false, ok = m->table->start(part, why);
     for (int looks = 0; ok; looks++) {
         ok = m->table->test(&ended, why);
         if (!ok || ended) break;
         if (looks < SPINS) continue;
-        const double now = loom_comm_now();
+        const double now = loom_seconds_now();
         if (now > end && !timed_out(m, o, false, error)) return false;
         if (now > end) end = now + patience;
         if (now > m->looked + seconds_between_looks || m->aborting) ok = look_around(m, why);
@@ -510,11 +511,11 @@ static void put(mpi *m, const loom_comm_operation *o, loom_stream *after) {
 /* Where many are outstanding it waits for one of them, which the caller could not know. */
 static void post(loom_comm *comm, const loom_comm_operation *o, loom_stream *after) {
     mpi *m = mpi_of(comm);
-    const double begin = loom_comm_now();
+    const double begin = loom_seconds_now();
     pthread_mutex_lock(&m->lock);
     wait_locked(m, o->number - QUEUE + 1);
     pthread_mutex_unlock(&m->lock);
-    comm->traffic.seconds_waited += loom_comm_now() - begin;
+    comm->traffic.seconds_waited += loom_seconds_now() - begin;
     put(m, o, after);
 }
 

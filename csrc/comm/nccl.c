@@ -5,6 +5,8 @@
  * Under mpirun, MPI is beside it: it carries NCCL's id and what is on host memory, tells which rank others wait for,
  * and ends all. Else the id goes by TCP or by a file. */
 #include "comm/backend.h"
+
+#include "base/clock.h"
 #include "comm/mpi.h"
 #include "comm/nccl_api.h"
 #include "comm/rendezvous.h"
@@ -65,8 +67,8 @@ static bool give_up(nccl *n, const loom_error *why, loom_error *error) {
  * that is done, may have been caught to save first. */
 static void let_the_cause_speak(void) {
     signal(SIGTERM, SIG_DFL);
-    const double end = loom_comm_now() + SECONDS_TO_SPEAK;
-    while (loom_comm_now() < end) pause_a_little();
+    const double end = loom_seconds_now() + SECONDS_TO_SPEAK;
+    while (loom_seconds_now() < end) pause_a_little();
 }
 
 static bool failed(nccl *n, int result, const char *what, loom_error *error) {
@@ -82,12 +84,12 @@ static bool failed(nccl *n, int result, const char *what, loom_error *error) {
 
 /* Waits for a call that returned "in progress". */
 static bool settle(nccl *n, int result, const char *what, loom_error *error) {
-    const double end = loom_comm_now() + n->base.comm.timeout;
+    const double end = loom_seconds_now() + n->base.comm.timeout;
     while (result == LOOM_NCCL_IN_PROGRESS) {
         const int asked = n->api->CommGetAsyncError(n->group, &result);
         if (asked != LOOM_NCCL_SUCCESS) result = asked;
         if (result != LOOM_NCCL_IN_PROGRESS) break;
-        if (loom_comm_now() > end) {
+        if (loom_seconds_now() > end) {
             loom_error why;
             loom_fail(&why,
                       "rank %d: NCCL was not done with %s within %g s: other ranks did not come to it, or cannot be "
@@ -104,7 +106,7 @@ static bool look_at_group(nccl *n, loom_error *error) {
     int result = LOOM_NCCL_SUCCESS;
     const int asked = n->api->CommGetAsyncError(n->group, &result);
     if (asked != LOOM_NCCL_SUCCESS) result = asked;
-    n->looked = loom_comm_now();
+    n->looked = loom_seconds_now();
     return result == LOOM_NCCL_SUCCESS || result == LOOM_NCCL_IN_PROGRESS ||
            failed(n, result, "between operations", error);
 }
@@ -136,7 +138,7 @@ static bool look_at_operations(nccl *n, loom_error *error) {
     }
     if (n->oldest > posted) return true;
     if (!device->mark_reached(device, n->begun[n->oldest % MARKED], &reached, error)) return false;
-    const double now = loom_comm_now();
+    const double now = loom_seconds_now();
     if (!reached)
         n->oldest_since = 0;
     else if (n->oldest_since == 0)
@@ -267,7 +269,7 @@ static bool synchronize(loom_comm *comm, loom_stream *stream, loom_error *error)
     for (int looks = 0;; looks++) {
         if (!device->mark_reached(device, n->end, &reached, error)) return false;
         if (reached) break;
-        if (loom_comm_now() > n->looked + seconds_between_looks &&
+        if (loom_seconds_now() > n->looked + seconds_between_looks &&
             (!look_at_group(n, error) || !look_at_operations(n, error)))
             return false;
         if (looks >= SPINS) pause_a_little();

@@ -1,5 +1,6 @@
 #include "comm/rendezvous.h"
 
+#include "base/clock.h"
 #include "base/file.h"
 #include "comm/backend.h"
 
@@ -160,13 +161,13 @@ static int listen_at(const char *host, const char *port, loom_error *error) {
 
 static bool serve_all(const char *host, const char *port, void *data, size_t bytes, int size, double timeout,
                       loom_error *error) {
-    const double end = loom_comm_now() + timeout;
+    const double end = loom_seconds_now() + timeout;
     bool *there = calloc((size_t)size, sizeof *there);
     if (!there) return loom_fail(error, "no memory for %d ranks", size);
     const int listening = listen_at(host, port, error);
     int missing = size - 1;
     there[0] = true;
-    while (listening >= 0 && missing > 0 && loom_comm_now() < end) {
+    while (listening >= 0 && missing > 0 && loom_seconds_now() < end) {
         struct pollfd polled = {.fd = listening, .events = POLLIN};
         if (poll(&polled, 1, POLL_MILLISECONDS) <= 0) continue;
         const int s = accept4(listening, NULL, NULL, SOCK_CLOEXEC);
@@ -209,7 +210,7 @@ static int connect_to(const char *host, const char *port, char *why, size_t size
 
 static bool fetch(const char *host, const char *port, void *data, size_t bytes, int rank, int size, double timeout,
                   loom_error *error) {
-    const double end = loom_comm_now() + timeout;
+    const double end = loom_seconds_now() + timeout;
     greeting hello = {.rank = rank, .size = size};
     memcpy(hello.magic, magic, sizeof magic);
     char why[128] = "no answer";
@@ -223,7 +224,7 @@ static bool fetch(const char *host, const char *port, void *data, size_t bytes, 
             if (got) return true;
         }
         pause_a_little();
-    } while (loom_comm_now() < end);
+    } while (loom_seconds_now() < end);
     return loom_fail(error, "rank 0 cannot be reached at %s:%s within %g s: %s; check MASTER_ADDR and MASTER_PORT",
                      host, port, timeout, why);
 }
@@ -262,7 +263,7 @@ static bool own_path(char *path, size_t size, const char *file, int rank, loom_e
 }
 
 static bool offer(const char *file, void *data, size_t bytes, int size, double timeout, loom_error *error) {
-    const double end = loom_comm_now() + timeout;
+    const double end = loom_seconds_now() + timeout;
     const size_t whole = bytes + (size_t)size * sizeof(uint64_t);
     char path[4096], names[128];
     char *content = calloc(1, whole);
@@ -292,7 +293,7 @@ static bool offer(const char *file, void *data, size_t bytes, int size, double t
             missing += !there[r];
         }
         if (ok && changed) ok = loom_file_replace(file, content, whole, error);
-        if (ok && missing > 0 && loom_comm_now() > end) {
+        if (ok && missing > 0 && loom_seconds_now() > end) {
             name_missing(names, sizeof names, there, size);
             ok = loom_fail(error, "%s did not come to %s within %g s", names, file, timeout);
         }
@@ -307,7 +308,7 @@ static bool offer(const char *file, void *data, size_t bytes, int size, double t
 
 static bool accept_offer(const char *file, void *data, size_t bytes, int rank, int size, double timeout,
                          loom_error *error) {
-    const double end = loom_comm_now() + timeout;
+    const double end = loom_seconds_now() + timeout;
     const size_t whole = bytes + (size_t)size * sizeof(uint64_t);
     char path[4096];
     uint64_t number;
@@ -322,7 +323,7 @@ static bool accept_offer(const char *file, void *data, size_t bytes, int rank, i
             memcpy(data, content, bytes);
             break;
         }
-        if (loom_comm_now() > end) ok = loom_fail(error, "rank 0 did not come to %s within %g s", file, timeout);
+        if (loom_seconds_now() > end) ok = loom_fail(error, "rank 0 did not come to %s within %g s", file, timeout);
         pause_a_little();
     }
     unlink(path);

@@ -1,6 +1,7 @@
 #include "cpu/device.h"
 
 #include "base/check.h"
+#include "base/clock.h"
 #include "cpu/processors.h"
 #include "cpu/tuned.h"
 
@@ -9,7 +10,6 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
-#include <time.h>
 
 #if defined(__SANITIZE_ADDRESS__)
 #    include <sanitizer/asan_interface.h>
@@ -133,19 +133,13 @@ static bool mark_elapsed(loom_device *device, loom_mark *first, loom_mark *secon
     return true;
 }
 
-static double seconds_now(void) {
-    struct timespec now;
-    clock_gettime(CLOCK_MONOTONIC, &now);
-    return (double)now.tv_sec + 1e-9 * (double)now.tv_nsec;
-}
-
 static void timer_start(loom_device *device) {
-    ((cpu *)device)->timer = seconds_now();
+    ((cpu *)device)->timer = loom_seconds_now();
 }
 
 static bool timer_stop(loom_device *device, double *seconds, loom_error *error) {
     (void)error;
-    *seconds = seconds_now() - ((cpu *)device)->timer;
+    *seconds = loom_seconds_now() - ((cpu *)device)->timer;
     return true;
 }
 

@@ -1,9 +1,10 @@
 #include "cpu/matmul_tiles.h"
 
+#include "base/clock.h"
+
 #include <omp.h>
 #include <stdlib.h>
 #include <string.h>
-#include <time.h>
 
 /* How fast the library multiplies bf16: there is no other way to the instructions it does so with. Matrices of a size
  * that all of its blocks fill, and that a core's own cache holds. */
@@ -12,20 +13,14 @@ enum { M = 256, N = 256, K = 1024 };
 /* A, B, C and the library's scratch of a thread, one after the other. */
 enum { A_BYTES = M * K * 2, B_BYTES = K * N * 2, C_BYTES = M * N * (int)sizeof(float) };
 
-static double seconds_now(void) {
-    struct timespec now;
-    clock_gettime(CLOCK_MONOTONIC, &now);
-    return (double)now.tv_sec + 1e-9 * (double)now.tv_nsec;
-}
-
 /* The best rate of one thread that runs the plan over and over for `seconds`. */
 static double best_rate(const loom_product_plan *plan, int thread, char *memory, double seconds) {
-    const double start = seconds_now();
+    const double start = loom_seconds_now();
     double best = 0;
     for (double now = start; now - start < seconds;) {
         loom_product_run(plan, thread, memory, memory + A_BYTES, (float *)(memory + A_BYTES + B_BYTES),
                          memory + A_BYTES + B_BYTES + C_BYTES);
-        const double after = seconds_now(), rate = 2.0 * M * N * K / (after - now);
+        const double after = loom_seconds_now(), rate = 2.0 * M * N * K / (after - now);
         if (rate > best) best = rate;
         now = after;
     }

@@ -1,18 +1,13 @@
 #include "cpu/device.h"
 
+#include "base/clock.h"
+
 #include <omp.h>
-#include <time.h>
 
 typedef float float_vector __attribute__((vector_size(64)));
 typedef double double_vector __attribute__((vector_size(64)));
 
 enum { CHAINS = 16, ROUNDS = 20000 };
-
-static double seconds_now(void) {
-    struct timespec now;
-    clock_gettime(CLOCK_MONOTONIC, &now);
-    return (double)now.tv_sec + 1e-9 * (double)now.tv_nsec;
-}
 
 /* Independent chains of fused multiply-adds that stay in registers. Factors that the compiler cannot know, and a result
  * that is used, keep them from being computed beforehand or not at all. */
@@ -47,11 +42,11 @@ double loom_cpu_peak(int threads, bool in_double, double seconds) {
     volatile double keep = 0;
 #pragma omp parallel num_threads(threads) reduction(+ : total)
     {
-        const double start = seconds_now();
+        const double start = loom_seconds_now();
         double now = start, sink = 0, best = 0;
         while (now - start < seconds) {
             sink += in_double ? double_round() : (double)float_round();
-            const double after = seconds_now();
+            const double after = loom_seconds_now();
             const double rate = 2.0 * CHAINS * ROUNDS * (in_double ? 8 : 16) / (after - now);
             if (rate > best) best = rate;
             now = after;

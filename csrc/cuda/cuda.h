@@ -1,4 +1,4 @@
-/* The inside of a CUDA device: what device.c, table.c, matmul.c and attention_cudnn.c share. */
+/* The inside of a CUDA device: what exec.c, device.c, table.c, matmul.c and attention_cudnn.c share. */
 #ifndef LOOM_CUDA_CUDA_H
 #define LOOM_CUDA_CUDA_H
 

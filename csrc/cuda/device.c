@@ -22,22 +22,6 @@ enum { LEAST_CAPABILITY = 80 };
 
 /* --------------------------------------------------------------------------------------------------------------- errors */
 
-bool loom_cuda_ok(cudaError_t result, const char *call, loom_error *error) {
-    if (result == cudaSuccess) return true;
-    return loom_fail(error, "%s: %s (%s)", call, cudaGetErrorString(result), cudaGetErrorName(result));
-}
-
-void loom_cuda_failed_because(const loom_exec *exec, const char *what, const char *why) {
-    loom_cuda *cuda = loom_cuda_of(exec->device);
-    if (!cuda->failure[0]) snprintf(cuda->failure, sizeof cuda->failure, "%s: %s", what, why);
-}
-
-void loom_cuda_failed(const loom_exec *exec, const char *kernel, int result) {
-    char what[96];
-    snprintf(what, sizeof what, "launch of kernel %s", kernel);
-    loom_cuda_failed_because(exec, what, cudaGetErrorString((cudaError_t)result));
-}
-
 /* A call that cannot report: its failure waits for `synchronize`. */
 static void check_later(loom_cuda *cuda, cudaError_t result, const char *call) {
     if (result != cudaSuccess && !cuda->failure[0])
@@ -141,10 +125,6 @@ static size_t available_host(const loom_device *device) {
 }
 
 /* -------------------------------------------------------------------------------------------------------------- streams */
-
-struct CUstream_st *loom_cuda_stream(const loom_exec *exec) {
-    return loom_cuda_stream_of(loom_cuda_of(exec->device), exec->stream);
-}
 
 static bool stream_open(loom_device *device, loom_stream **stream, loom_error *error) {
     (void)device;

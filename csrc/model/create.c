@@ -214,7 +214,7 @@ static void cut_shards(loom_gpt *g) {
 /* Memory for all buckets in the order of the layout. */
 static void *take_whole(const loom_gpt *g, loom_arena *arena, const char *row, loom_dtype dtype, void **bucket) {
     void *all = take(arena, row, g->layout.elements, dtype);
-    for (int b = 0; b < g->layout.n_buckets; b++) bucket[b] = loom_advance(all, g->layout.bucket[b].offset, dtype);
+    for (int b = 0; b < g->layout.n_buckets; b++) bucket[b] = loom_element(all, g->layout.bucket[b].offset, dtype);
     return all;
 }
 
@@ -247,7 +247,7 @@ static void lay_out_parameters(loom_gpt *g, loom_arena *arena) {
     for (int b = 0; b <= last; b++) {
         loom_shard *shard = &g->shard[b];
         shard->parameters = shared_out && is_block(g, b) ? take(arena, "parameters", shard->elements, storage)
-                                                         : loom_advance(g->bucket_parameters[b], shard->first, storage);
+                                                         : loom_element(g->bucket_parameters[b], shard->first, storage);
     }
 }
 
@@ -263,7 +263,7 @@ static void lay_out_master(loom_gpt *g, loom_arena *arena) {
     if (g->sharding.zero == 0) g->master = all;
     int64_t done = 0;
     for (int b = 0; b < g->layout.n_buckets; done += g->shard[b++].elements)
-        g->shard[b].master = loom_advance(all, done, master);
+        g->shard[b].master = loom_element(all, done, master);
 }
 
 /* Gradients: whole, or as shares, with places for whole buckets on their way. */
@@ -272,13 +272,13 @@ static void lay_out_gradients(loom_gpt *g, loom_arena *arena) {
     if (g->sharding.zero < 2 || g->sharding.deterministic) {
         g->gradients = take_whole(g, arena, "gradients", dtype, g->bucket_gradients);
         for (int b = 0; b < g->layout.n_buckets; b++)
-            g->shard[b].gradient = loom_advance(g->bucket_gradients[b], g->shard[b].first, dtype);
+            g->shard[b].gradient = loom_element(g->bucket_gradients[b], g->shard[b].first, dtype);
         return;
     }
     void *all = take(arena, "gradients", g->layout.elements / g->sharding.ranks, dtype);
     int64_t done = 0;
     for (int b = 0; b < g->layout.n_buckets; done += g->shard[b++].elements)
-        g->shard[b].gradient = loom_advance(all, done, dtype);
+        g->shard[b].gradient = loom_element(all, done, dtype);
     take_places(g, arena, "communication", dtype, true, g->bucket_gradients);
 }
 

@@ -31,7 +31,7 @@ typedef struct span {
 /* A parameter, or its gradient: the same place in another bucket's memory, of another type. */
 static loom_view in_bucket(const loom_gpt *g, void *const *buckets, loom_dtype dtype, int index) {
     const loom_parameter *p = &g->layout.parameter[index];
-    void *data = loom_advance(buckets[p->bucket], p->offset - g->layout.bucket[p->bucket].offset, dtype);
+    void *data = loom_element(buckets[p->bucket], p->offset - g->layout.bucket[p->bucket].offset, dtype);
     return p->vector ? loom_view_1d(data, dtype, p->columns) : loom_view_2d(data, dtype, p->padded_rows, p->columns);
 }
 
@@ -71,7 +71,7 @@ static loom_view statistics(const loom_gpt *g, void *data, span s) {
 /* One of the three parts of packed (B,T,3,H,D): 0 queries, 1 keys, 2 values; T rows from row `first` on. */
 static loom_view part_of_qkv(const loom_gpt *g, void *qkv, int part, int64_t B, int64_t first, int64_t T) {
     const int64_t C = g->config.n_embd, H = g->config.n_head, D = C / H;
-    loom_view view = loom_view_4d(loom_advance(qkv, first * 3 * C + part * C, g->precision.storage),
+    loom_view view = loom_view_4d(loom_element(qkv, first * 3 * C + part * C, g->precision.storage),
                                   g->precision.storage, B, T, H, D);
     view.stride[0] = T * 3 * C;
     view.stride[1] = 3 * C;
@@ -164,7 +164,7 @@ static void first_layernorm(loom_gpt *g, int64_t l, void *const *acts, loom_view
 
 /* QKV */
 static void project_qkv(loom_gpt *g, int64_t l, void *const *acts, span s) {
-    void *qkv_rows = loom_advance(acts[LOOM_ACT_QKV], s.past * 3 * g->config.n_embd, g->precision.storage);
+    void *qkv_rows = loom_element(acts[LOOM_ACT_QKV], s.past * 3 * g->config.n_embd, g->precision.storage);
     g->exec.ops->matmul_forward(&g->exec, &(struct loom_matmul_forward){.out = rows(g, qkv_rows, s, 3),
                                                                         .x = rows(g, acts[LOOM_ACT_LN1], s, 1),
                                                                         .weight = block_weight(g, l, QKV_WEIGHT),
@@ -352,9 +352,9 @@ void loom_gpt_loss(loom_gpt *g, bool with_gradients, bool accumulate) {
         const loom_view x = loom_view_rows(lnf, first, n);
         classify_in_groups(g, logits, x);
         struct loom_cross_entropy a = {
-            .losses = loom_view_1d(loom_advance(g->losses, first, g->device->statistics), g->device->statistics, n),
+            .losses = loom_view_1d(loom_element(g->losses, first, g->device->statistics), g->device->statistics, n),
             .logits = logits,
-            .targets = loom_view_1d(loom_advance(g->targets, first, LOOM_I32), LOOM_I32, n),
+            .targets = loom_view_1d(loom_element(g->targets, first, LOOM_I32), LOOM_I32, n),
             .vocab_size = g->config.vocab_size,
             .scalars = g->scalars};
         if (with_gradients) a.dlogits = logits;

@@ -44,11 +44,6 @@ struct loom_gpt {
     void *dresidual, *dnarrow, *dwide; /* (B,T,C), (B,T,C), (B,T,4C): gradients on their way back */
 };
 
-/* A place some elements further on; NULL stays NULL, while planning. */
-static inline void *loom_advance(void *data, int64_t elements, loom_dtype dtype) {
-    return data ? (char *)data + (size_t)elements * loom_dtype_size(dtype) : NULL;
-}
-
 static inline size_t loom_bytes(int64_t elements, loom_dtype dtype) {
     return (size_t)elements * loom_dtype_size(dtype);
 }

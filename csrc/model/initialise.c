@@ -57,7 +57,7 @@ static bool initialise(loom_gpt *g, const loom_parameter *p, uint64_t seed, floa
     for (int64_t first = begin > shard->first ? begin : shard->first; first < last; first += CHUNK) {
         const int64_t n = last - first < CHUNK ? last - first : CHUNK;
         initial_values(g, p, seed, first - begin, n, values);
-        g->device->copy(g->device, g->exec.stream, loom_advance(shard->master, first - shard->first, dtype),
+        g->device->copy(g->device, g->exec.stream, loom_element(shard->master, first - shard->first, dtype),
                         converted(values, n, dtype, wide), loom_bytes(n, dtype), LOOM_HOST_TO_DEVICE);
         if (!g->device->synchronize(g->device, g->exec.stream, error)) return false;
     }

@@ -15,6 +15,10 @@ size_t loom_dtype_size(loom_dtype dtype) {
     return 0;
 }
 
+void *loom_element(void *data, int64_t i, loom_dtype dtype) {
+    return data ? (char *)data + (size_t)i * loom_dtype_size(dtype) : NULL;
+}
+
 const char *loom_dtype_name(loom_dtype dtype) {
     static const char *const names[] = {"fp32", "bf16", "fp16", "fp64", "int32", "int64"};
     LOOM_CHECK((unsigned)dtype < sizeof names / sizeof *names);

@@ -2,14 +2,15 @@
 
 #include "base/check.h"
 
-static void *advance(void *data, int64_t elements, loom_dtype dtype) {
-    return data ? (char *)data + (size_t)elements * loom_dtype_size(dtype) : NULL;
+/* How many ranks share the update. */
+static int sharers(const loom_gpt *gpt) {
+    const loom_sharding *sharding = loom_gpt_get_sharding(gpt);
+    return sharding->zero >= 1 ? sharding->ranks : 1;
 }
 
 /* Of all buckets, or of one rank's shares of them. */
 static int64_t elements_of_shards(const loom_gpt *gpt) {
-    const loom_sharding *sharding = loom_gpt_get_sharding(gpt);
-    return loom_gpt_get_layout(gpt)->elements / (sharding->zero >= 1 ? sharding->ranks : 1);
+    return loom_gpt_get_layout(gpt)->elements / sharers(gpt);
 }
 
 void loom_optimizer_lay_out(loom_optimizer *o, loom_gpt *gpt, int64_t sequences, loom_arena *arena) {
@@ -27,8 +28,7 @@ void loom_optimizer_lay_out(loom_optimizer *o, loom_gpt *gpt, int64_t sequences,
 }
 
 int64_t loom_optimizer_moments_at(const loom_optimizer *o, int bucket) {
-    const loom_sharding *sharding = loom_gpt_get_sharding(o->gpt);
-    return loom_gpt_get_layout(o->gpt)->bucket[bucket].offset / (sharding->zero >= 1 ? sharding->ranks : 1);
+    return loom_gpt_get_layout(o->gpt)->bucket[bucket].offset / sharers(o->gpt);
 }
 
 float loom_loss_scale_at_first(const loom_precision *precision) {
@@ -70,29 +70,32 @@ bool loom_optimizer_prepare(loom_optimizer *o, loom_error *error) {
 void loom_optimizer_sum_losses(loom_optimizer *o, int64_t first, int64_t B, int64_t T) {
     loom_exec *exec = loom_gpt_get_exec(o->gpt);
     const loom_dtype statistics = exec->device->statistics;
-    exec->ops->block_sum(
-        exec, &(struct loom_block_sum){.partials = loom_view_1d(advance(o->losses, first, statistics), statistics, B),
-                                       .x = loom_view_1d(loom_gpt_get_losses(o->gpt), statistics, B * T),
-                                       .block = T});
+    exec->ops->block_sum(exec, &(struct loom_block_sum){
+                                   .partials = loom_view_1d(loom_element(o->losses, first, statistics), statistics, B),
+                                   .x = loom_view_1d(loom_gpt_get_losses(o->gpt), statistics, B * T),
+                                   .block = T});
 }
 
-/* Of this rank's blocks: a shard is made of whole ones. */
+/* Of this rank's blocks: a shard is made of whole ones. Other ranks' are 0, so that the sum over ranks has all of them
+ * without a rounding. */
 static void sum_squares(loom_optimizer *o) {
     loom_exec *exec = loom_gpt_get_exec(o->gpt);
     const loom_layout *layout = loom_gpt_get_layout(o->gpt);
     const loom_dtype statistics = exec->device->statistics;
     const loom_dtype gradient = loom_gpt_get_precision(o->gpt)->gradient;
     int64_t before = 0;
+    if (sharers(o->gpt) > 1)
+        exec->ops->fill(exec, &(struct loom_fill){.out = loom_view_1d(o->squares, statistics, o->n_squares)});
     for (int b = 0; b < layout->n_buckets; b++) {
         const loom_bucket *bucket = &layout->bucket[b];
         const loom_shard *shard = loom_gpt_get_shard(o->gpt, b);
         const int64_t block = bucket->elements / bucket->blocks, first = before + shard->first / block;
-        exec->ops->block_sum(exec,
-                             &(struct loom_block_sum){.partials = loom_view_1d(advance(o->squares, first, statistics),
-                                                                               statistics, shard->elements / block),
-                                                      .x = loom_view_1d(shard->gradient, gradient, shard->elements),
-                                                      .block = block,
-                                                      .square = true});
+        exec->ops->block_sum(
+            exec, &(struct loom_block_sum){.partials = loom_view_1d(loom_element(o->squares, first, statistics),
+                                                                    statistics, shard->elements / block),
+                                           .x = loom_view_1d(shard->gradient, gradient, shard->elements),
+                                           .block = block,
+                                           .square = true});
         before += bucket->blocks;
     }
 }
@@ -110,7 +113,7 @@ static range part_in(const loom_shard *shard, const loom_parameter *p, const loo
 
 /* That part, in memory that begins with the shard's first element. */
 static loom_view part(const loom_shard *shard, range r, void *data, loom_dtype dtype) {
-    return loom_view_1d(advance(data, r.first - shard->first, dtype), dtype, r.last - r.first);
+    return loom_view_1d(loom_element(data, r.first - shard->first, dtype), dtype, r.last - r.first);
 }
 
 /* Random numbers of stochastic rounding are numbered by bucket and place: the same for any number of ranks. */
@@ -128,8 +131,8 @@ static void update_parameter(loom_optimizer *o, const loom_parameter *p) {
     struct loom_adamw a = {
         .parameter = part(shard, r, shard->master, precision->master),
         .gradient = part(shard, r, shard->gradient, precision->gradient),
-        .moment1 = part(shard, r, advance(o->moment1, moments, precision->moment), precision->moment),
-        .moment2 = part(shard, r, advance(o->moment2, moments, precision->moment), precision->moment),
+        .moment1 = part(shard, r, loom_element(o->moment1, moments, precision->moment), precision->moment),
+        .moment2 = part(shard, r, loom_element(o->moment2, moments, precision->moment), precision->moment),
         .scalars = loom_gpt_get_scalars(o->gpt),
         .decay = p->decay,
         .seed = o->seed,

@@ -58,22 +58,16 @@ void loom_parallel_settle(loom_parallel *p) {
     for (int b = 0; b < n; b++) loom_parallel_wait(p, &p->gathering[b]);
 }
 
-/* Each rank has the sums of its own sequences, and of its own blocks of squares. */
+/* Each rank has the sums of its own sequences, and of its own blocks of squares, beside zeros. */
 void loom_parallel_after_sums(void *user) {
     loom_parallel *p = user;
-    const loom_layout *layout = loom_gpt_get_layout(p->gpt);
     const loom_optimizer *o = p->optimizer;
     const loom_dtype dtype = loom_gpt_get_device(p->gpt)->statistics;
     const int ranks = p->sharding.ranks, rank = p->sharding.rank;
     if (ranks == 1) return;
     const int64_t own = o->sequences / ranks;
-    loom_ticket last = loom_comm_all_gather(p->comm, NULL, o->losses, loom_parallel_at(o->losses, rank * own, dtype),
-                                            own, dtype);
-    int64_t before = 0;
-    for (int b = 0; p->sharding.zero >= 1 && b < layout->n_buckets; before += layout->bucket[b++].blocks) {
-        const int64_t share = layout->bucket[b].blocks / ranks;
-        void *all = loom_parallel_at(o->squares, before, dtype);
-        last = loom_comm_all_gather(p->comm, NULL, all, loom_parallel_at(all, rank * share, dtype), share, dtype);
-    }
+    loom_ticket last = loom_comm_all_gather(p->comm, NULL, o->losses, loom_element(o->losses, rank * own, dtype), own,
+                                            dtype);
+    if (p->sharding.zero >= 1) last = loom_comm_all_reduce(p->comm, NULL, o->squares, o->squares, o->n_squares, dtype);
     loom_parallel_wait(p, &last);
 }

@@ -119,6 +119,14 @@ bool loom_parallel_is_quiet(const loom_parallel *p, int64_t i) {
     return p->sharding.zero < 3 && loom_parallel_accumulates(p) && (p->sharding.ranks == 1 || !last);
 }
 
+void loom_parallel_add(loom_parallel *p, void *out, void *a, void *b, int64_t count) {
+    loom_exec *exec = loom_gpt_get_exec(p->gpt);
+    const loom_dtype dtype = loom_gpt_get_precision(p->gpt)->gradient;
+    exec->ops->add(exec, &(struct loom_add){.out = loom_view_1d(out, dtype, count),
+                                            .a = loom_view_1d(a, dtype, count),
+                                            .b = loom_view_1d(b, dtype, count)});
+}
+
 void loom_parallel_wait(loom_parallel *p, loom_ticket *ticket) {
     if (*ticket && !p->failed) p->failed = !loom_comm_wait(p->comm, *ticket, NULL, &p->failure);
     *ticket = 0;

@@ -21,9 +21,8 @@ void loom_parallel_wait(loom_parallel *parallel, loom_ticket *ticket);
 /* Whether the bucket is a block's. */
 bool loom_parallel_is_block(const loom_parallel *parallel, int bucket);
 
-static inline void *loom_parallel_at(void *data, int64_t elements, loom_dtype dtype) {
-    return data ? (char *)data + (size_t)elements * loom_dtype_size(dtype) : NULL;
-}
+/* out (count) = a + b, in the type of gradients. */
+void loom_parallel_add(loom_parallel *parallel, void *out, void *a, void *b, int64_t count);
 
 /* Gradients (reduce.c, tree.c): the model's hooks. */
 void loom_parallel_before_gradient(void *parallel, int bucket);
@@ -35,9 +34,6 @@ void loom_parallel_carry(loom_parallel *parallel, int bucket);
 loom_ticket loom_parallel_exchange(loom_parallel *parallel, int bucket);
 /* ... and adds what has arrived. */
 void loom_parallel_add_ranks(loom_parallel *parallel, int bucket);
-
-/* out (count) = a + b, in the type of gradients. */
-void loom_parallel_add(loom_parallel *parallel, void *out, void *a, void *b, int64_t count);
 
 /* Weights (gather.c): the hooks of the model and the optimizer. */
 void loom_parallel_before_weights(void *parallel, int bucket, int next);

@@ -2,21 +2,12 @@
 
 /* A rank's gradients on their way into the sum over ranks. */
 
-void loom_parallel_add(loom_parallel *p, void *out, void *a, void *b, int64_t count) {
-    loom_exec *exec = loom_gpt_get_exec(p->gpt);
-    const loom_dtype dtype = loom_gpt_get_precision(p->gpt)->gradient;
-    exec->ops->add(exec, &(struct loom_add){.out = loom_view_1d(out, dtype, count),
-                                            .a = loom_view_1d(a, dtype, count),
-                                            .b = loom_view_1d(b, dtype, count)});
-}
-
 /* Of zero 0 all ranks have all sums again. */
 static loom_ticket return_sums(loom_parallel *p, int bucket) {
     const loom_dtype dtype = loom_gpt_get_precision(p->gpt)->gradient;
     const int64_t share = loom_gpt_get_layout(p->gpt)->bucket[bucket].elements / p->sharding.ranks;
     void *all = loom_gpt_bucket_gradients(p->gpt, bucket);
-    return loom_comm_all_gather(p->comm, NULL, all, loom_parallel_at(all, p->sharding.rank * share, dtype), share,
-                                dtype);
+    return loom_comm_all_gather(p->comm, NULL, all, loom_element(all, p->sharding.rank * share, dtype), share, dtype);
 }
 
 /* Waits for a bucket's reduction, if one is under way, and does what is left to do. */

@@ -16,7 +16,7 @@ static loom_dtype dtype_of(const loom_parallel *p) {
 
 /* A bucket of a level. */
 static void *in_level(loom_parallel *p, int level, int bucket) {
-    return loom_parallel_at(p->level[level], loom_gpt_get_layout(p->gpt)->bucket[bucket].offset, dtype_of(p));
+    return loom_element(p->level[level], loom_gpt_get_layout(p->gpt)->bucket[bucket].offset, dtype_of(p));
 }
 
 void loom_parallel_carry(loom_parallel *p, int bucket) {
@@ -41,8 +41,8 @@ void loom_parallel_carry(loom_parallel *p, int bucket) {
 static void *sum_of(loom_parallel *p, int bucket, int from) {
     const int rank = p->sharding.rank;
     const int64_t share = loom_gpt_get_layout(p->gpt)->bucket[bucket].elements / p->sharding.ranks;
-    if (from == rank) return loom_parallel_at(loom_gpt_bucket_gradients(p->gpt, bucket), rank * share, dtype_of(p));
-    return loom_parallel_at(p->arrived[loom_gpt_place(p->gpt, bucket)], (from - (from > rank)) * share, dtype_of(p));
+    if (from == rank) return loom_element(loom_gpt_bucket_gradients(p->gpt, bucket), rank * share, dtype_of(p));
+    return loom_element(p->arrived[loom_gpt_place(p->gpt, bucket)], (from - (from > rank)) * share, dtype_of(p));
 }
 
 /* With each other rank in turn. Operations run in order: who waits for the last has waited for all. */
@@ -52,10 +52,9 @@ loom_ticket loom_parallel_exchange(loom_parallel *p, int bucket) {
     loom_ticket ticket = 0;
     for (int shift = 1; shift < ranks; shift++) {
         const int to = (rank + shift) % ranks, from = (rank - shift + ranks) % ranks;
-        ticket = loom_comm_exchange(
-            p->comm, NULL, sum_of(p, bucket, from), share, from,
-            loom_parallel_at(loom_gpt_bucket_gradients(p->gpt, bucket), to * share, dtype_of(p)), share, to,
-            dtype_of(p));
+        ticket = loom_comm_exchange(p->comm, NULL, sum_of(p, bucket, from), share, from,
+                                    loom_element(loom_gpt_bucket_gradients(p->gpt, bucket), to * share, dtype_of(p)),
+                                    share, to, dtype_of(p));
     }
     return ticket;
 }

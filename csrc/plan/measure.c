@@ -1,7 +1,8 @@
 #include "plan/one_layer.h"
 
+#include "base/clock.h"
+
 #include <stdlib.h>
-#include <time.h>
 
 /* Costs by measuring: rounds of all parts, one after the other as they are in a step, and the median of each over the
  * rounds. A round begins with the ends, which write the residual stream and its gradient afresh: run over and over by
@@ -22,12 +23,6 @@ typedef struct bench {
     size_t bytes;
     loom_recording *recording[LOOM_COST_PARTS]; /* where the device records; else NULL */
 } bench;
-
-static double seconds_now(void) {
-    struct timespec now;
-    clock_gettime(CLOCK_MONOTONIC, &now);
-    return (double)now.tv_sec + 1e-9 * (double)now.tv_nsec;
-}
 
 static void bench_close(bench *b) {
     for (int part = 0; part < LOOM_COST_PARTS; part++)
@@ -116,14 +111,14 @@ static bool time_round(bench *b, part_times times, int round, loom_error *error)
 
 /* Until enough is known. The first round warms up and is forgotten, unless it has taken too long to be run again. */
 static bool time_rounds(bench *b, part_times times, int *n, loom_error *error) {
-    double begin = seconds_now();
+    double begin = loom_seconds_now();
     if (!time_round(b, times, 0, error)) return false;
     *n = 1;
-    if (seconds_now() - begin > TOO_MANY_SECONDS) return true;
+    if (loom_seconds_now() - begin > TOO_MANY_SECONDS) return true;
     if (!record(b, error)) return false;
-    begin = seconds_now();
+    begin = loom_seconds_now();
     for (*n = 0; *n < MOST_ROUNDS; ++*n) {
-        const double spent = seconds_now() - begin;
+        const double spent = loom_seconds_now() - begin;
         if (*n > 0 && (spent > TOO_MANY_SECONDS || (*n >= FEWEST_ROUNDS && spent > ENOUGH_SECONDS))) break;
         if (!time_round(b, times, *n, error)) return false;
     }

@@ -62,9 +62,8 @@ typedef struct loom_comm {
     loom_device *device;        /* NULL before attach */
     double timeout;
     int64_t step; /* that this rank is at, for errors; -1 at first. The caller's to set */
-    bool
-        patient; /* who has not come to an operation but answers is not late: it is at work alone. By MPI; the caller's to
-                     set */
+    /* Who has not come to an operation but answers is not late: it is at work alone. By MPI; the caller's to set. */
+    bool patient;
     bool reports; /* after a failure of all: whether this rank is the one that prints it */
     loom_comm_traffic traffic;
     const struct loom_comm_backend *backend;
@@ -88,10 +87,11 @@ void loom_comm_close(loom_comm *comm);
 /* ------------------------------------------------------------------------------------------------- on device buffers
  *
  * Buffers are the device's, of `count` contiguous elements unless said otherwise, aligned to their type. Counts may be
- * any, 0 too, but below 2^31 for what is reduce-scattered or gathered. Sums are of fp32, bf16, fp64, int32 and int64, and take place in the type, but in fp32 for bf16, rounded
- * to nearest even after each addition: of N ranks an error of up to N - 1 roundings, in an order that is the back
- * end's and the same in all runs of one kind (not for other numbers of ranks: sums that must not depend on it are made
- * of exchanges). All ranks get the same bits. What only moves takes all types. */
+ * any, 0 too, but below 2^31 for what is reduce-scattered or gathered. Sums are of fp32, bf16, fp64, int32 and int64, and
+ * take place in the type, but in fp32 for bf16, rounded to nearest even after each addition: of N ranks an error of up to
+ * N - 1 roundings, in an order that is the back end's and the same in all runs of one kind (not for other numbers of
+ * ranks: sums that must not depend on it are made of exchanges, or of terms of which at most one is not 0). All ranks get
+ * the same bits. What only moves takes all types. */
 
 /* out (count) = the sum of all ranks' in (count). In place if out == in; else they do not overlap. */
 loom_ticket loom_comm_all_reduce(loom_comm *comm, loom_stream *after, void *out, const void *in, int64_t count,
@@ -138,8 +138,9 @@ bool loom_comm_host_gather(loom_comm *comm, void *all, const void *mine, size_t 
 /* values (count) = the sum over ranks. */
 bool loom_comm_host_sum(loom_comm *comm, int64_t *values, int64_t count, loom_error *error);
 
-/* Whether all ranks have the same value, e.g. a hash, of as many bytes on each, of what `what` says ("the configuration"). If not, all ranks get
- * the same error, which names the first rank that differs from rank 0, and `reports` is true on rank 0. */
+/* Whether all ranks have the same value, e.g. a hash, of as many bytes on each, of what `what` says ("the
+ * configuration"). If not, all ranks get the same error, which names the first rank that differs from rank 0, and
+ * `reports` is true on rank 0. */
 bool loom_comm_agree(loom_comm *comm, const char *what, const void *value, size_t bytes, loom_error *error);
 
 /* Whether all ranks come to it with `ok`; one that does not has said why in its error. If not, all ranks get the same

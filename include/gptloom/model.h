@@ -22,7 +22,8 @@ typedef struct loom_gpt_config {
 
 #define LOOM_LAYERNORM_EPSILON 1e-5f
 
-/* A named model: gpt1, gpt2 .. gpt2-xl, gpt3-125m .. gpt3-175b, d6, d12, d24, d36, d48, d60, d72, d84 (llm.c's depths), nano, mini. */
+/* A named model: gpt1, gpt2 .. gpt2-xl, gpt3-125m .. gpt3-175b, d6, d12, d24, d36, d48, d60, d72, d84 (llm.c's depths),
+ * nano, mini. */
 typedef struct loom_gpt_named {
     const char *name;
     loom_gpt_config config;
@@ -280,8 +281,9 @@ typedef enum loom_gpt_part {
 
 void loom_gpt_run_part(loom_gpt *gpt, loom_gpt_part part, loom_recompute_kind policy);
 
-/* Generation, for one sequence (B = 1 is used), by a model that was made to generate: runs `n` tokens standing at positions past .. past+n-1 after `past`
- * tokens already seen, and writes the last one's logits, vocab_size floats, to the host. past + n <= T. */
+/* Generation, for one sequence (B = 1 is used), by a model that was made to generate: runs `n` tokens standing at
+ * positions past .. past+n-1 after `past` tokens already seen, and writes the last one's logits, vocab_size floats, to
+ * the host. past + n <= T. */
 bool loom_gpt_next_logits(loom_gpt *gpt, const int32_t *tokens, int64_t n, int64_t past, float *logits,
                           loom_error *error);
 

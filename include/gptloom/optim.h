@@ -26,7 +26,7 @@ float loom_schedule_at(const loom_schedule *schedule, int64_t step);
 
 /* Where what ranks share out meets (gptloom/parallel.h); each may be NULL. */
 typedef struct loom_optimizer_hooks {
-    void (*summed)(void *user);              /* this rank's sums are in `squares` and `losses` */
+    void (*summed)(void *user);              /* this rank's sums are in `losses` and, between zeros, `squares` */
     void (*updated)(void *user, int bucket); /* its shard of a bucket has new weights */
     void *user;
 } loom_optimizer_hooks;

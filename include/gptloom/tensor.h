@@ -15,6 +15,9 @@ typedef enum loom_dtype { LOOM_F32, LOOM_BF16, LOOM_F16, LOOM_F64, LOOM_I32, LOO
 size_t loom_dtype_size(loom_dtype dtype);
 const char *loom_dtype_name(loom_dtype dtype); /* "fp32", "bf16", "fp16", "fp64", "int32", "int64" */
 
+/* The address of element `i` of contiguous ones; of NULL, as while planning, NULL. */
+void *loom_element(void *data, int64_t i, loom_dtype dtype);
+
 /* The innermost dimension is the last and is contiguous: stride[3] is 1. Missing outer dimensions are 1. Strides
  * count elements. A view with data NULL and all shapes 0 is "not given" where an op calls an argument optional. */
 typedef struct loom_view {

@@ -1,19 +1,14 @@
 /* Timing an op: inputs in place, caches cold, the median of many runs. */
 #include "ops/case_internal.h"
 
+#include "base/clock.h"
+
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
-#include <time.h>
 #include <unistd.h>
 
 enum { FEWEST_RUNS = 5, MOST_RUNS = 400, WARM_UPS = 2, PATTERN = LOOM_CASE_PERIOD, FLUSH_COLUMNS = 8192 };
-
-static double now(void) {
-    struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
-}
 
 static int by_size(const void *a, const void *b) {
     const double x = *(const double *)a, y = *(const double *)b;
@@ -127,9 +122,9 @@ static bool time_run(loom_case *c, int op, loom_device *device, const loom_case_
 static bool time_runs(loom_case *c, int op, loom_device *device, const loom_case_flush *flush, double seconds,
                       loom_case_timing *timing, loom_error *error) {
     double times[MOST_RUNS];
-    const double begin = now();
+    const double begin = loom_seconds_now();
     int n = 0;
-    while (n < MOST_RUNS && (n < FEWEST_RUNS || now() - begin < seconds)) {
+    while (n < MOST_RUNS && (n < FEWEST_RUNS || loom_seconds_now() - begin < seconds)) {
         if (!time_run(c, op, device, flush, &times[n], error)) return false;
         n++;
     }

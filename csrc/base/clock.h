@@ -1,0 +1,7 @@
+#ifndef LOOM_BASE_CLOCK_H
+#define LOOM_BASE_CLOCK_H
+
+/* Seconds of a clock that only goes forward, from some time on. */
+double loom_seconds_now(void);
+
+#endif
