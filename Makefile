@@ -85,12 +85,13 @@ EMULATED_FLAGS := -DLOOM_EMULATED -Idev/emulation/include -Idev/emulation -fno-s
 # ------------------------------------------------------------------------------------------------------------- sources
 # csrc/cpu's ops are compiled twice, in float (the definition) and in double (the oracle); what makes a CPU device of
 # them, and what is tuned beyond them, once.
+MACHINE          := $(addprefix csrc/cpu/,device.c memory.c processors.c peak.c)
 TILED            := $(addprefix csrc/cpu/matmul_,library.c tiles.c rate.c)
 PRODUCT_onednn   := $(TILED) csrc/cpu/product_onednn.c
 PRODUCT_openblas := $(TILED) csrc/cpu/product_openblas.c
 PRODUCT_plain    := csrc/cpu/matmul_plain.c
-TUNED      := csrc/cpu/device.c csrc/cpu/processors.c csrc/cpu/peak.c $(PRODUCT_$(MATMUL))
-DEFINITION := $(filter-out csrc/cpu/device.c csrc/cpu/processors.c csrc/cpu/peak.c csrc/cpu/matmul_% csrc/cpu/product_%,$(wildcard csrc/cpu/*.c))
+TUNED      := $(MACHINE) $(PRODUCT_$(MATMUL))
+DEFINITION := $(filter-out $(MACHINE) csrc/cpu/matmul_% csrc/cpu/product_%,$(wildcard csrc/cpu/*.c))
 HOST       := $(filter-out csrc/cpu/% csrc/cuda/% csrc/comm/mpi_library.c,$(wildcard csrc/*/*.c))
 CUDNN      := csrc/cuda/attention_cudnn.c $(wildcard csrc/cuda/cudnn_*.c)
 NO_CUDNN   := csrc/cuda/attention_cudnn_absent.c

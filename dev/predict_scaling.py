@@ -131,11 +131,11 @@ class Predictor:
         return with_efficiency(steps)
 
     def strong(self, model: str, micro_batch: int) -> list[dict]:
-        """The same global batch, in micro-batches that are no larger than a GPU's share of it."""
+        """The same global batch, in micro-batches that a GPU's share of it is made of."""
         steps = []
         for gpus in (1, *self.options.gpus):
             own = self.options.global_batch // gpus
-            size = min(micro_batch, own)
+            size = min(micro_batch, own & -own)  # powers of two, both
             steps += [self.step(model, gpus, zero, size, own // size) for zero in (STAGES if gpus > 1 else [0])]
         return with_efficiency(steps)
 
@@ -240,15 +240,15 @@ def predicted_lines(options, answer: dict) -> list[str]:
         "a sequence, everything kept for backward, ranks started by torchrun. Inputs, none of them measured:",
         "",
         "- computing: `gptloom plan`, by the GPU's data sheet and the shares of its peaks that it assumes;",
-        f"- NVLink: {options.nvlink:g} GB/s each way of a GPU, {options.per_node} GPUs a node. The data sheet of an "
-        "H100 has 450; that collectives reach 0.8 of it is assumed;",
+        f"- NVLink: {options.nvlink:g} GB/s each way of a GPU, {options.per_node} GPUs a node. 360 are 0.8 of an H100's "
+        "data sheet; that collectives reach so much is assumed;",
         f"- network: {options.network:g} GB/s each way of each GPU's own adapter, all of which a node's rings share. "
-        "400 Gb/s are 50; 0.8 of it again;",
+        "40 are 0.8 of 400 Gb/s;",
         f"- operations: rings, by the fastest of three protocols as NCCL's own model has them (the constants of its "
         f"src/graph/tuning.cc): {'; '.join(rings)}. Trees and NVLink's own reductions, which may be faster, are "
         "left out;",
-        f"- while NCCL communicates, computing goes at {percent(1 - options.steals)} of its speed: 16 of 132 "
-        "multiprocessors are taken, which is assumed;",
+        f"- while NCCL communicates, computing goes at {percent(1 - options.steals)} of its speed. 87.9 % are left "
+        "where 16 of an H100's 132 multiprocessors are taken, which is assumed;",
         "- launching what is not recorded, and ranks that are late, cost nothing.",
         "",
         "Communicating is what a step's operations take by themselves; exposed, what they add to it. GPUs x one: so "

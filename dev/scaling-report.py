@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
 """Training on several ranks: measured on this machine's CPU, and predicted for many GPUs.
 
-    dev/scaling-report.py [--model gpt2] [--rounds 3] [--out dev/reports/DATE-scaling.md]
+    dev/scaling-report.py [--model gpt2] [--rounds 5] [--out dev/reports/DATE-scaling.md]
 
-Measured: 1, 2 and 4 ranks at each ZeRO stage, and with --deterministic-reduce at two of them, take turns at training
+Measured: 1 rank, 2 and 4 at each ZeRO stage, and with --deterministic-reduce at two of them, take turns at training
 the same model on the same tokens in the same micro-batches, with a thread each; a round's speed is the median of its
 steps but the first. There is no report where losses of two that reduce deterministically differ in a bit, or where
 ranks hand other numbers of bytes to the communicator than the simulation says.
@@ -123,6 +123,17 @@ def middle_ms(runs: list[dict]) -> float:
     return statistics.median(statistics.median(run["ms"]) for run in runs)
 
 
+def contenders(counts: list[int]) -> list[Contender]:
+    """In their order in a round: one that is deterministic follows the one that it is compared with. One rank has nothing
+    to share out, and no stages."""
+    found = []
+    for ranks in counts:
+        for zero in STAGES if ranks > 1 else [0]:
+            found.append(Contender(ranks, zero))
+            found += [Contender(ranks, zero, True)] if zero in (0, 1) else []
+    return found
+
+
 class Measured:
     """All contenders' runs, round by round. `checked` is how many ranks can have a processor each, 0 if no several can:
     their steps are predicted too, from parts and from runs on `few` tokens, which are measured for it."""
@@ -133,9 +144,7 @@ class Measured:
         self.checked = max((ranks for ranks in options.ranks if 1 < ranks <= self.processors), default=0)
         self.batch = Batch(options.batch, options.micro_batch, options.seq_len)
         self.few = Batch(self.checked, 1, min(FEW_TOKENS, options.seq_len))
-        contenders = [Contender(ranks, zero) for ranks in options.ranks for zero in STAGES]
-        contenders += [Contender(ranks, zero, True) for ranks in options.ranks for zero in (0, 1)]
-        self.runs: dict[Contender, list[dict]] = {contender: [] for contender in contenders}
+        self.runs: dict[Contender, list[dict]] = {contender: [] for contender in contenders(options.ranks)}
         self.few_runs: dict[int, list[dict]] = {zero: [] for zero in (0, 1) if self.checked}  # by stage
         self.parts: list[dict] = []
         self.few_parts: list[dict] = []
@@ -240,8 +249,8 @@ def who_has_a_processor(m: Measured) -> str:
     text = f"With {' and '.join(own)} of them each has a processor"
     if sharing:
         text += (
-            f"; {' and '.join(sharing)} share {m.processors} processors, and can be no faster than {m.processors}: "
-            "they show what more ranks send and hold"
+            f"; {' and '.join(sharing)} share {m.processors} processors, and are to be no faster than "
+            f"{m.processors}: they show what more ranks send and hold"
         )
     return text
 
@@ -262,14 +271,17 @@ def measured_lines(m: Measured, rows: list[dict]) -> list[str]:
         "",
         *measured_table(rows),
         "",
-        "Of one rank: tokens/s against one rank at stage 0, the median of the rounds and their range. Waited: by rank "
+        "Tokens/s and milliseconds are medians of all rounds; ratios are of runs of one round, their median and range. "
+        "They are not each other's quotients where the machine's own speed changes, as that of a shared one does: the "
+        "range tells how much. Of one rank: tokens/s against one rank, which has no stages. Waited: by rank "
         "0's host, for communication, in a step; spread: how far the ranks' own work was apart. Handed: what a rank "
         "gives to the communicator in a step (comm_bytes in its metrics; the simulation says the same, to the byte). "
         "Sent: what it then sends if operations go around a ring of N ranks, 2 (N-1)/N of what is all-reduced, (N-1)/N "
-        "of what is reduce-scattered or gathered. Memory: of a rank, as planned, which is what it takes. Losses with "
+        "of what is reduce-scattered or gathered. Memory: of a rank, as planned, to the byte, without what libraries "
+        "take. Losses with "
         "--deterministic-reduce had the same bits for all ranks, stages and rounds.",
         "",
-        "--deterministic-reduce, against the same stage and ranks without it:",
+        "--deterministic-reduce, against the same stage and ranks without it, which ran just before:",
         "",
         *cost_table(rows),
         "",
@@ -362,13 +374,15 @@ def read_options() -> argparse.Namespace:
     flag("--micro-batch", type=int, default=2, help="sequences that a rank has at a time (default 2)")
     flag("--ranks", type=lambda text: [int(word) for word in text.split(",")], default=[1, 2, 4])
     flag("--steps", type=int, default=5, help="of each run; the first is not counted (default 5)")
-    flag("--rounds", type=int, default=3, help="runs of each, in turns (default 3)")
+    flag("--rounds", type=int, default=5, help="runs of each, in turns (default 5)")
     add_flags(parser)
     options = parser.parse_args()
     if options.steps < 3:
         parser.error("--steps: the first is not counted, and the spread of the last is not told; take at least 3")
     if 1 not in options.ranks:
         parser.error("--ranks: 1 must be among them, which the others are compared with")
+    if any(options.global_batch % gpus for gpus in options.gpus):
+        parser.error("--global-batch: each of --gpus must divide it")
     options.planner = options.planner or options.program
     return options
 

@@ -5,6 +5,7 @@
  * Ends with status 0, or with 1 and lines that say what is wrong with its results; 2 is an error of the communicator. */
 #include "gptloom/gptloom.h"
 
+#include "base/clock.h"
 #include "base/half.h"
 
 #include <cmath>
@@ -379,6 +380,34 @@ void hang() {
     });
 }
 
+/* Rank 1 is at work alone for three times the limit: before what is on host memory, and in a step. */
+void patient() {
+    const auto work = [] { usleep((useconds_t)(3e6 * comm->timeout)); };
+    comm->patient = true;
+    if (comm->rank == 1) work();
+    require([](loom_error *error) { return loom_comm_barrier(comm, error); });
+    steps(work);
+}
+
+void patient_hang() {
+    comm->patient = true;
+    hang();
+}
+
+/* What the device has to do before an operation is not waiting for others. */
+void own_work() {
+    const int64_t n = 1 << 20;
+    Buffer in(n, LOOM_F32), out(n, LOOM_F32);
+    in.write(values(comm->rank, 0, n, 6, LOOM_F32));
+    require([](loom_error *error) { return loom_comm_barrier(comm, error); });
+    const double before = comm->traffic.seconds_waited, begin = loom_seconds_now();
+    for (int i = 0; i < 500; i++)
+        device->copy(device, nullptr, out.at(0, LOOM_F32), in.at(0, LOOM_F32), (size_t)n * 4, LOOM_DEVICE_TO_DEVICE);
+    wait(loom_comm_all_reduce(comm, nullptr, out.at(0, LOOM_F32), out.at(0, LOOM_F32), 10, LOOM_F32));
+    const double seconds = loom_seconds_now() - begin, waited = comm->traffic.seconds_waited - before;
+    expect(waited < 0.5 * seconds, "waited " + std::to_string(waited) + " of " + std::to_string(seconds) + " s");
+}
+
 void stop() {
     steps([] { raise(SIGSTOP); });
 }
@@ -439,6 +468,9 @@ int main(int argc, char **argv) {
                                                                 {"streams", streams},
                                                                 {"host", host},
                                                                 {"hang", hang},
+                                                                {"patient", patient},
+                                                                {"patient_hang", patient_hang},
+                                                                {"own_work", own_work},
                                                                 {"stop", stop},
                                                                 {"die", die},
                                                                 {"own_error", own_error},

@@ -102,6 +102,26 @@ TEST(Comm, UnknownNamesAndMissingLibrariesAreSaidInOneLine) {
     refusal(open, {"--comm mpi", "libm.so.6", "build it again"});
 }
 
+/* A launcher that does not tell its ranks of each other. */
+TEST(Comm, OneOfSeveralRanksThatFindsNoOtherIsRefused) {
+    loom_comm *comm = nullptr;
+    loom_comm_options options = {};
+    const auto open = [&](loom_error *error) { return loom_comm_open(&comm, &options, error); };
+    for (const char *count : {"SLURM_STEP_NUM_TASKS", "PMI_SIZE"}) {
+        setenv(count, "4", 1);
+        options.backend = "auto";
+        refusal(open, {"one of several ranks", std::string(count) + " is 4", "mpirun", "--mpi=pmix", "torchrun"});
+        options.backend = "self";
+        require(open);
+        loom_comm_close(comm);
+        setenv(count, "1", 1);
+        options.backend = "auto";
+        require(open);
+        loom_comm_close(comm);
+        unsetenv(count);
+    }
+}
+
 /* ------------------------------------------------------------------------------------------------------------------ MPI */
 
 class Mpi : public MpiTest {
@@ -145,6 +165,19 @@ TEST_F(Mpi, AHungRankIsNamed) {
                                          "step 2, while the others are in step 3");
         EXPECT_LT(o.seconds, 40);
     }
+}
+
+TEST_F(Mpi, ThoseAtWorkAloneHaveTenTimesTheLimit) {
+    all_works(2, "cpu 0.5", "", "patient");
+    const Outcome o = mpirun(2, "patient_hang mpi cpu 0.5");
+    EXPECT_EQ(o.status, 2) << o.output;
+    ASSERT_EQ(lines_of(o.output).size(), 1u) << o.output;
+    EXPECT_EQ(lines_of(o.output)[0], "gptloom: rank 1 did not come to all_reduce 3 (1000 of fp32) within 5 s: in step "
+                                     "2, while the others are in step 3");
+}
+
+TEST_F(Mpi, TheDevicesOwnWorkIsNotWaitingForOthers) {
+    all_works(2, "cuda", "", "own_work");
 }
 
 TEST_F(Mpi, AStoppedRankIsNamed) {
@@ -354,6 +387,10 @@ TEST_F(Nccl, AHungRankEndsTheOthers) {
         << o.output;
 }
 
+TEST_F(Nccl, ThoseAtWorkAloneHaveTenTimesTheLimit) {
+    all_works(torchrun(2, "patient nccl cuda 0.5", at_port(free_port())));
+}
+
 TEST_F(Nccl, AnErrorOfTheLibraryNamesCallAndRank) {
     const Outcome o = torchrun(2, "outstanding nccl cuda 5", at_port(free_port()) + " NCCL_STANDIN_FAIL=0:5");
     EXPECT_EQ(o.status, 2) << o.output;
@@ -388,6 +425,12 @@ class NcclUnderMpi : public Mpi {
 
 TEST_F(NcclUnderMpi, Works) {
     const Outcome o = mpirun(2, "operations,outstanding,streams,host nccl cuda", library);
+    EXPECT_EQ(o.status, 0) << o.output;
+    EXPECT_EQ(o.output, "");
+}
+
+TEST_F(NcclUnderMpi, ThoseAtWorkAloneHaveTenTimesTheLimit) {
+    const Outcome o = mpirun(2, "patient nccl cuda 0.5", library);
     EXPECT_EQ(o.status, 0) << o.output;
     EXPECT_EQ(o.output, "");
 }

@@ -1,11 +1,14 @@
-/* Which processors a rank's CPU device computes on, and which part of the memory it answers for. */
+/* What of a machine a process has: the processors of a rank, its part of the memory, and what control groups leave. */
 #include "support.h"
 
 #include "cpu/device.h"
+#include "cpu/memory.h"
 #include "cpu/processors.h"
 
 #include <algorithm>
 #include <pthread.h>
+#include <string>
+#include <utility>
 #include <vector>
 
 namespace {
@@ -150,6 +153,58 @@ TEST(RanksMemory, ThatIsFreeCanBeHad) {
     void *memory = nullptr;
     require([&](loom_error *error) { return device->allocate(device.get(), &memory, bytes, error); });
     device->release(device.get(), memory, bytes);
+}
+
+/* A tree of control groups as the system shows it, of made-up ones. */
+class Groups : public testing::Test {
+  protected:
+    void group(const std::string &path, const std::vector<std::pair<std::string, std::string>> &files) {
+        fs::create_directories(here.at("sys" + path));
+        for (const auto &[name, text] : files) write_file(here.at("sys" + path + "/" + name), text + "\n");
+    }
+    size_t left(const std::string &lines) {
+        write_file(here.at("groups"), lines);
+        return loom_memory_left_by_groups(here.at("groups").c_str(), here.at("sys").c_str());
+    }
+    static constexpr size_t no_limit = SIZE_MAX;
+    TemporaryDirectory here;
+};
+
+TEST_F(Groups, LeaveTheirLimitLessWhatIsUsedAndCannotBeDropped) {
+    group("/a", {{"memory.max", "1000"}, {"memory.current", "700"}});
+    EXPECT_EQ(left("0::/a\n"), 300u);
+    group("/a", {{"memory.stat", "anon 500\ninactive_file_not 9\ninactive_file 150\nactive_file 50"}});
+    EXPECT_EQ(left("0::/a\n"), 450u);
+    group("/a", {{"memory.current", "1200"}});
+    EXPECT_EQ(left("0::/a\n"), 0u);
+    group("/a", {{"memory.max", "max"}});
+    EXPECT_EQ(left("0::/a\n"), no_limit);
+}
+
+TEST_F(Groups, AreBoundByThoseAbove) {
+    group("/a/b/c", {{"memory.max", "1000"}, {"memory.current", "100"}});
+    group("/a/b", {{"memory.max", "max"}, {"memory.current", "300"}});
+    group("/a", {{"memory.max", "1000"}, {"memory.current", "600"}});
+    EXPECT_EQ(left("0::/a/b/c\n"), 400u);
+    EXPECT_EQ(left("0::/x/y\n"), no_limit);
+    group("", {{"memory.max", "500"}, {"memory.current", "450"}});
+    for (const char *line : {"0::/a/b/c\n", "0::/\n", "0::/the/name/outside\n", "0::/../elsewhere"})
+        EXPECT_EQ(left(line), 50u) << line;
+}
+
+TEST_F(Groups, OfVersion1HaveOtherNames) {
+    group("/memory/a", {{"memory.limit_in_bytes", "1000"}, {"memory.usage_in_bytes", "700"}});
+    group("/memory/a", {{"memory.stat", "inactive_file 1\ntotal_inactive_file 200"}});
+    EXPECT_EQ(left("11:cpuset:/b\n4:memory:/a\n0::/c\n"), 500u);
+    EXPECT_EQ(left("11:cpuset:/a\n1:cpu,cpuacct:/a\n"), no_limit);
+    group("/memory", {{"memory.limit_in_bytes", "9223372036854771712"}, {"memory.usage_in_bytes", "800"}});
+    EXPECT_EQ(left("4:hugetlb,memory:/a\n"), 500u);
+}
+
+TEST_F(Groups, ThatAreNotThereLeaveAll) {
+    EXPECT_EQ(left(""), no_limit);
+    EXPECT_EQ(left("no line of groups\n0::\n:\n"), no_limit);
+    EXPECT_EQ(loom_memory_left_by_groups(here.at("none").c_str(), here.at("none").c_str()), no_limit);
 }
 
 } // namespace

@@ -561,7 +561,23 @@ TEST_F(Program, MistakesAreOneLine) {
     refuses(quick + "--ranks 2 --comm self", {"--comm self", "--ranks 2 "});
     refuses(quick + "--ranks 2 --comm nccl", {"--comm nccl", "--device cpu", "--comm mpi"});
     refuses("env PATH=/nowhere " + quick + "--ranks 2", {"mpirun", "apt-get install"});
+    const std::string as_torchrun = "env RANK=1 WORLD_SIZE=2 LOCAL_RANK=1 MASTER_ADDR=localhost MASTER_PORT=1 ";
+    refuses(as_torchrun + quick + "--comm mpi", {"one of several ranks", "WORLD_SIZE is 2"});
+    refuses("env SLURM_STEP_NUM_TASKS=4 " + quick, {"one of several ranks", "--mpi=pmix"});
     EXPECT_FALSE(fs::exists(here.at("run"))) << "something was written";
+}
+
+/* How mpirun ends is known too where this process was started to ignore its children. */
+TEST_F(Program, MpirunsFailureIsNeverOverlooked) {
+    fs::create_directory(here.at("bin"));
+    write_file(here.at("bin/mpirun"), "#!/bin/sh\nexit 3\n");
+    fs::permissions(here.at("bin/mpirun"), fs::perms::owner_all);
+    for (const char *trap : {"", "trap '' CHLD; "}) {
+        const Outcome o = shell("(" + std::string(trap) + "PATH=\"" + here.at("bin") + ":$PATH\"; exec " + run +
+                                "--out run --ranks 2)");
+        EXPECT_EQ(o.status, 3) << trap << o.err;
+        EXPECT_NE(o.err.find("gptloom: the ranks ended with status 3"), std::string::npos) << trap << o.err;
+    }
 }
 
 TEST_F(Program, MistakesUnderMpirunEndAllRanks) {
@@ -571,6 +587,7 @@ TEST_F(Program, MistakesUnderMpirunEndAllRanks) {
     refuses(mpirun + "-np 2 " + gptloom + quick + "--ranks 4", {"--ranks: 4", "2 were started"}, true);
     refuses(mpirun + "-np 2 " + gptloom + quick + "--comm self", {"--comm self", "one of several ranks"}, true);
     refuses(mpirun + one + ": " + one + "--lr 1e-2", {"the configuration of rank 1", "rank 0"});
+    refuses(mpirun + one + ": " + one + "--stop-after 1", {"the step to begin or stop at of rank 1", "rank 0"});
     write_file(here.at("other.txt"), some_text(2001));
     refuses(mpirun + one + ": " + one + "--data other.txt", {"--data of rank 1", "rank 0"});
     fs::create_directory(here.at("bin"));

@@ -342,7 +342,8 @@ TEST_F(ScalingReport, IsNotWrittenWhereBytesOrLossesAreWrong) {
 TEST_F(ScalingReport, PredictsWithInputsThatItNames) {
     ASSERT_EQ(report("--only predicted --nvlink 1e12 --network 1e12 --steals 0"), 0) << output;
     expect_lines({"## Predicted, not measured", "Nothing below was run", "| gpt2 | 1 |  | 1 x 4 | 2.0 | 1.5 |",
-                  "1e+12 GB/s within a node", "| gpt2 | 16 | 3 | 1 x 4 |"});
+                  "NVLink: 1e+12 GB/s", "computing goes at 100.0 % of its speed", "1e+12 GB/s within a node",
+                  "| gpt2 | 16 | 3 | 1 x 4 |"});
     EXPECT_FALSE(contains(read_file(here.at("report.md")), "## Measured"));
     EXPECT_TRUE(contains(read_file(here.at("calls")),
                          "plan gpt2 --on h100 --dtype bf16 --batch 64 --micro-batch 4 --seq-len 1024 --recompute none "
@@ -355,6 +356,8 @@ TEST_F(ScalingReport, RefusesWhatItCannotCompare) {
     EXPECT_TRUE(contains(output, "--steps")) << output;
     EXPECT_EQ(report("--ranks 2,4"), 2);
     EXPECT_TRUE(contains(output, "--ranks")) << output;
+    EXPECT_EQ(report("--gpus 6"), 2);
+    EXPECT_TRUE(contains(output, "--global-batch")) << output;
 }
 
 /* The real program: its bytes are the simulation's at every stage, or there is no report. */

@@ -953,10 +953,18 @@ TEST_F(Train, ARunBeginsWithAnothersWeights) {
         trains(run("second", {{"init", at("first/checkpoints/step-00000010")}, {"steps", "5"}, {"warmup", "0"}})));
     refused(run("third", {{"init", at("first")}, {"n-layer", "2"}}), {"--n-layer", "2", "1"});
     refused(run("third", {{"init", at("first")}, {"vocab-size", "300"}}), {"--vocab-size", "300", "257"});
+    refused(run("third", {{"init", at("first")}, {"activation", "relu"}}), {"--activation"});
     Options::Pairs named = run("third", {{"init", at("first")}, {"model", "nano"}});
     for (const char *key : {"n-layer", "n-head", "n-embd", "block-size"}) named.erase(key);
     refused(named, {"--n-layer", "3", "1"});
     EXPECT_FALSE(fs::exists(at("third")));
+
+    const Options::Pairs short_run = {{"steps", "1"}, {"warmup", "0"}};
+    ASSERT_TRUE(trains(run("bent", short_run + Options::Pairs{{"activation", "relu"}})));
+    const Options::Pairs after = short_run + Options::Pairs{{"init", at("bent")}};
+    refused(run("fourth", after + Options::Pairs{{"activation", "gelu"}}), {"--activation"});
+    ASSERT_TRUE(trains(run("fourth", after)));
+    EXPECT_NE(read_file(at("fourth/config.ini")).find("activation = relu"), std::string::npos);
 }
 
 /* -------------------------------------------------------------------------------------------------------- observing */

@@ -36,9 +36,9 @@ static bool take_shape(loom_train_options *o, const loom_checkpoint_info *from, 
                              *rows[i].said, from->directory, rows[i].is);
         *rows[i].said = rows[i].is;
     }
-    if (o->activation != LOOM_GPT_GELU && o->activation != from->config.activation)
+    if (o->activation >= 0 && o->activation != (int)from->config.activation)
         return loom_fail(error, "--activation: the checkpoint %s has another", from->directory);
-    o->activation = from->config.activation;
+    o->activation = (int)from->config.activation;
     return true;
 }
 
@@ -60,7 +60,7 @@ static bool check_order(const char *flag, int64_t is, int64_t was, const char *r
 }
 
 bool loom_trainer_find_checkpoint(loom_trainer *t, loom_checkpoint_info *info, const loom_checkpoint_info **found,
-                            loom_error *error) {
+                                  loom_error *error) {
     const char *path = t->options.resume ? t->options.out : t->options.init;
     *found = NULL;
     if (!path || !*path) return true;
@@ -187,12 +187,11 @@ static bool cut_slices(loom_trainer *t, bool once, loom_checkpoint_slice **slice
         const int64_t n = cuts ? shard->elements / t->comm->size : shard->elements,
                       skipped = cuts ? n * t->comm->rank : 0;
         const int64_t moments = loom_optimizer_moments_at(&t->optimizer, b) + skipped;
-        (*slices)[b] = (loom_checkpoint_slice){
-            .first = shard->first + skipped,
-            .elements = n,
-            .parameters = loom_element(shard->master, skipped, dtype),
-            .moment1 = loom_element(t->optimizer.moment1, moments, moment),
-            .moment2 = loom_element(t->optimizer.moment2, moments, moment)};
+        (*slices)[b] = (loom_checkpoint_slice){.first = shard->first + skipped,
+                                               .elements = n,
+                                               .parameters = loom_element(shard->master, skipped, dtype),
+                                               .moment1 = loom_element(t->optimizer.moment1, moments, moment),
+                                               .moment2 = loom_element(t->optimizer.moment2, moments, moment)};
     }
     return true;
 }

@@ -49,7 +49,7 @@ static const char examples[] =
     "  gptloom train --data 'shards/train_*.bin' --val-data shards/val.bin --out runs/gpt2 --model gpt2\n"
     "  gptloom train --resume --out runs/first\n"
     "  gptloom train --data input.txt --out runs/two --ranks 2 --zero 1\n"
-    "  mpirun -np 16 --hostfile hosts gptloom train --config gpt2.ini --out /shared/runs/gpt2\n";
+    "  mpirun -np 16 --bind-to none --hostfile hosts gptloom train --config gpt2.ini --out runs/gpt2\n";
 
 /* Reads one more layer of options: files first, then the command line again, so that flags win. */
 static bool read_layers(loom_command_line *line, int argc, char **argv, loom_train_options *options, const char *saved,

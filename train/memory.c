@@ -10,11 +10,24 @@
 
 /* What a run does with memory: how many sequences at a time, and what backward computes once more. */
 
-/* Host memory that the plan does not hold: the loader's two batches, a batch of validation, and what libraries keep. */
+/* Host memory that the plan does not hold: the loader's two batches, a batch of validation, and what libraries and the
+ * communicator keep. */
 static size_t bytes_beside_plan(const loom_trainer *t) {
     const loom_train_options *o = &t->options;
     const size_t libraries = (size_t)64 << 20;
     return libraries + (size_t)(o->batch / t->comm->size) * (size_t)o->seq_len * 8 * sizeof(int32_t);
+}
+
+/* Makes a number the least of all ranks'. */
+static bool take_least(loom_trainer *t, int64_t *value, loom_error *error) {
+    if (t->comm->size == 1) return true;
+    int64_t *all = calloc((size_t)t->comm->size, sizeof *all);
+    const bool ok = all ? loom_comm_host_gather(t->comm, all, value, sizeof *all, error)
+                        : loom_fail(error, "no memory for %d ranks", t->comm->size);
+    for (int r = 0; ok && r < t->comm->size; r++)
+        if (all[r] < *value) *value = all[r];
+    free(all);
+    return ok;
 }
 
 /* Bytes that a rank may take: what is free, or --memory where that is less; the least of all ranks. */
@@ -22,20 +35,17 @@ static bool bytes_allowed(loom_trainer *t, size_t *allowed, loom_error *error) {
     const loom_train_options *o = &t->options;
     const size_t found = t->device->available(t->device), beside = t->device->host_memory ? bytes_beside_plan(t) : 0;
     const size_t free_bytes = found > beside ? found - beside : 1;
-    *allowed = o->memory > 0 && o->memory < (double)free_bytes ? (size_t)o->memory : free_bytes;
-    if (t->comm->size == 1) return true;
-    size_t *all = calloc((size_t)t->comm->size, sizeof *all);
-    const bool ok = all ? loom_comm_host_gather(t->comm, all, allowed, sizeof *all, error)
-                        : loom_fail(error, "no memory for %d ranks", t->comm->size);
-    for (int r = 0; ok && r < t->comm->size; r++)
-        if (all[r] < *allowed) *allowed = all[r];
-    free(all);
-    return ok;
+    const size_t most = o->memory > 0 && o->memory < (double)free_bytes ? (size_t)o->memory : free_bytes;
+    int64_t least = most < INT64_MAX ? (int64_t)most : INT64_MAX;
+    if (!take_least(t, &least, error)) return false;
+    *allowed = (size_t)least;
+    return true;
 }
 
 loom_gpt_config loom_trainer_shape(const loom_trainer *t) {
     const loom_train_options *o = &t->options;
-    return (loom_gpt_config){o->n_layer, o->n_head, o->n_embd, o->block_size, o->vocab_size, o->activation};
+    return (loom_gpt_config){o->n_layer,    o->n_head,     o->n_embd,
+                             o->block_size, o->vocab_size, (loom_gpt_activation)o->activation};
 }
 
 loom_sharding loom_trainer_sharding(const loom_trainer *t) {
@@ -75,15 +85,17 @@ static bool make_plan(loom_trainer *t, int64_t B, size_t allowed, loom_error *er
     return true;
 }
 
-/* With a policy that was said: the micro-batch that was said, or the largest that fits. */
+/* With a policy that was said: the micro-batch that was said, or the largest that fits on all ranks, which may differ in
+ * threads and in host memory. */
 static bool plan_by_policy(loom_trainer *t, size_t allowed, loom_error *error) {
     const int64_t said = t->options.micro_batch;
     int64_t B = said ? said : next_micro_batch(&t->options, t->options.batch + 1), smaller;
     for (;; B = smaller) {
         if (!make_plan(t, B, allowed, error)) return false;
         smaller = said || loom_plan_fits(&t->plan) ? 0 : next_micro_batch(&t->options, B);
-        if (smaller == 0) return true;
+        if (smaller == 0) break;
     }
+    return take_least(t, &B, error) && (B == t->plan.B || make_plan(t, B, allowed, error));
 }
 
 /* The fastest policy for one micro-batch; *fits tells whether there is one, and then t->prediction how fast it is. */

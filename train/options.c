@@ -57,8 +57,9 @@ static const loom_flag table[] = {
     {.name = "vocab-size", .type = LOOM_FLAG_INT, AT(vocab_size), .min = 2, .max = 1 << 22,
      .derived = "257 for text, 50257 for token shards", .metavar = "V", .group = "Model",
      .help = "token ids are below this"},
-    {.name = "activation", .type = LOOM_FLAG_CHOICE, AT(activation), .choices = activations, .standard = "gelu",
-     .metavar = "NAME", .group = "Model", .help = "of the MLP: gelu (GPT-2's, the tanh form) or relu"},
+    {.name = "activation", .type = LOOM_FLAG_CHOICE, AT(activation), .choices = activations, .unset = -1,
+     .derived = "gelu; of --init, its own", .metavar = "NAME", .group = "Model",
+     .help = "of the MLP: gelu (GPT-2's, the tanh form) or relu"},
     {.name = "init", .type = LOOM_FLAG_STRING, AT(init), .derived = "GPT-2's random initialisation",
      .metavar = "CHECKPOINT", .group = "Model",
      .help = "begin with the weights of this run or checkpoint, which must have the same shape"},
@@ -162,14 +163,15 @@ static const loom_flag table[] = {
      .help = "auto (a GPU that works, else the CPU), cpu or cuda; for tests also definition (the plain reading of "
              "every operation) and oracle (the same in double)"},
     {.name = "threads", .type = LOOM_FLAG_INT, AT(threads), .min = 0, .max = 1024, .standard = "0", .metavar = "N",
-     .group = "Machine", .help = "CPU threads; 0: all that the process may run on"},
+     .group = "Machine", .help = "CPU threads, of each rank; 0: all that the process may run on, or the rank's part of them"},
     {.name = "deterministic", .type = LOOM_FLAG_BOOL, AT(deterministic), .standard = "true", .group = "Machine",
      .help = "the same bits with any number of threads; off, the matrix library threads its products as it likes"},
     {.name = "attention", .type = LOOM_FLAG_CHOICE, AT(attention), .choices = attentions, .standard = "own",
      .metavar = "NAME", .group = "Machine", .help = "attention by our own kernels, or by cudnn; --device cuda only"},
     {.name = "cuda-graph", .type = LOOM_FLAG_CHOICE, AT(cuda_graph), .choices = switches, .standard = "on",
      .metavar = "on|off", .group = "Machine",
-     .help = "record the step once and replay it, to the same bits, which saves the time of launching it"},
+     .help = "record the step once and replay it, to the same bits, which saves the time of launching it; with several "
+             "ranks, of --zero 0 and 1, micro-batches before the last one"},
     {.name = "recompute", .type = LOOM_FLAG_STRING, AT(recompute), .standard = "none", .metavar = "POLICY",
      .group = "Memory",
      .help = "what backward computes once more instead of keeping it, to the same bits: none, act (the activation), norm "
@@ -196,17 +198,17 @@ static const loom_flag table[] = {
      .help = "what ranks share out instead of each having it: 1 moments and master weights, 2 and gradients, 3 and the "
              "weights of blocks"},
     {.name = "deterministic-reduce", .type = LOOM_FLAG_BOOL, AT(deterministic_reduce), .group = "Ranks",
-     .help = "gradients are added up in the order of a tree of micro-batches, so that the bits are the same with any number of "
-             "ranks, for a --micro-batch; both are powers of two. Takes whole gradients on every rank, and one more for each doubling of a "
-             "rank's micro-batches"},
+     .help = "gradients are added up in the order of a tree of a step's micro-batches, so that the bits are the same with any "
+             "number of ranks, for one --micro-batch. Ranks and micro-batches of a step are powers of two in number. Takes "
+             "whole gradients on every rank, and one more for each doubling of a rank's micro-batches"},
     {.name = "comm", .type = LOOM_FLAG_STRING, AT(comm), .choices = communicators, .standard = "auto", .session = true,
      .metavar = "NAME", .group = "Ranks",
      .help = "how ranks exchange what they compute: nccl, between GPUs, a rank each; mpi, between CPUs, or GPUs by way of the "
              "host; auto: nccl under torchrun, mpi under mpirun and srun, self where there is one rank"},
     {.name = "comm-timeout", .type = LOOM_FLAG_DOUBLE, AT(comm_timeout), .min = 1, .max = 1e6, .standard = "600",
      .metavar = "SECONDS", .group = "Ranks",
-     .help = "how long ranks wait for one that does not come, before they name it and end; longer than a checkpoint takes "
-             "to be flushed"},
+     .help = "how long ranks wait for one that does not come, before they name it and end; ten times as long while one "
+             "measures or writes a checkpoint"},
 };
 /* clang-format on */
 
@@ -462,6 +464,7 @@ static bool resolve_shape(loom_train_options *options, loom_error *error) {
     take_if_unset(&options->n_embd, named.config.n_embd);
     take_if_unset(&options->block_size, named.config.block_size);
     take_if_unset(&options->block_size, options->seq_len > 0 ? options->seq_len : 1024);
+    if (options->activation < 0) options->activation = LOOM_GPT_GELU;
     const char *missing = options->n_layer == 0  ? "n-layer"
                           : options->n_head == 0 ? "n-head"
                           : options->n_embd == 0 ? "n-embd"
@@ -474,15 +477,11 @@ static bool resolve_shape(loom_train_options *options, loom_error *error) {
     return loom_gpt_config_check(&config, error);
 }
 
-static bool is_power_of_two(int64_t n) {
-    return (n & (n - 1)) == 0;
-}
-
 /* Whether the batch can be cut into the same number of micro-batches for each rank. */
 static bool resolve_ranks(const loom_train_options *o, loom_error *error) {
     const loom_sharding sharding = loom_train_options_sharding(o);
     const long long ranks = sharding.ranks, batch = o->batch, B = o->micro_batch;
-    if (o->deterministic_reduce && (!is_power_of_two(ranks) || ranks > LOOM_MOST_ALIKE))
+    if (o->deterministic_reduce && !loom_ranks_can_be_alike(ranks))
         return loom_fail(error, "--deterministic-reduce: needs a power of two of --ranks, up to %d; %lld are not",
                          LOOM_MOST_ALIKE, ranks);
     if (o->deterministic_reduce && o->grad_dtype != LOOM_F32)

@@ -6,11 +6,9 @@
 #include <stdio.h>
 #include <string.h>
 
-enum { GPT2_VOCABULARY = 50257 };
-
 static bool take_checkpoint(loom_planning *p, const char *path, loom_checkpoint_info *from, loom_error *error) {
     loom_train_options *o = &p->options;
-    if (o->model || o->n_layer || o->n_head || o->n_embd || o->block_size || o->vocab_size)
+    if (o->model || o->n_layer || o->n_head || o->n_embd || o->block_size || o->vocab_size || o->activation >= 0)
         return loom_fail(error, "'%.200s': has a shape of its own, beside which no other can be given", path);
     if (!loom_checkpoint_open(path, from, error)) return false;
     snprintf(p->name, sizeof p->name, "%s", from->directory);
@@ -19,7 +17,7 @@ static bool take_checkpoint(loom_planning *p, const char *path, loom_checkpoint_
     o->n_embd = from->config.n_embd;
     o->block_size = from->config.block_size;
     o->vocab_size = from->config.vocab_size;
-    o->activation = from->config.activation;
+    o->activation = (int)from->config.activation;
     return true;
 }
 
@@ -41,7 +39,7 @@ static bool take_name(loom_planning *p, const char *name, loom_error *error) {
 
 /* What no data is there to tell. */
 static bool take_vocabulary(loom_planning *p, loom_error *error) {
-    loom_gpt_named named = {.config.vocab_size = GPT2_VOCABULARY};
+    loom_gpt_named named = {.config.vocab_size = LOOM_GPT2_VOCABULARY};
     if (p->options.model && !loom_gpt_config_by_name(p->options.model, &named, error)) return false;
     if (p->options.model && !p->name[0]) {
         snprintf(p->name, sizeof p->name, "%s", named.name);
@@ -57,7 +55,8 @@ bool loom_planning_settle(loom_planning *p, const char *argument, loom_checkpoin
         !(loom_is_directory(argument) ? take_checkpoint(p, argument, from, error) : take_name(p, argument, error)))
         return false;
     if (!take_vocabulary(p, error) || !loom_train_options_resolve_shapes(o, error)) return false;
-    p->config = (loom_gpt_config){o->n_layer, o->n_head, o->n_embd, o->block_size, o->vocab_size, o->activation};
+    p->config = (loom_gpt_config){o->n_layer,    o->n_head,     o->n_embd,
+                                  o->block_size, o->vocab_size, (loom_gpt_activation)o->activation};
     if (!p->name[0]) snprintf(p->name, sizeof p->name, "a model");
     return true;
 }

@@ -101,10 +101,9 @@ static bool meet(loom_trainer *t, loom_error *error) {
     return ok;
 }
 
-/* Every rank puts the same operations in, in the same order; one that returns false has left the others behind, and its
- * process is to end.
- *
- * This rank's micro-batches, which are consecutive ones of the step, and the update. */
+/* Runs this rank's micro-batches, which are consecutive ones of the step, and the update. Every rank puts the same
+ * operations into the communicator, in the same order: after a failure the others wait for this one's, and its process
+ * is to end. */
 static bool compute(loom_trainer *t, loom_error *error) {
     const int64_t B = t->options.micro_batch, T = t->options.seq_len, own = t->options.batch / t->comm->size;
     for (int64_t i = 0; i * B < own; i++) {

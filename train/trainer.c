@@ -18,10 +18,9 @@ static bool open_paths(loom_dataset **data, char *const *paths, int n, loom_erro
 
 /* The vocabulary, where nobody said: bytes have 257 ids, llm.c's shards are GPT-2's. */
 static bool settle_vocabulary(loom_trainer *t, loom_error *error) {
-    enum { GPT2_VOCABULARY = 50257 };
     loom_train_options *o = &t->options;
     const bool bytes = loom_dataset_is_bytes(t->data);
-    if (!o->vocab_size) o->vocab_size = bytes ? LOOM_BYTE_VOCABULARY : GPT2_VOCABULARY;
+    if (!o->vocab_size) o->vocab_size = bytes ? LOOM_BYTE_VOCABULARY : LOOM_GPT2_VOCABULARY;
     if (bytes && o->vocab_size < LOOM_BYTE_VOCABULARY)
         return loom_fail(error, "--vocab-size: text is read as bytes and needs %d ids; %" PRId64 " are too few",
                          LOOM_BYTE_VOCABULARY, o->vocab_size);
@@ -151,7 +150,8 @@ static bool hash_program(XXH128_hash_t *hash, loom_error *error) {
     return true;
 }
 
-/* Ranks that were started with different programs, options, data or checkpoints would train nonsense. */
+/* Ranks that were started with different programs, options, data or checkpoints would train nonsense. Of data and of
+ * weights that others have written, lengths and both ends are compared. */
 static bool check_agreement(loom_trainer *t, const loom_checkpoint_info *from, loom_error *error) {
     char *text = NULL;
     size_t size = 0;
@@ -161,14 +161,16 @@ static bool check_agreement(loom_trainer *t, const loom_checkpoint_info *from, l
     const XXH128_hash_t options = XXH3_128bits(text, size);
     free(text);
     const uint64_t data[2] = {loom_dataset_identity(t->data), t->val_data ? loom_dataset_identity(t->val_data) : 0};
-    const int64_t step = from ? from->state.step : -1;
+    const int64_t step[2] = {from ? from->state.step : -1, t->options.stop_after};
+    const uint64_t weights = from ? from->identity : 0;
     char device[64] = ""; /* as long on all ranks */
     snprintf(device, sizeof device, "%s", t->device->name);
     return hash_program(&program, error) && loom_comm_agree(t->comm, "the program", &program, sizeof program, error) &&
            loom_comm_agree(t->comm, "--data", data, sizeof data, error) &&
            loom_comm_agree(t->comm, "the configuration", &options, sizeof options, error) &&
            loom_comm_agree(t->comm, "the device", device, sizeof device, error) &&
-           loom_comm_agree(t->comm, "the step to go on from", &step, sizeof step, error);
+           loom_comm_agree(t->comm, "the step to begin or stop at", step, sizeof step, error) &&
+           loom_comm_agree(t->comm, "the checkpoint", &weights, sizeof weights, error);
 }
 
 static bool take_comm(loom_trainer *t, loom_comm *comm, loom_error *error) {

@@ -109,7 +109,8 @@ bool loom_flag_is_unset(const loom_flag *flag, const void *target) {
     switch (flag->type) {
     case LOOM_FLAG_STRING: return !*(char *const *)constant_field(flag, target);
     case LOOM_FLAG_STRINGS: return *(const int *)(const void *)((const char *)target + flag->count) == 0;
-    case LOOM_FLAG_INT: return !flag->standard && integer_at(flag, target) == (int64_t)flag->unset;
+    case LOOM_FLAG_INT:
+    case LOOM_FLAG_CHOICE: return !flag->standard && integer_at(flag, target) == (int64_t)flag->unset;
     case LOOM_FLAG_DOUBLE:
     case LOOM_FLAG_SIZE: return !flag->standard && number_at(flag, target) == flag->unset;
     default: return false;

@@ -33,7 +33,7 @@ typedef struct loom_flag {
     double min, max;            /* numbers: both ends are allowed; both 0: any number */
     const char *const *choices; /* NULL-ended */
     const char *standard;       /* the default, as text; NULL: unset until given */
-    double unset;               /* numbers: what stands for "not given" */
+    double unset;               /* numbers, choices: what stands for "not given" */
     const char *derived;        /* what an unset value becomes, in words, for the help */
     const char *metavar, *group, *help;
     size_t count; /* STRINGS: offset of the int */

@@ -10,6 +10,7 @@
 #include <limits.h>
 #include <stdio.h>
 #include <string.h>
+#include <xxhash.h>
 
 static bool exists(const char *directory, const char *name) {
     char path[PATH_MAX];
@@ -51,6 +52,23 @@ static bool open_state(const char *directory, loom_training_state *state, bool *
     return true;
 }
 
+static bool identify(loom_checkpoint_info *info, loom_error *error) {
+    enum { EDGE = 64 << 10 };
+    const bool has_manifest = exists(info->directory, LOOM_MANIFEST_FILE);
+    char path[PATH_MAX];
+    loom_mapping file;
+    if (!loom_join_path(path, sizeof path, info->directory, has_manifest ? LOOM_MANIFEST_FILE : LOOM_WEIGHTS_FILE,
+                        error) ||
+        !loom_file_map(path, &file, error))
+        return false;
+    const char *data = file.data;
+    const size_t edge = has_manifest || file.size < EDGE ? file.size : EDGE;
+    info->identity = XXH3_64bits_withSeed(data, edge, file.size);
+    info->identity = XXH3_64bits_withSeed(data + file.size - edge, edge, info->identity);
+    loom_file_unmap(&file);
+    return true;
+}
+
 static bool open_files(loom_checkpoint_info *info, loom_error *error) {
     const char *directory = info->directory;
     char config_path[PATH_MAX];
@@ -60,7 +78,7 @@ static bool open_files(loom_checkpoint_info *info, loom_error *error) {
     return (!exists(directory, LOOM_MANIFEST_FILE) || loom_manifest_verify(directory, error)) &&
            loom_config_read(config_path, &info->config, error) && open_weights(directory, &info->config, error) &&
            open_tokenizer(directory, &info->config, &info->bytes, error) &&
-           open_state(directory, &info->state, &info->has_optimizer, error);
+           open_state(directory, &info->state, &info->has_optimizer, error) && identify(info, error);
 }
 
 /* What to do about a checkpoint that cannot be read: go back to the one before. */

@@ -7,7 +7,7 @@
 #include <string.h>
 
 /* More than any machine holds, and small enough that no product of two shapes overflows. */
-enum { LARGEST_EXTENT = INT32_MAX, GPT2_VOCABULARY = 50257 };
+enum { LARGEST_EXTENT = INT32_MAX };
 
 static const double layernorm_epsilon = 1e-5; /* LOOM_LAYERNORM_EPSILON, as JSON should show it */
 
@@ -52,8 +52,8 @@ bool loom_config_write(loom_manifest *manifest, const loom_gpt_config *config, b
     int64_t end_of_text = -1;
     if (bytes)
         end_of_text = LOOM_BYTE_END_OF_TEXT;
-    else if (config->vocab_size == GPT2_VOCABULARY)
-        end_of_text = GPT2_VOCABULARY - 1;
+    else if (config->vocab_size == LOOM_GPT2_VOCABULARY)
+        end_of_text = LOOM_GPT2_VOCABULARY - 1;
     cJSON *json = cJSON_CreateObject();
     const bool complete = add_architecture(json) && add_shape(json, config) &&
                           add_arithmetic(json, config->activation, dtype) &&

@@ -4,6 +4,9 @@
 
 #include "gptloom/comm.h"
 
+/* How many times the limit a patient operation waits for ranks that are at work alone. */
+enum { LOOM_COMM_PATIENCE = 10 };
+
 typedef enum loom_comm_kind {
     LOOM_ALL_REDUCE,
     LOOM_REDUCE_SCATTER,

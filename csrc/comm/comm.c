@@ -20,16 +20,25 @@ static const char *fitting_backend(void) {
     return loom_started_by_mpi() ? "mpi" : loom_started_by_torchrun() ? "nccl" : "self";
 }
 
+/* Ranks that do not find each other would each train the whole, in one place. */
+static bool check_company(loom_comm **comm, loom_error *error) {
+    if ((*comm)->size > 1 || loom_is_alone(error)) return true;
+    loom_comm_close(*comm);
+    *comm = NULL;
+    return false;
+}
+
 bool loom_comm_open(loom_comm **comm, const loom_comm_options *options, loom_error *error) {
     static const char *const names[] = {"auto", "self", "mpi", "nccl", NULL};
     loom_comm_options filled = options ? *options : (loom_comm_options){0};
     if (!filled.backend) filled.backend = "auto";
     if (filled.timeout <= 0) filled.timeout = DEFAULT_TIMEOUT;
     *comm = NULL;
-    const char *name = strcmp(filled.backend, "auto") ? filled.backend : fitting_backend();
-    if (!strcmp(name, "self")) return loom_comm_self_open(comm, &filled, error);
-    if (!strcmp(name, "mpi")) return loom_comm_mpi_open(comm, &filled, error);
-    if (!strcmp(name, "nccl")) return loom_comm_nccl_open(comm, &filled, error);
+    const bool automatic = !strcmp(filled.backend, "auto");
+    const char *name = automatic ? fitting_backend() : filled.backend;
+    if (!strcmp(name, "self")) return (!automatic || loom_is_alone(error)) && loom_comm_self_open(comm, &filled, error);
+    if (!strcmp(name, "mpi")) return loom_comm_mpi_open(comm, &filled, error) && check_company(comm, error);
+    if (!strcmp(name, "nccl")) return loom_comm_nccl_open(comm, &filled, error) && check_company(comm, error);
     const char *nearest = loom_nearest_name(name, names);
     return loom_fail(error, "--comm: '%s' is no communicator; %s%s%sthere are auto, self, mpi, nccl", name,
                      nearest ? "did you mean " : "", nearest ? nearest : "", nearest ? "? " : "");

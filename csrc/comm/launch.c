@@ -12,6 +12,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 #include <sys/prctl.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -189,14 +190,11 @@ static void wait_for_child(int output, loom_ranks_end *end) {
 /* ------------------------------------------------------------------------------------------------------- the last line */
 
 /* The first line that a rank left, without its end and "gptloom: "; or what the signals and status say. */
-static void find_line(const char *path, loom_ranks_end *end) {
+static void find_line(int lines, loom_ranks_end *end) {
     static const char program[] = "gptloom: ";
-    char text[sizeof end->line.message] = "";
-    FILE *file = fopen(path, "re");
-    if (file) {
-        if (!fgets(text, sizeof text, file)) text[0] = 0;
-        fclose(file);
-    }
+    char text[sizeof end->line.message];
+    const ssize_t length = pread(lines, text, sizeof text - 1, 0);
+    text[length > 0 ? length : 0] = 0;
     text[strcspn(text, "\n")] = 0;
     const char *line = strncmp(text, program, strlen(program)) ? text : text + strlen(program);
     const int status = end->status;
@@ -218,25 +216,28 @@ static void find_line(const char *path, loom_ranks_end *end) {
 }
 
 bool loom_launch_ranks(int ranks, char *const argv[], loom_ranks_end *end, loom_error *error) {
-    const char *folder = getenv("TMPDIR");
-    char path[1024], number[16];
+    char path[64], number[16];
     int output = -1;
     *end = (loom_ranks_end){.rank = -1};
     snprintf(number, sizeof number, "%d", ranks);
-    snprintf(path, sizeof path, "%s/gptloom-line-XXXXXX", folder && *folder ? folder : "/tmp");
-    const int file = mkstemp(path);
-    if (file < 0) return loom_fail(error, "%s: %s", path, strerror(errno));
-    close(file);
+    /* A file in memory, which is gone with this process, however it ends. */
+    const int lines = memfd_create("lines of ranks", MFD_CLOEXEC);
+    if (lines < 0) return loom_fail(error, "--ranks: no memory for what ranks say: %s", strerror(errno));
+    snprintf(path, sizeof path, "/proc/%ld/fd/%d", (long)getpid(), lines);
     setenv(LOOM_LAST_LINE, path, 1);
+    /* A process that ignores its children's end, as it may have been started, could not ask how they ended. */
+    struct sigaction before, standard = {.sa_handler = SIG_DFL};
+    sigaction(SIGCHLD, &standard, &before);
     const char **line = command_line(number, argv, geteuid() == 0);
     int failure = line ? start(line, &output) : ENOMEM;
     free(line);
     if (!failure) {
         wait_for_child(output, end);
-        find_line(path, end);
+        find_line(lines, end);
     }
+    sigaction(SIGCHLD, &before, NULL);
     unsetenv(LOOM_LAST_LINE);
-    unlink(path);
+    close(lines);
     if (failure == ENOENT)
         return loom_fail(error, "--ranks: mpirun is not on the path; install Open MPI (apt-get install openmpi-bin "
                                 "libopenmpi-dev) and run make again");

@@ -9,7 +9,6 @@
 #include "base/half.h"
 #include "comm/mpi.h"
 #include "comm/mpi_table.h"
-#include "comm/rendezvous.h"
 
 #include <dlfcn.h>
 #include <errno.h>
@@ -51,12 +50,14 @@ typedef struct mpi {
     loom_comm_operation queue[QUEUE]; /* operation n at n % QUEUE */
     loom_mark *ready[QUEUE];          /* behind what its input waits for */
     loom_ticket put, completed;
+    double held_up, held_up_since; /* seconds of operations for the device's own work; 0: not now */
     int64_t step;
     bool patient;
     bool opened, closing, failed, reports;
     loom_error failure;
     _Atomic int64_t told, told_step; /* of another back end's operations */
-    bool blaming;                    /* the communication thread is to explain one of them: */
+    bool blaming;                    /* the communication thread is to explain one of them, after so many seconds: */
+    double blamed_for;
     loom_comm_operation blamed;
     loom_error blame;
     _Atomic bool aborting;
@@ -173,14 +174,15 @@ static void say_step(char *text, size_t size, int64_t step) {
         snprintf(text, size, "in step %lld", (long long)step);
 }
 
-/* Finds out which ranks an operation (of another back end, if `told`) waited for, and says it. Of the ranks that wait,
- * the first reports. True where the caller is patient and all answer. */
-static bool timed_out(mpi *m, const loom_comm_operation *o, bool told, loom_error *error) {
+/* Finds out which ranks an operation (of another back end, if `told`) waited for, so many seconds, and says it. Of the
+ * ranks that wait, the first reports. True where there is patience and all answer. */
+static bool timed_out(mpi *m, const loom_comm_operation *o, bool told, double seconds, bool patient,
+                      loom_error *error) {
     const int size = m->world.size, self = m->world.rank;
     char what[128], ranks[128], here[64], there[64];
     loom_comm_describe(what, sizeof what, o);
     bool *silent = calloc(2 * (size_t)size, sizeof *silent), *late = silent + size;
-    if (!silent) return loom_fail(error, "%s did not end within %g s", what, m->base.comm.timeout);
+    if (!silent) return loom_fail(error, "%s did not end within %g s", what, seconds);
     ask_around(m);
     int silents = 0, lates = 0, first_waiting = self, first_late = -1;
     for (int r = 0; r < size; r++) {
@@ -194,7 +196,7 @@ static bool timed_out(mpi *m, const loom_comm_operation *o, bool told, loom_erro
     /* Where ranks are silent, one that is late waits for them too, in an earlier operation. */
     for (int r = 0; r < self && first_waiting == self; r++)
         if (!silent[r] && (silents || !late[r])) first_waiting = r;
-    if (!silents && lates && !told && m->own_patience) {
+    if (!silents && patient) {
         free(silent);
         return true;
     }
@@ -208,11 +210,10 @@ static bool timed_out(mpi *m, const loom_comm_operation *o, bool told, loom_erro
     } else if (lates) {
         loom_comm_name_ranks(ranks, sizeof ranks, late, size);
         say_step(there, sizeof there, m->answers[first_late].step);
-        loom_fail(error, "%s did not come to %s within %g s: %s, while the others are %s", ranks, what,
-                  m->base.comm.timeout, there, here);
-    } else
-        loom_fail(error, "%s did not end within %g s, %s, though all ranks have come to it", what, m->base.comm.timeout,
+        loom_fail(error, "%s did not come to %s within %g s: %s, while the others are %s", ranks, what, seconds, there,
                   here);
+    } else
+        loom_fail(error, "%s did not end within %g s, %s, though all ranks have come to it", what, seconds, here);
     free(silent);
     pthread_mutex_lock(&m->lock);
     m->reports = first_waiting == self;
@@ -226,9 +227,10 @@ static bool timed_out(mpi *m, const loom_comm_operation *o, bool told, loom_erro
  * of it. */
 static bool transfer_part(mpi *m, const loom_comm_operation *o, const loom_comm_operation *part, loom_error *error) {
     /* Who is at the end lets those who are not find out what is wrong, and say it. */
-    const double patience = o->kind == LOOM_FAREWELL ? 2 * (m->base.comm.timeout + seconds_for_answers)
-                                                     : m->base.comm.timeout;
-    double end = loom_seconds_now() + patience;
+    const double limit = o->kind == LOOM_FAREWELL ? 2 * (m->base.comm.timeout + seconds_for_answers)
+                                                  : m->base.comm.timeout;
+    double end = loom_seconds_now() + limit;
+    int limits = 0; /* that have passed */
     char why[LOOM_MPI_WHY], what[128];
     bool ended = false, ok = m->table->start(part, why);
     for (int looks = 0; ok; looks++) {
@@ -236,8 +238,12 @@ static bool transfer_part(mpi *m, const loom_comm_operation *o, const loom_comm_
         if (!ok || ended) break;
         if (looks < SPINS) continue;
         const double now = loom_seconds_now();
-        if (now > end && !timed_out(m, o, false, error)) return false;
-        if (now > end) end = now + patience;
+        if (now > end) {
+            const bool patient = m->own_patience && ++limits < LOOM_COMM_PATIENCE;
+            if (!timed_out(m, o, false, m->own_patience ? limits * limit : m->base.comm.timeout, patient, error))
+                return false;
+            end = now + limit;
+        }
         if (now > m->looked + seconds_between_looks || m->aborting) ok = look_around(m, why);
         pause_for(PAUSE_NANOSECONDS);
     }
@@ -396,9 +402,32 @@ static bool run_staged(mpi *m, const loom_comm_operation *o, loom_error *error) 
     return device->mark_wait(device, m->copied, error);
 }
 
+/* Until the device has come to what an operation's input waits for: its own work, which is not waiting for others. */
+static bool await_input(mpi *m, loom_mark *ready, loom_error *error) {
+    loom_device *device = m->base.comm.device;
+    char why[LOOM_MPI_WHY];
+    bool reached, ok = device->mark_reached(device, ready, &reached, error);
+    if (!ok || reached) return ok;
+    const double since = loom_seconds_now();
+    pthread_mutex_lock(&m->lock);
+    m->held_up_since = since;
+    pthread_mutex_unlock(&m->lock);
+    while (ok && !reached) {
+        if (loom_seconds_now() > m->looked + seconds_between_looks || m->aborting)
+            ok = look_around(m, why) || loom_fail(error, "rank %d: %s", m->world.rank, why);
+        pause_for(PAUSE_NANOSECONDS);
+        ok = ok && device->mark_reached(device, ready, &reached, error);
+    }
+    pthread_mutex_lock(&m->lock);
+    m->held_up += loom_seconds_now() - since;
+    m->held_up_since = 0;
+    pthread_mutex_unlock(&m->lock);
+    return ok;
+}
+
 static bool run_operation(mpi *m, const loom_comm_operation *o, loom_mark *ready, loom_error *error) {
     loom_device *device = m->base.comm.device;
-    if (!o->host && !device->mark_wait(device, ready, error)) return false;
+    if (!o->host && !await_input(m, ready, error)) return false;
     if (longest(o) == 0 && o->kind != LOOM_BARRIER) return true;
     return o->host || device->host_memory ? run_direct(m, o, error) : run_staged(m, o, error);
 }
@@ -427,9 +456,10 @@ static void finish(mpi *m, bool ok, const loom_error *why) {
 /* With the lock held, but for while it asks. */
 static void explain(mpi *m) {
     const loom_comm_operation operation = m->blamed;
+    const double seconds = m->blamed_for;
     loom_error error;
     pthread_mutex_unlock(&m->lock);
-    timed_out(m, &operation, true, &error);
+    timed_out(m, &operation, true, seconds, false, &error);
     pthread_mutex_lock(&m->lock);
     m->blame = error;
     m->blaming = false;
@@ -474,9 +504,16 @@ static void *communicate(void *communicator) {
 
 /* ----------------------------------------------------------------------------------------------------- the caller's thread */
 
+static double held_up(const mpi *m) {
+    return m->held_up + (m->held_up_since > 0 ? loom_seconds_now() - m->held_up_since : 0);
+}
+
 /* With the lock held: until the operation is done, or something failed. */
 static bool wait_locked(mpi *m, loom_ticket ticket) {
+    const double begin = loom_seconds_now(), held_up_before = held_up(m);
     while (m->completed < ticket && !m->failed) pthread_cond_wait(&m->changed, &m->lock);
+    const double seconds = loom_seconds_now() - begin - (held_up(m) - held_up_before);
+    if (seconds > 0) m->base.comm.traffic.seconds_waited += seconds;
     return m->completed >= ticket;
 }
 
@@ -494,33 +531,24 @@ static bool wait(loom_comm *comm, loom_ticket ticket, loom_stream *stream, loom_
     return ok;
 }
 
-static void put(mpi *m, const loom_comm_operation *o, loom_stream *after) {
-    loom_device *device = m->base.comm.device;
+/* Where many are outstanding it waits for one of them. */
+static void post(loom_comm *comm, const loom_comm_operation *o, loom_stream *after) {
+    mpi *m = mpi_of(comm);
+    loom_device *device = comm->device;
     pthread_mutex_lock(&m->lock);
     wait_locked(m, o->number - QUEUE + 1);
     const int place = (int)(o->number % QUEUE);
     if (!o->host && !m->failed) device->mark_set(device, m->ready[place], after);
     m->queue[place] = *o;
     m->put = o->number;
-    m->step = m->base.comm.step;
-    m->patient = m->base.comm.patient;
+    m->step = comm->step;
+    m->patient = comm->patient;
     pthread_cond_broadcast(&m->changed);
     pthread_mutex_unlock(&m->lock);
 }
 
-/* Where many are outstanding it waits for one of them, which the caller could not know. */
-static void post(loom_comm *comm, const loom_comm_operation *o, loom_stream *after) {
-    mpi *m = mpi_of(comm);
-    const double begin = loom_seconds_now();
-    pthread_mutex_lock(&m->lock);
-    wait_locked(m, o->number - QUEUE + 1);
-    pthread_mutex_unlock(&m->lock);
-    comm->traffic.seconds_waited += loom_seconds_now() - begin;
-    put(m, o, after);
-}
-
 static bool run(loom_comm *comm, const loom_comm_operation *o, loom_error *error) {
-    put(mpi_of(comm), o, NULL);
+    post(comm, o, NULL);
     return wait(comm, o->number, NULL, error);
 }
 
@@ -529,10 +557,11 @@ void loom_comm_mpi_tell(loom_comm *comm, loom_ticket number, int64_t step) {
     mpi_of(comm)->told = number;
 }
 
-void loom_comm_mpi_blame(loom_comm *comm, const loom_comm_operation *operation, loom_error *error) {
+void loom_comm_mpi_blame(loom_comm *comm, const loom_comm_operation *operation, double seconds, loom_error *error) {
     mpi *m = mpi_of(comm);
     pthread_mutex_lock(&m->lock);
     m->blamed = *operation;
+    m->blamed_for = seconds;
     m->blaming = true;
     pthread_cond_broadcast(&m->changed);
     while (m->blaming) pthread_cond_wait(&m->changed, &m->lock);
@@ -640,6 +669,7 @@ bool loom_comm_mpi_open(loom_comm **comm, const loom_comm_options *options, loom
     m->table = table;
     m->step = m->own_step = -1;
     m->reports = true;
+    m->base.times_waiting = true;
     pthread_mutex_init(&m->lock, NULL);
     pthread_cond_init(&m->changed, NULL);
     loom_comm *c = &m->base.comm;

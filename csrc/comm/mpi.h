@@ -7,7 +7,8 @@
 /* Tells other ranks, when they ask, that this one has put in operation `number` of another back end, in `step`. */
 void loom_comm_mpi_tell(loom_comm *comm, loom_ticket number, int64_t step);
 
-/* The error of an operation of another back end that takes too long: which ranks it waits for. Sets comm->reports. */
-void loom_comm_mpi_blame(loom_comm *comm, const loom_comm_operation *operation, loom_error *error);
+/* The error of an operation of another back end that has taken so many seconds, too long: which ranks it waits for. Sets
+ * comm->reports. */
+void loom_comm_mpi_blame(loom_comm *comm, const loom_comm_operation *operation, double seconds, loom_error *error);
 
 #endif

@@ -101,7 +101,7 @@ static bool start(const loom_comm_operation *o, char *why) {
     case LOOM_ALL_REDUCE:
         return ok(MPI_Iallreduce(o->in == o->out ? MPI_IN_PLACE : o->in, o->out, n, type, op, data, request),
                   "MPI_Iallreduce", why);
-    case LOOM_REDUCE_SCATTER: break; /* is made of exchanges */
+    case LOOM_REDUCE_SCATTER: snprintf(why, LOOM_MPI_WHY, "MPI adds no shares: they are exchanged"); break;
     case LOOM_ALL_GATHER: {
         const bool in_place = (const char *)o->in == (char *)o->out + (size_t)rank * (size_t)n * (size_t)bytes;
         return ok(MPI_Iallgather(in_place ? MPI_IN_PLACE : o->in, n, type, o->out, n, type, data, request),

@@ -8,7 +8,7 @@
 
 #include "comm/backend.h"
 
-enum { LOOM_MPI_TABLE_VERSION = 1, LOOM_MPI_WHY = 512 };
+enum { LOOM_MPI_TABLE_VERSION = 2, LOOM_MPI_WHY = 512 };
 
 typedef struct loom_mpi_world {
     int rank, size, local_rank, local_size;

@@ -41,7 +41,9 @@ typedef struct nccl {
     double looked;
     stall *stalls; /* the first `stalled` are not added up yet; the others are there to be taken */
     int stalled, n_stalls;
-    stall host;         /* of the host's operations */
+    stall host;  /* of the host's operations */
+    void *place; /* on the device, for what is on host memory */
+    size_t place_bytes;
     loom_stream *aside; /* always empty: where it is now */
 } nccl;
 
@@ -82,9 +84,14 @@ static bool failed(nccl *n, int result, const char *what, loom_error *error) {
     return give_up(n, &why, error);
 }
 
+/* Seconds that others may take. */
+static double limit_of(const nccl *n) {
+    return n->base.comm.timeout * (n->base.comm.patient ? LOOM_COMM_PATIENCE : 1);
+}
+
 /* Waits for a call that returned "in progress". */
 static bool settle(nccl *n, int result, const char *what, loom_error *error) {
-    const double end = loom_seconds_now() + n->base.comm.timeout;
+    const double limit = limit_of(n), end = loom_seconds_now() + limit;
     while (result == LOOM_NCCL_IN_PROGRESS) {
         const int asked = n->api->CommGetAsyncError(n->group, &result);
         if (asked != LOOM_NCCL_SUCCESS) result = asked;
@@ -94,7 +101,7 @@ static bool settle(nccl *n, int result, const char *what, loom_error *error) {
             loom_fail(&why,
                       "rank %d: NCCL was not done with %s within %g s: other ranks did not come to it, or cannot be "
                       "reached (NCCL_DEBUG=INFO tells more)",
-                      n->base.comm.rank, what, n->base.comm.timeout);
+                      n->base.comm.rank, what, limit);
             return give_up(n, &why, error);
         }
         pause_a_little();
@@ -111,18 +118,18 @@ static bool look_at_group(nccl *n, loom_error *error) {
            failed(n, result, "between operations", error);
 }
 
-static bool timed_out(nccl *n, const loom_comm_operation *o, loom_error *error) {
+static bool timed_out(nccl *n, const loom_comm_operation *o, double seconds, loom_error *error) {
     loom_comm *comm = &n->base.comm;
     loom_error why;
     char what[128];
     if (n->mpi) {
-        loom_comm_mpi_blame(n->mpi, o, &why);
+        loom_comm_mpi_blame(n->mpi, o, seconds, &why);
         comm->reports = n->mpi->reports;
     } else
         loom_fail(&why,
                   "rank %d waited %g s in step %lld for other ranks to come to %s; the one that says nothing of the "
                   "kind hangs",
-                  comm->rank, comm->timeout, (long long)comm->step, loom_comm_describe(what, sizeof what, o));
+                  comm->rank, seconds, (long long)comm->step, loom_comm_describe(what, sizeof what, o));
     return give_up(n, &why, error);
 }
 
@@ -139,12 +146,13 @@ static bool look_at_operations(nccl *n, loom_error *error) {
     if (n->oldest > posted) return true;
     if (!device->mark_reached(device, n->begun[n->oldest % MARKED], &reached, error)) return false;
     const double now = loom_seconds_now();
+    const double limit = limit_of(n);
     if (!reached)
         n->oldest_since = 0;
     else if (n->oldest_since == 0)
         n->oldest_since = now;
-    return n->oldest_since == 0 || now < n->oldest_since + n->base.comm.timeout ||
-           timed_out(n, &n->recent[n->oldest % MARKED], error);
+    return n->oldest_since == 0 || now < n->oldest_since + limit ||
+           timed_out(n, &n->recent[n->oldest % MARKED], limit, error);
 }
 
 /* ----------------------------------------------------------------------------------------------------------- operations */
@@ -277,6 +285,18 @@ static bool synchronize(loom_comm *comm, loom_stream *stream, loom_error *error)
     return device->synchronize(device, stream, error) && add_stalls(n, error);
 }
 
+/* Makes room on the device for what is on host memory: a step takes as much as the one before. */
+static bool has_place(nccl *n, size_t bytes, loom_error *error) {
+    loom_device *device = n->base.comm.device;
+    if (bytes <= n->place_bytes) return true;
+    if (n->place) device->release(device, n->place, n->place_bytes);
+    n->place = NULL;
+    n->place_bytes = 0;
+    if (!device->allocate(device, &n->place, bytes, error)) return false;
+    n->place_bytes = bytes;
+    return true;
+}
+
 /* What is on host memory takes the way over the device where MPI is not beside us. A barrier is a sum of one number. */
 static bool run_on_device(nccl *n, const loom_comm_operation *o, loom_error *error) {
     loom_comm *comm = &n->base.comm;
@@ -286,22 +306,20 @@ static bool run_on_device(nccl *n, const loom_comm_operation *o, loom_error *err
     if (o->kind == LOOM_BARRIER) there.kind = LOOM_ALL_REDUCE, there.dtype = LOOM_I32, there.count = 1;
     const size_t row = (size_t)there.count * loom_dtype_size(there.dtype);
     const size_t bytes = row * (o->kind == LOOM_ALL_GATHER ? (size_t)comm->size : 1);
-    void *memory;
-    if (!device->allocate(device, &memory, bytes, error)) return false;
-    char *in = (char *)memory + (o->kind == LOOM_ALL_GATHER ? (size_t)comm->rank * row : 0);
+    if (!has_place(n, bytes, error)) return false;
+    char *in = (char *)n->place + (o->kind == LOOM_ALL_GATHER ? (size_t)comm->rank * row : 0);
     const int32_t zero = 0;
     device->copy(device, n->stream, in, o->kind == LOOM_BARRIER ? &zero : o->in, row, LOOM_HOST_TO_DEVICE);
     there.in = in;
-    there.out = memory;
+    there.out = n->place;
     post(comm, &there, n->stream);
     bool ok = !n->base.failed || loom_fail(error, "%s", n->base.failure.message);
     /* The copy, to memory that is not pinned, would wait for the operation without a limit. */
     ok = ok && synchronize(comm, n->stream, error);
     if (ok && o->kind != LOOM_BARRIER) {
-        device->copy(device, n->stream, o->out, memory, bytes, LOOM_DEVICE_TO_HOST);
+        device->copy(device, n->stream, o->out, n->place, bytes, LOOM_DEVICE_TO_HOST);
         ok = device->synchronize(device, n->stream, error);
     }
-    device->release(device, memory, bytes);
     return ok;
 }
 
@@ -311,6 +329,7 @@ static bool run_by_mpi(nccl *n, const loom_comm_operation *o, loom_error *error)
     loom_comm_operation there = *o;
     loom_error why;
     there.number = ++loom_comm_base_of(n->mpi)->posted;
+    n->mpi->patient = comm->patient;
     loom_comm_mpi_tell(n->mpi, o->number, comm->step);
     if (comm->device) {
         n->recent[o->number % MARKED] = *o;
@@ -411,6 +430,7 @@ static void close_nccl(loom_comm *comm) {
         device->mark_close(device, n->stalls[i].begin);
         device->mark_close(device, n->stalls[i].end);
     }
+    if (n->place) device->release(device, n->place, n->place_bytes);
     free(n->stalls);
     loom_comm_close(n->mpi);
     free(n);

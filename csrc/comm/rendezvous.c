@@ -32,7 +32,18 @@ bool loom_started_by_mpi(void) {
 }
 
 bool loom_started_by_torchrun(void) {
-    return variable("RANK") && variable("WORLD_SIZE");
+    return variable("RANK") && variable("WORLD_SIZE") && strcmp(variable("WORLD_SIZE"), "1") != 0;
+}
+
+bool loom_is_alone(loom_error *error) {
+    static const char *const counts[] = {"OMPI_COMM_WORLD_SIZE", "WORLD_SIZE", "SLURM_STEP_NUM_TASKS", "PMI_SIZE"};
+    for (size_t i = 0; i < sizeof counts / sizeof *counts; i++)
+        if (variable(counts[i]) && atoi(variable(counts[i])) > 1)
+            return loom_fail(error,
+                             "this process was started as one of several ranks (%s is %s), but would train alone; "
+                             "start ranks by mpirun, by srun --mpi=pmix, or by torchrun for --comm nccl",
+                             counts[i], variable(counts[i]));
+    return true;
 }
 
 bool loom_launched(void) {
@@ -149,7 +160,7 @@ static int listen_at(const char *host, const char *port, loom_error *error) {
             else {
                 why = errno;
                 close(s);
-                if (why == EADDRINUSE) family = 2; /* the other family's port would be another program's neighbour */
+                if (why == EADDRINUSE) family = 2; /* IPv4 alone would share the port with whoever has it in IPv6 */
             }
         }
     freeaddrinfo(found);

@@ -9,9 +9,12 @@
 /* The file into which loom_comm_abort() writes its line instead of stderr, where loom_launch_ranks() started us. */
 #define LOOM_LAST_LINE "LOOM_LAST_LINE"
 
-/* mpirun, or srun with PMIx; torchrun, or what sets its variables. */
+/* mpirun, or srun with PMIx; torchrun, or what sets its variables, with more than one rank. */
 bool loom_started_by_mpi(void);
 bool loom_started_by_torchrun(void);
+
+/* Whether nothing in the environment speaks of other ranks; else the error says what does. */
+bool loom_is_alone(loom_error *error);
 
 /* A rank as torchrun's variables say it. Errors name the variable that is missing or makes no sense. */
 typedef struct loom_rank_variables {

@@ -2,6 +2,7 @@
 
 #include "base/check.h"
 #include "base/clock.h"
+#include "cpu/memory.h"
 #include "cpu/processors.h"
 #include "cpu/tuned.h"
 
@@ -33,7 +34,7 @@ typedef struct cpu {
 
 /* Fresh pages are touched once, by all threads: later phases never wait for the kernel to clear one. */
 static bool allocate(loom_device *device, void **memory, size_t bytes, loom_error *error) {
-    const size_t available = loom_cpu_available();
+    const size_t available = loom_memory_available();
     *memory = NULL;
     if (bytes > available)
         return loom_fail(error, "not enough memory: %.1f MiB are needed and %.1f MiB are free", (double)bytes / 0x1p20,
@@ -163,45 +164,8 @@ static bool peak(loom_device *device, loom_dtype dtype, double seconds, double *
     return true;
 }
 
-/* -------------------------------------------------------------------------------------------------------- free memory */
-
-/* One "Name:  N kB" line of a /proc file, in bytes; 0 where there is none. */
-static size_t read_kilobytes(const char *path, const char *name) {
-    FILE *file = fopen(path, "re");
-    if (!file) return 0;
-    char line[256];
-    unsigned long long kilobytes = 0;
-    const size_t length = strlen(name);
-    while (fgets(line, sizeof line, file))
-        if (!strncmp(line, name, length) && sscanf(line + length, " %llu", &kilobytes) == 1) break;
-    fclose(file);
-    return (size_t)kilobytes * 1024;
-}
-
-/* A file that holds one number; SIZE_MAX where it does not ("max") or is missing. */
-static size_t read_number(const char *path) {
-    FILE *file = fopen(path, "re");
-    if (!file) return SIZE_MAX;
-    unsigned long long number;
-    const bool found = fscanf(file, "%llu", &number) == 1;
-    fclose(file);
-    return found ? (size_t)number : SIZE_MAX;
-}
-
-/* What the machine has free, or what is left of the control group's limit (a container's). */
-size_t loom_cpu_available(void) {
-    size_t bytes = read_kilobytes("/proc/meminfo", "MemAvailable:");
-    if (bytes == 0) bytes = SIZE_MAX;
-    const size_t limit = read_number("/sys/fs/cgroup/memory.max"), used = read_number("/sys/fs/cgroup/memory.current");
-    if (limit != SIZE_MAX && used != SIZE_MAX) {
-        const size_t left = limit > used ? limit - used : 0;
-        if (left < bytes) bytes = left;
-    }
-    return bytes;
-}
-
 static size_t available(const loom_device *device) {
-    return loom_cpu_available() / (size_t)((const cpu *)device)->ranks;
+    return loom_memory_available() / (size_t)((const cpu *)device)->ranks;
 }
 
 /* -------------------------------------------------------------------------------------------------------------- threads */

@@ -8,9 +8,6 @@ typedef enum loom_cpu_table { LOOM_CPU_TUNED, LOOM_CPU_DEFINITION, LOOM_CPU_ORAC
 
 bool loom_cpu_open(loom_device **device, loom_cpu_table table, const loom_device_options *options, loom_error *error);
 
-/* Bytes of memory that the machine, or this process's control group, has free. */
-size_t loom_cpu_available(void);
-
 /* As many threads as are asked for, or as the rank has processors. NULL options are none. */
 int loom_cpu_threads(const loom_device_options *options);
 

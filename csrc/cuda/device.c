@@ -1,6 +1,7 @@
 #include "cuda/device.h"
 
 #include "cpu/device.h"
+#include "cpu/memory.h"
 #include "cuda/attention_cudnn.h"
 #include "cuda/cublaslt_api.h"
 #include "cuda/cuda.h"
@@ -69,7 +70,7 @@ static bool allocate_host(loom_device *device, void **memory, size_t bytes, loom
     cudaGetLastError();
     if (result != cudaErrorMemoryAllocation) return loom_cuda_ok(result, "cudaHostAlloc", error);
     return loom_fail(error, "not enough host memory: %.1f MiB cannot be pinned and %.1f MiB are free",
-                     (double)bytes / 0x1p20, (double)loom_cpu_available() / 0x1p20);
+                     (double)bytes / 0x1p20, (double)loom_memory_available() / 0x1p20);
 }
 
 static void release_host(loom_device *device, void *memory, size_t bytes) {
@@ -120,7 +121,7 @@ static bool find_reserved(loom_cuda *cuda, loom_error *error) {
 /* Pinned pages are never given to anyone else: an eighth of what is free stays for all that the machine does beside. The
  * rest is shared by the machine's ranks. */
 static size_t available_host(const loom_device *device) {
-    const size_t found = loom_cpu_available();
+    const size_t found = loom_memory_available();
     return (found - found / 8) / (size_t)loom_cuda_of(device)->ranks;
 }
 
@@ -178,15 +179,16 @@ static void mark_await(loom_device *device, loom_stream *stream, loom_mark *mark
                 "cudaStreamWaitEvent");
 }
 
+/* This and the next keep nothing in the device, as a second thread may call them; what that calls next is of this GPU. */
 static bool mark_reached(loom_device *device, loom_mark *mark, bool *reached, loom_error *error) {
-    (void)device;
+    *reached = false;
+    if (!loom_cuda_ok(cudaSetDevice(loom_cuda_of(device)->ordinal), "cudaSetDevice", error)) return false;
     const cudaError_t result = cudaEventQuery((cudaEvent_t)mark);
     *reached = result != cudaErrorNotReady;
     if (!*reached) cudaGetLastError(); /* or the next launch of a kernel would find it */
     return !*reached || loom_cuda_ok(result, "cudaEventQuery", error);
 }
 
-/* Keeps nothing in the device, as a second thread may call it; what that calls next is then of this GPU. */
 static bool mark_wait(loom_device *device, loom_mark *mark, loom_error *error) {
     return loom_cuda_ok(cudaSetDevice(loom_cuda_of(device)->ordinal), "cudaSetDevice", error) &&
            loom_cuda_ok(cudaEventSynchronize((cudaEvent_t)mark), "cudaEventSynchronize", error);

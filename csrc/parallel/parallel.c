@@ -12,6 +12,10 @@ static int64_t ranks_of(const loom_sharding *sharding) {
     return sharding->ranks > 0 ? sharding->ranks : 1;
 }
 
+bool loom_ranks_can_be_alike(int64_t ranks) {
+    return is_power_of_two(ranks) && ranks <= LOOM_MOST_ALIKE;
+}
+
 bool loom_micro_batches_divide(int64_t sequences, int64_t B, const loom_sharding *sharding) {
     const int64_t ranks = ranks_of(sharding);
     if (sequences % B != 0 || sequences / B % ranks != 0) return false;

@@ -158,10 +158,8 @@ static void take(CUstream_st *stream) {
     items_queued--;
 }
 
-bool run_one() {
-    const std::vector<candidate> ready = candidates();
-    if (ready.empty()) return false;
-    const candidate chosen = choose(ready);
+/* Runs what was chosen; false if it waits for something outside the device. */
+static bool run_candidate(const candidate &chosen) {
     const queued item = chosen.stream->queue.front();
     if (item.run) {
         graph_run &run = *item.run;
@@ -173,11 +171,24 @@ bool run_one() {
         if (!run.nodes->empty()) run_operation(*(*run.nodes)[chosen.node].what);
         return true;
     }
-    if (item.attempt && !item.attempt()) return true;
+    if (item.attempt && !item.attempt()) return false;
     take(chosen.stream);
     if (item.what) run_operation(*item.what);
     if (item.record) *item.record = {true, std::chrono::steady_clock::now()};
     return true;
+}
+
+/* What waits for something outside the device holds up its own stream alone. */
+bool run_one() {
+    std::vector<candidate> ready = candidates();
+    const bool any = !ready.empty();
+    while (!ready.empty()) {
+        const candidate chosen = choose(ready);
+        if (run_candidate(chosen)) return true;
+        const auto same = [&](const candidate &c) { return c.stream == chosen.stream; };
+        ready.erase(std::remove_if(ready.begin(), ready.end(), same), ready.end());
+    }
+    return any;
 }
 
 /* Red zones are looked at once more: the host may have written to the device's memory. */

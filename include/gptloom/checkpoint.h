@@ -55,6 +55,9 @@ typedef struct loom_checkpoint_info {
     loom_gpt_config config;
     bool bytes;         /* it carries the byte-level tokenizer */
     bool has_optimizer; /* training_state.json and optimizer.safetensors are there */
+    /* A hash that tells checkpoints apart: of its manifest, which has all files' checksums; of one that others have
+     * written, of the length, the first and the last 64 KiB of its weights. */
+    uint64_t identity;
     loom_training_state state;
 } loom_checkpoint_info;
 

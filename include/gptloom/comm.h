@@ -62,7 +62,8 @@ typedef struct loom_comm {
     loom_device *device;        /* NULL before attach */
     double timeout;
     int64_t step; /* that this rank is at, for errors; -1 at first. The caller's to set */
-    /* Who has not come to an operation but answers is not late: it is at work alone. By MPI; the caller's to set. */
+    /* Others may be at work alone, measuring or writing files: they have ten times the limit to come to an operation. A
+     * rank that does not answer has not, where MPI can ask. The caller's to set. */
     bool patient;
     bool reports; /* after a failure of all: whether this rank is the one that prints it */
     loom_comm_traffic traffic;
@@ -73,7 +74,8 @@ typedef struct loom_comm {
 typedef int64_t loom_ticket;
 
 /* Finds the other ranks and fills rank, size, local_rank and local_size. Errors: a library that is not there (and how
- * to get it), variables of the environment that make no sense, ranks that do not come within the time limit. */
+ * to get it), variables of the environment that make no sense, ranks that do not come within the time limit, or that
+ * srun or another launcher has started but that do not find each other (but for "self", which does not ask). */
 bool loom_comm_open(loom_comm **comm, const loom_comm_options *options, loom_error *error);
 
 /* Prepares for operations on the device's buffers; collective. `staging` is how many bytes of pinned memory an operation
@@ -81,7 +83,8 @@ bool loom_comm_open(loom_comm **comm, const loom_comm_options *options, loom_err
  * closed after the communicator. */
 bool loom_comm_attach(loom_comm *comm, loom_device *device, size_t staging, loom_error *error);
 
-/* Collective where nothing has failed: ends when all ranks have come to it, or at the time limit. NULL is allowed. */
+/* Collective where nothing has failed: ends when all ranks have come to it, or by MPI after twice the time limit. NULL is
+ * allowed. */
 void loom_comm_close(loom_comm *comm);
 
 /* ------------------------------------------------------------------------------------------------- on device buffers

@@ -15,7 +15,8 @@ extern "C" {
 #endif
 
 /* --------------------------------------------------------------------------------------------------------- datasets */
-enum { LOOM_BYTE_VOCABULARY = 257, LOOM_BYTE_END_OF_TEXT = 256 };
+/* Token ids: of text read as bytes, the last of which ends a text; of GPT-2, whose tokens llm.c's shards hold. */
+enum { LOOM_BYTE_VOCABULARY = 257, LOOM_BYTE_END_OF_TEXT = 256, LOOM_GPT2_VOCABULARY = 50257 };
 
 typedef struct loom_dataset loom_dataset;
 

@@ -70,8 +70,8 @@ struct loom_device {
     /* Marks do what `order` does, for one place of many, and for another thread of the host. `mark_set` puts the mark
      * behind what the stream holds now (and takes it from where it was); `mark_await` lets what is put into the stream
      * from now on wait for it; `mark_reached` asks, without waiting, whether all before it is done; `mark_wait` waits
-     * in the host, and is the one of the device's functions, beside `copy` and `synchronize` on a stream of its own,
-     * that a second thread may call. A mark that was never set is reached. */
+     * in the host. A second thread may call these two, and on a stream of its own `copy`, `mark_set` and `synchronize`;
+     * no other of the device's functions. A mark that was never set is reached. */
     bool (*mark_open)(loom_device *device, loom_mark **mark, loom_error *error);
     void (*mark_close)(loom_device *device, loom_mark *mark);
     void (*mark_set)(loom_device *device, loom_mark *mark, loom_stream *stream);

@@ -21,6 +21,9 @@
 extern "C" {
 #endif
 
+/* Whether so many ranks can have one rank's bits: 2^n, up to LOOM_MOST_ALIKE. */
+bool loom_ranks_can_be_alike(int64_t ranks);
+
 /* Whether a step of so many sequences is made of whole micro-batches of B, the same number on each rank; and where sums
  * are those of a tree, of 2^n of them on 2^m ranks. */
 bool loom_micro_batches_divide(int64_t sequences, int64_t B, const loom_sharding *sharding);

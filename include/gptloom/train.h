@@ -29,7 +29,7 @@ typedef struct loom_train_options {
     char *out;
     char *model;
     int64_t n_layer, n_head, n_embd, block_size, vocab_size;
-    loom_gpt_activation activation;
+    int activation; /* a loom_gpt_activation; -1: the checkpoint's to begin with, else GELU */
     int64_t batch, micro_batch, seq_len;
     int64_t steps, stop_after;
     double epochs;
