@@ -31,6 +31,13 @@ namespace support {
 
 namespace fs = std::filesystem;
 
+/* Whether this is a sanitizer build, in which all takes several times as long. */
+#ifdef __SANITIZE_ADDRESS__
+constexpr bool sanitized = true;
+#else
+constexpr bool sanitized = false;
+#endif
+
 /* ------------------------------------------------------------------------------------------------------------- disk */
 
 /* A directory that is deleted with all below it when the object goes. */

@@ -74,6 +74,10 @@ inline std::string at_port(int port) {
     return "MASTER_ADDR=127.0.0.1 MASTER_PORT=" + std::to_string(port);
 }
 
+/* With what a small machine needs. */
+inline const std::string mpirun_here = "mpirun --allow-run-as-root --oversubscribe --bind-to none --mca "
+                                       "mpi_yield_when_idle 1 ";
+
 /* Several ranks in processes; nothing may be left of them. */
 class RanksTest : public testing::Test {
   protected:
@@ -90,12 +94,11 @@ class RanksTest : public testing::Test {
         return {WIFEXITED(result) ? WEXITSTATUS(result) : 128 + WTERMSIG(result), read_file(log), time.count()};
     }
 
-    /* A program of this folder under mpirun, with what a small machine needs. Sanitizers find MPI's own leaks. */
+    /* A program of this folder under mpirun. Sanitizers find MPI's own leaks. */
     Outcome mpirun(int ranks, const std::string &program, const std::string &arguments,
                    const std::string &environment = "") {
-        return shell("env ASAN_OPTIONS=detect_leaks=0 " + environment + " mpirun --allow-run-as-root --oversubscribe " +
-                     "--bind-to none --mca mpi_yield_when_idle 1 -np " + std::to_string(ranks) + " " +
-                     (folder() / program).string() + " " + arguments);
+        return shell("env ASAN_OPTIONS=detect_leaks=0 " + environment + " " + mpirun_here + "-np " +
+                     std::to_string(ranks) + " " + (folder() / program).string() + " " + arguments);
     }
 
     /* A program of this folder with the stand-in for NCCL, as torchrun does it: each rank with its number in its

@@ -8,6 +8,9 @@ extern "C" {
 /* Seconds of a clock that only goes forward, from some time on. */
 double loom_seconds_now(void);
 
+/* Does nothing for as long as that, or until a signal. */
+void loom_pause(double seconds);
+
 #ifdef __cplusplus
 }
 #endif

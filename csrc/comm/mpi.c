@@ -28,10 +28,9 @@ enum {
     ARRIVAL_BYTES = 4 << 20,
     SECONDS_TO_END = 10, /* before a process that MPI does not end ends itself */
     IDLE_NANOSECONDS = 20 * 1000 * 1000,
-    PAUSE_NANOSECONDS = 20 * 1000,
     SPINS = 20 /* looks at an operation that do not pause: what is small has ended by then */
 };
-static const double seconds_between_looks = 0.01, seconds_for_answers = 2;
+static const double seconds_between_looks = 0.01, seconds_for_answers = 2, seconds_of_pause = 20e-6;
 
 typedef struct mpi {
     loom_comm_base base; /* first */
@@ -146,10 +145,6 @@ static bool look_around(mpi *m, char *why) {
     }
 }
 
-static void pause_for(long nanoseconds) {
-    nanosleep(&(struct timespec){.tv_nsec = nanoseconds}, NULL);
-}
-
 /* Asks all others how far they are; ends when all have answered, or after a while. */
 static void ask_around(mpi *m) {
     const double end = loom_seconds_now() + seconds_for_answers;
@@ -163,7 +158,7 @@ static void ask_around(mpi *m) {
         if (!look_around(m, why)) return;
         answered = 1;
         for (int r = 0; r < size; r++) answered += m->answers[r].answer != 0;
-        pause_for(PAUSE_NANOSECONDS);
+        loom_pause(seconds_of_pause);
     } while (answered < size && loom_seconds_now() < end);
 }
 
@@ -245,7 +240,7 @@ static bool transfer_part(mpi *m, const loom_comm_operation *o, const loom_comm_
             end = now + limit;
         }
         if (now > m->looked + seconds_between_looks || m->aborting) ok = look_around(m, why);
-        pause_for(PAUSE_NANOSECONDS);
+        loom_pause(seconds_of_pause);
     }
     return ok || loom_fail(error, "rank %d, %s: %s", m->world.rank, loom_comm_describe(what, sizeof what, o), why);
 }
@@ -415,7 +410,7 @@ static bool await_input(mpi *m, loom_mark *ready, loom_error *error) {
     while (ok && !reached) {
         if (loom_seconds_now() > m->looked + seconds_between_looks || m->aborting)
             ok = look_around(m, why) || loom_fail(error, "rank %d: %s", m->world.rank, why);
-        pause_for(PAUSE_NANOSECONDS);
+        loom_pause(seconds_of_pause);
         ok = ok && device->mark_reached(device, ready, &reached, error);
     }
     pthread_mutex_lock(&m->lock);

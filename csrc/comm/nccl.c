@@ -15,11 +15,10 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <time.h>
 #include <unistd.h>
 
-enum { MARKED = 64, SPINS = 100, PAUSE_NANOSECONDS = 20 * 1000, SECONDS_TO_END = 10, SECONDS_TO_SPEAK = 2 };
-static const double seconds_between_looks = 0.01;
+enum { MARKED = 64, SPINS = 100, SECONDS_TO_END = 10 };
+static const double seconds_between_looks = 0.01, seconds_of_pause = 20e-6;
 
 /* A time in which a stream may have stood still for an operation. */
 typedef struct stall {
@@ -51,10 +50,6 @@ static nccl *nccl_of(const loom_comm *comm) {
     return (nccl *)(uintptr_t)comm;
 }
 
-static void pause_a_little(void) {
-    nanosleep(&(struct timespec){.tv_nsec = PAUSE_NANOSECONDS}, NULL);
-}
-
 /* ------------------------------------------------------------------------------------------------------------- failures */
 
 /* Kernels that wait for other ranks end when their communicator is aborted. */
@@ -65,17 +60,10 @@ static bool give_up(nccl *n, const loom_error *why, loom_error *error) {
     return loom_comm_failed(&n->base.comm, why, error);
 }
 
-/* An error that another rank has brought about is that one's to tell: it may end this one meanwhile. SIGTERM, by which
- * that is done, may have been caught to save first. */
-static void let_the_cause_speak(void) {
-    signal(SIGTERM, SIG_DFL);
-    const double end = loom_seconds_now() + SECONDS_TO_SPEAK;
-    while (loom_seconds_now() < end) pause_a_little();
-}
-
 static bool failed(nccl *n, int result, const char *what, loom_error *error) {
     loom_error why;
-    if (result == LOOM_NCCL_REMOTE_ERROR) let_the_cause_speak();
+    /* An error that another rank has brought about is that one's to tell: it may end this one meanwhile. */
+    if (result == LOOM_NCCL_REMOTE_ERROR) loom_let_others_speak();
     const char *detail = n->group ? n->api->GetLastError(n->group) : NULL;
     const bool sharing = result == LOOM_NCCL_INVALID_USAGE && n->base.comm.local_size > 1;
     loom_fail(&why, "rank %d, %s: NCCL: %s%s%s%s", n->base.comm.rank, what, n->api->GetErrorString(result),
@@ -104,7 +92,7 @@ static bool settle(nccl *n, int result, const char *what, loom_error *error) {
                       n->base.comm.rank, what, limit);
             return give_up(n, &why, error);
         }
-        pause_a_little();
+        loom_pause(seconds_of_pause);
     }
     return result == LOOM_NCCL_SUCCESS || failed(n, result, what, error);
 }
@@ -280,7 +268,7 @@ static bool synchronize(loom_comm *comm, loom_stream *stream, loom_error *error)
         if (loom_seconds_now() > n->looked + seconds_between_looks &&
             (!look_at_group(n, error) || !look_at_operations(n, error)))
             return false;
-        if (looks >= SPINS) pause_a_little();
+        if (looks >= SPINS) loom_pause(seconds_of_pause);
     }
     return device->synchronize(device, stream, error) && add_stalls(n, error);
 }

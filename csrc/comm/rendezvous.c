@@ -17,7 +17,6 @@
 #include <string.h>
 #include <sys/random.h>
 #include <sys/socket.h>
-#include <time.h>
 #include <unistd.h>
 
 /* -------------------------------------------------------------------------------------------------------- what started us */
@@ -50,14 +49,16 @@ bool loom_launched(void) {
     return loom_started_by_mpi() || loom_started_by_torchrun();
 }
 
+void loom_let_others_speak(void) {
+    const double end = loom_seconds_now() + 2;
+    signal(SIGTERM, SIG_DFL);
+    while (loom_seconds_now() < end) loom_pause(0.01);
+}
+
 void loom_give_way_to_rank_0(void) {
-    enum { MILLISECONDS = 2000, TURN = 10 };
     const char *names[] = {"OMPI_COMM_WORLD_RANK", "PMIX_RANK", "RANK"}, *rank = NULL;
     for (size_t i = 0; loom_launched() && !rank && i < sizeof names / sizeof *names; i++) rank = variable(names[i]);
-    if (!rank || atoi(rank) == 0) return;
-    /* Who ends the others does so by this signal, which may be caught to save first. */
-    signal(SIGTERM, SIG_DFL);
-    for (int i = 0; i < MILLISECONDS; i += TURN) nanosleep(&(struct timespec){.tv_nsec = TURN * 1000000L}, NULL);
+    if (rank && atoi(rank) > 0) loom_let_others_speak();
 }
 
 static bool read_number(const char *name, long least, long most, int *number, loom_error *error) {
@@ -94,7 +95,7 @@ typedef struct greeting {
 } greeting;
 
 static const char magic[8] = {'g', 'p', 't', 'l', 'o', 'o', 'm', '1'};
-enum { SECONDS_TO_SPEAK = 5, POLL_MILLISECONDS = 100 };
+enum { SECONDS_OF_A_CALL = 5, POLL_MILLISECONDS = 100 };
 
 /* Moves all of the bytes, within the socket's time limit. */
 static bool transfer(int socket, void *data, size_t bytes, bool out) {
@@ -109,15 +110,11 @@ static bool transfer(int socket, void *data, size_t bytes, bool out) {
 }
 
 static void set_limits(int socket) {
-    const struct timeval limit = {.tv_sec = SECONDS_TO_SPEAK};
+    const struct timeval limit = {.tv_sec = SECONDS_OF_A_CALL};
     const int on = 1;
     setsockopt(socket, SOL_SOCKET, SO_RCVTIMEO, &limit, sizeof limit);
     setsockopt(socket, SOL_SOCKET, SO_SNDTIMEO, &limit, sizeof limit);
     setsockopt(socket, IPPROTO_TCP, TCP_NODELAY, &on, sizeof on);
-}
-
-static void pause_a_little(void) {
-    nanosleep(&(struct timespec){.tv_nsec = POLL_MILLISECONDS * 1000000L}, NULL);
 }
 
 /* Of those that are not there. */
@@ -234,7 +231,7 @@ static bool fetch(const char *host, const char *port, void *data, size_t bytes, 
             close(s);
             if (got) return true;
         }
-        pause_a_little();
+        loom_pause(1e-3 * POLL_MILLISECONDS);
     } while (loom_seconds_now() < end);
     return loom_fail(error, "rank 0 cannot be reached at %s:%s within %g s: %s; check MASTER_ADDR and MASTER_PORT",
                      host, port, timeout, why);
@@ -308,7 +305,7 @@ static bool offer(const char *file, void *data, size_t bytes, int size, double t
             name_missing(names, sizeof names, there, size);
             ok = loom_fail(error, "%s did not come to %s within %g s", names, file, timeout);
         }
-        if (ok && missing > 0) pause_a_little();
+        if (ok && missing > 0) loom_pause(1e-3 * POLL_MILLISECONDS);
     }
     unlink(file);
     free(content);
@@ -335,7 +332,7 @@ static bool accept_offer(const char *file, void *data, size_t bytes, int rank, i
             break;
         }
         if (loom_seconds_now() > end) ok = loom_fail(error, "rank 0 did not come to %s within %g s", file, timeout);
-        pause_a_little();
+        loom_pause(1e-3 * POLL_MILLISECONDS);
     }
     unlink(path);
     free(content);
