@@ -412,6 +412,19 @@ void stop() {
     steps([] { raise(SIGSTOP); });
 }
 
+/* Rank 0 waits for the stopped one; a little later rank 2 waits for rank 0, in the next exchange. */
+void stop_in_pairs() {
+    Buffer in(10, LOOM_F32), out(10, LOOM_F32);
+    in.write(values(comm->rank, 0, 10, 6, LOOM_F32));
+    comm->step = 1;
+    if (comm->rank == 1) raise(SIGSTOP);
+    if (comm->rank > 1) usleep(300000);
+    for (const int distance : {1, 2}) {
+        const int pair = comm->rank ^ distance;
+        wait(loom_comm_exchange(comm, nullptr, out.at(0, LOOM_F32), 10, pair, in.at(0, LOOM_F32), 10, pair, LOOM_F32));
+    }
+}
+
 void die() {
     steps([] { raise(SIGKILL); });
 }
@@ -472,6 +485,7 @@ int main(int argc, char **argv) {
                                                                 {"patient_hang", patient_hang},
                                                                 {"own_work", own_work},
                                                                 {"stop", stop},
+                                                                {"stop_in_pairs", stop_in_pairs},
                                                                 {"die", die},
                                                                 {"own_error", own_error},
                                                                 {"leave", leave},

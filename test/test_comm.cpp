@@ -189,6 +189,16 @@ TEST_F(Mpi, AStoppedRankIsNamed) {
     EXPECT_NE(lines_of(o.output)[0].find("in step 3"), std::string::npos) << o.output;
 }
 
+/* As rank 0 ends all, mpirun wakes the stopped rank, which then answers rank 2, too. */
+TEST_F(Mpi, WhatIsFoundOutAfterTheEndIsNotSaid) {
+    const Outcome o = mpirun(4, "stop_in_pairs mpi cpu 1");
+    EXPECT_EQ(o.status, 2) << o.output;
+    ASSERT_EQ(lines_of(o.output).size(), 1u) << o.output;
+    EXPECT_EQ(lines_of(o.output)[0],
+              "gptloom: rank 1: no answer for 1 s, to exchange 1 (10 of fp32) of the other ranks, in step 1: it hangs, "
+              "or its machine or the link to it is down");
+}
+
 TEST_F(Mpi, ARankThatLeavesEarlyIsNamed) {
     const Outcome o = mpirun(2, "leave mpi cpu 1");
     EXPECT_EQ(o.status, 2) << o.output;

@@ -60,6 +60,7 @@ typedef struct mpi {
     loom_comm_operation blamed;
     loom_error blame;
     _Atomic bool aborting;
+    bool quiet; /* as it aborts */
     int status;
 
     loom_ticket begun;      /* the communication thread's own: the operation it is in, or was in last */
@@ -124,24 +125,45 @@ static int64_t step_of(const mpi *m) {
     return m->told ? m->told_step : m->own_step;
 }
 
-static bool send_note(mpi *m, int64_t answer, int to, char *why) {
-    const loom_mpi_note note = {.answer = answer, .number = m->begun, .told = m->told, .step = step_of(m)};
+static bool send_note(mpi *m, loom_mpi_note_kind kind, int to, char *why) {
+    const loom_mpi_note note = {.kind = kind, .number = m->begun, .told = m->told, .step = step_of(m)};
     return m->table->send_note(&note, to, why);
 }
 
-/* Answers other ranks, keeps their answers, and ends all if the caller's thread wants it. */
+static void send_all(mpi *m, loom_mpi_note_kind kind) {
+    char why[LOOM_MPI_WHY];
+    for (int r = 0; r < m->world.size; r++)
+        if (r != m->world.rank) send_note(m, kind, r, why);
+}
+
+/* Ends all ranks. mpirun first wakes those that hang: the others' question is then answered, and what they find out is
+ * not what had happened. So they hear before that whether it was said. */
+static void abort_all(mpi *m) {
+    if (!m->quiet) send_all(m, LOOM_MPI_END);
+    m->table->abort(m->status);
+}
+
+/* Answers other ranks, keeps what they say, and ends all if the caller's thread wants it. */
 static bool look_around(mpi *m, char *why) {
-    if (m->aborting) m->table->abort(m->status);
+    if (m->aborting) abort_all(m);
     m->looked = loom_seconds_now();
     for (;;) {
         loom_mpi_note note;
         int from;
         if (!m->table->take_note(&note, &from, why)) return false;
         if (from < 0) return true;
-        if (note.answer)
-            m->answers[from] = note;
-        else if (!send_note(m, 1, from, why))
-            return false;
+        switch ((loom_mpi_note_kind)note.kind) {
+        case LOOM_MPI_QUESTION:
+            if (!send_note(m, LOOM_MPI_ANSWER, from, why)) return false;
+            break;
+        case LOOM_MPI_ANSWER: m->answers[from] = note; break;
+        case LOOM_MPI_END:
+            pthread_mutex_lock(&m->lock);
+            m->reports = false;
+            pthread_mutex_unlock(&m->lock);
+            break;
+        case LOOM_MPI_NOTE_KINDS: break;
+        }
     }
 }
 
@@ -152,12 +174,11 @@ static void ask_around(mpi *m) {
     char why[LOOM_MPI_WHY];
     int answered;
     memset(m->answers, 0, (size_t)size * sizeof *m->answers);
-    for (int r = 0; r < size; r++)
-        if (r != m->world.rank) send_note(m, 0, r, why);
+    send_all(m, LOOM_MPI_QUESTION);
     do {
         if (!look_around(m, why)) return;
         answered = 1;
-        for (int r = 0; r < size; r++) answered += m->answers[r].answer != 0;
+        for (int r = 0; r < size; r++) answered += m->answers[r].kind == LOOM_MPI_ANSWER;
         loom_pause(seconds_of_pause);
     } while (answered < size && loom_seconds_now() < end);
 }
@@ -170,7 +191,7 @@ static void say_step(char *text, size_t size, int64_t step) {
 }
 
 /* Finds out which ranks an operation (of another back end, if `told`) waited for, so many seconds, and says it. Of the
- * ranks that wait, the first reports. True where there is patience and all answer. */
+ * ranks that wait, the first reports, if none has. True where there is patience and all answer. */
 static bool timed_out(mpi *m, const loom_comm_operation *o, bool told, double seconds, bool patient,
                       loom_error *error) {
     const int size = m->world.size, self = m->world.rank;
@@ -182,7 +203,7 @@ static bool timed_out(mpi *m, const loom_comm_operation *o, bool told, double se
     int silents = 0, lates = 0, first_waiting = self, first_late = -1;
     for (int r = 0; r < size; r++) {
         if (r == self) continue;
-        silent[r] = !m->answers[r].answer;
+        silent[r] = m->answers[r].kind != LOOM_MPI_ANSWER;
         late[r] = !silent[r] && (told ? m->answers[r].told : m->answers[r].number) < o->number;
         silents += silent[r];
         lates += late[r];
@@ -211,7 +232,7 @@ static bool timed_out(mpi *m, const loom_comm_operation *o, bool told, double se
         loom_fail(error, "%s did not end within %g s, %s, though all ranks have come to it", what, seconds, here);
     free(silent);
     pthread_mutex_lock(&m->lock);
-    m->reports = first_waiting == self;
+    m->reports = m->reports && first_waiting == self;
     pthread_mutex_unlock(&m->lock);
     return false;
 }
@@ -595,6 +616,7 @@ static void end_all(loom_comm *comm, bool quiet, int status) {
     alarm(SECONDS_TO_END);
     if (quiet) sleep(SECONDS_TO_END / 2);
     m->status = status;
+    m->quiet = quiet;
     m->aborting = true;
     pthread_mutex_lock(&m->lock);
     pthread_cond_broadcast(&m->changed);

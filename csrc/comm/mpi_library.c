@@ -23,7 +23,7 @@ static MPI_Comm data, notes; /* operations; what is said beside them */
 static MPI_Op add_bf16;      /* MPI knows no bf16 */
 static MPI_Request under_way[2] = {MPI_REQUEST_NULL,
                                    MPI_REQUEST_NULL}; /* the operation; of an exchange, both its parts */
-static sent_note *sent; /* (size, 2): the last question and the last answer to each rank */
+static sent_note *sent; /* (size, LOOM_MPI_NOTE_KINDS): the last of each kind to each rank */
 
 static bool ok(int result, const char *call, char *why) {
     if (result == MPI_SUCCESS) return true;
@@ -72,9 +72,10 @@ static bool open_library(loom_mpi_world *world, char *why) {
     MPI_Comm_size(local, &world->local_size);
     MPI_Comm_free(&local);
     name_library(world->library, sizeof world->library);
-    sent = malloc(2 * (size_t)size * sizeof *sent);
+    const int places = size * LOOM_MPI_NOTE_KINDS;
+    sent = malloc((size_t)places * sizeof *sent);
     if (!sent) return snprintf(why, LOOM_MPI_WHY, "no memory for %d ranks", size), false;
-    for (int i = 0; i < 2 * size; i++) sent[i].request = MPI_REQUEST_NULL;
+    for (int i = 0; i < places; i++) sent[i].request = MPI_REQUEST_NULL;
     return ok(MPI_Op_create(sum_bf16, 1, &add_bf16), "MPI_Op_create", why);
 }
 
@@ -127,7 +128,7 @@ static bool test(bool *ended, char *why) {
 }
 
 static bool send_note(const loom_mpi_note *note, int to, char *why) {
-    sent_note *s = &sent[2 * to + (note->answer != 0)];
+    sent_note *s = &sent[to * LOOM_MPI_NOTE_KINDS + note->kind];
     int free_again = 0;
     if (!ok(MPI_Test(&s->request, &free_again, MPI_STATUS_IGNORE), "MPI_Test", why)) return false;
     if (!free_again) return true;

@@ -8,16 +8,24 @@
 
 #include "comm/backend.h"
 
-enum { LOOM_MPI_TABLE_VERSION = 2, LOOM_MPI_WHY = 512 };
+enum { LOOM_MPI_TABLE_VERSION = 3, LOOM_MPI_WHY = 512 };
 
 typedef struct loom_mpi_world {
     int rank, size, local_rank, local_size;
     char library[64]; /* "Open MPI 4.1.4" */
 } loom_mpi_world;
 
-/* What ranks tell each other beside operations, to find out which of them an operation waits for. */
+/* What ranks tell each other beside operations: to find out which of them an operation waits for, and that a rank has said
+ * why all end. */
+typedef enum loom_mpi_note_kind {
+    LOOM_MPI_QUESTION,
+    LOOM_MPI_ANSWER,
+    LOOM_MPI_END,
+    LOOM_MPI_NOTE_KINDS
+} loom_mpi_note_kind;
+
 typedef struct loom_mpi_note {
-    int64_t answer; /* 0: a question */
+    int64_t kind;
     int64_t number; /* of the operation that the rank is in, or the last it was in */
     int64_t told;   /* the same of another back end, which MPI is beside; 0: none */
     int64_t step;
