@@ -125,6 +125,12 @@ def run(command, log_path, timeout):
     return None if status == 0 else f"it ended with status {status}"
 
 
+def interrupt(number, frame):
+    """Once: what asks again, as timeout does of its group, does not disturb ending what runs."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    raise KeyboardInterrupt
+
+
 def paths_in(logs, program):
     """Where a program's log and its report are."""
     stem = os.path.join(logs, os.path.relpath(program).replace("../", "").replace("/", "-"))
@@ -172,6 +178,8 @@ def main():
     parser.add_argument("programs", nargs="*", metavar="PROGRAM[=FILTER]")
     arguments = parser.parse_args()
     os.makedirs(arguments.logs, exist_ok=True)
+    if signal.getsignal(signal.SIGINT) != signal.SIG_IGN:
+        signal.signal(signal.SIGINT, interrupt)
 
     total = Outcome()
     width = max((len(program) for program in arguments.programs), default=0)
