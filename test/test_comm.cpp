@@ -129,6 +129,11 @@ class Mpi : public MpiTest {
     Outcome mpirun(int ranks, const std::string &arguments, const std::string &environment = "") {
         return MpiTest::mpirun(ranks, "comm_rank", arguments, environment);
     }
+    /* mpirun adds its own banner about the abort; of ours there is one line. */
+    static void all_end(const Outcome &o, const std::string &line) {
+        EXPECT_EQ(o.status, 2) << o.output;
+        EXPECT_EQ(lines_of(o.output), std::vector<std::string>{line}) << o.output;
+    }
     void all_works(int ranks, const std::string &device, const std::string &environment = "",
                    const std::string &scenarios = "operations,outstanding,streams,host,all") {
         const Outcome o = mpirun(ranks, scenarios + " mpi " + device, environment);
@@ -155,25 +160,20 @@ TEST_F(Mpi, FourRanksOnEmulatedCuda) {
     all_works(4, "cuda", "LOOM_EMULATION_SCHEDULE=random:3");
 }
 
-/* mpirun adds its own banner about the abort; of ours there is one line. */
 TEST_F(Mpi, AHungRankIsNamed) {
     for (const int ranks : {2, 4}) {
         const Outcome o = mpirun(ranks, "hang mpi cpu 1");
-        EXPECT_EQ(o.status, 2) << o.output;
-        ASSERT_EQ(lines_of(o.output).size(), 1u) << o.output;
-        EXPECT_EQ(lines_of(o.output)[0], "gptloom: rank 1 did not come to all_reduce 3 (1000 of fp32) within 1 s: in "
-                                         "step 2, while the others are in step 3");
+        all_end(o, "gptloom: rank 1 did not come to all_reduce 3 (1000 of fp32) within 1 s: in step 2, "
+                   "while the others are in step 3");
         EXPECT_LT(o.seconds, 40);
     }
 }
 
 TEST_F(Mpi, ThoseAtWorkAloneHaveTenTimesTheLimit) {
     all_works(2, "cpu 0.5", "", "patient");
-    const Outcome o = mpirun(2, "patient_hang mpi cpu 0.5");
-    EXPECT_EQ(o.status, 2) << o.output;
-    ASSERT_EQ(lines_of(o.output).size(), 1u) << o.output;
-    EXPECT_EQ(lines_of(o.output)[0], "gptloom: rank 1 did not come to all_reduce 3 (1000 of fp32) within 5 s: in step "
-                                     "2, while the others are in step 3");
+    all_end(mpirun(2, "patient_hang mpi cpu 0.5"),
+            "gptloom: rank 1 did not come to all_reduce 3 (1000 of fp32) within 5 s: in step 2, "
+            "while the others are in step 3");
 }
 
 TEST_F(Mpi, TheDevicesOwnWorkIsNotWaitingForOthers) {
@@ -191,20 +191,15 @@ TEST_F(Mpi, AStoppedRankIsNamed) {
 
 /* As rank 0 ends all, mpirun wakes the stopped rank, which then answers rank 2, too. */
 TEST_F(Mpi, WhatIsFoundOutAfterTheEndIsNotSaid) {
-    const Outcome o = mpirun(4, "stop_in_pairs mpi cpu 1");
-    EXPECT_EQ(o.status, 2) << o.output;
-    ASSERT_EQ(lines_of(o.output).size(), 1u) << o.output;
-    EXPECT_EQ(lines_of(o.output)[0],
-              "gptloom: rank 1: no answer for 1 s, to exchange 1 (10 of fp32) of the other ranks, in step 1: it hangs, "
-              "or its machine or the link to it is down");
+    all_end(mpirun(4, "stop_in_pairs mpi cpu 1"),
+            "gptloom: rank 1: no answer for 1 s, to exchange 1 (10 of fp32) of the other ranks, in step 1: it hangs, "
+            "or its machine or the link to it is down");
 }
 
 TEST_F(Mpi, ARankThatLeavesEarlyIsNamed) {
-    const Outcome o = mpirun(2, "leave mpi cpu 1");
-    EXPECT_EQ(o.status, 2) << o.output;
-    ASSERT_EQ(lines_of(o.output).size(), 1u) << o.output;
-    EXPECT_EQ(lines_of(o.output)[0], "gptloom: rank 1 did not come to all_reduce 3 (1000 of fp32) within 1 s: in step "
-                                     "2, while the others are in step 3");
+    all_end(mpirun(2, "leave mpi cpu 1"),
+            "gptloom: rank 1 did not come to all_reduce 3 (1000 of fp32) within 1 s: in step 2, "
+            "while the others are in step 3");
 }
 
 TEST_F(Mpi, AKilledRankEndsAll) {
@@ -215,24 +210,16 @@ TEST_F(Mpi, AKilledRankEndsAll) {
 }
 
 TEST_F(Mpi, ARanksOwnErrorEndsAll) {
-    const Outcome o = mpirun(4, "own_error mpi cpu 60");
-    EXPECT_EQ(o.status, 2) << o.output;
-    EXPECT_EQ(lines_of(o.output), std::vector<std::string>{"gptloom: rank 1: data.bin: no such file"}) << o.output;
+    all_end(mpirun(4, "own_error mpi cpu 60"), "gptloom: rank 1: data.bin: no such file");
 }
 
 TEST_F(Mpi, WhatDiffersBetweenRanksIsSaidOnce) {
-    const Outcome o = mpirun(4, "disagree mpi cpu 60");
-    EXPECT_EQ(o.status, 2) << o.output;
-    EXPECT_EQ(lines_of(o.output),
-              std::vector<std::string>{"gptloom: the configuration of rank 1 is not that of rank 0: "
-                                       "start all ranks alike"})
-        << o.output;
+    all_end(mpirun(4, "disagree mpi cpu 60"), "gptloom: the configuration of rank 1 is not that of rank 0: "
+                                              "start all ranks alike");
 }
 
 TEST_F(Mpi, AnErrorThatRanksShareIsSaidOnce) {
-    const Outcome o = mpirun(4, "all_end mpi cpu 60");
-    EXPECT_EQ(o.status, 2) << o.output;
-    EXPECT_EQ(lines_of(o.output), std::vector<std::string>{"gptloom: rank 1: the disk is full"}) << o.output;
+    all_end(mpirun(4, "all_end mpi cpu 60"), "gptloom: rank 1: the disk is full");
 }
 
 /* --ranks N: our line comes back to who started them. */
@@ -446,11 +433,9 @@ TEST_F(NcclUnderMpi, ThoseAtWorkAloneHaveTenTimesTheLimit) {
 }
 
 TEST_F(NcclUnderMpi, AHungRankIsNamed) {
-    const Outcome o = mpirun(3, "hang nccl cuda 1", library);
-    EXPECT_EQ(o.status, 2) << o.output;
-    ASSERT_EQ(lines_of(o.output).size(), 1u) << o.output;
-    EXPECT_EQ(lines_of(o.output)[0], "gptloom: rank 1 did not come to all_reduce 3 (1000 of fp32) within 1 s: in step "
-                                     "2, while the others are in step 3");
+    all_end(mpirun(3, "hang nccl cuda 1", library),
+            "gptloom: rank 1 did not come to all_reduce 3 (1000 of fp32) within 1 s: in step 2, "
+            "while the others are in step 3");
 }
 
 } // namespace

@@ -136,8 +136,8 @@ static void send_all(mpi *m, loom_mpi_note_kind kind) {
         if (r != m->world.rank) send_note(m, kind, r, why);
 }
 
-/* Ends all ranks. mpirun first wakes those that hang: the others' question is then answered, and what they find out is
- * not what had happened. So they hear before that whether it was said. */
+/* Ends all ranks. mpirun first wakes one that hangs; it answers those that still ask, who would find out, and say,
+ * something else. So they hear before that that this rank has said it. */
 static void abort_all(mpi *m) {
     if (!m->quiet) send_all(m, LOOM_MPI_END);
     m->table->abort(m->status);

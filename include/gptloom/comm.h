@@ -83,8 +83,8 @@ bool loom_comm_open(loom_comm **comm, const loom_comm_options *options, loom_err
  * closed after the communicator. */
 bool loom_comm_attach(loom_comm *comm, loom_device *device, size_t staging, loom_error *error);
 
-/* Collective where nothing has failed: ends when all ranks have come to it, or by MPI after twice the time limit. NULL is
- * allowed. */
+/* Collective where nothing has failed: ends when all ranks have come to it, or by MPI a little after twice the time limit.
+ * NULL is allowed. */
 void loom_comm_close(loom_comm *comm);
 
 /* ------------------------------------------------------------------------------------------------- on device buffers
