@@ -203,10 +203,17 @@ TEST_F(Options, ChoicesAndWordsSuggest) {
     refused("qwertyuiop", "3", {"--qwertyuiop: ", "gptloom train --help"});
 }
 
-TEST_F(Options, ListsEnd) {
-    for (int i = 0; i < LOOM_MAX_DATA; i++) ASSERT_TRUE(set("data", "x"));
-    refused("data", "one more", {"--data: takes at most 64 values"});
-    EXPECT_EQ(options.n_data, LOOM_MAX_DATA);
+TEST_F(Options, ListsHaveNoEnd) {
+    for (int i = 0; i < 1000; i++) ASSERT_TRUE(set("data", ("x" + std::to_string(i)).c_str()));
+    ASSERT_EQ(options.n_data, 1000);
+    for (int i = 0; i < 1000; i++) EXPECT_EQ("x" + std::to_string(i), options.data[i]);
+    loom_train_options back = loom_train_options_defaults();
+    const std::string path = folder + "/run.ini";
+    ASSERT_TRUE(loom_train_options_write(&options, path.c_str(), &error)) << error.message;
+    ASSERT_TRUE(loom_train_options_read(&back, path.c_str(), &error)) << error.message;
+    EXPECT_EQ(back.n_data, 1000);
+    EXPECT_STREQ(back.data[999], "x999");
+    loom_train_options_free(&back);
 }
 
 TEST_F(Options, LongValuesDoNotFillTheMessage) {
@@ -263,7 +270,7 @@ TEST_F(Options, FilesThatCannotBeRead) {
     expect_words({"none.ini"});
     EXPECT_FALSE(loom_train_options_read(&options, folder.c_str(), &error));
     expect_words({folder});
-    const std::string huge = write("huge.ini", std::string(2 << 20, '\n'));
+    const std::string huge = write("huge.ini", std::string((16 << 20) + 1, '\n'));
     EXPECT_FALSE(loom_train_options_read(&options, huge.c_str(), &error));
     expect_words({"huge.ini: is no config file"});
 }
@@ -488,7 +495,7 @@ struct Row {
     double number;
     bool yes;
     char *word;
-    char *words[3];
+    char **words;
     int n_words;
 };
 
@@ -507,7 +514,6 @@ const loom_flag rows[] = {
      "All",
      "a whole number",
      0,
-     0,
      false,
      {"number"}},
     {"number",
@@ -523,7 +529,6 @@ const loom_flag rows[] = {
      "X",
      "All",
      "a number",
-     0,
      0,
      false,
      {}},
@@ -541,7 +546,6 @@ const loom_flag rows[] = {
      "All",
      "a switch",
      0,
-     0,
      false,
      {}},
     {"word",
@@ -557,7 +561,6 @@ const loom_flag rows[] = {
      "W",
      "All",
      "a word",
-     0,
      0,
      false,
      {}},
@@ -575,7 +578,6 @@ const loom_flag rows[] = {
      "All",
      "words",
      offsetof(Row, n_words),
-     3,
      false,
      {"word"}},
 };

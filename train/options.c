@@ -12,7 +12,7 @@
 #include <string.h>
 
 /* The longest string that a config file can hold: to inih a line has 199 bytes, the key and the newline included. */
-enum { LONGEST_STRING = 180, LARGEST_FILE = 1 << 20 };
+enum { LONGEST_STRING = 180, LARGEST_FILE = 16 << 20 };
 
 /* -------------------------------------------------------------------------------------------------------- the table */
 
@@ -32,11 +32,11 @@ static const char *const communicators[] = {"auto", "self", "mpi", "nccl", NULL}
 /* clang-format off */
 static const loom_flag table[] = {
     {.name = "data", .type = LOOM_FLAG_STRINGS, AT(data), .count = offsetof(loom_train_options, n_data),
-     .capacity = LOOM_MAX_DATA, .metavar = "PATH...", .group = "Data",
+     .metavar = "PATH...", .group = "Data",
      .help = "what to train on: files, directories, quoted patterns. Files ending in .bin are token shards as llm.c "
              "writes them, all others are text and read as bytes"},
     {.name = "val-data", .type = LOOM_FLAG_STRINGS, AT(val_data), .count = offsetof(loom_train_options, n_val_data),
-     .capacity = LOOM_MAX_DATA, .metavar = "PATH...", .group = "Data",
+     .metavar = "PATH...", .group = "Data",
      .help = "what to validate on, of the same kind; goes before --val-fraction"},
     {.name = "val-fraction", .type = LOOM_FLAG_DOUBLE, AT(val_fraction), .min = 0, .max = 0.9, .standard = "0.1",
      .displaces = {"val-data"}, .metavar = "F", .group = "Data",
@@ -368,7 +368,8 @@ static bool strings_can_be_kept(const loom_train_options *options, loom_error *e
         const bool is_list = table[i].type == LOOM_FLAG_STRINGS;
         if ((!is_list && table[i].type != LOOM_FLAG_STRING) || loom_flag_is_unset(&table[i], options)) continue;
         const int n = is_list ? *(const int *)(const void *)((const char *)options + table[i].count) : 1;
-        char *const *strings = (char *const *)(const void *)((const char *)options + table[i].offset);
+        const void *field = (const char *)options + table[i].offset;
+        char *const *strings = is_list ? *(char *const *const *)field : field;
         for (int k = 0; k < n; k++)
             if (!can_be_kept(strings[k]))
                 return loom_fail(

@@ -5,6 +5,7 @@
 
 #include <ctype.h>
 #include <errno.h>
+#include <limits.h>
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -19,6 +20,10 @@ static void *field(const loom_flag *flag, void *target) {
 
 static const void *constant_field(const loom_flag *flag, const void *target) {
     return (const char *)target + flag->offset;
+}
+
+static char ***list_strings(const loom_flag *flag, void *target) {
+    return field(flag, target);
 }
 
 static int *list_count(const loom_flag *flag, void *target) {
@@ -51,7 +56,7 @@ static void blank(const loom_flag *flag, void *target) {
     switch (flag->type) {
     case LOOM_FLAG_STRING: *(char **)field(flag, target) = NULL; break;
     case LOOM_FLAG_STRINGS:
-        for (int i = 0; i < flag->capacity; i++) ((char **)field(flag, target))[i] = NULL;
+        *list_strings(flag, target) = NULL;
         *list_count(flag, target) = 0;
         break;
     default: store(flag, target, flag->unset, (int64_t)flag->unset);
@@ -59,10 +64,12 @@ static void blank(const loom_flag *flag, void *target) {
 }
 
 static void release(const loom_flag *flag, void *target) {
-    char **strings = field(flag, target);
-    if (flag->type == LOOM_FLAG_STRING) free(strings[0]);
-    if (flag->type == LOOM_FLAG_STRINGS)
+    if (flag->type == LOOM_FLAG_STRING) free(*(char **)field(flag, target));
+    if (flag->type == LOOM_FLAG_STRINGS) {
+        char **strings = *list_strings(flag, target);
         for (int i = 0; i < *list_count(flag, target); i++) free(strings[i]);
+        free(strings);
+    }
     blank(flag, target);
 }
 
@@ -201,21 +208,31 @@ static int find_choice(const loom_flag *flag, const char *text, const char *wher
     return -1;
 }
 
+/* Adds a string, which it takes over. The array has room for the next power of two above what is in it. */
+static bool add_to_list(const loom_flag *flag, void *target, char *copy) {
+    char ***strings = list_strings(flag, target);
+    int *n = list_count(flag, target);
+    if ((*n & (*n - 1)) == 0) {
+        char **larger = *n > INT_MAX / 2 ? NULL : realloc(*strings, (*n ? 2 * (size_t)*n : 1) * sizeof *larger);
+        if (!larger) return false;
+        *strings = larger;
+    }
+    (*strings)[(*n)++] = copy;
+    return true;
+}
+
 static bool set_string(const loom_flag *flag, void *target, const char *text, const char *where, loom_error *error) {
-    char **strings = field(flag, target);
-    const int place = flag->type == LOOM_FLAG_STRINGS ? *list_count(flag, target) : 0;
     if (!*text) return loom_fail(error, "%s%s: is empty; leave it out or give a value", where, flag->name);
     if (flag->choices && find_choice(flag, text, where, error) < 0) return false;
-    if (flag->type == LOOM_FLAG_STRINGS && place >= flag->capacity)
-        return loom_fail(error, "%s%s: takes at most %d values; a directory or a quoted pattern can stand for many",
-                         where, flag->name, flag->capacity);
     char *copy = strdup(text);
-    if (!copy) return loom_fail(error, "%s%s: no memory to keep it", where, flag->name);
-    if (flag->type == LOOM_FLAG_STRINGS)
-        ++*list_count(flag, target);
-    else
-        free(strings[0]);
-    strings[place] = copy;
+    if (!copy || (flag->type == LOOM_FLAG_STRINGS && !add_to_list(flag, target, copy))) {
+        free(copy);
+        return loom_fail(error, "%s%s: no memory to keep it", where, flag->name);
+    }
+    if (flag->type == LOOM_FLAG_STRINGS) return true;
+    char **string = field(flag, target);
+    free(*string);
+    *string = copy;
     return true;
 }
 
@@ -286,7 +303,7 @@ static int print_number(char *text, size_t size, double number) {
 }
 
 bool loom_flag_text(const loom_flag *flag, const void *target, int index, char *text, size_t size) {
-    char *const *strings = constant_field(flag, target);
+    const void *where = constant_field(flag, target);
     int length = -1;
     switch (flag->type) {
     case LOOM_FLAG_BOOL: length = snprintf(text, size, "%s", integer_at(flag, target) ? "true" : "false"); break;
@@ -294,8 +311,10 @@ bool loom_flag_text(const loom_flag *flag, const void *target, int index, char *
     case LOOM_FLAG_DOUBLE: length = print_number(text, size, number_at(flag, target)); break;
     case LOOM_FLAG_SIZE: length = snprintf(text, size, "%.0f", number_at(flag, target)); break;
     case LOOM_FLAG_CHOICE: length = snprintf(text, size, "%s", flag->choices[integer_at(flag, target)]); break;
-    case LOOM_FLAG_STRING: length = snprintf(text, size, "%s", strings[0] ? strings[0] : ""); break;
-    case LOOM_FLAG_STRINGS: length = snprintf(text, size, "%s", strings[index]); break;
+    case LOOM_FLAG_STRING:
+        length = snprintf(text, size, "%s", *(char *const *)where ? *(char *const *)where : "");
+        break;
+    case LOOM_FLAG_STRINGS: length = snprintf(text, size, "%s", (*(char **const *)where)[index]); break;
     }
     return length >= 0 && (size_t)length < size;
 }

@@ -19,7 +19,7 @@ typedef enum loom_flag_type {
     LOOM_FLAG_DOUBLE,  /* double */
     LOOM_FLAG_SIZE,    /* double: bytes, written as 1500000, 800MiB or 1.5GiB */
     LOOM_FLAG_STRING,  /* char *, owned; one of `choices` where there are any */
-    LOOM_FLAG_STRINGS, /* char *[capacity] and an int that counts them; every setting adds one */
+    LOOM_FLAG_STRINGS, /* char **, owned, and an int that counts them; every setting adds one */
     LOOM_FLAG_CHOICE,  /* int or an enum: the place in `choices` */
 } loom_flag_type;
 
@@ -37,7 +37,6 @@ typedef struct loom_flag {
     const char *derived;        /* what an unset value becomes, in words, for the help */
     const char *metavar, *group, *help;
     size_t count; /* STRINGS: offset of the int */
-    int capacity; /* STRINGS: of the array */
     bool session; /* belongs to one call of the program: not kept in a run's config file */
     const char *displaces[LOOM_FLAG_MAX_DISPLACED]; /* what earlier sources said about these no longer holds once this
                                                        one is given ("steps" makes "epochs" void) */

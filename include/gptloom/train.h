@@ -16,15 +16,15 @@ extern "C" {
 
 /* ----------------------------------------------------------------------------------------------------------- options
  * Every field is a flag of `gptloom train` and a key of a config file (underscores become dashes). A field that was not
- * given, and whose default is derived, is 0 or NULL (min_lr and warmup: -1). Strings are owned by the options. */
-enum { LOOM_MAX_DATA = 64 };
+ * given, and whose default is derived, is 0 or NULL (min_lr and warmup: -1). Strings and lists of them are owned by the
+ * options. */
 
 typedef enum loom_switch { LOOM_OFF, LOOM_ON } loom_switch;
 typedef enum loom_attention_kind { LOOM_ATTENTION_OWN, LOOM_ATTENTION_CUDNN } loom_attention_kind;
 typedef enum loom_offload_kind { LOOM_OFFLOAD_NONE, LOOM_OFFLOAD_ACTIVATIONS } loom_offload_kind;
 
 typedef struct loom_train_options {
-    char *data[LOOM_MAX_DATA], *val_data[LOOM_MAX_DATA];
+    char **data, **val_data;
     int n_data, n_val_data;
     char *out;
     char *model;
