@@ -236,6 +236,11 @@ $(BUILD)/test/libnccl_standin.so: test/nccl_standin.c csrc/comm/nccl_api.h
 	@mkdir -p $(@D)
 	$(call quiet,LD) $(CC) -std=c11 -D_GNU_SOURCE -O1 $(WARNINGS) -Iinclude -Icsrc -I. -fPIC -shared -o $@ $< -lrt
 
+# Preloaded, it makes calls of the program fail: test/faults/README.md.
+$(BUILD)/test/libfaults.so: test/faults/shim.c
+	@mkdir -p $(@D)
+	$(call quiet,LD) $(CC) -std=c11 -D_GNU_SOURCE -O1 -g $(WARNINGS) -fPIC -shared -o $@ $< -ldl
+
 # These start the program, as users do.
 $(addprefix $(BUILD)/test/test_,rank_failures two_hosts): | $(BUILD)/gptloom $(if $(MPICC),$(BUILD)/libgptloom_mpi.so)
 $(BUILD)/test/test_two_hosts: | $(BUILD)/emulated/gptloom $(BUILD)/test/libnccl_standin.so
