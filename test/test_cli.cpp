@@ -324,12 +324,38 @@ TEST_F(Program, UnknownCommandsAndFlagsSuggestTheNearest) {
     expect_mistake({"trian"}, {"'trian'", "'train'"});
     expect_mistake({"qqqqqqqq"}, {"'qqqqqqqq'", "--help"});
     expect_training_mistake({"--n-layers", "3"}, {"--n-layers: ", "'--n-layer'"});
-    expect_training_mistake({"--n_layer", "3"}, {"--n_layer: ", "'--n-layer'"});
+    expect_training_mistake({"--n_layers", "3"}, {"--n-layers: ", "'--n-layer'"});
     expect_training_mistake({"--n-layers=3"}, {"--n-layers: ", "'--n-layer'"});
     expect_training_mistake({"--check", "3"}, {"--check: "}); /* no abbreviations */
     expect_training_mistake({"-lr", "3"}, {"-lr: ", "'--lr'"});
     expect_training_mistake({"--xyzzyxyzzy"}, {"--xyzzyxyzzy: ", "gptloom train --help"});
     for (const std::string &command : commands) expect_mistake({command, "--hepl"}, {"--hepl: ", "'--help'"});
+}
+
+TEST_F(Program, NamesOfOtherProgramsAreAnsweredWithOurs) {
+    const struct {
+        Words words;
+        Words said;
+    } rows[] = {{{"--batch_size", "4"}, {"--batch-size: ", "'--batch'"}},
+                {{"--learning-rate", "1e-3"}, {"--learning-rate: ", "'--lr'"}},
+                {{"--learning_rate=1e-3"}, {"--learning-rate: ", "'--lr'"}},
+                {{"--max_iters", "5"}, {"'--steps'"}},
+                {{"--gradient_accumulation_steps", "5"}, {"'--micro-batch'"}},
+                {{"--per_device_train_batch_size", "5"}, {"'--micro-batch'"}},
+                {{"--num_train_epochs", "5"}, {"'--epochs'"}},
+                {{"--save_total_limit", "5"}, {"'--keep'"}},
+                {{"--dropout", "0.1"}, {"--dropout: there is no such flag; gptloom trains without dropout"}},
+                {{"--model", "gpt2-124m"}, {"--model: 'gpt2-124m' is called gpt2 here"}},
+                {{"--model", "openai-community/gpt2-XL"}, {"is called gpt2-xl here"}}};
+    for (const auto &row : rows) expect_training_mistake(row.words, row.said);
+    expect_mistake({"sample", "--from", "run", "--max_new_tokens", "5"}, {"'--tokens'"});
+    expect_mistake({"sample", "--model", "run"}, {"'--from'"});
+    expect_mistake({"eval", "--from", "run"}, {"'eval': there is no such command; a run validates as it trains"});
+    expect_mistake({"generate"}, {"'sample'"});
+    expect_mistake({"train", "--config", "text.txt"}, {"text.txt:1: "});
+    write("theirs.ini", "batch_size = 4\n");
+    expect_mistake({"train", "--config", "theirs.ini"}, {"theirs.ini:1: batch-size: ", "here it is 'batch'"});
+    expect_run(training({"--val_every", "0", "--sample_every=0"})); /* underscores are dashes */
 }
 
 TEST_F(Program, FlagsNeedTheirValues) {

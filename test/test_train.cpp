@@ -576,6 +576,26 @@ TEST_F(Train, EpochsBecomeSteps) {
     EXPECT_EQ(loom_train_default_warmup(1000000), 2000);
 }
 
+/* 0.07 * 100 is 7.000000000000001 to a double, and is 7. */
+TEST_F(Train, EpochsAreTheDecimalsThatAreWritten) {
+    write_file(at("hundred"), std::string(1600, 'a')); /* 100 windows of 16 */
+    const struct {
+        const char *epochs, *batch;
+        int64_t steps;
+    } rows[] = {{"0.07", "1", 7},     {"0.55", "1", 55},      {"1.1", "1", 110}, {"2.2", "1", 220},
+                {"0.071", "1", 8},    {"0.0701", "1", 8},     {"1", "3", 34},    {"0.01", "1", 1},
+                {"1e-6", "1", 1},     {"1.000001", "1", 101}, {"3", "100", 3},   {"0.3333333333333333", "1", 34},
+                {"1000", "1", 100000}};
+    for (const auto &row : rows) {
+        Options::Pairs pairs = small() + Options::Pairs{{"data", at("hundred")}, {"epochs", row.epochs},
+                                                        {"batch", row.batch},    {"micro-batch", "1"},
+                                                        {"val-fraction", "0"},   {"warmup", "0"}};
+        pairs.erase("steps");
+        const Options options(pairs);
+        EXPECT_EQ(loom_trainer_steps_planned(open_trainer(options).get()), row.steps) << row.epochs;
+    }
+}
+
 /* With the library's own threads products may be summed in other orders, and that is all. */
 TEST_F(Train, WithoutDeterminismOnlyRoundingDiffers) {
     const Options fixed(small()), loose(small() + Options::Pairs{{"deterministic", "false"}, {"threads", "2"}});

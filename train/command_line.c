@@ -1,7 +1,8 @@
 #include "command_line.h"
 
+#include "synonyms.h"
+
 #include "base/check.h"
-#include "base/nearest.h"
 #include "gptloom/comm.h"
 
 #include <getopt.h>
@@ -87,12 +88,21 @@ static bool unknown_flag(const loom_command_line *line, const entries *list, con
     snprintf(name, sizeof name, "%s", word + strspn(word, "-"));
     name[strcspn(name, "=")] = 0;
     const char *dashes = word[1] == '-' ? "--" : "-";
-    const char *nearest = loom_nearest_name(name, list->name);
-    if (nearest) return loom_fail(error, "%s%s: there is no such flag; did you mean '--%s'?", dashes, name, nearest);
+    char suggestion[256];
+    if (loom_suggest_name(name, "--", list->name, suggestion, sizeof suggestion))
+        return loom_fail(error, "%s%s: there is no such flag; %s", dashes, name, suggestion);
     return loom_fail(error, "%s%s: there is no such flag; 'gptloom %s --help' lists them", dashes, name, line->command);
 }
 
 /* ---------------------------------------------------------------------------------------------------------- parsing */
+
+/* "--batch_size=4" as "--batch-size=4", as other programs write it; up to "--", which ends the flags. */
+static void dash_names(int argc, char **argv) {
+    for (int i = 1; i < argc && strcmp(argv[i], "--") != 0; i++)
+        if (!strncmp(argv[i], "--", 2))
+            for (char *c = argv[i]; *c && *c != '='; c++)
+                if (*c == '_') *c = '-';
+}
 
 static bool take_argument(loom_command_line *line, const char *word, loom_error *error) {
     if (line->most == 0)
@@ -140,6 +150,7 @@ bool loom_command_line_parse(loom_command_line *line, int argc, char **argv, boo
     for (int t = 0; t < line->n_tables; t++) memset(line->tables[t].given, 0, sizeof line->tables[t].given);
     line->n_arguments = 0;
     *help = false;
+    dash_names(argc, argv);
     opterr = 0;
     optind = 0; /* getopt starts afresh */
     int open = -1;

@@ -1,8 +1,8 @@
 /* gptloom: finds the subcommand and hands the words over. */
 #include "command.h"
 #include "command_line.h"
+#include "synonyms.h"
 
-#include "base/nearest.h"
 #include "gptloom/device.h"
 
 #include <errno.h>
@@ -62,11 +62,9 @@ static int run(const char *name, int argc, char **argv) {
         if (!strcmp(commands[i].name, name)) return commands[i].run(argc, argv);
         names[i] = commands[i].name;
     }
-    const char *nearest = loom_nearest_name(name, names);
-    if (nearest)
-        loom_fail(&error, "'%.60s': there is no such command; did you mean '%s'?", name, nearest);
-    else
-        loom_fail(&error, "'%.60s': there is no such command; 'gptloom --help' lists them", name);
+    char suggestion[256] = "'gptloom --help' lists them";
+    loom_suggest_name(name, "", names, suggestion, sizeof suggestion);
+    loom_fail(&error, "'%.60s': there is no such command; %s", name, suggestion);
     return loom_command_failed(&error);
 }
 

@@ -1,8 +1,8 @@
 #include "options.h"
+#include "synonyms.h"
 
 #include "base/check.h"
 #include "base/file.h"
-#include "base/nearest.h"
 #include "gptloom/parallel.h"
 
 #include <ctype.h>
@@ -259,9 +259,9 @@ static const loom_flag *find_option(const char *key, const char *where, loom_err
     const loom_flag *flag = loom_flag_find(table, ROWS, name);
     if (flag) return flag;
     for (int i = 0; i < ROWS; i++) names[i] = table[i].name;
-    const char *nearest = loom_nearest_name(name, names);
-    loom_fail(error, "%s%s: there is no such option; %s%s%s", where, name, nearest ? "did you mean '" : "",
-              nearest ? nearest : "'gptloom train --help' lists them", nearest ? "'?" : "");
+    char suggestion[256] = "'gptloom train --help' lists them";
+    loom_suggest_name(name, "", names, suggestion, sizeof suggestion);
+    loom_fail(error, "%s%s: there is no such option; %s", where, name, suggestion);
     return NULL;
 }
 

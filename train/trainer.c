@@ -3,8 +3,8 @@
 #include "base/check.h"
 #include "base/file.h"
 
+#include <ctype.h>
 #include <inttypes.h>
-#include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -53,14 +53,40 @@ static bool split_data(loom_trainer *t, loom_error *error) {
            loom_split_by_fraction(t->val_data, o->vocab_size, 0, o->seq_len, &t->validation, &nothing, error);
 }
 
+/* The steps of `batch` windows that so many epochs come to, the last one begun; -1 where they are too many. 0.07 is
+ * meant as 7/100, which no double is: the shortest decimal that reads as this double is counted with, in whole numbers. */
+static int64_t steps_of_epochs(double epochs, int64_t windows, int64_t batch) {
+    enum { MOST_DIGITS = 17 };
+    const double steps = epochs * (double)windows / (double)batch;
+    if (!(steps < 1e12)) return -1;
+    char text[40];
+    for (int digits = 0; digits < MOST_DIGITS; digits++) {
+        snprintf(text, sizeof text, "%.*e", digits, epochs);
+        if (strtod(text, NULL) == epochs) break;
+    }
+    int64_t decimal = 0;
+    int places = -(int)strtol(strchr(text, 'e') + 1, NULL, 10) - 1; /* of `decimal` behind the point */
+    for (const char *c = text; *c != 'e'; c++) {
+        if (!isdigit((unsigned char)*c)) continue; /* the point, as the locale has it */
+        decimal = 10 * decimal + (*c - '0');
+        places++;
+    }
+    /* At most 10^17 * 2^42 above and 10^22 * 2^20 below, as epochs and a batch have limits. */
+    __extension__ unsigned __int128 whole = (unsigned __int128)(uint64_t)decimal * (uint64_t)windows;
+    __extension__ unsigned __int128 divisor = (uint64_t)batch;
+    for (; places > 0; places--) divisor *= 10;
+    for (; places < 0; places++) whole *= 10;
+    const int64_t exact = (int64_t)((whole + divisor - 1) / divisor);
+    return exact < 1 ? 1 : exact;
+}
+
 /* --steps, or the steps that --epochs come to. */
 static bool settle_steps(loom_trainer *t, loom_error *error) {
     loom_train_options *o = &t->options;
     if (!o->steps) {
-        const double windows = (double)loom_split_windows(&t->training, o->seq_len);
-        const double steps = ceil((o->epochs > 0 ? o->epochs : 1) * windows / (double)o->batch);
-        if (!(steps < 1e12)) return loom_fail(error, "--epochs: %g epochs are too many steps", o->epochs);
-        o->steps = steps < 1 ? 1 : (int64_t)steps;
+        o->steps = steps_of_epochs(o->epochs > 0 ? o->epochs : 1, loom_split_windows(&t->training, o->seq_len),
+                                   o->batch);
+        if (o->steps < 0) return loom_fail(error, "--epochs: %g epochs are too many steps", o->epochs);
         o->epochs = 0;
     }
     if (o->warmup < 0) o->warmup = loom_train_default_warmup(o->steps);

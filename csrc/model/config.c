@@ -6,6 +6,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <strings.h>
 
 /* GPT-3's table 2.1 contradicts itself in two rows, made whole here: XL's 24 heads of 128 are not its 2048 channels (16
  * heads are), 13B's 5140 channels are not 40 heads of 128 (5120 are). Its alternating sparse attention is dense here. */
@@ -42,6 +43,32 @@ static int64_t channels_of_depth(int64_t depth) {
     return 0;
 }
 
+/* What a model is called here that others name by its parameters; NULL where none is known. The nearest name would be
+ * another model's. */
+static const char *other_name(const char *name) {
+    static const char *const names[][2] = {{"gpt2-small", "gpt2"},
+                                           {"gpt2-117m", "gpt2"},
+                                           {"gpt2-124m", "gpt2"},
+                                           {"gpt2-345m", "gpt2-medium"},
+                                           {"gpt2-350m", "gpt2-medium"},
+                                           {"gpt2-355m", "gpt2-medium"},
+                                           {"gpt2-762m", "gpt2-large"},
+                                           {"gpt2-774m", "gpt2-large"},
+                                           {"gpt2-1.5b", "gpt2-xl"},
+                                           {"gpt2-1542m", "gpt2-xl"},
+                                           {"gpt2-1558m", "gpt2-xl"},
+                                           {"gpt-2", "gpt2"},
+                                           {"gpt-1", "gpt1"},
+                                           {"gpt3", "gpt3-175b"},
+                                           {"gpt3-small", "gpt3-125m"}};
+    const char *plain = !strncmp(name, "openai-community/", 17) ? name + 17 : name;
+    for (size_t i = 0; i < sizeof names / sizeof *names; i++)
+        if (!strcasecmp(plain, names[i][0])) return names[i][1];
+    for (const loom_gpt_named *row = catalogue; row->name; row++)
+        if (!strcasecmp(plain, row->name)) return row->name;
+    return NULL;
+}
+
 bool loom_gpt_config_by_name(const char *name, loom_gpt_named *named, loom_error *error) {
     for (const loom_gpt_named *row = catalogue; row->name; row++)
         if (!strcmp(row->name, name)) {
@@ -55,6 +82,8 @@ bool loom_gpt_config_by_name(const char *name, loom_gpt_named *named, loom_error
         *named = (loom_gpt_named){name, {depth, channels / 64, channels, 1024, 50257}, "a depth of llm.c's family"};
         return true;
     }
+    const char *same = other_name(name);
+    if (same) return loom_fail(error, "--model: '%s' is called %s here", name, same);
     const char *names[sizeof catalogue / sizeof *catalogue];
     for (size_t i = 0; i < sizeof catalogue / sizeof *catalogue; i++) names[i] = catalogue[i].name;
     const char *nearest = loom_nearest_name(name, names);
