@@ -814,6 +814,25 @@ TEST_F(Train, ALineOfMetricsThatWasTornGoes) {
         EXPECT_EQ(lines[i].rfind("{\"step\": " + std::to_string(i < 15 ? i + 1 : i + 6) + ",", 0), 0u) << lines[i];
 }
 
+/* Only what will be done again goes: lines that are no metrics stay, wherever they are, and what is behind them. */
+TEST_F(Train, LinesThatAreNoMetricsStayWhenARunGoesOn) {
+    ASSERT_TRUE(trains(run("run", {{"stop-after", "20"}})));
+    const std::vector<std::string> before = metrics_of(at("run"));
+    std::string text;
+    for (size_t i = 0; i < before.size(); i++) {
+        if (i == 4) text += "#";
+        text += before[i] + "\n";
+        if (i == 9) text += "\n// restarted by hand\n";
+    }
+    write_file(at("run/metrics.jsonl"), text + "{\"step\": 21, \"loss\": 1}\nthe end");
+    ASSERT_TRUE(trains(run("run", {{"resume", "true"}, {"stop-after", "1"}})));
+    std::string after = read_file(at("run/metrics.jsonl"));
+    EXPECT_EQ(after.rfind(text + "the end\n{\"step\": 21, \"tokens\"", 0), 0u) << after;
+    write_file(at("run/metrics.jsonl"), "");
+    ASSERT_TRUE(trains(run("run", {{"resume", "true"}, {"stop-after", "1"}})));
+    EXPECT_EQ(metrics_of(at("run")).size(), 1u);
+}
+
 TEST_F(Train, AKilledRunsCheckpointInTheMakingDoesNotCount) {
     ASSERT_TRUE(trains(run("run", {{"stop-after", "20"}})));
     ASSERT_TRUE(trains(run("whole")));
