@@ -10,11 +10,13 @@
 #include <fstream>
 #include <map>
 #include <memory>
+#include <random>
 #include <set>
 #include <string>
 #include <thread>
 #include <vector>
 
+#include <sys/resource.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -76,6 +78,14 @@ class DataTest : public ::testing::Test {
         return shard(name, ids);
     }
 
+    /* A shard that is too large to be kept in memory; ids after those given are 0, and take no room on the disk. */
+    std::string large_shard(const std::string &name, const std::vector<int> &ids) const {
+        const std::string path = shard(name, ids, LARGE);
+        fs::resize_file(path, 1024 + 2 * (uintmax_t)LARGE);
+        return path;
+    }
+
+    static constexpr int64_t LARGE = 33 << 20;
     fs::path root;
 
   private:
@@ -87,11 +97,11 @@ class DataTest : public ::testing::Test {
 /* A dataset that closes itself. */
 class Dataset {
   public:
-    explicit Dataset(const std::vector<std::string> &paths) {
+    explicit Dataset(const std::vector<std::string> &paths, const loom_dataset_options &options = {}) {
         std::vector<const char *> names;
         for (const std::string &path : paths) names.push_back(path.c_str());
         loom_error error = {};
-        opened = loom_dataset_open(&dataset, names.data(), (int)names.size(), &error);
+        opened = loom_dataset_open_with(&dataset, names.data(), (int)names.size(), &options, &error);
         message = error.message;
         EXPECT_EQ(opened, dataset != nullptr);
     }
@@ -400,8 +410,234 @@ TEST_F(DataTest, DamagedAndForeignShards) {
     expect_refused({odd}, {odd, "no sound token shard", "1031"});
 }
 
-TEST_F(DataTest, TooManyFilesToMap) {
-    expect_refused(std::vector<std::string>(60001, text("f", "F")), {at("f"), "60001 files", "join them"});
+/* -------------------------------------------------------------------------------------- files that change, many files */
+
+/* Reads n tokens from `first` on; on an error its message. */
+std::string read_error(const Dataset &dataset, int64_t first, int64_t n) {
+    std::vector<int32_t> tokens((size_t)n);
+    loom_error error = {""};
+    const bool ok = loom_dataset_read(dataset, first, n, 1 << 16, tokens.data(), &error);
+    EXPECT_EQ(ok, error.message[0] == 0);
+    return error.message;
+}
+
+TEST_F(DataTest, LargeFilesReadAsSmallOnes) {
+    std::vector<int> ids;
+    for (int i = 0; i < 20000; i++) ids.push_back(i);
+    const Dataset dataset(std::vector<std::string>{large_shard("1.bin", ids), large_shard("2.bin", {7, 8, 9})});
+    ASSERT_TRUE(dataset.opened) << dataset.message;
+    ASSERT_EQ(loom_dataset_tokens(dataset), 2 * LARGE);
+    std::vector<int32_t> tokens(20003);
+    ASSERT_TRUE(loom_dataset_read(dataset, 1, 20000, 1 << 16, tokens.data(), nullptr));
+    for (int i = 0; i < 19999; i++) ASSERT_EQ(tokens[(size_t)i], i + 1);
+    ASSERT_TRUE(loom_dataset_read(dataset, LARGE - 2, 5, 1 << 16, tokens.data(), nullptr));
+    EXPECT_EQ(std::vector<int32_t>(tokens.begin(), tokens.begin() + 5), (std::vector<int32_t>{0, 0, 7, 8, 9}));
+}
+
+TEST_F(DataTest, AFileThatShrinksIsAnError) {
+    const std::string small = text("small", "abcdefgh"), large = large_shard("large.bin", {});
+    const Dataset kept(small), read(large);
+    fs::resize_file(small, 3);
+    EXPECT_EQ(kept.all_text(), "abcdefgh|"); /* is in memory */
+    EXPECT_EQ(read_error(read, LARGE - 10, 10), "");
+    fs::resize_file(large, 5000);
+    EXPECT_EQ(read_error(read, 0, 1000), "");
+    expect_message(read_error(read, LARGE - 10, 10), {large, "has become shorter", "bring it back"});
+    fs::resize_file(large, 0);
+    expect_message(read_error(read, 0, 1), {large, "has become shorter"});
+
+    Loader loader(whole(read), loader_options(16, 4));
+    ASSERT_TRUE(loader.opened);
+    EXPECT_EQ(loader.next(), nullptr);
+    expect_message(loader.message, {large, "has become shorter"});
+    EXPECT_EQ(loader.next(), nullptr); /* and it stays so */
+    expect_message(loader.message, {large, "has become shorter"});
+}
+
+TEST_F(DataTest, AFileThatIsOpenStaysWhatItWas) {
+    const std::string path = large_shard("a.bin", {1, 2, 3});
+    const Dataset dataset(path);
+    fs::rename(large_shard("b.bin", {4, 5, 6}), path);
+    EXPECT_EQ(std::vector<int32_t>({1, 2, 3}), [&] {
+        std::vector<int32_t> tokens(3);
+        EXPECT_TRUE(loom_dataset_read(dataset, 0, 3, 1 << 16, tokens.data(), nullptr));
+        return tokens;
+    }());
+}
+
+TEST_F(DataTest, ManyFilesTakeFewDescriptors) {
+    struct rlimit before;
+    ASSERT_EQ(getrlimit(RLIMIT_NOFILE, &before), 0);
+    std::vector<std::string> paths;
+    for (int i = 0; i < 40; i++) paths.push_back(large_shard("f" + std::to_string(100 + i) + ".bin", {i}));
+    struct rlimit few = before;
+    few.rlim_cur = 32;
+    ASSERT_EQ(setrlimit(RLIMIT_NOFILE, &few), 0);
+    const Dataset dataset(at("*.bin"));
+    EXPECT_TRUE(dataset.opened) << dataset.message;
+    for (int pass = 0; dataset.opened && pass < 2; pass++)
+        for (int i = 0; i < 40; i++) {
+            int32_t token = -1;
+            EXPECT_TRUE(loom_dataset_read(dataset, i * LARGE, 1, 1 << 16, &token, nullptr));
+            EXPECT_EQ(token, i);
+        }
+    /* By now the first is closed: what bears its name must be what it was. */
+    fs::last_write_time(paths[0], fs::file_time_type::clock::now() - std::chrono::hours(1));
+    EXPECT_EQ(read_error(dataset, 0, 1), "");
+    EXPECT_EQ(read_error(dataset, 8 * LARGE, 1), "");
+    fs::rename(paths[1], paths[0]);
+    fs::last_write_time(paths[0], fs::file_time_type::clock::now() - std::chrono::hours(2));
+    expect_message(read_error(dataset, 0, 1), {paths[0], "another file has taken its place"});
+    expect_message(read_error(dataset, LARGE, 1), {paths[1], "cannot be read"});
+    ASSERT_EQ(mkfifo(paths[1].c_str(), 0600), 0);
+    expect_message(read_error(dataset, LARGE, 1), {paths[1], "not a regular file"});
+    EXPECT_EQ(setrlimit(RLIMIT_NOFILE, &before), 0);
+}
+
+TEST_F(DataTest, AnyNumberOfFiles) {
+    const Dataset dataset(std::vector<std::string>(5000, text("f", "F")));
+    ASSERT_TRUE(dataset.opened) << dataset.message;
+    EXPECT_EQ(loom_dataset_files(dataset), 5000);
+    EXPECT_EQ(loom_dataset_tokens(dataset), 10000);
+}
+
+TEST_F(DataTest, FilesAreHashedWholeOrInPieces) {
+    const auto hash = [](const Dataset &dataset, bool whole) {
+        char digits[33] = "";
+        loom_error error = {""};
+        EXPECT_TRUE(loom_dataset_hash_file(dataset, 0, whole, digits, &error)) << error.message;
+        return std::string(digits);
+    };
+    const auto put = [](const std::string &path, uint64_t offset, char byte) {
+        std::fstream file(path, std::ios::binary | std::ios::in | std::ios::out);
+        file.seekp((std::streamoff)offset);
+        file.put(byte);
+    };
+    EXPECT_EQ(hash(Dataset(text("abc", "abc")), true), "06b05ab6733a618578af5f94892f3950"); /* xxhsum -H2 */
+    EXPECT_EQ(hash(Dataset(at("abc")), false), "06b05ab6733a618578af5f94892f3950");
+    const std::string path = large_shard("large.bin", {1});
+    const std::string is = hash(Dataset(path), true), sampled = hash(Dataset(path), false);
+    EXPECT_NE(is, sampled);
+    put(path, 1 << 20, 1); /* between two pieces */
+    EXPECT_NE(hash(Dataset(path), true), is);
+    EXPECT_EQ(hash(Dataset(path), false), sampled);
+    put(path, 8 << 20, 1);
+    const std::string changed = hash(Dataset(path), false);
+    EXPECT_NE(changed, sampled);
+    put(path, 1023 + 2 * LARGE, 1);
+    EXPECT_NE(hash(Dataset(path), false), changed);
+}
+
+/* ------------------------------------------------------------------------------------------------- what files hold */
+
+TEST_F(DataTest, WhatIsNoTextIsRefused) {
+    const std::string zeros(100, '\0'), letters(400, 'x');
+    const auto bytes = [](std::initializer_list<int> list) { return std::string(list.begin(), list.end()); };
+    std::string wide, tar = letters, random;
+    for (int i = 0; i < 100; i++) wide += std::string{(char)('a' + i % 26), '\0'};
+    tar.replace(257, 5, "ustar");
+    std::mt19937 generator(1);
+    for (int i = 0; i < 4096; i++) random += (char)generator();
+    const struct {
+        std::string content;
+        const char *words;
+    } rows[] = {
+        {bytes({0x1f, 0x8b, 8, 0}) + letters, "gzip: gunzip"},
+        {bytes({0x28, 0xb5, 0x2f, 0xfd}) + letters, "zstd -d"},
+        {bytes({0xfd, '7', 'z', 'X', 'Z', 0}) + letters, "xz -d"},
+        {"BZh91AY&SY" + letters, "bunzip2"},
+        {bytes({4, 0x22, 0x4d, 0x18}) + letters, "lz4 -d"},
+        {"PK\3\4" + letters, "zip archive"},
+        {tar, "tar archive"},
+        {"PAR1" + bytes({0x15, 4}) + zeros, "Parquet"},
+        {std::string("ARROW1\0\0", 8) + letters, "Arrow"},
+        {bytes({0x93}) + "NUMPY" + bytes({1, 0, 'v', 0}) + letters, "NumPy"},
+        {bytes({0x89}) + "HDF\r\n\x1a\n" + letters, "HDF5"},
+        {std::string("SQLite format 3\0", 16) + letters, "SQLite"},
+        {"%PDF-1.7\n" + letters, "pdftotext"},
+        {bytes({0x89}) + "PNG\r\n\x1a\n" + letters, "PNG"},
+        {bytes({0xff, 0xd8, 0xff, 0xe0}) + letters, "JPEG"},
+        {bytes({0x7f, 'E', 'L', 'F', 2, 1, 1}) + zeros, "a program"},
+        {bytes({0xff, 0xfe}) + wide, "iconv -f utf-16"},
+        {bytes({0xfe, 0xff, 0, 'a'}) + letters, "iconv -f utf-16"},
+        {bytes({0xff, 0xfe, 0, 0, 'a', 0, 0, 0}), "iconv -f utf-32"},
+        {wide, "iconv -f utf-16"},
+        {bytes({16, 0, 0, 0, 0, 0, 0, 0}) + "{\"__metadata__\": {}}" + letters, "safetensors"},
+        {"GGUF" + bytes({3, 0, 0, 0}) + letters, "GGUF"},
+        {bytes({0x80, 4, 0x95}) + letters, "pickle"},
+        {bytes({0x88, 0xd8, 0x34, 1, 1, 0, 0, 0}) + zeros, "end in .bin"},
+        {letters + zeros, "is binary"},
+        {random, "is binary"},
+    };
+    for (const auto &row : rows) {
+        const std::string path = text("file.txt", row.content);
+        expect_refused({path}, {path, row.words, "--any-bytes"});
+        expect_refused({at("*")}, {path, row.words});
+        loom_dataset_options options = {};
+        options.any_bytes = true;
+        const Dataset dataset({path}, options);
+        ASSERT_TRUE(dataset.opened) << dataset.message;
+        EXPECT_EQ(loom_dataset_tokens(dataset), (int64_t)row.content.size() + 1);
+        EXPECT_STREQ(loom_dataset_note(dataset), "");
+    }
+}
+
+/* Every byte from 0x80 on is one of letters somewhere. */
+TEST_F(DataTest, TextIsTextInAnyLanguage) {
+    std::string high, shifted;
+    for (int i = 0x80; i < 0x100; i++) high += (char)i;
+    for (int i = 0; i < 50; i++)
+        shifted += "\x1b$B\x46\x7c\x4b\x5c\x1b(B \x0e"
+                   "abc\x0f ";
+    for (const std::string &content :
+         {std::string("a"), std::string(1000, '\n'), high + high + high, shifted,
+          std::string("Zażółć gęślą jaźń. 日本語のテキスト。 Привет, мир! مرحبا بالعالم \U0001F600\n"),
+          std::string("\xef\xbb\xbfwith a mark"), std::string("\x80\x20\x35 in Windows-1252"),
+          std::string("\x1b[31mred\x1b[0m\r\n\tlog\f\x1a"),
+          std::string("PK is what begins a zip, PAR1 Parquet, GGUF a model"),
+          std::string("BZh9 is bzip2's; ustar, %PDF, SQLite format 3; {\"a\": 1}"), std::string("1AY&SY ustar \x7f"),
+          std::string(2000, 'x') + std::string(3, '\0') + std::string(2000, 'x')}) {
+        const Dataset dataset(text("file.txt", content));
+        EXPECT_TRUE(dataset.opened) << dataset.message;
+        if (!dataset.opened) continue;
+        EXPECT_STREQ(loom_dataset_note(dataset), "");
+    }
+}
+
+TEST_F(DataTest, MarkupIsNoted) {
+    for (const char *content : {"<!DOCTYPE html>\n<p>", "\xef\xbb\xbf \n<html lang=en>"})
+        expect_message(loom_dataset_note(Dataset(text("a.html", content))), {at("a.html"), "HTML", "tags"});
+    expect_message(loom_dataset_note(Dataset(text("b.jsonl", "{\"text\": \"one\"}\r\n{}"))), {at("b.jsonl"), "JSON"});
+    EXPECT_STREQ(loom_dataset_note(Dataset(text("c.txt", "{\"no line of JSON\"\n"))), "");
+}
+
+/* A run that lies among its data is not trained on, nor are others. */
+TEST_F(DataTest, RunsAmongTheDataAreLeftOut) {
+    text("d/a.txt", "A");
+    text("d/old/config.ini", "x = 1");
+    text("d/old/metrics.jsonl", "{}");
+    text("d/sub/older/config.ini", "x = 1");
+    text("d/sub/older/checkpoints/f", "F");
+    text("d/sub/config.ini", "C"); /* is of no run */
+    text("d/out/begun", "B");
+    loom_dataset_options options = {};
+    const std::string out = at("d/out");
+    options.out = out.c_str();
+    for (const char *name : {"d", "d/*"}) {
+        const Dataset dataset({at(name)}, options);
+        ASSERT_TRUE(dataset.opened) << dataset.message;
+        EXPECT_EQ(dataset.all_text(), "A|C|");
+        expect_message(loom_dataset_note(dataset), {at("d/old"), "left out"});
+    }
+    EXPECT_EQ(Dataset(at("d/out")).all_text(), "B|");
+    expect_refused({at("d/old")}, {at("d/old"), "directory of a run", "--out"});
+    const Dataset self({at("d/out")}, options);
+    EXPECT_FALSE(self.opened);
+    expect_message(self.message, {at("d/out"), "directory of a run"});
+    EXPECT_EQ(Dataset(at("d/old/config.ini")).all_text(), "x = 1|"); /* is named */
+    fs::create_directories(root / "only");
+    fs::copy(root / "d/old", root / "only/old", fs::copy_options::recursive);
+    expect_refused({at("only")}, {at("only"), "no files"});
 }
 
 TEST_F(DataTest, IdentityIsOfContent) {
@@ -420,7 +656,9 @@ TEST_F(DataTest, IdentityIsOfContent) {
     EXPECT_NE(identity({text("h", block), text("i", "1short")}), base);     /* where files end */
     const std::string tokens = shard("t.bin", {1, 2, 3});
     fs::copy(tokens, root / "t.txt");
-    EXPECT_NE(identity({tokens}), identity({at("t.txt")})); /* the kind */
+    loom_dataset_options options = {};
+    options.any_bytes = true;
+    EXPECT_NE(identity({tokens}), loom_dataset_identity(Dataset({at("t.txt")}, options))); /* the kind */
 }
 
 /* ---------------------------------------------------------------------------------------------------------------- ids */

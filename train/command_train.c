@@ -145,6 +145,7 @@ static void show_data(const loom_train_options *options, const loom_dataset *dat
            loom_dataset_first_path(data));
     if (others > 0) printf(" and %d other%s", others, others > 1 ? "s" : "");
     printf("\n");
+    if (loom_dataset_note(data)[0]) printf("  note        %s\n", loom_dataset_note(data));
     if (options->n_val_data > 0)
         printf("  validation  %s%s\n", options->val_data[0], options->n_val_data > 1 ? " and others" : "");
     else if (options->val_fraction > 0)

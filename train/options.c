@@ -41,6 +41,9 @@ static const loom_flag table[] = {
     {.name = "val-fraction", .type = LOOM_FLAG_DOUBLE, AT(val_fraction), .min = 0, .max = 0.9, .standard = "0.1",
      .displaces = {"val-data"}, .metavar = "F", .group = "Data",
      .help = "how much of the data's end is kept for validation; 0: none"},
+    {.name = "any-bytes", .type = LOOM_FLAG_BOOL, AT(any_bytes), .group = "Data",
+     .help = "read files that do not end in .bin as bytes whatever they hold; without it, what is compressed, binary or "
+             "in UTF-16 is refused"},
 
     {.name = "model", .type = LOOM_FLAG_STRING, AT(model), .derived = "mini's shape, if none is given",
      .displaces = {"n-layer", "n-head", "n-embd", "block-size", "vocab-size"}, .metavar = "NAME", .group = "Model",

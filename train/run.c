@@ -1,4 +1,4 @@
-#include "gptloom/train.h"
+#include "trainer.h"
 
 #include "base/file.h"
 
@@ -52,8 +52,7 @@ bool loom_train_check(const loom_train_options *options, loom_error *error) {
     bool ok = check_place(options, error);
     for (int validation = 0; ok && validation < 2; validation++) {
         const int n = validation ? options->n_val_data : options->n_data;
-        char *const *paths = validation ? options->val_data : options->data;
-        ok = n == 0 || loom_dataset_open(&data, (const char *const *)paths, n, error);
+        ok = n == 0 || loom_train_open_data(options, validation, &data, error);
         if (ok && n > 0) loom_dataset_close(data);
     }
     return ok;

@@ -12,8 +12,11 @@
 
 /* --------------------------------------------------------------------------------------------------------------------- data */
 
-static bool open_paths(loom_dataset **data, char *const *paths, int n, loom_error *error) {
-    return loom_dataset_open(data, (const char *const *)paths, n, error);
+bool loom_train_open_data(const loom_train_options *o, bool validation, loom_dataset **data, loom_error *error) {
+    const loom_dataset_options how = {.any_bytes = o->any_bytes, .out = o->out};
+    char *const *paths = validation ? o->val_data : o->data;
+    return loom_dataset_open_with(data, (const char *const *)paths, validation ? o->n_val_data : o->n_data, &how,
+                                  error);
 }
 
 /* The vocabulary, where nobody said: bytes have 257 ids, llm.c's shards are GPT-2's. */
@@ -30,8 +33,8 @@ static bool settle_vocabulary(loom_trainer *t, loom_error *error) {
 static bool open_data(loom_trainer *t, loom_error *error) {
     loom_train_options *o = &t->options;
     if (o->n_data == 0) return loom_fail(error, "--data: name the text or token files to train on");
-    if (!open_paths(&t->data, o->data, o->n_data, error)) return false;
-    if (o->n_val_data && !open_paths(&t->val_data, o->val_data, o->n_val_data, error)) return false;
+    if (!loom_train_open_data(o, false, &t->data, error)) return false;
+    if (o->n_val_data && !loom_train_open_data(o, true, &t->val_data, error)) return false;
     if (t->val_data && loom_dataset_is_bytes(t->val_data) != loom_dataset_is_bytes(t->data))
         return loom_fail(error, "--val-data: %s is %s, unlike --data", loom_dataset_first_path(t->val_data),
                          loom_dataset_is_bytes(t->val_data) ? "text" : "a token shard");

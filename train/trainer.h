@@ -46,6 +46,9 @@ struct loom_trainer {
     bool has_run[LOOM_PIECES];
 };
 
+/* What --data, or --val-data, names. */
+bool loom_train_open_data(const loom_train_options *options, bool validation, loom_dataset **data, loom_error *error);
+
 loom_gpt_config loom_trainer_shape(const loom_trainer *trainer);
 loom_sharding loom_trainer_sharding(const loom_trainer *trainer);
 loom_gpt_setup loom_trainer_setup(const loom_trainer *trainer, int64_t micro_batch);

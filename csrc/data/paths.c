@@ -1,5 +1,7 @@
 #include "data/paths.h"
 
+#include "base/file.h"
+
 #include <dirent.h>
 #include <errno.h>
 #include <glob.h>
@@ -30,6 +32,7 @@ static bool append(loom_found_files *found, const char *path, bool named, loom_e
 void loom_found_files_free(loom_found_files *found) {
     for (int i = 0; i < found->n; i++) free(found->file[i].path);
     free(found->file);
+    free(found->run);
     *found = (loom_found_files){0};
 }
 
@@ -89,10 +92,37 @@ static bool visit_entry(file_search *search, const char *directory, const char *
     return ok;
 }
 
+static bool has(const char *directory, const char *name) {
+    char path[PATH_MAX];
+    struct stat status;
+    return loom_join_path(path, sizeof path, directory, name, NULL) && stat(path, &status) == 0;
+}
+
+/* The directory of a run, which is written to while data are read: the one that asks, or another. */
+static bool is_run(const file_search *search, const char *path, const struct stat *status) {
+    struct stat out;
+    if (search->found->out && stat(search->found->out, &out) == 0 && out.st_dev == status->st_dev &&
+        out.st_ino == status->st_ino)
+        return true;
+    return has(path, "config.ini") && (has(path, "metrics.jsonl") || has(path, "checkpoints"));
+}
+
+static bool leave_out(file_search *search, const char *path, bool named, loom_error *error) {
+    if (named)
+        return loom_fail(error,
+                         "%s: is the directory of a run, not of data: name its files if they are meant, and another "
+                         "directory for --out",
+                         path);
+    if (search->found->run) return true;
+    search->found->run = strdup(path);
+    return search->found->run || loom_fail(error, "%s: no memory for the list of files", path);
+}
+
 /* Visits the entries of a directory in the order of their names, so that which of several links leads into a directory
  * does not depend on the file system. Paths cannot grow past PATH_MAX, so neither does the recursion. */
-static bool walk(file_search *search, const char *path, const struct stat *status, loom_error *error) {
+static bool walk(file_search *search, const char *path, const struct stat *status, bool named, loom_error *error) {
     bool first = false;
+    if (is_run(search, path, status)) return leave_out(search, path, named, error);
     if (!enter(search, path, status, &first, error)) return false;
     if (!first) return true;
     struct dirent **entry;
@@ -117,7 +147,7 @@ static bool visit(file_search *search, const char *path, bool named, loom_error 
             return loom_fail(error, "%s: is a symbolic link to nothing: remove it or bring its target back", path);
         return loom_fail(error, "%s: cannot be read: %s", path, strerror(reason));
     }
-    if (S_ISDIR(status.st_mode)) return walk(search, path, &status, error);
+    if (S_ISDIR(status.st_mode)) return walk(search, path, &status, named, error);
     if (S_ISREG(status.st_mode)) return append(search->found, path, named, error);
     if (!named) return true;
     return loom_fail(error, "%s: is neither a regular file nor a directory: write its data to a file first", path);

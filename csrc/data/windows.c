@@ -3,6 +3,8 @@
 #include "base/check.h"
 #include "gptloom/random.h"
 
+#include <string.h>
+
 /* -------------------------------------------------------------------------------------------------------------- splits */
 
 static bool fail_short(const loom_dataset *dataset, const char *part, int64_t tokens, double fraction, int64_t T,
@@ -51,10 +53,17 @@ int64_t loom_window_pairs(const loom_split *split, int64_t T, int64_t w) {
 /* `n` pairs that lie in a row: the inputs are tokens first .. first + n - 1, the targets those one further on. */
 static bool read_pairs(const loom_split *split, int64_t first, int64_t n, int32_t *inputs, int32_t *targets,
                        loom_error *error) {
-    const int64_t at = split->first + first;
-    if (!loom_dataset_read(split->dataset, at, n, split->vocab_size, inputs, error)) return false;
-    for (int64_t i = 0; i + 1 < n; i++) targets[i] = inputs[i + 1];
-    return loom_dataset_read(split->dataset, at + n, 1, split->vocab_size, targets + n - 1, error);
+    enum { PAIRS = 2048 };
+    int32_t tokens[PAIRS + 1];
+    for (int64_t done = 0; done < n; done += PAIRS) {
+        const int64_t taken = n - done < PAIRS ? n - done : PAIRS;
+        if (!loom_dataset_read(split->dataset, split->first + first + done, taken + 1, split->vocab_size, tokens,
+                               error))
+            return false;
+        memcpy(inputs + done, tokens, (size_t)taken * sizeof *inputs);
+        memcpy(targets + done, tokens + 1, (size_t)taken * sizeof *targets);
+    }
+    return true;
 }
 
 /* The one window that the ring's seam falls into is read in two pieces. Filling takes inputs of 0, an id of every

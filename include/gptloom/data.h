@@ -9,6 +9,7 @@
 
 #include <stdint.h>
 #include <stddef.h>
+#include <time.h>
 
 #ifdef __cplusplus
 extern "C" {
@@ -20,12 +21,22 @@ enum { LOOM_BYTE_VOCABULARY = 257, LOOM_BYTE_END_OF_TEXT = 256, LOOM_GPT2_VOCABU
 
 typedef struct loom_dataset loom_dataset;
 
-/* Opens files, directories (every regular file below them, hidden ones left out, links followed) and globs (of which
- * nothing bears the literal name), sorted by path within each argument. Files ending in .bin are llm.c token shards: 256
+/* How files are looked for and at. */
+typedef struct loom_dataset_options {
+    bool any_bytes;  /* read as text what is compressed, binary or in another encoding, which is refused otherwise */
+    const char *out; /* the directory of the run, which is no data wherever it lies; NULL: none */
+} loom_dataset_options;
+
+/* Opens files, directories (every regular file below them, hidden ones and the directories of runs left out, links
+ * followed) and globs (of which nothing bears the literal name), sorted by path within each argument. Files ending in .bin are llm.c token shards: 256
  * int32 of header (magic 20240520, version 1, token count), then uint16 ids. All other files are text, read as bytes:
  * ids 0..255, end-of-text (256) after each file. Text and shards cannot be mixed. An empty file is an error where it is
- * named, and left out of directories and globs. Files are mapped, never copied whole; while open, they must not shrink.
- * Errors name the path and what to do: nothing there, unreadable, empty, a header that is none, a truncated shard. */
+ * named, and left out of directories and globs. Up to 64 MiB are kept in memory; the other files are read when they are
+ * asked for. Errors name the path and what to do: nothing there, unreadable, empty, no text, a header that is none, a
+ * truncated shard; and later, when reading: a file that has become shorter, another in its place, a disk that fails. */
+bool loom_dataset_open_with(loom_dataset **dataset, const char *const *paths, int n_paths,
+                            const loom_dataset_options *options, loom_error *error);
+/* With options that are all zeros. */
 bool loom_dataset_open(loom_dataset **dataset, const char *const *paths, int n_paths, loom_error *error);
 void loom_dataset_close(loom_dataset *dataset);
 
@@ -33,6 +44,20 @@ int64_t loom_dataset_tokens(const loom_dataset *dataset);
 bool loom_dataset_is_bytes(const loom_dataset *dataset);
 int loom_dataset_files(const loom_dataset *dataset);
 const char *loom_dataset_first_path(const loom_dataset *dataset);
+const char *
+loom_dataset_note(const loom_dataset *dataset); /* a line on what was found, "PATH is HTML: ..."; "": none */
+
+/* One of its files, as it was when it was opened. */
+typedef struct loom_dataset_file {
+    const char *path;
+    uint64_t size;
+    struct timespec changed;
+} loom_dataset_file;
+
+loom_dataset_file loom_dataset_get_file(const loom_dataset *dataset, int i);
+
+/* 32 hex digits of XXH3-128: of the whole file, or of 64 KiB at every 8 MiB and at the end. */
+bool loom_dataset_hash_file(const loom_dataset *dataset, int i, bool whole, char hash[33], loom_error *error);
 
 /* A hash of what the data is (order counts, names do not): its kind, each file's length and first and last 64 KiB. */
 uint64_t loom_dataset_identity(const loom_dataset *dataset);

@@ -26,6 +26,7 @@ typedef enum loom_offload_kind { LOOM_OFFLOAD_NONE, LOOM_OFFLOAD_ACTIVATIONS } l
 typedef struct loom_train_options {
     char **data, **val_data;
     int n_data, n_val_data;
+    bool any_bytes;
     char *out;
     char *model;
     int64_t n_layer, n_head, n_embd, block_size, vocab_size;

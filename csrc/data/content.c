@@ -1,0 +1,122 @@
+#include "data/content.h"
+
+#include <stdbool.h>
+#include <string.h>
+#include <strings.h>
+
+/* ---------------------------------------------------------------------------------------------------- known formats */
+
+#define UNPACK  "; unpack it and name what is in it"
+#define CONVERT "; write its text to a file, or its tokens to a .bin shard"
+
+typedef struct signature {
+    size_t offset, n;
+    const char *bytes, *refusal;
+} signature;
+
+/* None of them begins a text: those of letters alone are followed by a byte that no text has there. The longer of two
+ * that begin alike comes first. */
+static const signature signatures[] = {
+    {0, 2, "\x1f\x8b", "is compressed by gzip: gunzip it first"},
+    {0, 4, "\x28\xb5\x2f\xfd", "is compressed by zstd: unpack it first, zstd -d"},
+    {0, 6, "\xfd\x37zXZ\0", "is compressed by xz: unpack it first, xz -d"},
+    {4, 6, "1AY&SY", "is compressed by bzip2: bunzip2 it first"},
+    {0, 4, "\x04\x22\x4d\x18", "is compressed by lz4: unpack it first, lz4 -d"},
+    {0, 4, "PK\3\4", "is a zip archive (as .docx, .xlsx, .npz and PyTorch's files are)" UNPACK},
+    {0, 4, "PK\5\6", "is an empty zip archive" UNPACK},
+    {0, 6, "7z\xbc\xaf\x27\x1c", "is a 7z archive" UNPACK},
+    {0, 6, "Rar!\x1a\x07", "is a rar archive" UNPACK},
+    {257, 5, "ustar", "is a tar archive" UNPACK},
+    {0, 4, "\x88\xd8\x34\x01", "is a token shard of llm.c, whose name has to end in .bin: rename it"},
+    {0, 8, "ARROW1\0\0", "is an Arrow file" CONVERT},
+    {0, 6, "\x93NUMPY", "is a NumPy array" CONVERT},
+    {0, 8, "\x89HDF\r\n\x1a\n", "is an HDF5 file" CONVERT},
+    {0, 16, "SQLite format 3\0", "is an SQLite database" CONVERT},
+    {0, 4, "Obj\1", "is an Avro file" CONVERT},
+    {0, 5, "%PDF-", "is a PDF: extract its text first, pdftotext"},
+    {0, 8, "\x89PNG\r\n\x1a\n", "is a picture (PNG), not text"},
+    {0, 3, "\xff\xd8\xff", "is a picture (JPEG), not text"},
+    {0, 5,
+     "\x7f"
+     "ELF\1",
+     "is a program, not text"},
+    {0, 5,
+     "\x7f"
+     "ELF\2",
+     "is a program, not text"},
+    {0, 4, "\xff\xfe\0\0", "is text in UTF-32: convert it first, iconv -f utf-32 -t utf-8"},
+    {0, 4, "\0\0\xfe\xff", "is text in UTF-32: convert it first, iconv -f utf-32 -t utf-8"},
+    {0, 2, "\xff\xfe", "is text in UTF-16: convert it first, iconv -f utf-16 -t utf-8"},
+    {0, 2, "\xfe\xff", "is text in UTF-16: convert it first, iconv -f utf-16 -t utf-8"},
+};
+
+/* PAR1 and GGUF could begin a text: a zero byte close by could not. */
+static bool begins_binary(const unsigned char *head, size_t n, const char *word) {
+    return n >= 16 && !memcmp(head, word, 4) && memchr(head, 0, n < 256 ? n : 256);
+}
+
+/* The length of a header of JSON, in eight bytes, which is not longer than the file. */
+static bool is_safetensors(const unsigned char *head, size_t n, uint64_t size) {
+    uint64_t length = 0;
+    if (n < 10 || head[8] != '{') return false;
+    for (int i = 0; i < 8; i++) length |= (uint64_t)head[i] << 8 * i;
+    return length >= 2 && length <= size - 8;
+}
+
+/* Protocols 2 to 5 begin with their number, which no text has in second place. */
+static bool is_pickle(const unsigned char *head, size_t n) {
+    return n >= 2 && head[0] == 0x80 && head[1] >= 2 && head[1] <= 5;
+}
+
+/* Encrypted, compressed and random bytes have a tenth of control characters, programs and numbers more; text next to
+ * none but those that it is laid out, coloured and shifted between alphabets with. */
+static bool is_binary(const unsigned char *head, size_t n) {
+    size_t controls = 0;
+    for (size_t i = 0; i < n; i++)
+        controls += head[i] < 0x08 || (head[i] >= 0x10 && head[i] < 0x20 && head[i] != 0x1a && head[i] != 0x1b) ||
+                    head[i] == 0x7f;
+    return n >= 64 && controls >= n / 20;
+}
+
+static bool mostly_zero_in(const unsigned char *head, size_t n, size_t first) {
+    size_t zeros = 0;
+    for (size_t i = first; i < n; i += 2) zeros += head[i] == 0;
+    return n >= 64 && zeros >= n / 2 * 3 / 4;
+}
+
+const char *loom_content_refusal(const unsigned char *head, size_t n, uint64_t size) {
+    for (size_t i = 0; i < sizeof signatures / sizeof *signatures; i++) {
+        const signature *s = &signatures[i];
+        if (n >= s->offset + s->n && !memcmp(head + s->offset, s->bytes, s->n)) return s->refusal;
+    }
+    if (begins_binary(head, n, "PAR1")) return "is a Parquet file" CONVERT;
+    if (begins_binary(head, n, "GGUF")) return "is a model in GGUF, not text";
+    if (is_safetensors(head, n, size))
+        return "holds tensors (safetensors), not text; --init begins with a model's weights";
+    if (is_pickle(head, n)) return "is a pickle of Python" CONVERT;
+    if (mostly_zero_in(head, n, 0) != mostly_zero_in(head, n, 1))
+        return "is text in UTF-16, or numbers of 16 bits: convert text first, iconv -f utf-16 -t utf-8; token shards "
+               "end "
+               "in .bin";
+    if (is_binary(head, n)) return "is binary, not text";
+    return NULL;
+}
+
+/* ------------------------------------------------------------------------------------------------------ texts of note */
+
+static bool begins(const unsigned char *text, size_t n, const char *word) {
+    const size_t length = strlen(word);
+    return n >= length && !strncasecmp((const char *)text, word, length);
+}
+
+const char *loom_content_note(const unsigned char *head, size_t n) {
+    if (n >= 3 && !memcmp(head, "\xef\xbb\xbf", 3)) head += 3, n -= 3;
+    while (n > 0 && (*head == ' ' || (*head >= '\t' && *head <= '\r'))) head++, n--;
+    if (begins(head, n, "<!doctype html") || begins(head, n, "<html"))
+        return "is HTML: its tags are trained on as text";
+    const unsigned char *end = n ? memchr(head, '\n', n) : NULL;
+    if (end && end > head && end[-1] == '\r') end--;
+    if (begins(head, n, "{\"") && end && end[-1] == '}')
+        return "is lines of JSON: their keys and quotes are trained on as text";
+    return NULL;
+}
