@@ -165,13 +165,17 @@ void fail() {
           {"/.tmp-", "-step-00000002: ", "rank 0 has made it", "file system that all ranks share"});
     run = whole;
 
-    /* When all is written. */
-    const fs::path latest = run / "checkpoints/latest";
-    if (comm->rank == 0) fs::remove(latest), fs::create_directory(latest);
-    require([](loom_error *error) { return loom_comm_barrier(comm, error); });
-    fails(
-        model, 0, [] {}, [] {}, {latest, "not a symbolic link"});
-    if (comm->rank == 0) fs::remove(latest);
+    /* When all is written and has its name, it stays. */
+    const fs::path latest = run / "checkpoints/latest", second = run / "checkpoints/step-00000002";
+    const auto once = [](const std::function<void()> &action) {
+        if (comm->rank == 0) action();
+        require([](loom_error *error) { return loom_comm_barrier(comm, error); });
+    };
+    once([&] { fs::remove(latest), fs::create_directory(latest); });
+    loom_error told = {""};
+    expect(!save_step(model, 2, 1, &told), "a directory in latest's place");
+    expect(strstr(told.message, "cannot be renamed") && fs::exists(second) && fs::exists(step), told.message);
+    once([&] { fs::remove(latest), fs::remove_all(second); });
 
     require([&](loom_error *error) { return save_step(model, 2, 1, error); });
     expect(!fs::exists(step) && fs::read_symlink(latest) == "step-00000002",

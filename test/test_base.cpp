@@ -337,6 +337,7 @@ TEST_F(Files, AWriterWritesWhatItIsGivenAndKnowsItsChecksum) {
     const size_t cuts[] = {0, 1, 65535, 65536, 65537, 0, 200000, 3, 131072}; /* around the buffer's 65536 */
     for (size_t start = 0; start < std::size(cuts); start++) {
         loom_writer *writer = nullptr;
+        fs::remove(at("a"));
         ASSERT_TRUE(
             works([&](loom_error *error) { return (writer = loom_writer_open(at("a").c_str(), error)) != NULL; }));
         size_t done = 0;
@@ -492,6 +493,156 @@ TEST_F(Files, AFailedReplacementLeavesTheOldFileAndNothingElse) {
     EXPECT_EQ(names(), (std::set<std::string>{"a", "d"}));
     const std::string long_name = "/" + std::string(PATH_MAX - 4, 'x');
     refusal([&](loom_error *error) { return loom_file_replace(long_name.c_str(), "x", 1, error); }, {"too long"});
+}
+
+/* What waits under a name that we are to write to may be anybody's. */
+TEST_F(Files, NoWriterOpensWhatIsThereOrFollowsALink) {
+    const auto opens = [](loom_writer *(*open)(const char *, loom_error *), const std::string &path) {
+        return [open, path](loom_error *error) {
+            loom_writer *writer = open(path.c_str(), error);
+            loom_writer_abandon(writer);
+            return writer != NULL;
+        };
+    };
+    const std::string victim = write("victim", "precious");
+    fs::create_symlink(victim, at("link"));
+    fs::create_symlink(at("made"), at("dangling"));
+    for (const std::string &path : {victim, at("link"), at("dangling")})
+        refusal(opens(loom_writer_open, path), {path, "cannot be written", "File exists"});
+    refusal(opens(loom_writer_open_part, at("link")), {at("link"), "cannot be written"});
+    for (const char *path : {"link", "dangling"}) {
+        refusal([&](loom_error *error) { return loom_file_append(at(path).c_str(), error) != NULL; },
+                {at(path), "symbolic link"});
+        refusal([&](loom_error *error) { return loom_file_cut(at(path).c_str(), 0, error); },
+                {at(path), "symbolic link"});
+        ASSERT_TRUE(works([&](loom_error *error) { return loom_file_replace(at(path).c_str(), "x", 1, error); }));
+        EXPECT_FALSE(fs::is_symlink(at(path)));
+    }
+    EXPECT_EQ(read_file(victim), "precious");
+    EXPECT_EQ(names(), (std::set<std::string>{"dangling", "link", "victim"}));
+}
+
+/* Two that write the same file at once, or one that was killed, leave each other's temporary files alone. */
+TEST_F(Files, NoTwoTemporaryNamesAreAlike) {
+    std::set<std::string> all;
+    char name[PATH_MAX];
+    for (int i = 0; i < 100; i++) {
+        ASSERT_TRUE(works([&](loom_error *error) { return loom_temporary_path("a/b/c", name, sizeof name, error); }));
+        EXPECT_EQ(fs::path(name).parent_path(), "a/b");
+        EXPECT_TRUE(loom_is_temporary(fs::path(name).filename().c_str())) << name;
+        all.insert(name);
+    }
+    EXPECT_EQ(all.size(), 100u);
+    for (const char *other : {".tmp-", ".tmp-0123", ".tmp-0123456789abcdeg", "a.tmp-0123456789abcdef", ".tmp-latest"})
+        EXPECT_FALSE(loom_is_temporary(other)) << other;
+}
+
+TEST_F(Files, AppendingAndCutting) {
+    const std::string path = at("a"), pipe = at("pipe");
+    for (const char *text : {"one\n", "two\n"}) {
+        FILE *file = nullptr;
+        ASSERT_TRUE(works([&](loom_error *error) { return (file = loom_file_append(path.c_str(), error)) != NULL; }));
+        fputs(text, file);
+        EXPECT_EQ(fclose(file), 0);
+    }
+    EXPECT_EQ(read_file(path), "one\ntwo\n");
+    for (const uint64_t size : {100, 4}) {
+        ASSERT_TRUE(works([&](loom_error *error) { return loom_file_cut(path.c_str(), size, error); }));
+        EXPECT_EQ(read_file(path), size == 4 ? "one\n" : "one\ntwo\n");
+    }
+    ASSERT_EQ(mkfifo(pipe.c_str(), 0600), 0);
+    for (const std::string &other : {pipe, directory.path().string()}) { /* and nobody waits for the pipe's other end */
+        refusal([&](loom_error *error) { return loom_file_append(other.c_str(), error) != NULL; }, {other});
+        refusal([&](loom_error *error) { return loom_file_open(other.c_str(), error) != NULL; },
+                {other, "not a regular"});
+    }
+}
+
+/* Where a user points, output goes: through links, which stay, and into what is no regular file. */
+TEST_F(Files, OutputGoesWhereTheUserPoints) {
+    const std::string text = "the text\n", real = write("real", "old"), pipe = at("pipe");
+    const auto put = [&](const std::string &path) {
+        return works(
+            [&](loom_error *error) { return loom_output_write(path.c_str(), text.data(), text.size(), error); });
+    };
+    fs::permissions(real, fs::perms(0600));
+    fs::create_directory(at("d"));
+    fs::create_symlink("../real", at("d/link"));
+    fs::create_symlink("d/link", at("link"));
+    fs::create_symlink("made", at("dangling"));
+    ASSERT_TRUE(put(at("link")));
+    ASSERT_TRUE(put(at("dangling")));
+    ASSERT_TRUE(put(at("new")));
+    for (const char *name : {"real", "made", "new"}) EXPECT_EQ(read_file(at(name)), text) << name;
+    for (const char *name : {"link", "d/link", "dangling"}) EXPECT_TRUE(fs::is_symlink(at(name))) << name;
+    EXPECT_EQ(fs::status(real).permissions(), fs::perms(0600));
+    EXPECT_EQ(names(), (std::set<std::string>{"d", "dangling", "link", "made", "new", "real"}));
+
+    ASSERT_EQ(mkfifo(pipe.c_str(), 0600), 0);
+    const int reader = open(pipe.c_str(), O_RDWR);
+    fs::create_symlink("pipe", at("to-pipe"));
+    char read_back[32] = "";
+    EXPECT_TRUE(loom_output_is_stream(at("to-pipe").c_str()));
+    ASSERT_TRUE(put(at("to-pipe")));
+    EXPECT_EQ(read(reader, read_back, sizeof read_back), (ssize_t)text.size());
+    close(reader);
+    EXPECT_EQ(read_back, text);
+    EXPECT_TRUE(fs::is_fifo(pipe));
+    ASSERT_TRUE(put("/dev/null"));
+    EXPECT_TRUE(fs::is_character_file("/dev/null"));
+    EXPECT_FALSE(loom_output_is_stream(real.c_str()));
+    EXPECT_TRUE(loom_output_is_stdout("-"));
+    EXPECT_TRUE(loom_output_is_stdout("/dev/stdout"));
+    EXPECT_FALSE(loom_output_is_stdout(real.c_str()));
+    for (const std::string &wrong : {at("d"), at("none/a")}) {
+        refusal([&](loom_error *error) { return loom_output_write(wrong.c_str(), "x", 1, error); }, {wrong});
+        refusal([&](loom_error *error) { return loom_output_check(wrong.c_str(), error); }, {wrong});
+    }
+    for (const std::string &right : {real, at("link"), at("dangling"), at("to-pipe"), std::string("-")})
+        EXPECT_TRUE(works([&](loom_error *error) { return loom_output_check(right.c_str(), error); })) << right;
+}
+
+/* What is tried in a directory leaves nothing; what cannot be used is told. */
+TEST_F(Files, ADirectoryIsTried) {
+    EXPECT_TRUE(works([&](loom_error *error) { return loom_try_directory(directory.path().c_str(), error); }));
+    EXPECT_TRUE(names().empty());
+    for (const std::string &path : {at("none"), std::string("/proc")})
+        refusal([&](loom_error *error) { return loom_try_directory(path.c_str(), error); },
+                {path, "cannot be written"});
+    {
+        loom_error error = {""};
+        bool ok;
+        {
+            const FullDisk full(3);
+            ok = loom_try_directory(directory.path().c_str(), &error);
+        }
+        EXPECT_FALSE(ok);
+        EXPECT_NE(std::string(error.message).find("File too large"), std::string::npos) << error.message;
+    }
+    EXPECT_TRUE(names().empty());
+}
+
+TEST_F(Files, DirectoriesOfOthersAreRefused) {
+    fs::create_directory(at("d"));
+    fs::create_directory_symlink("d", at("link"));
+    const auto check = [&](const char *name) {
+        return [&, name](loom_error *error) { return loom_check_owner(at(name).c_str(), error); };
+    };
+    EXPECT_TRUE(works(check("d")));
+    EXPECT_TRUE(works(check("link")));
+    if (geteuid() != 0) GTEST_SKIP() << "needs two users: run it as root";
+    ASSERT_EQ(lchown(at("link").c_str(), 4321, 4321), 0);
+    refusal(check("link"), {at("link"), "another user", "4321"});
+    ASSERT_EQ(lchown(at("link").c_str(), 0, 0), 0);
+    ASSERT_EQ(chown(at("d").c_str(), 4321, 4321), 0);
+    refusal(check("link"), {at("link"), "another user"});
+    refusal(check("d"), {at("d"), "another user", "4321", "chown"});
+    EXPECT_TRUE(fs::is_empty(at("d")));
+    ASSERT_EQ(chown(at("d").c_str(), 0, 0), 0);
+    ASSERT_EQ(chmod(directory.path().c_str(), 0755), 0);
+    ASSERT_EQ(seteuid(4321), 0); /* root's is no other user's */
+    EXPECT_TRUE(works(check("d")));
+    ASSERT_EQ(seteuid(0), 0);
 }
 
 TEST_F(Files, AMappingHasTheWholeFile) {

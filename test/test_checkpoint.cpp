@@ -126,6 +126,7 @@ TEST_F(CheckpointTest, StateSurvivesAtItsLimits) {
         loom_manifest manifest{};
         manifest.directory = directory.c_str();
         loom_training_state read{};
+        fs::remove(path);
         EXPECT_TRUE(loom_state_write(&manifest, &state, &error)) << error.message;
         EXPECT_TRUE(loom_state_read(path.c_str(), &read, &error)) << error.message;
         return read;
@@ -420,6 +421,24 @@ TEST_F(CheckpointTest, NoTwoSavesUseTheSameTemporaryName) {
     EXPECT_EQ(messages.size(), 3u) << *messages.begin();
 }
 
+/* Runs as another user than root while it lives, because root may read and write everything. */
+class OtherUser {
+  public:
+    OtherUser() : was_root_(geteuid() == 0) {
+        if (was_root_) {
+            EXPECT_EQ(seteuid(65534), 0);
+        }
+    }
+    ~OtherUser() {
+        if (was_root_) {
+            EXPECT_EQ(seteuid(0), 0);
+        }
+    }
+
+  private:
+    bool was_root_;
+};
+
 TEST_F(CheckpointTest, AnythingInTheWayLeavesEverythingAsItWas) {
     write_file(directory / "file", "text");
     run = directory / "file";
@@ -427,10 +446,24 @@ TEST_F(CheckpointTest, AnythingInTheWayLeavesEverythingAsItWas) {
     EXPECT_TRUE(says({run}));
 
     run = directory / "run";
-    fs::create_directories(checkpoints / "latest"); /* is found when the new checkpoint is already whole */
+    fs::create_directories(checkpoints);
+    write_file(checkpoints / "step-00000001", "a file");
+    fs::permissions(checkpoints, fs::perms(0555));
+    const std::string before = fingerprint(checkpoints);
+    {
+        const OtherUser other;
+        EXPECT_FALSE(save(1));
+    }
+    EXPECT_EQ(fingerprint(checkpoints), before);
+}
+
+/* What was written whole stays, whatever is with `latest`. */
+TEST_F(CheckpointTest, ADirectoryInLatestsPlaceLeavesTheNewCheckpoint) {
+    fs::create_directories(checkpoints / "latest/full");
     EXPECT_FALSE(save(1));
-    EXPECT_TRUE(says({checkpoints / "latest", "not a symbolic link"}));
-    EXPECT_EQ(names_in(checkpoints), (std::set<std::string>{"latest"}));
+    EXPECT_TRUE(says({checkpoints / "latest", "cannot be renamed", "step-00000001 is whole and stays"}));
+    EXPECT_EQ(names_in(checkpoints), (std::set<std::string>{"latest", "step-00000001"}));
+    EXPECT_TRUE(open(checkpoints / "step-00000001"));
 }
 
 TEST_F(CheckpointTest, AFailingDeviceLeavesEverythingAsItWas) {
@@ -460,24 +493,6 @@ TEST_F(CheckpointTest, DevicesOfAnotherPrecisionAreRefused) {
     EXPECT_FALSE(loom_checkpoint_load(&info, &model.tensors, &error));
     EXPECT_TRUE(says({"fp64", "fp32"}));
 }
-
-/* Runs as another user than root while it lives, because root may read and write everything. */
-class OtherUser {
-  public:
-    OtherUser() : was_root_(geteuid() == 0) {
-        if (was_root_) {
-            EXPECT_EQ(seteuid(65534), 0);
-        }
-    }
-    ~OtherUser() {
-        if (was_root_) {
-            EXPECT_EQ(seteuid(0), 0);
-        }
-    }
-
-  private:
-    bool was_root_;
-};
 
 TEST_F(CheckpointTest, PathsWithoutPermissionAreNamed) {
     ASSERT_TRUE(save(1));
@@ -524,17 +539,111 @@ TEST_F(CheckpointTest, AKillAtAnyInstantLeavesAWholeCheckpoint) {
 }
 
 /* In a sticky directory one user cannot replace another's link: the last of all renames fails. */
-TEST_F(CheckpointTest, ALatestThatCannotMoveTakesTheNewCheckpointBack) {
+TEST_F(CheckpointTest, ALatestThatCannotMoveLeavesTheNewCheckpoint) {
     if (geteuid() != 0) GTEST_SKIP() << "needs two users: run it as root";
     ASSERT_TRUE(save(1));
-    const std::string before = fingerprint(checkpoints);
     fs::permissions(checkpoints, fs::perms(01777));
     {
         const OtherUser other;
-        EXPECT_FALSE(save(2));
+        EXPECT_FALSE(save(2, 1));
     }
-    EXPECT_TRUE(says({checkpoints / "latest", "cannot be renamed"}));
-    EXPECT_EQ(fingerprint(checkpoints), before);
+    EXPECT_TRUE(says({checkpoints / "latest", "cannot be renamed", "step-00000002 is whole and stays"}));
+    EXPECT_EQ(names_in(checkpoints), (std::set<std::string>{"latest", "step-00000001", "step-00000002"}));
+    EXPECT_EQ(fs::read_symlink(checkpoints / "latest"), "step-00000001");
+    EXPECT_TRUE(open(checkpoints / "step-00000002")) << error.message;
+}
+
+/* A file system without links has a text file for `latest`, and an unpacked archive may have one. */
+TEST_F(CheckpointTest, LatestMayBeATextFile) {
+    ASSERT_TRUE(save(1) && save(2) && save(3));
+    const fs::path latest = checkpoints / "latest";
+    for (const char *text : {"step-00000002\n", "step-00000002", "step-00000002\r\n"}) {
+        fs::remove(latest);
+        write_file(latest, text);
+        for (const fs::path &path : {run, checkpoints, latest}) {
+            ASSERT_TRUE(open(path)) << error.message;
+            EXPECT_EQ(info.state.step, 2) << path;
+            EXPECT_EQ(info.directory, (checkpoints / "step-00000002").string());
+        }
+        EXPECT_EQ(loom_checkpoint_newest(run.c_str()), 2);
+    }
+    for (const char *text : {"", "step-00000009\n", "../../etc\n", "step-2\n"}) {
+        write_file(latest, text);
+        ASSERT_TRUE(open(run)) << error.message;
+        EXPECT_EQ(info.state.step, 3) << text;
+    }
+    ASSERT_TRUE(save(4)) << error.message;
+    EXPECT_EQ(fs::read_symlink(latest), "step-00000004");
+}
+
+TEST_F(CheckpointTest, PreparingRepairsACopiedLatest) {
+    const auto prepare = [&] { return loom_checkpoint_prepare(checkpoints.c_str(), &error); };
+    const fs::path latest = checkpoints / "latest", second = checkpoints / "step-00000002";
+    EXPECT_TRUE(prepare()) << "there is nothing yet";
+    ASSERT_TRUE(save(1) && save(2));
+    const std::string whole = fingerprint(checkpoints);
+    EXPECT_TRUE(prepare());
+    EXPECT_EQ(fingerprint(checkpoints), whole);
+
+    const auto copy = [&] { /* as cp -rL does */
+                            fs::remove_all(latest);
+                            fs::copy(second, latest, fs::copy_options::recursive);
+    };
+    copy();
+    EXPECT_TRUE(prepare()) << error.message;
+    EXPECT_EQ(fingerprint(checkpoints), whole);
+
+    copy();
+    fs::remove_all(second);
+    EXPECT_TRUE(prepare()) << error.message;
+    EXPECT_EQ(fingerprint(checkpoints), whole);
+
+    copy();
+    model.fill(5);
+    fs::remove_all(second);
+    fs::create_directory(checkpoints / ".tmp-step-00000007");
+    fs::rename(latest, checkpoints / "kept");
+    ASSERT_TRUE(save(2));
+    fs::remove(latest);
+    fs::rename(checkpoints / "kept", latest);
+    EXPECT_FALSE(prepare());
+    EXPECT_TRUE(says({latest, "directory", "not the same as step-00000002", "elsewhere"}));
+    EXPECT_TRUE(open(second) && open(latest)) << "both are left";
+
+    fs::remove_all(latest);
+    fs::create_directory(latest);
+    write_file(latest / "notes", "text");
+    EXPECT_FALSE(prepare());
+    EXPECT_TRUE(says({latest, "no checkpoint itself", "elsewhere"}));
+    EXPECT_TRUE(fs::exists(latest / "notes"));
+}
+
+/* Going back to an older one is offered only with one that is whole. */
+TEST_F(CheckpointTest, TheNewestWholeOneBeforeADamagedOneIsNamed) {
+    ASSERT_TRUE(save(1) && save(2) && save(3) && save(4));
+    for (const char *step : {"step-00000004", "step-00000003"})
+        fs::resize_file(checkpoints / step / "model.safetensors", 100);
+    EXPECT_FALSE(open(run));
+    EXPECT_TRUE(says({"step-00000004/model.safetensors", "damaged", "newest whole checkpoint before it is ",
+                      checkpoints / "step-00000002"}));
+    EXPECT_EQ(info.older_step, 2);
+    for (const char *step : {"step-00000002", "step-00000001"}) fs::remove(checkpoints / step / "config.json");
+    EXPECT_FALSE(open(run));
+    EXPECT_EQ(std::string(error.message).find("before it"), std::string::npos) << error.message;
+    EXPECT_EQ(info.older_step, -1);
+}
+
+/* A run that keeps one checkpoint deletes it while it is read, again and again. */
+TEST_F(CheckpointTest, ReadersBesideAWriterAlwaysFindOne) {
+    ASSERT_TRUE(save(1));
+    const pid_t child = fork();
+    ASSERT_GE(child, 0);
+    if (child == 0) {
+        for (int64_t step = 2;; step++) save(step, 1);
+    }
+    for (int i = 0; i < 300; i++) EXPECT_TRUE(open(run)) << error.message;
+    ASSERT_EQ(kill(child, SIGKILL), 0);
+    ASSERT_EQ(waitpid(child, nullptr, 0), child);
 }
 
 /* cJSON's memory runs out at the n-th allocation, for many n: an error or a whole result, never a crash or a leak. */

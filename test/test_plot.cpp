@@ -203,7 +203,7 @@ TEST_F(Metrics, MustBeThere) {
     fs::create_directory(here / "run/metrics.jsonl");
     loom_curves_free(&curves);
     EXPECT_FALSE(loom_curves_read(&curves, (here / "run").c_str(), &error));
-    EXPECT_TRUE(contains(error.message, "cannot be read")) << error.message;
+    EXPECT_TRUE(contains(error.message, "not a regular file")) << error.message;
 }
 
 /* ------------------------------------------------------------------------------------------------------------- axes */
@@ -566,6 +566,29 @@ TEST_F(Command, WritesSeveralRunsIntoTheWorkingDirectory) {
     ASSERT_EQ(code, 0) << err;
     EXPECT_EQ(out, "gptloom-plot.svg\n");
     expect_sound(read(here / "gptloom-plot.svg"));
+}
+
+TEST_F(Command, WritesToStdoutAndThroughLinks) {
+    const std::string name = run("run", metrics(20, 0)), file = (here / "out.svg").string();
+    ASSERT_EQ(plot({name, "--out", file}), 0) << err;
+    const std::string picture = read(file);
+    for (const char *place : {"-", "/dev/stdout"}) {
+        ASSERT_EQ(plot({name, "--out", place}), 0) << err;
+        EXPECT_EQ(out, picture) << place << ": the picture alone";
+    }
+    fs::create_symlink("out.svg", here / "link.svg");
+    fs::resize_file(file, 0);
+    ASSERT_EQ(plot({name, "--out", (here / "link.svg").string()}), 0) << err;
+    EXPECT_TRUE(fs::is_symlink(here / "link.svg"));
+    EXPECT_EQ(read(file), picture);
+    fs::remove(file);
+    fs::create_symlink("../out.svg", here / "run/loss.svg"); /* whoever has put it there */
+    EXPECT_EQ(plot({name}), 2);
+    EXPECT_TRUE(contains(err, "loss.svg: is a symbolic link; --out")) << err;
+    EXPECT_FALSE(fs::exists(file));
+    fs::remove(here / "run/loss.svg");
+    for (const char *other : {"p.png", "a.b/p.PDF", "p.html"})
+        expect_refused({name, "--out", other}, std::string("--out: ") + other + ": plot draws SVG only");
 }
 
 TEST_F(Command, TakesFlags) {

@@ -133,20 +133,7 @@ static double saved_ms(const cJSON *saved, const char *const values[ROW_KEYS]) {
 }
 
 static bool to_stdout(const settings *mine) {
-    return mine->json && !strcmp(mine->json, "-");
-}
-
-/* Refuses a place that cannot be written to before minutes are spent on measuring. */
-static bool check_writable(const char *path, loom_error *error) {
-    char directory[4096];
-    const char *slash = strrchr(path, '/');
-    const size_t length = slash ? (size_t)(slash - path) + 1 : 2;
-    if (length >= sizeof directory) return loom_fail(error, "--json: the path is too long");
-    memcpy(directory, slash ? path : "./", length);
-    directory[length] = 0;
-    if (loom_is_directory(path)) return loom_fail(error, "--json: %s: is a directory; give a file's name", path);
-    if (access(directory, W_OK)) return loom_fail(error, "--json: %s: cannot be written: %s", path, strerror(errno));
-    return true;
+    return mine->json && loom_output_is_stdout(mine->json);
 }
 
 static bool write_results(const bench *b, loom_error *error) {
@@ -160,11 +147,7 @@ static bool write_results(const bench *b, loom_error *error) {
     char *text = cJSON_Print(document);
     cJSON_Delete(document);
     if (!text) return loom_fail(error, "out of memory for the figures");
-    bool written = true;
-    if (to_stdout(b->mine))
-        puts(text); /* main tells when stdout cannot take it */
-    else
-        written = loom_file_replace(b->mine->json, text, strlen(text), error);
+    const bool written = loom_output_write(b->mine->json, text, strlen(text), error);
     cJSON_free(text);
     return written;
 }
@@ -234,7 +217,7 @@ static bool show(bench *b, const char *const row[ROW_KEYS], const loom_case_timi
     fprintf(b->out, "\n");
     fflush(b->out);
     keep(b, row, t);
-    return !b->mine->json || to_stdout(b->mine) || write_results(b, error);
+    return !b->mine->json || loom_output_is_stream(b->mine->json) || write_results(b, error);
 }
 
 /* Whose code runs an op on our device. */
@@ -339,7 +322,7 @@ static void choose_shapes(bench *b) {
 
 static bool measure(bench *b, loom_error *error) {
     const settings *mine = b->mine;
-    if (mine->json && !to_stdout(mine) && !check_writable(mine->json, error)) return false;
+    if (mine->json && !loom_output_check(mine->json, error)) return false;
     if (mine->against && !read_saved(mine->against, &b->saved, error)) return false;
     if (!open_devices(b, error)) return false;
     if (b->saved) warn_of_other_device(b);

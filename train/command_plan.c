@@ -5,6 +5,8 @@
 #include "plan_answer.h"
 #include "progress.h"
 
+#include "base/file.h"
+
 #include <stdlib.h>
 #include <string.h>
 
@@ -265,7 +267,8 @@ int loom_command_plan(int argc, char **argv) {
     };
     int code = loom_command_line_read(&line, argc, argv);
     if (code < 0) {
-        const bool ok = find_answer(a, line.n_arguments ? line.argument[0] : NULL, &mine, &error) &&
+        const bool ok = (!mine.json || loom_output_check(mine.json, &error)) &&
+                        find_answer(a, line.n_arguments ? line.argument[0] : NULL, &mine, &error) &&
                         (mine.json ? loom_plan_answer_write(a, mine.json, &error) : loom_plan_answer_show(a));
         code = ok ? 0 : loom_command_failed(&error);
     }

@@ -174,20 +174,36 @@ static void unload(loaded *model) {
     if (model->device) loom_device_close(model->device);
 }
 
+/* A run that trains meanwhile may delete the checkpoint between its being found and its being read. */
+static bool open_model(loaded *model, loom_checkpoint_info *info, const settings *mine, int32_t **prompt, int64_t *n,
+                       loom_error *error) {
+    enum { TRIES = 16 };
+    for (int i = 0; i < TRIES; i++) {
+        if (!loom_checkpoint_open(mine->from, info, error) || !make_prompt(mine, info, prompt, n, error)) return false;
+        if (load(model, info, mine, error)) return true;
+        unload(model);
+        free(*prompt);
+        *model = (loaded){0};
+        *prompt = NULL;
+        if (!loom_checkpoint_is_gone(info)) break;
+    }
+    return false;
+}
+
 static bool sample(const settings *mine, loom_error *error) {
     loom_checkpoint_info info;
     loaded model = {0};
     int32_t *prompt;
     int64_t n;
     if (!mine->from) return loom_fail(error, "--from: is missing; name a run or a checkpoint");
-    if (!loom_checkpoint_open(mine->from, &info, error) || !make_prompt(mine, &info, &prompt, &n, error)) return false;
+    if (!open_model(&model, &info, mine, &prompt, &n, error)) return false;
     const loom_sampling sampling = {.temperature = (float)mine->temperature,
                                     .top_k = (int)mine->top_k,
                                     .top_p = (float)mine->top_p,
                                     .seed = (uint64_t)mine->seed};
     writer to = {.bytes = info.bytes, .terminal = isatty(STDOUT_FILENO), .end = end_of_text(&info)};
-    bool ok = load(&model, &info, mine, error);
-    for (int64_t i = 0; ok && mine->prompt && i < n; i++) write_token(&to, prompt[i]);
+    bool ok = true;
+    for (int64_t i = 0; mine->prompt && i < n; i++) write_token(&to, prompt[i]);
     ok = ok && loom_gpt_generate(model.gpt, prompt, n, mine->tokens, &sampling, emit, &to, error);
     if (ok) {
         loom_printable_end(&to.state, stdout);

@@ -185,10 +185,7 @@ bool loom_plan_answer_write(const loom_plan_answer *a, const char *path, loom_er
     cJSON_Delete(document);
     if (!ok) return false;
     if (!text) return loom_fail(error, "out of memory for the answer");
-    if (!strcmp(path, "-"))
-        puts(text); /* main tells when stdout cannot take it */
-    else
-        ok = loom_file_replace(path, text, strlen(text), error);
+    ok = loom_output_write(path, text, strlen(text), error);
     cJSON_free(text);
     return ok;
 }

@@ -7,19 +7,34 @@
 #include <ftw.h>
 #include <limits.h>
 #include <stdio.h>
+#include <inttypes.h>
+#include <pwd.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/random.h>
 #include <sys/stat.h>
+#include <time.h>
 #include <unistd.h>
 #include <xxhash.h>
 
 /* ------------------------------------------------------------------------------------------------------------ reading */
 
+static int open_again(const char *path, int flags) {
+    int descriptor;
+    do descriptor = open(path, flags | O_CLOEXEC | O_NOCTTY, 0666);
+    while (descriptor < 0 && errno == EINTR);
+    return descriptor;
+}
+
 /* O_NONBLOCK changes nothing for a regular file, and a pipe is refused instead of waited for. */
-static bool open_regular(const char *path, int *descriptor, struct stat *status, loom_error *error) {
-    *descriptor = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK);
-    if (*descriptor < 0) return loom_fail(error, "%s: cannot be read: %s", path, strerror(errno));
+static bool open_regular(const char *path, int flags, int *descriptor, struct stat *status, loom_error *error) {
+    const char *verb = flags == O_RDONLY ? "read" : "written";
+    *descriptor = open_again(path, flags | O_NONBLOCK);
+    if (*descriptor < 0 && errno == ELOOP && flags & O_NOFOLLOW)
+        return loom_fail(error, "%s: is a symbolic link, which is not followed here; move it elsewhere", path);
+    if (*descriptor < 0 && errno != ENXIO) return loom_fail(error, "%s: cannot be %s: %s", path, verb, strerror(errno));
+    if (*descriptor < 0) return loom_fail(error, "%s: is not a regular file", path);
     if (fstat(*descriptor, status) != 0 || !S_ISREG(status->st_mode)) {
         close(*descriptor);
         return loom_fail(error, "%s: is not a regular file", path);
@@ -31,12 +46,13 @@ bool loom_file_map(const char *path, loom_mapping *mapping, loom_error *error) {
     int descriptor;
     struct stat status;
     *mapping = (loom_mapping){0};
-    if (!open_regular(path, &descriptor, &status, error)) return false;
+    if (!open_regular(path, O_RDONLY, &descriptor, &status, error)) return false;
     if (status.st_size > 0) {
         void *data = mmap(NULL, (size_t)status.st_size, PROT_READ, MAP_PRIVATE, descriptor, 0);
         if (data == MAP_FAILED) {
+            loom_fail(error, "%s: cannot be mapped: %s", path, strerror(errno));
             close(descriptor);
-            return loom_fail(error, "%s: cannot be mapped: %s", path, strerror(errno));
+            return false;
         }
         *mapping = (loom_mapping){data, (size_t)status.st_size};
     }
@@ -65,6 +81,20 @@ char *loom_file_read_text(const char *path, size_t limit, loom_error *error) {
     return text;
 }
 
+static FILE *open_stream(int descriptor, const char *path, const char *mode, loom_error *error) {
+    FILE *file = fdopen(descriptor, mode);
+    if (file) return file;
+    loom_fail(error, "%s: cannot be opened: %s", path, strerror(errno));
+    close(descriptor);
+    return NULL;
+}
+
+FILE *loom_file_open(const char *path, loom_error *error) {
+    int descriptor;
+    struct stat status;
+    return open_regular(path, O_RDONLY, &descriptor, &status, error) ? open_stream(descriptor, path, "r", error) : NULL;
+}
+
 static void write_digits(XXH128_hash_t hash, char checksum[33]) {
     snprintf(checksum, 33, "%016llx%016llx", (unsigned long long)hash.high64, (unsigned long long)hash.low64);
 }
@@ -91,32 +121,65 @@ struct loom_writer {
     XXH3_state_t *hash; /* NULL: not of the whole file */
     bool part;          /* of a file that others write too */
     char path[PATH_MAX];
+    char name[PATH_MAX]; /* as errors have it: what a temporary file is to become */
     char buffer[1 << 16];
 };
 
-static loom_writer *open_writer(const char *path, int flags, loom_error *error) {
+static uint64_t random_number(void) {
+    uint64_t number;
+    if (getrandom(&number, sizeof number, 0) == sizeof number) return number;
+    struct timespec now; /* a kernel without it: O_EXCL stays what keeps others out */
+    clock_gettime(CLOCK_REALTIME, &now);
+    number = (uint64_t)now.tv_sec << 32 ^ (uint64_t)now.tv_nsec << 8 ^ (uint64_t)getpid();
+    return XXH3_64bits(&number, sizeof number);
+}
+
+bool loom_temporary_path(const char *path, char *temporary, size_t size, loom_error *error) {
+    const char *slash = strrchr(path, '/');
+    const int folder = slash ? (int)(slash - path) + 1 : 0;
+    const int length = snprintf(temporary, size, "%.*s" LOOM_TEMPORARY "%016" PRIx64, folder, path, random_number());
+    return (length >= 0 && (size_t)length < size) || loom_fail(error, "%s: its name is too long", path);
+}
+
+bool loom_is_temporary(const char *name) {
+    const size_t prefix = strlen(LOOM_TEMPORARY);
+    return strncmp(name, LOOM_TEMPORARY, prefix) == 0 && strlen(name) == prefix + 16 &&
+           strspn(name + prefix, "0123456789abcdef") == 16;
+}
+
+/* `path` NULL: a temporary file beside `name`. */
+static loom_writer *open_writer(const char *path, const char *name, int flags, loom_error *error) {
+    enum { TRIES = 16 };
     loom_writer *writer = calloc(1, sizeof *writer);
-    if (!writer || strlen(path) >= sizeof writer->path) {
-        loom_fail(error, "%s: cannot be written: %s", path, writer ? "its name is too long" : "no memory");
-        free(writer);
-        return NULL;
+    bool ok = writer || loom_fail(error, "%s: cannot be written: no memory", name);
+    if (ok && strlen(path ? path : name) >= sizeof writer->path)
+        ok = loom_fail(error, "%s: cannot be written: its name is too long", name);
+    if (ok) {
+        strcpy(writer->name, name);
+        writer->descriptor = -1;
     }
-    strcpy(writer->path, path);
-    writer->descriptor = open(path, O_WRONLY | O_CLOEXEC | flags, 0666);
-    if (writer->descriptor >= 0) return writer;
-    loom_fail(error, "%s: cannot be written: %s", path, strerror(errno));
+    for (int i = 0; ok && writer->descriptor < 0 && i < (path ? 1 : TRIES); i++) {
+        if (path)
+            strcpy(writer->path, path);
+        else if (!loom_temporary_path(name, writer->path, sizeof writer->path, error))
+            ok = false;
+        if (ok) writer->descriptor = open_again(writer->path, O_WRONLY | O_NOFOLLOW | flags);
+        if (ok && writer->descriptor < 0 && errno != EEXIST) break;
+    }
+    if (ok && writer->descriptor >= 0) return writer;
+    if (ok) loom_fail(error, "%s: cannot be written: %s", name, strerror(errno));
     free(writer);
     return NULL;
 }
 
-loom_writer *loom_writer_open(const char *path, loom_error *error) {
+static loom_writer *open_new(const char *path, const char *name, loom_error *error) {
     XXH3_state_t *hash = XXH3_createState();
     if (!hash) {
-        loom_fail(error, "%s: cannot be written: no memory", path);
+        loom_fail(error, "%s: cannot be written: no memory", name);
         return NULL;
     }
     XXH3_128bits_reset(hash);
-    loom_writer *writer = open_writer(path, O_CREAT | O_TRUNC, error);
+    loom_writer *writer = open_writer(path, name, O_CREAT | O_EXCL, error);
     if (writer)
         writer->hash = hash;
     else
@@ -124,21 +187,43 @@ loom_writer *loom_writer_open(const char *path, loom_error *error) {
     return writer;
 }
 
+loom_writer *loom_writer_open(const char *path, loom_error *error) {
+    return open_new(path, path, error);
+}
+
 loom_writer *loom_writer_open_part(const char *path, loom_error *error) {
-    loom_writer *writer = open_writer(path, 0, error);
+    loom_writer *writer = open_writer(path, path, 0, error);
     if (writer) writer->part = true;
     return writer;
 }
 
-static bool write_fully(loom_writer *writer, const char *data, size_t bytes, loom_error *error) {
+static bool write_all(int descriptor, const char *name, const char *data, size_t bytes, loom_error *error) {
     while (bytes > 0) {
-        const ssize_t written = write(writer->descriptor, data, bytes);
+        const ssize_t written = write(descriptor, data, bytes);
         if (written < 0 && errno == EINTR) continue;
-        if (written <= 0) return loom_fail(error, "%s: cannot be written: %s", writer->path, strerror(errno));
+        if (written < 0) return loom_fail(error, "%s: cannot be written: %s", name, strerror(errno));
+        if (written == 0) return loom_fail(error, "%s: cannot be written: it takes nothing more", name);
         data += written;
         bytes -= (size_t)written;
     }
     return true;
+}
+
+static bool write_fully(loom_writer *writer, const char *data, size_t bytes, loom_error *error) {
+    return write_all(writer->descriptor, writer->name, data, bytes, error);
+}
+
+/* Some file systems have no fsync (FUSE, some network ones), and say so in one of these ways. */
+static bool sync_descriptor(int descriptor) {
+    int result;
+    do result = fsync(descriptor);
+    while (result != 0 && errno == EINTR);
+    return result == 0 || errno == EINVAL || errno == ENOTSUP || errno == EOPNOTSUPP || errno == ENOSYS;
+}
+
+/* Linux closes in any case: EINTR tells of no loss. */
+static bool close_checked(int descriptor) {
+    return close(descriptor) == 0 || errno == EINTR;
 }
 
 static bool flush(loom_writer *writer, loom_error *error) {
@@ -162,7 +247,7 @@ bool loom_writer_seek(loom_writer *writer, uint64_t position, loom_error *error)
     LOOM_CHECK(!writer->hash);
     if (!flush(writer, error)) return false;
     if (lseek(writer->descriptor, (off_t)position, SEEK_SET) < 0)
-        return loom_fail(error, "%s: cannot be written: %s", writer->path, strerror(errno));
+        return loom_fail(error, "%s: cannot be written: %s", writer->name, strerror(errno));
     writer->position = position;
     return true;
 }
@@ -173,7 +258,7 @@ bool loom_writer_extend(loom_writer *writer, uint64_t size, loom_error *error) {
     writer->hash = NULL;
     if (!flush(writer, error)) return false;
     if (ftruncate(writer->descriptor, (off_t)size) != 0)
-        return loom_fail(error, "%s: cannot be written: %s", writer->path, strerror(errno));
+        return loom_fail(error, "%s: cannot be written: %s", writer->name, strerror(errno));
     return loom_writer_seek(writer, size, error);
 }
 
@@ -184,10 +269,10 @@ static void destroy(loom_writer *writer) {
 
 bool loom_writer_close(loom_writer *writer, uint64_t *size, char checksum[33], loom_error *error) {
     bool ok = flush(writer, error);
-    if (ok && fsync(writer->descriptor) != 0)
-        ok = loom_fail(error, "%s: cannot be flushed to disk: %s", writer->path, strerror(errno));
-    if (close(writer->descriptor) != 0 && ok)
-        ok = loom_fail(error, "%s: cannot be written: %s", writer->path, strerror(errno));
+    if (ok && !sync_descriptor(writer->descriptor))
+        ok = loom_fail(error, "%s: cannot be flushed to disk: %s", writer->name, strerror(errno));
+    if (!close_checked(writer->descriptor) && ok)
+        ok = loom_fail(error, "%s: cannot be written: %s", writer->name, strerror(errno));
     if (size) *size = writer->position;
     if (checksum) *checksum = 0;
     if (checksum && writer->hash) write_digits(XXH3_128bits_digest(writer->hash), checksum);
@@ -202,29 +287,114 @@ void loom_writer_abandon(loom_writer *writer) {
     destroy(writer);
 }
 
-bool loom_file_replace(const char *path, const void *data, size_t bytes, loom_error *error) {
+/* `mode` 0: as the umask has it. */
+static bool replace(const char *path, const void *data, size_t bytes, mode_t mode, loom_error *error) {
     char temporary[PATH_MAX];
     struct stat status;
     if (lstat(path, &status) == 0 && !S_ISREG(status.st_mode) && !S_ISLNK(status.st_mode))
         return loom_fail(error, "%s: is not a regular file, and is not replaced by one", path);
-    if (snprintf(temporary, sizeof temporary, "%s.tmp-%ld", path, (long)getpid()) >= (int)sizeof temporary)
-        return loom_fail(error, "%s: its name is too long", path);
-    loom_writer *writer = loom_writer_open(temporary, error);
+    loom_writer *writer = open_new(NULL, path, error);
     if (!writer) return false;
+    strcpy(temporary, writer->path);
+    if (mode) (void)fchmod(writer->descriptor, mode); /* a file system without permissions is no reason to fail */
     if (!loom_writer_write(writer, data, bytes, error)) {
         loom_writer_abandon(writer);
         return false;
     }
-    if (!loom_writer_close(writer, NULL, NULL, error)) {
-        unlink(temporary);
-        return false;
+    bool ok = loom_writer_close(writer, NULL, NULL, error);
+    if (ok && rename(temporary, path) != 0) ok = loom_fail(error, "%s: cannot be replaced: %s", path, strerror(errno));
+    if (!ok) unlink(temporary);
+    return ok;
+}
+
+bool loom_file_replace(const char *path, const void *data, size_t bytes, loom_error *error) {
+    return replace(path, data, bytes, 0, error);
+}
+
+FILE *loom_file_append(const char *path, loom_error *error) {
+    int descriptor;
+    struct stat status;
+    if (!open_regular(path, O_WRONLY | O_APPEND | O_CREAT | O_NOFOLLOW, &descriptor, &status, error)) return NULL;
+    return open_stream(descriptor, path, "a", error);
+}
+
+bool loom_file_cut(const char *path, uint64_t size, loom_error *error) {
+    int descriptor;
+    struct stat status;
+    if (!open_regular(path, O_WRONLY | O_NOFOLLOW, &descriptor, &status, error)) return false;
+    bool ok = (uint64_t)status.st_size <= size || ftruncate(descriptor, (off_t)size) == 0;
+    if (!ok) loom_fail(error, "%s: cannot be cut: %s", path, strerror(errno));
+    if (!close_checked(descriptor) && ok) ok = loom_fail(error, "%s: cannot be written: %s", path, strerror(errno));
+    return ok;
+}
+
+/* -------------------------------------------------------------------------------------- to where the user wants it */
+
+static bool same_file(const struct stat *a, const struct stat *b) {
+    return a->st_dev == b->st_dev && a->st_ino == b->st_ino;
+}
+
+static bool is_descriptor(const struct stat *status, int descriptor) {
+    struct stat open_already;
+    return fstat(descriptor, &open_already) == 0 && same_file(status, &open_already);
+}
+
+bool loom_output_is_stdout(const char *path) {
+    struct stat status;
+    return !strcmp(path, "-") || (stat(path, &status) == 0 && is_descriptor(&status, STDOUT_FILENO));
+}
+
+bool loom_output_is_stream(const char *path) {
+    struct stat status;
+    return loom_output_is_stdout(path) ||
+           (stat(path, &status) == 0 && (!S_ISREG(status.st_mode) || is_descriptor(&status, STDERR_FILENO)));
+}
+
+static bool write_stream(FILE *file, const char *name, const char *data, size_t bytes, loom_error *error) {
+    const bool ended = bytes == 0 || data[bytes - 1] == '\n';
+    const bool ok = fwrite(data, 1, bytes, file) == bytes && (ended || fputc('\n', file) != EOF) && fflush(file) == 0;
+    return ok || loom_fail(error, "%s: cannot be written: %s", name, strerror(errno));
+}
+
+static bool write_in_place(const char *path, const void *data, size_t bytes, loom_error *error) {
+    const int descriptor = open_again(path, O_WRONLY);
+    if (descriptor < 0) return loom_fail(error, "%s: cannot be written: %s", path, strerror(errno));
+    bool ok = write_all(descriptor, path, data, bytes, error);
+    if (!close_checked(descriptor) && ok) ok = loom_fail(error, "%s: cannot be written: %s", path, strerror(errno));
+    return ok;
+}
+
+bool loom_output_write(const char *path, const void *data, size_t bytes, loom_error *error) {
+    char target[PATH_MAX];
+    struct stat status;
+    if (loom_output_is_stdout(path)) return write_stream(stdout, "standard output", data, bytes, error);
+    const bool exists = stat(path, &status) == 0;
+    if (exists && is_descriptor(&status, STDERR_FILENO)) return write_stream(stderr, path, data, bytes, error);
+    if (exists && S_ISDIR(status.st_mode)) return loom_fail(error, "%s: is a directory; give a file's name", path);
+    if (exists && !S_ISREG(status.st_mode)) return write_in_place(path, data, bytes, error);
+    if (strlen(path) >= sizeof target) return loom_fail(error, "%s: its name is too long", path);
+    strcpy(target, path);
+    return loom_follow_links(target, sizeof target, error) &&
+           replace(target, data, bytes, exists ? status.st_mode & 0777 : 0, error);
+}
+
+bool loom_output_check(const char *path, loom_error *error) {
+    char target[PATH_MAX];
+    struct stat status;
+    if (loom_output_is_stdout(path)) return true;
+    const bool exists = stat(path, &status) == 0;
+    if (exists && S_ISDIR(status.st_mode)) return loom_fail(error, "%s: is a directory; give a file's name", path);
+    if (strlen(path) >= sizeof target) return loom_fail(error, "%s: its name is too long", path);
+    strcpy(target, path);
+    if (exists && !S_ISREG(status.st_mode)) {
+        if (access(path, W_OK) != 0) return loom_fail(error, "%s: cannot be written: %s", path, strerror(errno));
+        return true;
     }
-    if (rename(temporary, path) != 0) {
-        loom_fail(error, "%s: cannot be replaced: %s", path, strerror(errno));
-        unlink(temporary);
-        return false;
-    }
-    return true;
+    if (!loom_follow_links(target, sizeof target, error)) return false;
+    char *slash = strrchr(target, '/');
+    if (slash) slash[slash == target] = 0;
+    if (access(slash ? target : ".", W_OK | X_OK) == 0) return true;
+    return loom_fail(error, "%s: cannot be written: %s", path, strerror(errno));
 }
 
 /* -------------------------------------------------------------------------------------------------------- directories */
@@ -237,8 +407,9 @@ bool loom_make_directories(const char *path, loom_error *error) {
         if (*slash != '/' && *slash != 0) continue;
         const char kept = *slash;
         *slash = 0;
-        if (mkdir(partial, 0777) != 0 && !(errno == EEXIST && loom_is_directory(partial)))
-            return loom_fail(error, "%s: cannot be made a directory: %s", partial, strerror(errno));
+        const int failure = mkdir(partial, 0777) == 0 ? 0 : errno;
+        if (failure && !loom_is_directory(partial))
+            return loom_fail(error, "%s: cannot be made a directory: %s", partial, strerror(failure));
         *slash = kept;
         if (!kept) return true;
     }
@@ -246,7 +417,7 @@ bool loom_make_directories(const char *path, loom_error *error) {
 
 static int remove_entry(const char *path, const struct stat *status, int kind, struct FTW *walk) {
     (void)status, (void)kind, (void)walk;
-    return remove(path);
+    return remove(path) == 0 || errno == ENOENT ? 0 : -1;
 }
 
 bool loom_remove_tree(const char *path, loom_error *error) {
@@ -255,11 +426,69 @@ bool loom_remove_tree(const char *path, loom_error *error) {
 }
 
 bool loom_sync_directory(const char *path, loom_error *error) {
-    const int descriptor = open(path, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-    const bool ok = descriptor >= 0 && (fsync(descriptor) == 0 || errno == EINVAL);
+    const int descriptor = open_again(path, O_RDONLY | O_DIRECTORY);
+    const bool ok = descriptor >= 0 && sync_descriptor(descriptor);
     if (!ok) loom_fail(error, "%s: cannot be flushed to disk: %s", path, strerror(errno));
     if (descriptor >= 0) close(descriptor);
     return ok;
+}
+
+/* Makes a file under a random name in a directory: what is tried there. */
+static loom_writer *open_trial(const char *path, char trial[PATH_MAX], loom_error *error) {
+    char inside[PATH_MAX];
+    if (!loom_join_path(inside, sizeof inside, path, "", error)) return NULL;
+    loom_writer *writer = open_writer(NULL, inside, O_CREAT | O_EXCL, error);
+    if (writer) strcpy(trial, writer->path);
+    return writer;
+}
+
+bool loom_try_directory(const char *path, loom_error *error) {
+    char trial[PATH_MAX], renamed[PATH_MAX];
+    loom_error why;
+    loom_writer *writer = open_trial(path, trial, &why);
+    if (!writer) return loom_fail(error, "%s", why.message);
+    bool ok = loom_temporary_path(trial, renamed, sizeof renamed, &why) &&
+              loom_writer_write(writer, "trial\n", 6, &why);
+    if (ok)
+        ok = loom_writer_close(writer, NULL, NULL, &why);
+    else
+        loom_writer_abandon(writer);
+    if (ok && rename(trial, renamed) != 0)
+        ok = loom_fail(&why, "%s: files in it cannot be renamed: %s", path, strerror(errno));
+    if (ok && unlink(renamed) != 0)
+        ok = loom_fail(&why, "%s: files in it cannot be deleted: %s", path, strerror(errno));
+    if (!ok) unlink(trial);
+    if (ok && mkdir(trial, 0777) != 0)
+        ok = loom_fail(&why, "%s: directories in it cannot be made: %s", path, strerror(errno));
+    if (ok && rename(trial, renamed) != 0) {
+        ok = loom_fail(&why, "%s: directories in it cannot be renamed: %s", path, strerror(errno));
+        rmdir(trial);
+    }
+    if (ok && rmdir(renamed) != 0)
+        ok = loom_fail(&why, "%s: directories in it cannot be deleted: %s", path, strerror(errno));
+    return (ok && loom_sync_directory(path, &why)) || loom_fail(error, "%s", why.message);
+}
+
+bool loom_check_owner(const char *path, loom_error *error) {
+    char trial[PATH_MAX];
+    struct stat directory, link, mine;
+    if (stat(path, &directory) != 0 || lstat(path, &link) != 0)
+        return loom_fail(error, "%s: cannot be looked at: %s", path, strerror(errno));
+    const uid_t us = geteuid();
+    const uid_t owners[] = {directory.st_uid, link.st_uid};
+    for (int i = 0; i < 2; i++) {
+        if (owners[i] == us || owners[i] == 0) continue;
+        loom_writer *writer = open_trial(path, trial, NULL);
+        const bool shows_one_owner = writer && fstat(writer->descriptor, &mine) == 0 && mine.st_uid == owners[i];
+        loom_writer_abandon(writer);
+        if (shows_one_owner) continue;
+        const struct passwd *entry = getpwuid(owners[i]);
+        return loom_fail(error,
+                         "%s: belongs to another user (%s%s%ld), who could lead what is written there elsewhere; "
+                         "take a directory of your own, or have this one given to you (chown)",
+                         path, entry ? entry->pw_name : "", entry ? ", " : "", (long)owners[i]);
+    }
+    return true;
 }
 
 bool loom_path_exists(const char *path) {
@@ -276,4 +505,31 @@ bool loom_join_path(char *out, size_t size, const char *directory, const char *n
     const int length = snprintf(out, size, "%s/%s", directory, name);
     if (length >= 0 && (size_t)length < size) return true;
     return loom_fail(error, "%s/%s: the name is too long", directory, name);
+}
+
+/* Puts a symbolic link's target in its place; *followed tells whether the path was one. */
+static bool follow_link(char *path, size_t size, bool *followed, loom_error *error) {
+    char target[PATH_MAX], link[PATH_MAX];
+    const ssize_t length = readlink(path, target, sizeof target);
+    *followed = length >= 0;
+    if (!*followed) return true;
+    if (length == (ssize_t)sizeof target || strlen(path) >= sizeof link)
+        return loom_fail(error, "%s: the name it leads to is too long", path);
+    target[length] = 0;
+    strcpy(link, path);
+    char *slash = strrchr(link, '/');
+    if (!slash || *target == '/') {
+        if (snprintf(path, size, "%s", target) < (int)size) return true;
+        return loom_fail(error, "%s: the name it leads to is too long", link);
+    }
+    *slash = 0;
+    return loom_join_path(path, size, link, target, error);
+}
+
+bool loom_follow_links(char *path, size_t size, loom_error *error) {
+    enum { MOST_LINKS = 40 };
+    bool followed = true;
+    for (int links = 0; followed && links < MOST_LINKS; links++)
+        if (!follow_link(path, size, &followed, error)) return false;
+    return true;
 }

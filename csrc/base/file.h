@@ -1,4 +1,9 @@
-/* Checked files: every read, write and flush is checked; what is written whole is written to a temporary name first. */
+/* Checked files: every read, write and flush is checked; what is written whole is written to a temporary name first.
+ *
+ * What is made is made anew: O_EXCL, O_NOFOLLOW and random names, so that no symbolic link that somebody has put there
+ * leads a write elsewhere. The one exception is loom_output_write(), whose place the user has named. A file system that
+ * has no fsync() (it returns EINVAL, ENOTSUP or ENOSYS) is taken at its word: what it writes is as safe as it makes it.
+ */
 #ifndef LOOM_BASE_FILE_H
 #define LOOM_BASE_FILE_H
 
@@ -6,6 +11,7 @@
 
 #include <stddef.h>
 #include <stdint.h>
+#include <stdio.h>
 
 #ifdef __cplusplus
 extern "C" {
@@ -24,8 +30,12 @@ void loom_file_unmap(loom_mapping *mapping);
 /* The whole of a small text file, ended by a zero; the caller frees it. Refuses files over `limit` bytes. */
 char *loom_file_read_text(const char *path, size_t limit, loom_error *error);
 
-/* A file being written: buffered, checksummed (XXH3-128), flushed to disk when closed. */
+/* A regular file, for reading line by line. */
+FILE *loom_file_open(const char *path, loom_error *error);
+
+/* A new file being written: buffered, checksummed (XXH3-128), flushed to disk when closed. */
 typedef struct loom_writer loom_writer;
+/* Nothing may be at `path` yet. */
 loom_writer *loom_writer_open(const char *path, loom_error *error);
 bool loom_writer_write(loom_writer *writer, const void *data, size_t bytes, loom_error *error);
 /* Several processes write one file: one makes it, as long as it will be (what is not written yet reads as zeros); then
@@ -39,13 +49,36 @@ bool loom_writer_close(loom_writer *writer, uint64_t *size, char checksum[33], l
 /* Closes and deletes the file, but one that was opened for parts; for the way out after an error. NULL is allowed. */
 void loom_writer_abandon(loom_writer *writer);
 
-/* A small file replaced at once: temporary name, sync, rename. */
+/* A small file replaced at once: temporary name, sync, rename. A symbolic link is replaced too, not followed. */
 bool loom_file_replace(const char *path, const void *data, size_t bytes, loom_error *error);
+
+/* A stream that appends to a regular file, which is made where it is missing. Symbolic links are refused. */
+FILE *loom_file_append(const char *path, loom_error *error);
+/* Cuts a regular file back to its first `size` bytes. */
+bool loom_file_cut(const char *path, uint64_t size, loom_error *error);
+
+/* Writes to the place that a user has named: "-" is standard output; pipes and devices are written to, regular files are
+ * replaced at once, with the same permissions, where symbolic links lead. */
+bool loom_output_write(const char *path, const void *data, size_t bytes, loom_error *error);
+/* Refuses a place that cannot be written to before work is spent on what goes there. */
+bool loom_output_check(const char *path, loom_error *error);
+/* Whether that place is standard output, by whatever name; and whether it takes writes one after the other, as pipes do,
+ * instead of being replaced. */
+bool loom_output_is_stdout(const char *path);
+bool loom_output_is_stream(const char *path);
+
+/* ".tmp-" and 16 random hex digits, beside `path`. What is called so is ours, and unfinished. */
+#define LOOM_TEMPORARY ".tmp-"
+bool loom_temporary_path(const char *path, char *temporary, size_t size, loom_error *error);
+bool loom_is_temporary(const char *name);
 
 /* 32 hex digits of XXH3-128. */
 void loom_checksum(const void *data, size_t bytes, char checksum[33]);
 /* The same of a whole file. */
 bool loom_file_checksum(const char *path, uint64_t *size, char checksum[33], loom_error *error);
+
+/* Puts what symbolic links lead to in the place of a path that is one. */
+bool loom_follow_links(char *path, size_t size, loom_error *error);
 
 /* Makes a directory and its parents. */
 bool loom_make_directories(const char *path, loom_error *error);
@@ -53,6 +86,11 @@ bool loom_make_directories(const char *path, loom_error *error);
 bool loom_remove_tree(const char *path, loom_error *error);
 /* Makes a rename or a new file in a directory last through a power cut. */
 bool loom_sync_directory(const char *path, loom_error *error);
+/* Tries what a run needs of a directory: files made, written, flushed, renamed and deleted. */
+bool loom_try_directory(const char *path, loom_error *error);
+/* Refuses a directory of another user, who could have anything lie in it, or put there, under names that we use. root's
+ * is no other user's, and on file systems that show one owner for all (exFAT, NFS that maps root) nobody's is. */
+bool loom_check_owner(const char *path, loom_error *error);
 bool loom_path_exists(const char *path);
 bool loom_is_directory(const char *path);
 

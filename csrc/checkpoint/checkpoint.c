@@ -9,7 +9,9 @@
 #include <inttypes.h>
 #include <limits.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <xxhash.h>
 
 static bool exists(const char *directory, const char *name) {
@@ -81,20 +83,44 @@ static bool open_files(loom_checkpoint_info *info, loom_error *error) {
            open_state(directory, &info->state, &info->has_optimizer, error) && identify(info, error);
 }
 
-/* What to do about a checkpoint that cannot be read: go back to the one before. */
-static void point_to_older(const char *directory, loom_error *error) {
-    char older[PATH_MAX];
-    if (!error || !loom_checkpoint_older(directory, older, sizeof older)) return;
+/* What to do about a checkpoint that cannot be read: go back to the newest whole one before it. */
+static void point_to_older(loom_checkpoint_info *info, loom_error *error) {
+    char older[PATH_MAX], before[PATH_MAX];
+    loom_checkpoint_info *found = calloc(1, sizeof *found);
+    bool whole = false;
+    snprintf(before, sizeof before, "%s", info->directory);
+    while (found && !whole && loom_checkpoint_older(before, older, sizeof older)) {
+        strcpy(before, older);
+        snprintf(found->directory, sizeof found->directory, "%s", older);
+        whole = open_files(found, NULL);
+    }
+    if (whole && found->has_optimizer) info->older_step = found->state.step;
+    free(found);
+    if (!whole || !error) return;
     const loom_error reason = *error;
-    loom_fail(error, "%s; the checkpoint before it is %s", reason.message, older);
+    loom_fail(error, "%s; the newest whole checkpoint before it is %s", reason.message, older);
 }
 
+/* A run that trains beside a reader deletes old checkpoints: one that went while it was read is looked for anew. */
 bool loom_checkpoint_open(const char *path, loom_checkpoint_info *info, loom_error *error) {
-    *info = (loom_checkpoint_info){0};
-    if (!loom_checkpoint_find(path, info->directory, sizeof info->directory, error)) return false;
-    if (open_files(info, error)) return true;
-    point_to_older(info->directory, error);
+    enum { TRIES = 16 };
+    for (int i = 0; i < TRIES; i++) {
+        struct stat before, after;
+        *info = (loom_checkpoint_info){.older_step = -1};
+        if (!loom_checkpoint_find(path, info->directory, sizeof info->directory, error)) return false;
+        const bool seen = stat(info->directory, &before) == 0;
+        if (open_files(info, error)) return true;
+        const bool stays = seen && stat(info->directory, &after) == 0 && before.st_ino == after.st_ino;
+        if (stays) {
+            point_to_older(info, error);
+            return false;
+        }
+    }
     return false;
+}
+
+bool loom_checkpoint_is_gone(const loom_checkpoint_info *info) {
+    return !loom_is_directory(info->directory);
 }
 
 /* ---------------------------------------------------------------------------------------------------------- loading */

@@ -4,6 +4,7 @@
 
 #include "base/check.h"
 #include "base/file.h"
+#include "checkpoint/documents.h"
 
 #include <dirent.h>
 #include <errno.h>
@@ -17,11 +18,11 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-#define TEMPORARY  ".tmp-"
+#define TEMPORARY  LOOM_TEMPORARY
 #define LATEST     "latest"
 #define NEW_LATEST TEMPORARY LATEST
 
-enum { NAME_SIZE = 64, MOST_LINKS = 40 };
+enum { NAME_SIZE = 64 };
 
 /* ------------------------------------------------------------------------------------------------------------ steps */
 
@@ -88,41 +89,39 @@ static bool step_path(const char *checkpoints, int64_t step, const char *prefix,
 
 /* ---------------------------------------------------------------------------------------------------------- finding */
 
-/* Puts a symbolic link's target in its place; *followed tells whether the path was one. */
-static bool follow_link(char *path, size_t size, bool *followed, loom_error *error) {
-    char target[PATH_MAX], link[PATH_MAX];
-    const ssize_t length = readlink(path, target, sizeof target);
-    *followed = length >= 0;
-    if (!*followed) return true;
-    if (length == (ssize_t)sizeof target || strlen(path) >= sizeof link)
-        return loom_fail(error, "%s: the name it leads to is too long", path);
-    target[length] = 0;
-    strcpy(link, path);
-    char *slash = strrchr(link, '/');
-    if (!slash || *target == '/') {
-        if (snprintf(path, size, "%s", target) < (int)size) return true;
-        return loom_fail(error, "%s: the name it leads to is too long", link);
-    }
-    *slash = 0;
-    return loom_join_path(path, size, link, target, error);
-}
-
-/* From `latest`, or a link to it, to the checkpoint itself, so that `latest` cannot move under a reader. */
-static bool follow_links(char *path, size_t size, loom_error *error) {
-    bool followed = true;
-    for (int links = 0; followed && links < MOST_LINKS; links++)
-        if (!follow_link(path, size, &followed, error)) return false;
-    return true;
-}
-
 static bool holds(const char *directory, const char *name) {
     char path[PATH_MAX];
     return loom_join_path(path, sizeof path, directory, name, NULL) && loom_path_exists(path);
 }
 
+/* The step that a small text file names, as `latest` is one where links cannot be; -1 if it does not. */
+static int64_t step_in_file(const char *path) {
+    struct stat status;
+    char name[NAME_SIZE] = "";
+    if (stat(path, &status) != 0 || !S_ISREG(status.st_mode)) return -1;
+    FILE *file = loom_file_open(path, NULL);
+    if (!file) return -1;
+    const bool read = fgets(name, sizeof name, file);
+    fclose(file);
+    name[strcspn(name, "\r\n")] = 0;
+    return read ? step_of(name) : -1;
+}
+
+/* Where `latest` leads, so that it cannot move under a reader; false if it leads nowhere. From here `latest` itself, as
+ * a link to it may have another name, is no more in the path. */
+static bool follow_latest(char *path, size_t size) {
+    char checkpoints[PATH_MAX];
+    const int64_t step = step_in_file(path);
+    if (step < 0) return loom_is_directory(path) && loom_follow_links(path, size, NULL);
+    if (!loom_follow_links(path, size, NULL)) return false;
+    const char *slash = strrchr(path, '/');
+    snprintf(checkpoints, sizeof checkpoints, "%.*s", slash ? (int)(slash - path) : 1, slash ? path : ".");
+    return step_path(checkpoints, step, "", path, size, NULL) && loom_is_directory(path);
+}
+
 static bool find_latest(const char *checkpoints, char *directory, size_t size, loom_error *error) {
     if (!loom_join_path(directory, size, checkpoints, LATEST, error)) return false;
-    if (loom_is_directory(directory)) return follow_links(directory, size, error);
+    if (follow_latest(directory, size)) return true;
     const int64_t step = newest_below(checkpoints, INT64_MAX);
     if (step < 0) return loom_fail(error, "%s: there is no checkpoint in it", checkpoints);
     return step_path(checkpoints, step, "", directory, size, error);
@@ -133,6 +132,8 @@ bool loom_checkpoint_find(const char *path, char *directory, size_t size, loom_e
     struct stat status;
     if (stat(path, &status) != 0)
         return loom_fail(error, "%s: no checkpoint can be read there: %s", path, strerror(errno));
+    if (S_ISREG(status.st_mode) && snprintf(directory, size, "%s", path) < (int)size && follow_latest(directory, size))
+        return true;
     if (!S_ISDIR(status.st_mode))
         return loom_fail(error,
                          "%s: is no directory; name a run's directory, one of its checkpoints, or a Hugging "
@@ -144,7 +145,7 @@ bool loom_checkpoint_find(const char *path, char *directory, size_t size, loom_e
     if (snprintf(directory, size, "%s", path) >= (int)size) return loom_fail(error, "%s: the name is too long", path);
     for (size_t length = strlen(directory); length > 1 && directory[length - 1] == '/';) directory[--length] = 0;
 
-    if (holds(directory, "config.json")) return follow_links(directory, size, error);
+    if (holds(directory, "config.json")) return loom_follow_links(directory, size, error);
     if (holds(directory, "model.safetensors"))
         return loom_fail(error, "%s/config.json: is missing; without it the model's shape is not known", directory);
     if (holds(directory, "checkpoints")) {
@@ -163,7 +164,7 @@ int64_t loom_checkpoint_newest(const char *run) {
     if (!loom_join_path(checkpoints, sizeof checkpoints, run, "checkpoints", NULL) ||
         !loom_join_path(latest, sizeof latest, checkpoints, LATEST, NULL))
         return -1;
-    if (loom_is_directory(latest) && follow_links(latest, sizeof latest, NULL)) {
+    if (follow_latest(latest, sizeof latest)) {
         const int64_t step = step_of(strrchr(latest, '/') + 1);
         if (step >= 0) return step;
     }
@@ -194,6 +195,83 @@ static void remove_stale(const char *checkpoints) {
     closedir(listing);
 }
 
+static bool rename_or_fail(const char *from, const char *to, loom_error *error) {
+    return rename(from, to) == 0 || loom_fail(error, "%s: cannot be renamed to %s: %s", from, to, strerror(errno));
+}
+
+/* `latest` as it is to be, beside it: a link, or where there are none, a text file with the step's name. */
+static bool make_new_latest(const char *new_latest, const char *name, loom_error *error) {
+    char text[NAME_SIZE + 1];
+    unlink(new_latest);
+    if (symlink(name, new_latest) == 0) return true;
+    loom_writer *writer = loom_writer_open(new_latest, error);
+    if (!writer) return false;
+    const int length = snprintf(text, sizeof text, "%s\n", name);
+    if (loom_writer_write(writer, text, (size_t)length, error) && loom_writer_close(writer, NULL, NULL, error))
+        return true;
+    unlink(new_latest);
+    return false;
+}
+
+/* Moves `latest` to a step that has its name already. */
+static bool move_latest(const char *checkpoints, const char *name, loom_error *error) {
+    char latest[PATH_MAX], new_latest[PATH_MAX];
+    if (!loom_join_path(latest, sizeof latest, checkpoints, LATEST, error) ||
+        !loom_join_path(new_latest, sizeof new_latest, checkpoints, NEW_LATEST, error) ||
+        !make_new_latest(new_latest, name, error))
+        return false;
+    if (rename_or_fail(new_latest, latest, error)) return loom_sync_directory(checkpoints, error);
+    unlink(new_latest);
+    return false;
+}
+
+/* Whether two checkpoints are the same to the last byte, and whole. */
+static bool are_the_same(const char *a, const char *b) {
+    char first[PATH_MAX], second[PATH_MAX];
+    loom_mapping x = {0}, y = {0};
+    const bool same = loom_join_path(first, sizeof first, a, LOOM_MANIFEST_FILE, NULL) &&
+                      loom_join_path(second, sizeof second, b, LOOM_MANIFEST_FILE, NULL) &&
+                      loom_file_map(first, &x, NULL) && loom_file_map(second, &y, NULL) && x.size > 0 &&
+                      x.size == y.size && !memcmp(x.data, y.data, x.size);
+    loom_file_unmap(&x);
+    loom_file_unmap(&y);
+    return same && loom_manifest_verify(a, NULL) && loom_manifest_verify(b, NULL);
+}
+
+/* Copies that follow links (cp -rL, zip, object stores) have a directory for `latest`: it gets the name of its step, or
+ * goes where it is only the copy of one. */
+static bool repair_latest(const char *checkpoints, const char *latest, loom_error *error) {
+    static const char wants[] = "is a directory, where a link to the newest checkpoint should be";
+    char state_path[PATH_MAX], final[PATH_MAX], leaving[PATH_MAX], name[NAME_SIZE];
+    loom_training_state state;
+    loom_error why;
+    if (!loom_join_path(state_path, sizeof state_path, latest, LOOM_STATE_FILE, error)) return false;
+    if (!loom_state_read(state_path, &state, &why))
+        return loom_fail(error, "%s: %s, and is no checkpoint itself (%s); move it elsewhere", latest, wants,
+                         why.message);
+    step_name(state.step, "", name);
+    if (!loom_join_path(final, sizeof final, checkpoints, name, error) ||
+        !step_path(checkpoints, state.step, TEMPORARY "copy-", leaving, sizeof leaving, error))
+        return false;
+    if (!loom_path_exists(final)) return rename_or_fail(latest, final, error) && move_latest(checkpoints, name, error);
+    if (!are_the_same(latest, final))
+        return loom_fail(error, "%s: %s, and is not the same as %s; move one of the two elsewhere", latest, wants,
+                         name);
+    if (!rename_or_fail(latest, leaving, error) || !move_latest(checkpoints, name, error)) return false;
+    loom_remove_tree(leaving, NULL);
+    return true;
+}
+
+bool loom_checkpoint_prepare(const char *checkpoints, loom_error *error) {
+    char latest[PATH_MAX];
+    struct stat status;
+    if (!loom_path_exists(checkpoints)) return true;
+    if (!loom_check_owner(checkpoints, error) || !loom_try_directory(checkpoints, error)) return false;
+    remove_stale(checkpoints);
+    if (!loom_join_path(latest, sizeof latest, checkpoints, LATEST, error)) return false;
+    return lstat(latest, &status) != 0 || !S_ISDIR(status.st_mode) || repair_latest(checkpoints, latest, error);
+}
+
 bool loom_checkpoint_begin(const char *checkpoints, int64_t step, char *temporary, size_t size, loom_error *error) {
     if (!loom_make_directories(checkpoints, error)) return false;
     remove_stale(checkpoints);
@@ -204,10 +282,6 @@ bool loom_checkpoint_begin(const char *checkpoints, int64_t step, char *temporar
     if (!step_path(checkpoints, step, prefix, temporary, size, error)) return false;
     if (mkdir(temporary, 0777) == 0) return true;
     return loom_fail(error, "%s: cannot be made a directory: %s", temporary, strerror(errno));
-}
-
-static bool rename_or_fail(const char *from, const char *to, loom_error *error) {
-    return rename(from, to) == 0 || loom_fail(error, "%s: cannot be renamed to %s: %s", from, to, strerror(errno));
 }
 
 bool loom_exchange_by_renames(const char *a, const char *b, const char *spare, loom_error *error) {
@@ -230,40 +304,18 @@ bool loom_exchange_directories(const char *a, const char *b, const char *spare, 
     return loom_fail(error, "%s: cannot be replaced: %s", b, strerror(errno));
 }
 
-/* The new link is made before anything else changes: after that, no step needs room on the disk. */
-static bool make_new_link(const char *new_latest, const char *latest, const char *name, loom_error *error) {
-    struct stat status;
-    if (lstat(latest, &status) == 0 && !S_ISLNK(status.st_mode))
-        return loom_fail(error, "%s: is in the way: it is not a symbolic link; move it elsewhere", latest);
-    if (symlink(name, new_latest) == 0) return true;
-    return loom_fail(error, "%s: cannot be made: %s", new_latest, strerror(errno));
-}
-
 bool loom_checkpoint_publish(const char *checkpoints, int64_t step, const char *temporary, loom_error *error) {
-    char name[NAME_SIZE], final[PATH_MAX], spare[PATH_MAX], latest[PATH_MAX], new_latest[PATH_MAX];
+    char name[NAME_SIZE], final[PATH_MAX], spare[PATH_MAX];
+    loom_error why;
     step_name(step, "", name);
     if (!loom_join_path(final, sizeof final, checkpoints, name, error) ||
-        !step_path(checkpoints, step, TEMPORARY "replaced-", spare, sizeof spare, error) ||
-        !loom_join_path(latest, sizeof latest, checkpoints, LATEST, error) ||
-        !loom_join_path(new_latest, sizeof new_latest, checkpoints, NEW_LATEST, error) ||
-        !make_new_link(new_latest, latest, name, error))
+        !step_path(checkpoints, step, TEMPORARY "replaced-", spare, sizeof spare, error))
         return false;
-
-    const bool replaces = loom_path_exists(final);
-    if (replaces ? !loom_exchange_directories(temporary, final, spare, error)
-                 : !rename_or_fail(temporary, final, error)) {
-        unlink(new_latest);
+    if (loom_path_exists(final) ? !loom_exchange_directories(temporary, final, spare, error)
+                                : !rename_or_fail(temporary, final, error))
         return false;
-    }
-    if (!loom_sync_directory(checkpoints, error) || !rename_or_fail(new_latest, latest, error)) {
-        unlink(new_latest);
-        if (replaces)
-            loom_exchange_directories(temporary, final, spare, NULL);
-        else
-            rename(final, temporary);
-        return false;
-    }
-    return loom_sync_directory(checkpoints, error);
+    if (loom_sync_directory(checkpoints, &why) && move_latest(checkpoints, name, &why)) return true;
+    return loom_fail(error, "%s; the checkpoint %s is whole and stays", why.message, final);
 }
 
 /* Renamed first, so that no half-deleted directory looks like a checkpoint. */

@@ -15,18 +15,22 @@ extern "C" {
 #endif
 
 /* The checkpoint that `path` means: a run's, a checkpoints directory's latest, or the directory itself. Where `latest`
- * is missing or leads nowhere it is the newest step. */
+ * is missing or leads nowhere it is the newest step. `latest` is a symbolic link or, where the file system has none, a
+ * text file with the step's name. */
 bool loom_checkpoint_find(const char *path, char *directory, size_t size, loom_error *error);
+
+/* Readies a run's checkpoints directory, if there is one, before anything is trained: it is ours, takes what a save does,
+ * has nothing left from a killed save, and `latest` can be moved. A directory of that name is renamed to its step. */
+bool loom_checkpoint_prepare(const char *checkpoints, loom_error *error);
 
 /* Makes an empty directory for a checkpoint of `step` under `checkpoints`, which is made where it is missing, and
  * removes what earlier crashes left there. Its name has a random number: on a disk that ranks do not share, nothing is
  * taken for it. */
 bool loom_checkpoint_begin(const char *checkpoints, int64_t step, char *temporary, size_t size, loom_error *error);
 
-/* Gives the filled directory its name and moves `latest` to it. Before, what is in it must be on the disk. On errors
- * all is as it was, but for a last flush that fails: the new checkpoint is then in place, and may not outlast a power
- * cut. In every case what is then found under the temporary name is to be deleted: the new checkpoint, or one of the
- * same step that it replaced. */
+/* Gives the filled directory its name and moves `latest` to it. Before, what is in it must be on the disk. Once it
+ * has its name it stays, whatever fails after: the error then says so. In every case what is then found under the
+ * temporary name is to be deleted: a checkpoint that got no name, or one of the same step that it replaced. */
 bool loom_checkpoint_publish(const char *checkpoints, int64_t step, const char *temporary, loom_error *error);
 
 /* Deletes old checkpoints, so that `keep` are left with that of step `written`, which is never deleted. What cannot be

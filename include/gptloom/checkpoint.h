@@ -58,6 +58,8 @@ typedef struct loom_checkpoint_info {
     /* A hash that tells checkpoints apart: of its manifest, which has all files' checksums; of one that others have
      * written, of the length, the first and the last 64 KiB of its weights. */
     uint64_t identity;
+    /* Where opening fails: the step of the newest whole checkpoint before it that training can go on from; else -1. */
+    int64_t older_step;
     loom_training_state state;
 } loom_checkpoint_info;
 
@@ -85,8 +87,9 @@ loom_checkpoint_slice *loom_checkpoint_whole_slices(const loom_checkpoint_tensor
                                                     void *moment1, void *moment2, loom_error *error);
 
 /* Saves RUN/checkpoints/step-N, moves `latest`, keeps the newest `keep` (0: all), this one among them whatever its step.
- * On any error the previous ones are as they were and the temporary directory is gone. An old one that cannot be deleted
- * is no error: the next save tries again.
+ * On any error the previous ones are as they were and the temporary directory is gone; but what has been written whole
+ * and has its name stays, even if `latest` cannot be moved to it. An old one that cannot be deleted is no error: the
+ * next save tries again.
  *
  * With a communicator all ranks call it, with slices that together are every bucket once; of all else that is saved, and
  * of what the directory is called, rank 0's counts. The directory must be on a file system that all ranks share. It ends
@@ -98,8 +101,12 @@ bool loom_checkpoint_save(const char *run, const loom_checkpoint_tensors *tensor
 int64_t loom_checkpoint_newest(const char *run);
 
 /* Reads what is at `path`: a run (its latest, or the newest where `latest` leads nowhere), a checkpoints directory, a
- * checkpoint, or a Hugging Face GPT-2 directory with model.safetensors. Checks the manifest where there is one. */
+ * checkpoint, or a Hugging Face GPT-2 directory with model.safetensors. Checks the manifest where there is one.
+ * One that a running training deletes meanwhile is looked for anew. */
 bool loom_checkpoint_open(const char *path, loom_checkpoint_info *info, loom_error *error);
+
+/* Whether it has been deleted since it was opened, as a running training does: then it is to be opened anew. */
+bool loom_checkpoint_is_gone(const loom_checkpoint_info *info);
 
 /* Fills the slices from it, whose shape must be the layout's: what is of another type is converted, rounded to nearest;
  * what is no parameter's (padding, gaps) becomes zero. Ranks load each by itself, and their slices may overlap. */

@@ -89,8 +89,8 @@ bool loom_curves_read(loom_curves *curves, const char *directory, loom_error *er
     curves->name = strndup(directory, length);
     if (!curves->name) return loom_fail(error, "%s: no memory to read it", directory);
 
-    FILE *file = fopen(path, "re");
-    if (!file) return loom_fail(error, "%s: cannot be read: %s", path, strerror(errno));
+    FILE *file = loom_file_open(path, error);
+    if (!file) return false;
     bool ok = read_lines(curves, file, path, error);
     fclose(file);
     if (ok && curves->n == 0) ok = loom_fail(error, "%s: has no steps yet; plot again after the first", path);
