@@ -125,7 +125,7 @@ V ?= 0
 quiet = $(if $(filter 0,$(V)),@echo "  $(1) $@" &&,)
 
 .SECONDARY:
-.PHONY: all without-mpi tests setup run test test-full sanitize gpu-report install format clean help
+.PHONY: all without-mpi tests setup run test test-full test-faults fuzz sanitize gpu-report install format clean help
 all: $(BUILD)/gptloom $(BUILD)/libgptloom.a $(BUILD)/emulated/gptloom $(if $(MPICC),$(BUILD)/libgptloom_mpi.so,without-mpi)
 tests: all $(TESTS)
 
@@ -289,6 +289,12 @@ test-full: setup
 	@$(MAKE) --no-print-directory BUILD=$(BUILD)/plain CUDA= MATMUL=plain $(BUILD)/plain/gptloom $(BUILD)/plain/test/test_ops
 	@LOOM_TEST_FULL=1 test/run.py --logs $(BUILD)/test/logs $(FULL)
 	@dev/mutate-kernels.py --build $(BUILD)
+
+#  make test-faults  5000 faults, one at a time, while the program runs: it must lose nothing  (TRIES= SEED=)
+TRIES ?= 5000
+SEED  ?= 1
+test-faults: all $(BUILD)/test/libfaults.so
+	@test/faults/faults.py --build $(BUILD) --tries $(TRIES) --seed $(SEED)
 
 #  make sanitize    build/sanitized/gptloom, with AddressSanitizer and UndefinedBehaviorSanitizer
 sanitize:

@@ -35,7 +35,8 @@
 #define FUNCTIONS(X)                                                                                                   \
     X(malloc, 'M')                                                                                                     \
     X(calloc, 'M')                                                                                                     \
-    X(realloc, 'M') X(aligned_alloc, 'M') X(posix_memalign, 'M') X(strdup, 'M') X(strndup, 'M') X(asprintf, 'M')       \
+    X(realloc, 'M')                                                                                                    \
+    X(aligned_alloc, 'M') X(posix_memalign, 'M') X(strdup, 'M') X(strndup, 'M') X(asprintf, 'M')                       \
         X(open_memstream, 'M') X(open, 'R') X(openat, 'R') X(read, 'R') X(pread, 'R') X(mmap, 'R') X(close, 'R')       \
             X(fstat, 'R') X(stat, 'R') X(lstat, 'R') X(lseek, 'R') X(readlink, 'R') X(realpath, 'R') X(opendir, 'R')   \
                 X(readdir, 'R') X(glob, 'R') X(fopen, 'R') X(fdopen, 'R') X(fgets, 'R') X(fread, 'R') X(getline, 'R')  \
@@ -742,32 +743,44 @@ int fflush(FILE *file) {
 }
 size_t fwrite(const void *data, size_t size, size_t n, FILE *file) {
     RESOLVE(fwrite);
-    const int why = file_fault(STREAM_VERDICT(fwrite, file), 0);
+    const int what = STREAM_VERDICT(fwrite, file), why = file_fault(what, 0);
     if (why) return fail_stream(file, why), 0;
-    return real(data, size, n, file);
+    const size_t result = real(data, size, n, file);
+    if (what == KILL_AFTER) end_process();
+    return result;
 }
 int fputs(const char *text, FILE *file) {
     RESOLVE(fputs);
-    const int why = file_fault(STREAM_VERDICT(fputs, file), 0);
-    return why ? fail_stream(file, why) : real(text, file);
+    const int what = STREAM_VERDICT(fputs, file), why = file_fault(what, 0);
+    if (why) return fail_stream(file, why);
+    const int result = real(text, file);
+    if (what == KILL_AFTER) end_process();
+    return result;
 }
 int fputc(int c, FILE *file) {
     RESOLVE(fputc);
-    const int why = file_fault(STREAM_VERDICT(fputc, file), 0);
-    return why ? fail_stream(file, why) : real(c, file);
+    const int what = STREAM_VERDICT(fputc, file), why = file_fault(what, 0);
+    if (why) return fail_stream(file, why);
+    const int result = real(c, file);
+    if (what == KILL_AFTER) end_process();
+    return result;
 }
 int putc(int c, FILE *file) {
     RESOLVE(putc);
-    const int why = file_fault(STREAM_VERDICT(fputc, file), 0);
-    return why ? fail_stream(file, why) : real(c, file);
+    const int what = STREAM_VERDICT(fputc, file), why = file_fault(what, 0);
+    if (why) return fail_stream(file, why);
+    const int result = real(c, file);
+    if (what == KILL_AFTER) end_process();
+    return result;
 }
 int fprintf(FILE *file, const char *format, ...) {
-    const int why = file_fault(STREAM_VERDICT(fprintf, file), 0);
+    const int what = STREAM_VERDICT(fprintf, file), why = file_fault(what, 0);
     if (why) return fail_stream(file, why);
     va_list arguments;
     va_start(arguments, format);
     const int n = vfprintf(file, format, arguments);
     va_end(arguments);
+    if (what == KILL_AFTER) end_process();
     return n;
 }
 int printf(const char *format, ...) {

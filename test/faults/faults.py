@@ -1,0 +1,681 @@
+#!/usr/bin/env python3
+"""Makes things go wrong while the program runs, and looks whether it lost anything.
+
+    test/faults/faults.py [--build DIR] [--tries N] [--seed S] [--jobs N] [--only KIND,..] [--short]
+
+Kinds: kill (SIGKILL at every change of a file and at random moments), calls (one call of one call site fails with an errno
+that it may give), damage (a file is cut, flipped, emptied, removed, or is something else), filesystems (full, read-only,
+without links, fsync or locks, slow). What is injected is chosen by the seed: a call site at a time, all of them before one
+comes again.
+
+A try is good if the program ends within its time with 0, or with 2 and one line "gptloom: ..."; if its output is then that
+of an undisturbed one; and if what it left goes on: what it had saved loads, `--resume` (or a new start, where nothing was
+begun) ends with the same bits, metrics and files as a run that was not disturbed, and nothing temporary stays. Whatever is not
+good is called lost, and is shown with the command that shows it. The status is 1 if anything was lost.
+"""
+
+import argparse
+import collections
+import concurrent.futures
+import hashlib
+import json
+import os
+import random
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+
+TIME_LIMIT = 120  # of a program, in seconds: for hangs only
+STEPS = 6
+
+MEMORY = ["ENOMEM"]
+ERRNOS = {
+    **dict.fromkeys("malloc calloc realloc aligned_alloc posix_memalign strdup strndup asprintf open_memstream".split(), MEMORY),
+    **dict.fromkeys("open openat".split(), ["EACCES", "EMFILE", "EINTR", "EIO", "ENOSPC"]),
+    **dict.fromkeys("fopen fdopen".split(), ["EACCES", "EMFILE", "ENOMEM"]),
+    **dict.fromkeys("write pwrite".split(), ["ENOSPC", "EIO", "EDQUOT", "EINTR", "short"]),
+    **dict.fromkeys("read pread".split(), ["EIO", "EINTR", "short"]),
+    **dict.fromkeys("fsync fdatasync".split(), ["EIO", "ENOSPC", "EINTR"]),
+    **dict.fromkeys("rename renameat2 link symlink mkdir".split(), ["ENOSPC", "EIO", "EACCES"]),
+    **dict.fromkeys("unlink unlinkat rmdir remove nftw".split(), ["EACCES", "EIO"]),
+    **dict.fromkeys("fclose fflush fwrite fputs fputc fprintf printf puts putchar".split(), ["ENOSPC", "EIO"]),
+    "mmap": ["ENOMEM", "EACCES", "ENODEV"],
+    "close": ["EIO", "EINTR"],
+    "ftruncate": ["EFBIG", "ENOSPC"],
+    "flock": ["ENOLCK", "EINTR"],
+    "create": ["ENOSPC", "EACCES"],
+    **dict.fromkeys("opendir readdir fgets fread getline fstat stat lstat lseek readlink realpath".split(), ["EIO"]),
+    **dict.fromkeys("pthread_create fork getrandom".split(), ["EAGAIN"]),
+    **dict.fromkeys("pipe pipe2 dup2 socket accept".split(), ["EMFILE"]),
+    **dict.fromkeys("bind listen connect send recv poll".split(), ["ECONNRESET", "EINTR", "ENOMEM"]),
+    "glob": MEMORY,
+    "setsockopt": ["ENOMEM"],
+    "getaddrinfo": ["EAGAIN"],
+}
+
+# What a scenario trains with, beside MODEL: every dtype and state of the optimizer, the emulation, ranks.
+TINY = "--n-layer 1 --n-head 1 --n-embd 16 --block-size 16 --batch 2 --lr 1e-3 --threads 1 --memory 64MiB -q".split()
+RHYTHM = f"--steps {STEPS} --checkpoint-every 2 --val-every 3 --val-batches 1 --sample-every 4 --sample-tokens 4 --keep 2".split()
+VARIANTS = {
+    "fp32": [],
+    "bf16": ["--dtype", "bf16"],
+    "bf16-small": "--dtype bf16 --master-weights off --optimizer-dtype bf16 --grad-dtype bf16".split(),
+    "fp16": ["--dtype", "fp16"],
+    "moments": ["--optimizer-dtype", "bf16"],
+    "emulated": ["--device", "cuda"],
+    "ranks": "--ranks 2 --micro-batch 1 --deterministic-reduce".split(),
+}
+
+
+class Lost(Exception):
+    """What was lost, in a line."""
+
+
+def read(path):
+    with open(path, "rb") as file:
+        return file.read()
+
+
+def latest_of(run):
+    """The checkpoint that `latest` leads to: a link, or, where there are no links, a file with its name."""
+    path = os.path.join(run, "checkpoints", "latest")
+    if os.path.isfile(path):
+        return os.path.join(run, "checkpoints", read(path).decode().strip())
+    return path
+
+
+def bits_of(run):
+    names = ["model.safetensors", "optimizer.safetensors", "training_state.json"]
+    return hashlib.sha256(b"".join(read(os.path.join(latest_of(run), name)) for name in names)).hexdigest()
+
+
+def losses_of(run):
+    """What metrics say of each step, but for its times."""
+    lines = [json.loads(line) for line in read(os.path.join(run, "metrics.jsonl")).splitlines()]
+    return [(line["step"], line["loss"], line["grad_norm"], line.get("val_loss")) for line in lines]
+
+
+def files_of(run):
+    found = set()
+    for folder, _, names in os.walk(run):
+        found.update(os.path.relpath(os.path.join(folder, name), run) for name in names)
+    return found - {"checkpoints/latest"}  # a link to a directory is none of the names; a file is
+
+
+def environment_of(process):
+    try:
+        return b"\0" + read(f"/proc/{process}/environ")
+    except OSError:
+        return b""
+
+
+def temporary_in(run):
+    return any(".tmp" in name for name in files_of(run))
+
+
+class Lab:
+    """Programs, and runs that nothing happened to, in a directory of their own."""
+
+    def __init__(self, build, where):
+        self.build, self.where = os.path.abspath(build), where
+        self.shim = os.path.join(self.build, "test", "libfaults.so")
+        self.lock = threading.Lock()
+        self.references = {}
+        with open(os.path.join(where, "text.txt"), "w", encoding="utf-8") as file:
+            file.write("the quick brown fox jumps over the lazy dog\n" * 60)
+        keep = {key: value for key, value in os.environ.items() if not key.startswith(("LOOM_FAULT", "OMPI_", "PMIX_"))}
+        self.environment = {
+            **keep,
+            "OMP_NUM_THREADS": "1",
+            "OMP_WAIT_POLICY": "passive",
+            "OMPI_ALLOW_RUN_AS_ROOT": "1",
+            "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1",
+            "TMPDIR": where,
+        }
+
+    def program(self, variant):
+        return os.path.join(self.build, "emulated" if variant == "emulated" else "", "gptloom")
+
+    def train(self, variant, out, more=()):
+        # What a device chose by measuring is part of the bits.
+        chosen = os.path.join(self.where, f"reference-{variant}", "whole", "choices.txt")
+        more = [*more, "--choices", chosen] if os.path.exists(chosen) else more
+        return [self.program(variant), "train", "--data", "../text.txt", "--out", out, *TINY, *RHYTHM, *VARIANTS[variant], *more]
+
+    def resume(self, variant, out):
+        ranks = VARIANTS[variant][:2] if variant == "ranks" else []
+        return [self.program(variant), "train", "--resume", "--out", out, "-q", *ranks]
+
+    def start(self, command, folder, faults=None):
+        environment = {**self.environment, **({"LD_PRELOAD": self.shim, **faults} if faults else {})}
+        environment["LOOM_FAULT_FOLDER"] = folder  # a mark
+        return subprocess.Popen(
+            command,
+            cwd=folder,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            start_new_session=True,
+        )
+
+    def run(self, command, folder, faults=None):
+        """Runs to the end; returns the status, stdout and stderr."""
+        process = self.start(command, folder, faults)
+        try:
+            out, err = process.communicate(timeout=TIME_LIMIT)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            out, err = process.communicate()
+            raise Lost(f"hangs: still there after {TIME_LIMIT} s: {err.decode(errors='replace')[-300:]}") from None
+        return process.returncode, out, err.decode(errors="replace")
+
+    def wait_for_all(self, folder):
+        """Waits for what a program that was killed has left running, as ranks are."""
+        mark = b"\0LOOM_FAULT_FOLDER=" + folder.encode() + b"\0"
+        end = time.monotonic() + TIME_LIMIT
+        while any(mark in environment_of(name) for name in os.listdir("/proc") if name.isdigit()):
+            if time.monotonic() > end:
+                raise Lost(f"leaves processes running for {TIME_LIMIT} s")
+            time.sleep(0.05)
+
+    def must(self, command, folder, what="it"):
+        status, out, err = self.run(command, folder)
+        if status != 0:
+            raise Lost(f"{what} ends with {status}: {err.strip()[-300:]}")
+        return out
+
+    def reference(self, variant):
+        """A run that nothing happened to, and one that stopped in the middle, both made once."""
+        with self.lock:
+            if variant not in self.references:
+                folder = os.path.join(self.where, f"reference-{variant}")
+                os.makedirs(folder)
+                self.must(self.train(variant, "whole"), folder, "a run without faults")
+                self.must(self.train(variant, "half", ["--stop-after", "3"]), folder, "a run without faults")
+                whole = os.path.join(folder, "whole")
+                self.references[variant] = {
+                    "half": os.path.join(folder, "half"),
+                    "bits": bits_of(whole),
+                    "losses": losses_of(whole),
+                    "samples": read(os.path.join(whole, "samples.txt")),
+                    "files": files_of(whole),
+                }
+            return self.references[variant]
+
+    def folder(self):
+        return tempfile.mkdtemp(prefix="try-", dir=self.where)
+
+    def check_end(self, status, err, nonzero=(2,), ranks=False):
+        """Whether a program ended as one may: with 0, or with a status and one line that says why. Before that of ranks
+        mpirun may say something of its own."""
+        lines = [line for line in err.splitlines() if line.strip()]
+        if status == 0 and all(line.startswith("gptloom: ") for line in lines):
+            return "went on"
+        told = [line for line in lines if line.startswith("gptloom: ")]
+        if status in nonzero and len(told) == 1 and (len(lines) == 1 or ranks and lines[-1] == told[0]):
+            return "told"
+        raise Lost(f"ends with {status} and {len(lines)} lines: {' | '.join(lines)[-400:]}")
+
+    def check_whole(self, variant, run):
+        """Whether a run is what it would be had nothing happened."""
+        reference = self.reference(variant)
+        if bits_of(run) != reference["bits"]:
+            raise Lost("has other bits")
+        if losses_of(run) != reference["losses"]:
+            raise Lost(f"has other metrics, of steps {[line[0] for line in losses_of(run)]}")
+        if read(os.path.join(run, "samples.txt")) != reference["samples"]:
+            raise Lost("has other samples")
+        # What was not pruned, because that failed, goes the next time.
+        more = {name for name in files_of(run) - reference["files"] if not name.startswith("checkpoints/step-")}
+        if more or reference["files"] - files_of(run):
+            raise Lost(f"has other files: {sorted(more)}, and not {sorted(reference['files'] - files_of(run))}")
+
+    def check_goes_on(self, variant, folder):
+        """Whether a run that something happened to loads, goes on, and becomes whole."""
+        run = os.path.join(folder, "run")
+        if os.path.lexists(os.path.join(run, "checkpoints", "latest")):
+            self.must([self.program(variant), "info", "run"], folder, "info of what was saved")
+        begun = os.path.exists(os.path.join(run, "config.ini"))
+        self.must(self.resume(variant, "run") if begun else self.train(variant, "run"), folder, "going on")
+        self.check_whole(variant, run)
+
+
+# ------------------------------------------------------------------------------------------------------------ scenarios
+
+
+class Scenario:
+    """A command, what it needs, and what must be true when it has ended."""
+
+    def __init__(self, lab, name, variant="fp32", words=None, result=None):
+        self.lab, self.name, self.variant, self.words, self.result = lab, name, variant, words, result
+        self.trains = words is None
+        self.fresh = name == "run"
+        self.counts, self.lines = {}, {}
+        self.expected = None
+
+    def __str__(self):
+        return self.name if self.variant == "fp32" else f"{self.name} {self.variant}"
+
+    def prepare(self):
+        folder = self.lab.folder()
+        half = self.lab.reference(self.variant)["half"]
+        if not self.fresh:
+            shutil.copytree(half, os.path.join(folder, "run"), symlinks=True)
+        return folder
+
+    def command(self):
+        if self.fresh:
+            return self.lab.train(self.variant, "run")
+        if self.trains:
+            return self.lab.resume(self.variant, "run")
+        return [self.lab.program(self.variant), *self.words]
+
+    def product(self, folder, out):
+        return read(os.path.join(folder, self.result)) if self.result else out
+
+    def learn(self):
+        """Runs it without a fault, to learn how often each call site is reached, and what it writes."""
+        folder = self.prepare()
+        log = os.path.join(folder, "log")
+        status, out, err = self.lab.run(self.command(), folder, {"LOOM_FAULT_LOG": log, "LOOM_FAULT_RANK": self.rank()})
+        if status != 0 or not os.path.exists(log):
+            raise SystemExit(f"faults: {self} does not run even without a fault: {err.strip()[-500:]}")
+        self.expected = self.product(folder, out) if self.name in ("sample", "plot") else None
+        counts = collections.Counter()
+        for line in read(log).decode().splitlines():
+            words = line.split()
+            if words[0] == "count":
+                counts[words[1], words[2]] += int(words[3])
+        shutil.rmtree(folder)
+        # Of what is linked into the program, libraries' own calls are left out.
+        offsets = sorted({int(place.partition("+")[2], 16) for _, place in counts if place.startswith("program+")})
+        lines = lines_of(self.lab.program(self.variant), offsets)
+        for function, place in counts:
+            module, _, offset = place.partition("+")
+            self.lines[place] = lines[int(offset, 16)] if module == "program" else "csrc/comm/mpi_library.c:0"
+        self.counts = {key: n for key, n in counts.items() if self.lines[key[1]]}
+
+    def rank(self):
+        return "0" if self.variant == "ranks" else "none"
+
+    def attempt(self, faults, nonzero=(2,), disturb=None, folder=None):
+        """Runs it with faults; returns how it ended and whether anything was injected. Raises Lost."""
+        folder = folder or self.prepare()
+        log = os.path.join(folder, "log")
+        try:
+            faults = {"LOOM_FAULT_RANK": self.rank(), **faults, "LOOM_FAULT_LOG": log}
+            if disturb:
+                status, out, err = disturb(folder, faults)
+            else:
+                status, out, err = self.lab.run(self.command(), folder, faults)
+            if self.variant == "ranks":
+                self.lab.wait_for_all(folder)
+            fired = os.path.exists(log) and b"\nfired " in b"\n" + read(log)
+            killed = status == -signal.SIGKILL and -signal.SIGKILL in nonzero
+            end = "killed" if killed else self.lab.check_end(status, err, nonzero, self.variant == "ranks")
+            run = os.path.join(folder, "run")
+            if self.trains and end == "went on" and not temporary_in(run):
+                self.lab.check_whole(self.variant, run)
+            elif self.trains:
+                self.lab.check_goes_on(self.variant, folder)
+            elif end == "went on" and self.expected is not None and self.product(folder, out) != self.expected:
+                raise Lost("ends with 0 and writes something else")
+            return end, fired
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+class Report:
+    """Adds up tries by kind of fault."""
+
+    def __init__(self):
+        self.rows = collections.OrderedDict()
+        self.lost = []
+        self.started = time.monotonic()
+        self.lock = threading.Lock()
+
+    def add(self, row, end, what=None, why=None):
+        with self.lock:
+            self.rows.setdefault(row, collections.Counter())[end] += 1
+            if end == "lost":
+                self.lost.append((row, what, why))
+
+    def tries(self):
+        return sum(sum(row.values()) for row in self.rows.values())
+
+    def show(self):
+        seen = collections.Counter()
+        for row, what, why in self.lost:
+            key = (row, re.sub(r"[0-9a-f]{6,}|\d+", "#", why)[:120])
+            seen[key] += 1
+            if seen[key] <= 2:
+                print(f"LOST {row}: {what}\n     {why}")
+        repeated = sum(max(0, n - 2) for n in seen.values())
+        if repeated:
+            print(f"     ... and {repeated} more like these")
+        width = max(len(row) for row in self.rows)
+        print(f"\n{'fault':{width}}  {'tries':>6}  {'survived':>8}  {'lost':>5}    of the survived: went on, told, killed")
+        total = collections.Counter()
+        for row, ends in self.rows.items():
+            total.update(ends)
+            self.show_row(row, ends, width)
+        self.show_row("all", total, width)
+        seconds = time.monotonic() - self.started
+        print(f"\n{self.tries()} tries in {seconds:.0f} s; {len(self.lost)} lost")
+
+    @staticmethod
+    def show_row(name, ends, width):
+        tries, lost = sum(ends.values()), ends["lost"]
+        print(
+            f"{name:{width}}  {tries:6}  {tries - lost:8}  {lost:5}    "
+            f"{ends['went on']:6} {ends['told']:6} {ends['killed']:6}"
+        )
+
+
+# ---------------------------------------------------------------------------------------------------------------- kinds
+# Each yields tries without end, or until it has no more: (row of the table, description, function).
+
+
+def call_tries(scenarios, rng, coverage):
+    """One call fails: each call site once, then again with other errnos and at other times."""
+    sites = [(scenario, function, place) for scenario in scenarios for function, place in scenario.counts]
+    errnos = {}
+    while True:
+        rng.shuffle(sites)
+        for scenario, function, place in sites:
+            key = scenario, function, place
+            if not errnos.get(key):
+                errnos[key] = rng.sample(ERRNOS[function], len(ERRNOS[function]))
+            errno = errnos[key].pop()
+            at = 1 if rng.random() < 0.3 else rng.randint(1, scenario.counts[function, place])
+            fault = f"{function}@{place}:{errno}:{at}"
+
+            def attempt(scenario=scenario, fault=fault, function=function, place=place):
+                end, fired = scenario.attempt({"LOOM_FAULT": fault})
+                if fired:
+                    coverage.injected.add((function, scenario.lines[place]))
+                return end
+
+            yield f"call fails: {scenario}", f"LOOM_FAULT={fault} ({scenario.lines[place]}) {scenario}", attempt
+
+
+def kill_tries(scenarios, rng):
+    """SIGKILL before or after each change of a file, and at random moments, in turn."""
+    stages = {scenario: [] for scenario in scenarios}
+    weights = [{"fp32": 6, "emulated": 1, "ranks": 1}.get(scenario.variant, 2) for scenario in scenarios]
+    while True:
+        (scenario,) = rng.choices(scenarios, weights)
+        nonzero = KILLED[scenario.variant == "ranks"]
+        if rng.random() < 0.25:
+            moment = rng.random() * 1.2
+            yield (
+                f"killed at a random moment: {scenario}",
+                f"after {moment:.2f} of the time: {scenario}",
+                lambda scenario=scenario, moment=moment: kill_at(scenario, moment),
+            )
+            continue
+        if not stages[scenario]:
+            changes = sum(n for (function, _), n in scenario.counts.items() if function in FILE_CHANGES)
+            stages[scenario] = rng.sample(range(1, changes + 1), changes)
+        faults = {"LOOM_FAULT": f"files:{rng.choice(['kill', 'killafter'])}:{stages[scenario].pop()}"}
+        yield (
+            f"killed at a change of a file: {scenario}",
+            f"LOOM_FAULT={faults['LOOM_FAULT']} {scenario}",
+            lambda scenario=scenario, faults=faults, nonzero=nonzero: scenario.attempt(faults, nonzero)[0],
+        )
+
+
+FILE_CHANGES = set(
+    "write pwrite fsync fdatasync ftruncate rename renameat2 link symlink mkdir unlink unlinkat rmdir remove nftw create "
+    "fclose fflush fwrite fputs fputc fprintf".split()
+)
+KILLED = {False: (-signal.SIGKILL, 2), True: (2, 128 + signal.SIGKILL)}
+
+
+def kill_at(scenario, moment):
+    """Kills it from outside, when a part of the time has passed that it takes undisturbed."""
+    if not hasattr(scenario, "seconds"):
+        folder = scenario.prepare()
+        begin = time.monotonic()
+        scenario.lab.must(scenario.command(), folder)
+        scenario.seconds = time.monotonic() - begin
+        shutil.rmtree(folder)
+
+    def disturb(folder, faults):
+        process = scenario.lab.start(scenario.command(), folder, faults)
+        try:
+            out, err = process.communicate(timeout=moment * scenario.seconds)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            out, err = process.communicate()
+        return process.returncode, out, err.decode(errors="replace")
+
+    return scenario.attempt({}, (-signal.SIGKILL,), disturb)[0]
+
+
+FILESYSTEMS = ["nolinks", "nofsync", "nolocks", "noexchange", "nommap", "readonly", "full", "slow=2000", "nolinks,nofsync,nolocks,noexchange"]
+
+
+def filesystem_tries(scenarios, rng):
+    while True:
+        for system in FILESYSTEMS:
+            for scenario in scenarios:
+                word = f"full={rng.randint(0, 80000)}" if system == "full" else system
+                yield (
+                    f"file system {system.partition('=')[0]}",
+                    f"LOOM_FAULT_FS={word} {scenario}",
+                    lambda scenario=scenario, word=word: scenario.attempt({"LOOM_FAULT_FS": word})[0],
+                )
+
+
+def damage(path, how, rng):
+    """Does something to a file, or puts something else in its place."""
+    content = read(path) if os.path.isfile(path) else b""
+    if how in ("cut", "flipped", "emptied"):
+        if how == "cut":
+            content = content[: rng.randrange(len(content))] if content else b""
+        elif how == "emptied" or not content:
+            content = b""
+        else:
+            at = rng.randrange(len(content))
+            content = content[:at] + bytes([content[at] ^ 1 << rng.randrange(8)]) + content[at + 1 :]
+        if os.path.islink(path):
+            os.unlink(path)  # `latest`: a file in its place
+        with open(path, "wb") as file:
+            file.write(content)
+        return
+    if os.path.isdir(path) and not os.path.islink(path):
+        shutil.rmtree(path)
+    else:
+        os.unlink(path)
+    if how == "directory":
+        os.mkdir(path)
+    elif how == "dangling link":
+        os.symlink("nothing-is-here", path)
+    elif how == "link to itself":
+        os.symlink(os.path.basename(path), path)
+    elif how == "FIFO":
+        os.mkfifo(path)
+    elif how == "device":
+        os.symlink("/dev/zero", path)
+
+
+DAMAGES = ["cut", "flipped", "emptied", "removed", "directory", "dangling link", "link to itself", "FIFO", "device"]
+# Users may edit these: what they then ask for is done.
+EDITABLE = {"config.ini", "text.txt"}
+
+
+def damage_tries(scenarios, rng):
+    half = scenarios[0].lab.reference("fp32")["half"]
+    names = sorted(files_of(half)) + ["checkpoints/latest", "../text.txt"]
+    while True:
+        rng.shuffle(names)
+        for name in names:
+            for how in rng.sample(DAMAGES, len(DAMAGES)):
+                scenario, seed = rng.choice(scenarios), rng.getrandbits(32)
+                yield (
+                    f"file {how}",
+                    f"{name} {how} (seed {seed}): {scenario}",
+                    lambda scenario=scenario, name=name, how=how, seed=seed: damaged(scenario, name, how, seed),
+                )
+
+
+def damaged(scenario, name, how, seed):
+    """Runs with a damaged file. Then it is put back, and the run must be what it was, or have gone on."""
+    lab = scenario.lab
+    top = lab.folder()
+    inner = os.path.join(top, "inner")
+    os.mkdir(inner)
+    shutil.copy(os.path.join(lab.where, "text.txt"), top)
+    run = os.path.join(inner, "run")
+    shutil.copytree(lab.reference("fp32")["half"], run, symlinks=True)
+    path = os.path.normpath(os.path.join(run if name != "../text.txt" else inner, name))
+    try:
+        damage(path, how, random.Random(seed))
+        status, _, err = lab.run(scenario.command(), inner)
+        end = lab.check_end(status, err)
+        if not scenario.trains or end == "went on":
+            return end
+        if os.path.isdir(path) and not os.path.islink(path):
+            shutil.rmtree(path)
+        elif os.path.lexists(path):
+            os.unlink(path)
+        source = os.path.join(lab.where, "text.txt") if name == "../text.txt" else os.path.join(lab.reference("fp32")["half"], name)
+        if not os.path.isdir(os.path.dirname(path)):
+            raise Lost(f"{os.path.dirname(name)} is gone")
+        shutil.copy2(source, path, follow_symlinks=False)
+        lab.check_goes_on("fp32", inner)
+        return end
+    finally:
+        shutil.rmtree(top, ignore_errors=True)
+
+
+# ------------------------------------------------------------------------------------------------------------- coverage
+
+
+class Coverage:
+    """Call sites of ours, by source line: in the program, reached, made to fail."""
+
+    def __init__(self):
+        self.reached, self.injected = set(), set()
+
+    def show(self, program):
+        """With a program: what it has beyond what was reached."""
+        there = self.reached | (sites_of(program) if program else set())
+        print(f"\n{'call sites of':18}  {'there':>6}  {'reached':>7}  {'failed':>6}")
+        for function in sorted({f for f, _ in there}):
+            counts = [sum(f == function for f, _ in sites) for sites in (there, self.reached, self.injected)]
+            print(f"{function:18}  {counts[0]:6}  {counts[1]:7}  {counts[2]:6}")
+        print(f"{'all':18}  {len(there):6}  {len(self.reached):7}  {len(self.injected):6}")
+        missing = collections.defaultdict(list)
+        for function, line in sorted(there - self.reached):
+            missing[line.partition(":")[0]].append(f"{function}:{line.partition(':')[2]}")
+        if missing:
+            print("\nnot reached:")
+        for source, calls in sorted(missing.items()):
+            print(f"    {source}: {' '.join(calls)}")
+
+
+def lines_of(program, offsets):
+    """The source line of each return address: of the call before it. None where the source is not ours."""
+    text = "".join(f"{offset - 1:#x}\n" for offset in offsets)
+    out = subprocess.run(["addr2line", "-e", program], input=text, capture_output=True, text=True, check=True).stdout
+    found = [re.search(r"(?:^|/)((?:csrc|train|kernels)/[^ ]*:\d+)", line) for line in out.splitlines()]
+    return {offset: match and match[1] for offset, match in zip(offsets, found)}
+
+
+def sites_of(program):
+    """All call sites of a program, (function, source line)."""
+    command = ["objdump", "-d", "--no-show-raw-insn", program]
+    out = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    other_names = {"__getdelim": "getline", "accept4": "accept", "putc": "fputc"}
+    sites, function = [], None
+    for line in out.splitlines():
+        address = re.match(r" +([0-9a-f]+):", line)
+        if address and function:
+            sites.append((function, int(address[1], 16)))
+        called = re.search(r"\bcall +[0-9a-f]+ <(\w+)@plt>", line)
+        function = called and other_names.get(called[1], called[1])
+        function = function if function in ERRNOS else None
+    lines = lines_of(program, sorted({offset for _, offset in sites}))
+    return {(function, lines[offset]) for function, offset in sites if lines[offset]}
+
+
+# ----------------------------------------------------------------------------------------------------------------- main
+
+
+def interleave(kinds, tries):
+    """So many tries of the kinds, by their shares."""
+    done = [0] * len(kinds)
+    for _ in range(tries):
+        i = min(range(len(kinds)), key=lambda k: (done[k] + 1) / kinds[k][0])
+        done[i] += 1
+        yield next(kinds[i][1])
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--build", default="build")
+    parser.add_argument("--tries", type=int, default=5000)
+    parser.add_argument("--seconds", type=float, default=float("inf"), help="begin no try after so long")
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--jobs", type=int, default=len(os.sched_getaffinity(0)))
+    parser.add_argument("--only", default="kill,calls,damage,filesystems")
+    parser.add_argument("--scenarios", default="run,resume,sample,plan,plot,info")
+    parser.add_argument("--variants", default=",".join(VARIANTS), help="of kill")
+    parser.add_argument("--short", action="store_true", help="one variant, no list of what is not reached")
+    arguments = parser.parse_args()
+    rng = random.Random(arguments.seed)
+    report, coverage = Report(), Coverage()
+    with tempfile.TemporaryDirectory(prefix="gptloom-faults-") as where:
+        lab = Lab(arguments.build, where)
+        every = [
+            Scenario(lab, "run"),
+            Scenario(lab, "resume"),
+            Scenario(lab, "sample", words="sample --from run --prompt a --tokens 4 --threads 1".split()),
+            Scenario(lab, "plan", words="plan run --batch 2 --no-measure --on h100".split()),
+            Scenario(lab, "plot", words=["plot", "run"], result="run/loss.svg"),
+            Scenario(lab, "info", words=["info", "run"]),
+        ]
+        scenarios = [s for s in every if s.name in arguments.scenarios.split(",")]
+        variants = ["fp32"] if arguments.short else arguments.variants.split(",")
+        trained = [Scenario(lab, name, variant) for variant in variants for name in ("run", "resume")]
+        only = arguments.only.split(",")
+        for scenario in scenarios + (trained if "kill" in only else []):
+            scenario.learn()
+            coverage.reached.update((function, scenario.lines[place]) for function, place in scenario.counts)
+        kinds = [
+            (4, "calls", call_tries(scenarios, rng, coverage)),
+            (2, "kill", kill_tries(trained, rng)),
+            (1.5, "damage", damage_tries(scenarios[1:] or scenarios, rng)),
+            (0.5, "filesystems", filesystem_tries(scenarios, rng)),
+        ]
+        kinds = [(share, tries) for share, name, tries in kinds if name in only]
+
+        def attempt(row, what, function):
+            if time.monotonic() - report.started > arguments.seconds:
+                return
+            try:
+                report.add(row, function())
+            except Lost as lost:
+                report.add(row, "lost", what, str(lost))
+            except (OSError, ValueError, KeyError) as error:
+                report.add(row, "lost", what, f"cannot be looked at: {error!r}")
+
+        with concurrent.futures.ThreadPoolExecutor(arguments.jobs) as pool:
+            for future in [pool.submit(attempt, *each) for each in interleave(kinds, arguments.tries)]:
+                future.result()
+    report.show()
+    if "calls" in only:
+        coverage.show(None if arguments.short else os.path.join(arguments.build, "emulated", "gptloom"))
+    return 1 if report.lost else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
