@@ -1,6 +1,7 @@
 #include "comm/backend.h"
 
 #include <stdio.h>
+#include <stdlib.h>
 
 bool loom_comm_failed(loom_comm *comm, const loom_error *why, loom_error *error) {
     loom_comm_base *base = loom_comm_base_of(comm);
@@ -60,4 +61,12 @@ int loom_comm_rows_out(const loom_comm *comm, const loom_comm_operation *o) {
     case LOOM_FAREWELL: break;
     }
     return 0;
+}
+
+void loom_comm_name_missing(char *text, size_t size, const bool *there, int ranks) {
+    bool *missing = calloc((size_t)ranks, sizeof *missing);
+    for (int r = 0; missing && r < ranks; r++) missing[r] = !there[r];
+    snprintf(text, size, "other ranks");
+    if (missing) loom_comm_name_ranks(text, size, missing, ranks);
+    free(missing);
 }

@@ -70,6 +70,8 @@ const char *loom_comm_describe(char *text, size_t size, const loom_comm_operatio
 
 /* "rank 3", "ranks 1, 2 and 5" of those marked, in a buffer of 128 at least: a few are named, the rest counted. */
 void loom_comm_name_ranks(char *text, size_t size, const bool *marked, int ranks);
+/* The same of those that are not. */
+void loom_comm_name_missing(char *text, size_t size, const bool *there, int ranks);
 
 /* Rows of `count` elements that an operation reads and writes on this rank: 0, 1 or the number of ranks. */
 int loom_comm_rows_in(const loom_comm *comm, const loom_comm_operation *operation);

@@ -262,9 +262,10 @@ bool loom_comm_agree(loom_comm *comm, const char *what, const void *value, size_
 }
 
 bool loom_comm_all(loom_comm *comm, bool ok, loom_error *error) {
-    bool *all = malloc((size_t)comm->size * sizeof *all);
+    char *all = malloc((size_t)comm->size); /* bytes, as what is no true or false is no bool */
     if (!all) return loom_fail(error, "no memory for what %d ranks say", comm->size);
-    const bool heard = loom_comm_host_gather(comm, all, &ok, sizeof ok, error);
+    const char own = ok;
+    const bool heard = loom_comm_host_gather(comm, all, &own, sizeof own, error);
     int first = 0;
     while (heard && first < comm->size && all[first]) first++;
     free(all);
@@ -276,6 +277,7 @@ bool loom_comm_all(loom_comm *comm, bool ok, loom_error *error) {
     else if (comm->rank == first && error)
         why = *error;
     if (!loom_comm_host_broadcast(comm, &why, sizeof why, first, error)) return false;
+    why.message[sizeof why.message - 1] = 0;
     loom_comm_base_of(comm)->agreed = why;
     return loom_fail(error, "%s", why.message);
 }

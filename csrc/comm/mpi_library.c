@@ -142,8 +142,15 @@ static bool take_note(loom_mpi_note *note, int *from, char *why) {
     *from = -1;
     if (!ok(MPI_Iprobe(MPI_ANY_SOURCE, NOTE_TAG, notes, &there, &status), "MPI_Iprobe", why)) return false;
     if (!there) return true;
-    *from = status.MPI_SOURCE;
-    return ok(MPI_Recv(note, sizeof *note, MPI_BYTE, *from, NOTE_TAG, notes, MPI_STATUS_IGNORE), "MPI_Recv", why);
+    const int sender = status.MPI_SOURCE;
+    int bytes = 0;
+    if (!ok(MPI_Recv(note, sizeof *note, MPI_BYTE, sender, NOTE_TAG, notes, &status), "MPI_Recv", why) ||
+        !ok(MPI_Get_count(&status, MPI_BYTE, &bytes), "MPI_Get_count", why))
+        return false;
+    if (bytes != sizeof *note || sender < 0 || sender >= size || note->kind < 0 || note->kind >= LOOM_MPI_NOTE_KINDS)
+        return snprintf(why, LOOM_MPI_WHY, "rank %d sends notes of another form", sender), false;
+    *from = sender;
+    return true;
 }
 
 static void end_all(int status) {

@@ -30,7 +30,8 @@ typedef struct nccl {
     const loom_nccl_api *api;
     loom_comm *mpi; /* NULL where mpirun did not start us */
     char id_file[1024];
-    void *group; /* NCCL's communicator; NULL before attach and after a failure */
+    loom_rendezvous *rendezvous; /* while ranks join, on rank 0: it may have refused some */
+    void *group;                 /* NCCL's communicator; NULL before attach and after a failure */
     loom_stream *stream;
     loom_mark *begun[MARKED], *done[MARKED]; /* before and behind operation n, at n % MARKED */
     loom_mark *end;                          /* of what the host waits for */
@@ -84,12 +85,13 @@ static bool settle(nccl *n, int result, const char *what, loom_error *error) {
         const int asked = n->api->CommGetAsyncError(n->group, &result);
         if (asked != LOOM_NCCL_SUCCESS) result = asked;
         if (result != LOOM_NCCL_IN_PROGRESS) break;
+        if (n->rendezvous) loom_rendezvous_turn(n->rendezvous, 0);
         if (loom_seconds_now() > end) {
             loom_error why;
             loom_fail(&why,
                       "rank %d: NCCL was not done with %s within %g s: other ranks did not come to it, or cannot be "
-                      "reached (NCCL_DEBUG=INFO tells more)",
-                      n->base.comm.rank, what, limit);
+                      "reached (NCCL_DEBUG=INFO tells more)%s",
+                      n->base.comm.rank, what, limit, n->rendezvous ? loom_rendezvous_refused(n->rendezvous) : "");
             return give_up(n, &why, error);
         }
         loom_pause(seconds_of_pause);
@@ -357,7 +359,14 @@ static bool share_id(nccl *n, loom_nccl_id *id, loom_error *error) {
     if (n->mpi) return loom_comm_host_broadcast(n->mpi, id, sizeof *id, 0, error);
     if (*n->id_file)
         return loom_share_by_file(n->id_file, id, sizeof *id, comm->rank, comm->size, comm->timeout, error);
-    return loom_share_by_tcp(id, sizeof *id, comm->rank, comm->size, comm->timeout, error);
+    const loom_rank_variables v = {comm->rank, comm->size, comm->local_rank, comm->local_size};
+    if (!loom_share_by_tcp(id, sizeof *id, &v, comm->timeout, &n->rendezvous, error)) return false;
+    if (n->rendezvous && loom_rendezvous_is_open_to_all(n->rendezvous)) {
+        const size_t length = strlen(comm->description);
+        snprintf(comm->description + length, sizeof comm->description - length,
+                 "; rank 0 listened at all addresses, as MASTER_ADDR is none of this machine's");
+    }
+    return true;
 }
 
 static bool join(nccl *n, const loom_nccl_id *id, loom_error *error) {
@@ -390,7 +399,10 @@ static bool attach(loom_comm *comm, size_t staging, loom_error *error) {
     n->base.times_waiting = true;
     for (int i = 0; ok && i < MARKED; i++)
         ok = device->mark_open(device, &n->begun[i], error) && device->mark_open(device, &n->done[i], error);
-    return ok && share_id(n, &id, error) && join(n, &id, error);
+    ok = ok && share_id(n, &id, error) && join(n, &id, error);
+    loom_rendezvous_close(n->rendezvous);
+    n->rendezvous = NULL;
+    return ok;
 }
 
 static void end_all(loom_comm *comm, bool quiet, int status) {

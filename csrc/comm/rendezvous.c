@@ -4,19 +4,14 @@
 #include "base/file.h"
 #include "comm/backend.h"
 
-#include <arpa/inet.h>
 #include <errno.h>
 #include <fcntl.h>
-#include <netdb.h>
-#include <netinet/in.h>
-#include <netinet/tcp.h>
-#include <poll.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/random.h>
-#include <sys/socket.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 /* -------------------------------------------------------------------------------------------------------- what started us */
@@ -85,172 +80,8 @@ bool loom_read_rank_variables(loom_rank_variables *v, loom_error *error) {
            read_number("LOCAL_WORLD_SIZE", v->local_rank + 1, v->size, &v->local_size, error);
 }
 
-/* -------------------------------------------------------------------------------------------------------------------- TCP
- * Rank 0 listens. Another rank connects, says who it is, gets the bytes, and says that it has them: what connects and
- * does not speak so is not a rank. */
-
-typedef struct greeting {
-    char magic[8]; /* "gptloom1" */
-    int32_t rank, size;
-} greeting;
-
-static const char magic[8] = {'g', 'p', 't', 'l', 'o', 'o', 'm', '1'};
-enum { SECONDS_OF_A_CALL = 5, POLL_MILLISECONDS = 100 };
-
-/* Moves all of the bytes, within the socket's time limit. */
-static bool transfer(int socket, void *data, size_t bytes, bool out) {
-    for (size_t done = 0; done < bytes;) {
-        const ssize_t n = out ? send(socket, (char *)data + done, bytes - done, MSG_NOSIGNAL)
-                              : recv(socket, (char *)data + done, bytes - done, 0);
-        if (n <= 0 && errno != EINTR) return false;
-        if (n > 0) done += (size_t)n;
-        if (n == 0) return false;
-    }
-    return true;
-}
-
-static void set_limits(int socket) {
-    const struct timeval limit = {.tv_sec = SECONDS_OF_A_CALL};
-    const int on = 1;
-    setsockopt(socket, SOL_SOCKET, SO_RCVTIMEO, &limit, sizeof limit);
-    setsockopt(socket, SOL_SOCKET, SO_SNDTIMEO, &limit, sizeof limit);
-    setsockopt(socket, IPPROTO_TCP, TCP_NODELAY, &on, sizeof on);
-}
-
-/* Of those that are not there. */
-static void name_missing(char *text, size_t size, const bool *there, int ranks) {
-    bool *missing = calloc((size_t)ranks, sizeof *missing);
-    for (int r = 0; missing && r < ranks; r++) missing[r] = !there[r];
-    snprintf(text, size, "other ranks");
-    if (missing) loom_comm_name_ranks(text, size, missing, ranks);
-    free(missing);
-}
-
-/* Serves one that has connected; what is no rank of ours is sent away without a word. */
-static void serve(int socket, void *data, size_t bytes, int size, bool *there) {
-    greeting hello;
-    set_limits(socket);
-    if (transfer(socket, &hello, sizeof hello, false) && !memcmp(hello.magic, magic, sizeof magic) &&
-        hello.size == size && hello.rank > 0 && hello.rank < size && transfer(socket, data, bytes, true) &&
-        transfer(socket, &hello, sizeof hello, false))
-        there[hello.rank] = true;
-    close(socket);
-}
-
-static int listen_at(const char *host, const char *port, loom_error *error) {
-    const struct addrinfo hints = {.ai_family = AF_UNSPEC, .ai_socktype = SOCK_STREAM, .ai_flags = AI_PASSIVE};
-    struct addrinfo *found;
-    /* Any address of this machine: MASTER_ADDR may be one that only others use. */
-    const int result = getaddrinfo(NULL, port, &hints, &found);
-    if (result != 0) return loom_fail(error, "MASTER_PORT %s: %s", port, gai_strerror(result)), -1;
-    int listening = -1, why = 0;
-    /* An IPv6 socket takes IPv4 too, so it comes first. */
-    for (int family = 0; family < 2 && listening < 0; family++)
-        for (const struct addrinfo *a = found; a && listening < 0; a = a->ai_next) {
-            if (a->ai_family != (family == 0 ? AF_INET6 : AF_INET)) continue;
-            const int on = 1, off = 0, s = socket(a->ai_family, SOCK_STREAM | SOCK_CLOEXEC, 0);
-            if (s < 0) continue;
-            setsockopt(s, SOL_SOCKET, SO_REUSEADDR, &on, sizeof on);
-            if (a->ai_family == AF_INET6) setsockopt(s, IPPROTO_IPV6, IPV6_V6ONLY, &off, sizeof off);
-            if (bind(s, a->ai_addr, a->ai_addrlen) == 0 && listen(s, SOMAXCONN) == 0)
-                listening = s;
-            else {
-                why = errno;
-                close(s);
-                if (why == EADDRINUSE) family = 2; /* IPv4 alone would share the port with whoever has it in IPv6 */
-            }
-        }
-    freeaddrinfo(found);
-    if (listening < 0)
-        loom_fail(error, "rank 0 cannot listen at %s:%s for the other ranks: %s; choose another MASTER_PORT", host,
-                  port, strerror(why));
-    return listening;
-}
-
-static bool serve_all(const char *host, const char *port, void *data, size_t bytes, int size, double timeout,
-                      loom_error *error) {
-    const double end = loom_seconds_now() + timeout;
-    bool *there = calloc((size_t)size, sizeof *there);
-    if (!there) return loom_fail(error, "no memory for %d ranks", size);
-    const int listening = listen_at(host, port, error);
-    int missing = size - 1;
-    there[0] = true;
-    while (listening >= 0 && missing > 0 && loom_seconds_now() < end) {
-        struct pollfd polled = {.fd = listening, .events = POLLIN};
-        if (poll(&polled, 1, POLL_MILLISECONDS) <= 0) continue;
-        const int s = accept4(listening, NULL, NULL, SOCK_CLOEXEC);
-        if (s >= 0) serve(s, data, bytes, size, there);
-        missing = 0;
-        for (int r = 0; r < size; r++) missing += !there[r];
-    }
-    if (listening >= 0) close(listening);
-    bool ok = listening >= 0;
-    if (ok && missing > 0) {
-        char names[128];
-        name_missing(names, sizeof names, there, size);
-        ok = loom_fail(error, "%s did not come to rank 0 at %s:%s within %g s", names, host, port, timeout);
-    }
-    free(there);
-    return ok;
-}
-
-/* A connection, or -1 with what was in the way. */
-static int connect_to(const char *host, const char *port, char *why, size_t size) {
-    const struct addrinfo hints = {.ai_family = AF_UNSPEC, .ai_socktype = SOCK_STREAM};
-    struct addrinfo *found;
-    const int result = getaddrinfo(host, port, &hints, &found);
-    if (result != 0) return snprintf(why, size, "%s", gai_strerror(result)), -1;
-    int connected = -1;
-    for (const struct addrinfo *a = found; a && connected < 0; a = a->ai_next) {
-        const int s = socket(a->ai_family, SOCK_STREAM | SOCK_CLOEXEC, 0);
-        if (s < 0) continue;
-        set_limits(s); /* of connecting too */
-        if (connect(s, a->ai_addr, a->ai_addrlen) == 0)
-            connected = s;
-        else {
-            snprintf(why, size, "%s", errno == EINPROGRESS ? "no answer" : strerror(errno));
-            close(s);
-        }
-    }
-    freeaddrinfo(found);
-    return connected;
-}
-
-static bool fetch(const char *host, const char *port, void *data, size_t bytes, int rank, int size, double timeout,
-                  loom_error *error) {
-    const double end = loom_seconds_now() + timeout;
-    greeting hello = {.rank = rank, .size = size};
-    memcpy(hello.magic, magic, sizeof magic);
-    char why[128] = "no answer";
-    do {
-        const int s = connect_to(host, port, why, sizeof why);
-        if (s >= 0) {
-            snprintf(why, sizeof why, "what listens there is not rank 0 of these %d ranks", size);
-            const bool got = transfer(s, &hello, sizeof hello, true) && transfer(s, data, bytes, false) &&
-                             transfer(s, &hello, sizeof hello, true);
-            close(s);
-            if (got) return true;
-        }
-        loom_pause(1e-3 * POLL_MILLISECONDS);
-    } while (loom_seconds_now() < end);
-    return loom_fail(error, "rank 0 cannot be reached at %s:%s within %g s: %s; check MASTER_ADDR and MASTER_PORT",
-                     host, port, timeout, why);
-}
-
-bool loom_share_by_tcp(void *data, size_t bytes, int rank, int size, double timeout, loom_error *error) {
-    const char *host = variable("MASTER_ADDR");
-    const char *agent = variable("TORCHELASTIC_USE_AGENT_STORE");
-    int number;
-    char port[16];
-    if (size == 1) return true;
-    if (!host)
-        return loom_fail(error, "--comm nccl: the environment has no MASTER_ADDR, where rank 0 can be reached; start "
-                                "with torchrun or mpirun");
-    if (!read_number("MASTER_PORT", 1, 65534, &number, error)) return false;
-    /* torchrun's agent listens at MASTER_PORT itself then. */
-    snprintf(port, sizeof port, "%d", number + (agent && !strcmp(agent, "True")));
-    return rank == 0 ? serve_all(host, port, data, bytes, size, timeout, error)
-                     : fetch(host, port, data, bytes, rank, size, timeout, error);
+bool loom_read_master_port(int *port, loom_error *error) {
+    return read_number("MASTER_PORT", 1, 65534, port, error);
 }
 
 /* ------------------------------------------------------------------------------------------------------------------- file
@@ -258,10 +89,15 @@ bool loom_share_by_tcp(void *data, size_t bytes, int rank, int size, double time
  * FILE.r, and takes FILE only if that holds its number. Rank 0 writes FILE anew when a number has changed. A rank that
  * has the bytes deletes FILE.r; when all have, rank 0 deletes FILE. */
 
+enum { POLL_MILLISECONDS = 100 };
+
+/* A file of exactly so many bytes; no link, and nothing that could be waited for. */
 static bool read_whole(const char *path, void *data, size_t bytes) {
-    const int file = open(path, O_RDONLY | O_CLOEXEC);
+    const int file = open(path, O_RDONLY | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK);
+    struct stat status;
     if (file < 0) return false;
-    const bool ok = read(file, data, bytes) == (ssize_t)bytes;
+    const bool ok = fstat(file, &status) == 0 && S_ISREG(status.st_mode) && status.st_size == (off_t)bytes &&
+                    read(file, data, bytes) == (ssize_t)bytes;
     close(file);
     return ok;
 }
@@ -302,7 +138,7 @@ static bool offer(const char *file, void *data, size_t bytes, int size, double t
         }
         if (ok && changed) ok = loom_file_replace(file, content, whole, error);
         if (ok && missing > 0 && loom_seconds_now() > end) {
-            name_missing(names, sizeof names, there, size);
+            loom_comm_name_missing(names, sizeof names, there, size);
             ok = loom_fail(error, "%s did not come to %s within %g s", names, file, timeout);
         }
         if (ok && missing > 0) loom_pause(1e-3 * POLL_MILLISECONDS);
