@@ -157,7 +157,7 @@ $(BUILD)/emulated/gptloom: $(PROGRAM_OBJECTS) $(BUILD)/emulated/libgptloom.a
 
 $(BUILD)/obj/kernels/%.o: kernels/%.cu
 	@mkdir -p $(@D)
-	$(call quiet,NVCC) $(NVCC) -ccbin $(CXX) $(NVCC_FLAGS) -c $< -o $@
+	$(call quiet,NVCC) $(NVCC) -ccbin $(lastword $(CXX)) $(NVCC_FLAGS) -c $< -o $@
 
 $(BUILD)/obj/emulated/kernels/%.o: kernels/%.cu
 	@mkdir -p $(@D)

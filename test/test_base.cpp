@@ -1,7 +1,9 @@
 /* The ground floor: random numbers, the arena, checked files, nearest names, errors, views. */
 #include "base/check.h"
 #include "base/file.h"
+#include "base/finite.h"
 #include "base/nearest.h"
+#include "base/printable.h"
 #include "support.h"
 
 #include <array>
@@ -847,6 +849,117 @@ TEST(Errors, AreOneLineOfLimitedLength) {
         EXPECT_EQ(said.find(" ... ") == std::string::npos, whole.size() < sizeof error.message) << length;
     }
     EXPECT_FALSE(loom_fail(NULL, "%s", "nobody asks"));
+}
+
+/* What names and files hold does not reach a terminal as it is, and no character is cut in two. */
+TEST(Errors, HoldNothingThatSteersATerminal) {
+    loom_error error;
+    loom_fail(&error, "%s: is missing", "a\x1b]0;owned\x07\x9b\xc2\x9b\xe2\x80\xae\xc0\xaf\x7f-\u00e9\u4e16");
+    EXPECT_STREQ(error.message,
+                 "a\\x1b]0;owned\\x07\\x9b\\xc2\\x9b\\xe2\\x80\\xae\\xc0\\xaf\\x7f-\u00e9\u4e16: is missing");
+    loom_fail(&error, "%s", std::string(error.message).c_str()); /* passed on, it stays what it is */
+    EXPECT_NE(std::string(error.message).find("a\\x1b]0"), std::string::npos);
+    for (size_t shift = 0; shift < 8; shift++) { /* the cuts fall on every byte of a character */
+        std::string path(shift, 'x');
+        while (path.size() < 3000) path += "\U0001f9f6\u00e9\x1b";
+        loom_fail(&error, "%s: is missing", path.c_str());
+        EXPECT_TRUE(loom_is_printable(error.message)) << error.message;
+        EXPECT_EQ(std::string(error.message).find("\\xf0"), std::string::npos) << error.message;
+        EXPECT_GE(strlen(error.message), sizeof error.message - 16);
+    }
+}
+
+std::string shown(const std::string &text, size_t size = 4096) {
+    std::string out(size, 0);
+    return loom_printable_text(out.data(), size, text.c_str());
+}
+
+std::string shell_word(const std::string &word) {
+    std::string out(4096, 0);
+    return loom_shell_word(out.data(), out.size(), word.c_str());
+}
+
+TEST(Printable, ShowsCharactersAndNothingElse) {
+    const std::vector<std::pair<std::string, std::string>> rows = {
+        {"", ""},
+        {"plain ~ \u00e9 \u4e16 \U0001f9f6", "plain ~ \u00e9 \u4e16 \U0001f9f6"},
+        {"a\nb\tc\rd", "a b c d"},
+        {"\x01\x1b\x7f", "\\x01\\x1b\\x7f"},
+        {"\xc2\x9b"
+         "31m",
+         "\\xc2\\x9b31m"}, /* C1: the terminal takes it for ESC [ */
+        {"\u202egnp.exe\u2066\u200f", "\\xe2\\x80\\xaegnp.exe\\xe2\\x81\\xa6\\xe2\\x80\\x8f"},
+        {"\u2028\ufffe", "\\xe2\\x80\\xa8\\xef\\xbf\\xbe"},
+        {"\xc0\x9b\xe0\x80\x9b\xf0\x80\x80\x9b", "\\xc0\\x9b\\xe0\\x80\\x9b\\xf0\\x80\\x80\\x9b"}, /* overlong */
+        {"\xed\xa0\x80\xf5\x80\x80\x80", "\\xed\\xa0\\x80\\xf5\\x80\\x80\\x80"}, /* a surrogate; beyond the last */
+        {"\xe4\xb8", "\\xe4\\xb8"},
+    };
+    for (const auto &[text, wanted] : rows) {
+        EXPECT_EQ(shown(text), wanted);
+        EXPECT_EQ(loom_is_printable(text.c_str()), text == wanted) << wanted;
+    }
+    EXPECT_EQ(shown("12345678", 9), "12345678") << "a few more than that are no longer than dots";
+    EXPECT_EQ(shown("123456789", 9), "12345...");
+    EXPECT_EQ(shown("1234\u00e9789", 9), "1234...");
+    EXPECT_STREQ(LOOM_BRIEF("1234\x1b"
+                            "789",
+                            5),
+                 "1234...");
+}
+
+TEST(Printable, WordsAreWhatAShellReadsBack) {
+    EXPECT_EQ(shell_word("runs/a-1"), "runs/a-1");
+    EXPECT_EQ(shell_word("two words"), "'two words'");
+    EXPECT_EQ(shell_word("\u00e9"), "'\u00e9'");
+    EXPECT_EQ(shell_word(""), "''");
+    for (const std::string word : {"", "it's", "a b", "$(id)`id`\\n", "tab\tnew\nline",
+                                   "\x1b]0;x\x07"
+                                   "1",
+                                   "\xff"
+                                   "7\\'",
+                                   "\u202ex\u4e16'", "-", "~", "!x"}) {
+        const std::string quoted = shell_word(word);
+        EXPECT_TRUE(loom_is_printable(quoted.c_str())) << quoted;
+        FILE *shell = popen(("bash <<'END'\nprintf %s " + quoted + "\nEND\n").c_str(), "r");
+        ASSERT_NE(shell, nullptr);
+        std::string back;
+        for (int c; (c = fgetc(shell)) != EOF;) back += static_cast<char>(c);
+        EXPECT_EQ(pclose(shell), 0);
+        EXPECT_EQ(back, word) << quoted;
+    }
+}
+
+/* --------------------------------------------------------------------------------------------------- finite numbers */
+
+TEST(Finite, FindsTheFirstThatIsNot) {
+    const std::pair<loom_dtype, std::vector<uint64_t>> rows[] = {
+        {LOOM_F32, {0x7F800000, 0xFF800000, 0x7FC00000, 0x7F800001, 0xFFFFFFFF}},
+        {LOOM_BF16, {0x7F80, 0xFF80, 0x7FC0, 0xFFFF}},
+        {LOOM_F16, {0x7C00, 0xFC00, 0x7E00, 0xFFFF}},
+        {LOOM_F64, {0x7FF0000000000000, 0xFFF0000000000000, 0x7FF8000000000000}}};
+    const int64_t n = 10000;
+    for (const auto &[dtype, bad] : rows) {
+        const size_t size = loom_dtype_size(dtype);
+        std::string memory((size_t)n * size + 1, 0);
+        char *data = memory.data() + 1;   /* at any alignment */
+        for (int64_t i = 0; i < n; i++) { /* the largest and smallest numbers that are some */
+            const uint64_t largest = bad[0] - 1, smallest = 1, value = i % 3 ? i % 3 == 1 ? largest : smallest : 0;
+            memcpy(data + (size_t)i * size, &value, size);
+        }
+        EXPECT_TRUE(loom_all_finite(data, n, dtype));
+        EXPECT_EQ(loom_first_not_finite(data, n, dtype), n);
+        for (const uint64_t bits : bad)
+            for (const int64_t at : {int64_t{0}, int64_t{4095}, int64_t{4096}, n - 1}) {
+                const std::string kept = memory;
+                memcpy(data + (size_t)at * size, &bits, size);
+                memcpy(data + (size_t)(n - 1) * size, &bits, size);
+                EXPECT_EQ(loom_first_not_finite(data, n, dtype), at) << loom_dtype_name(dtype);
+                EXPECT_EQ(loom_first_not_finite(data, at, dtype), at);
+                EXPECT_FALSE(loom_all_finite(data, n, dtype));
+                memory.assign(kept), data = memory.data() + 1;
+            }
+    }
+    EXPECT_TRUE(loom_all_finite(nullptr, 0, LOOM_F32));
 }
 
 TEST(ErrorsDeathTest, AProgrammersMistakeNamesItsPlace) {

@@ -4,6 +4,7 @@
 #include "command_line.h"
 
 #include "base/file.h"
+#include "base/printable.h"
 #include "ops/case.h"
 
 #include <cjson/cJSON.h>
@@ -155,7 +156,7 @@ static bool write_results(const bench *b, loom_error *error) {
 /* ------------------------------------------------------------------------------------------------------------ lines */
 
 static void show_header(const bench *b) {
-    fprintf(b->out, "%s (%s)\n", b->device->name, b->device->description);
+    fprintf(b->out, "%s (%s)\n", b->device->name, LOOM_PRINTABLE(b->device->description));
     fprintf(b->out, "copy bandwidth %.1f GB/s, matrix rate %.3f TFLOP/s in %s, both measured just now\n",
             b->bandwidth / 1e9, b->peak / 1e12, loom_dtype_name(b->dtypes->storage));
     fprintf(b->out, "median times with cold caches: %.0f MiB are written before each run\n",
@@ -237,7 +238,7 @@ static bool time_line(bench *b, loom_case *c, const loom_op_cases *cases, int op
     loom_case_result support;
     if (!loom_case_time(c, op, device, &b->flush, b->mine->seconds, &timing, &support, error)) return false;
     if (support.verdict == LOOM_CASE_OK) return show(b, row, &timing, error);
-    fprintf(b->out, "%-22s %-50s %-6s %-8s %s\n", row[0], row[1], row[2], row[3], support.message);
+    fprintf(b->out, "%-22s %-50s %-6s %-8s %s\n", row[0], row[1], row[2], row[3], LOOM_PRINTABLE(support.message));
     return true;
 }
 
@@ -267,8 +268,8 @@ static bool time_all(bench *b, loom_error *error) {
 
 static void report(const bench *b) {
     if (!b->saved) return;
-    fprintf(b->out, "\nof %d lines also in %s, %d take longer by a tenth or more%s\n%s", b->compared, b->mine->against,
-            b->slower.n, b->slower.n ? ":" : "", b->slower.text);
+    fprintf(b->out, "\nof %d lines also in %s, %d take longer by a tenth or more%s\n%s", b->compared,
+            LOOM_PRINTABLE(b->mine->against), b->slower.n, b->slower.n ? ":" : "", b->slower.text);
     fprintf(b->out, "and %d got faster likewise%s\n%s", b->faster.n, b->faster.n ? ":" : "", b->faster.text);
 }
 
@@ -309,7 +310,8 @@ static void warn_of_other_device(const bench *b) {
     const char *name = saved_text(b, "device"), *description = saved_text(b, "description");
     if (!strcmp(name, b->device->name) && !strcmp(description, b->device->description)) return;
     fprintf(stderr, "gptloom: warning: --against: %s was measured on another device: %s (%s), not %s (%s)\n",
-            b->mine->against, name, description, b->device->name, b->device->description);
+            LOOM_PRINTABLE(b->mine->against), LOOM_PRINTABLE(name), LOOM_PRINTABLE(description), b->device->name,
+            LOOM_PRINTABLE(b->device->description));
 }
 
 static void choose_shapes(bench *b) {

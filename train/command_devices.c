@@ -2,12 +2,13 @@
 #include "command.h"
 #include "command_line.h"
 
+#include "base/printable.h"
 #include "gptloom/device.h"
 
 static void show_device(loom_device *device, const char *use, bool measured) {
     printf("%s\n  %s\n", device->name, use);
     if (!measured) return;
-    printf("  is          %s\n", device->description);
+    printf("  is          %s\n", LOOM_PRINTABLE(device->description));
     if (device->host_memory) printf("  threads     %d\n", device->threads);
     printf("  memory      %.1f GiB free\n", (double)device->available(device) / 0x1p30);
     const loom_dtype dtypes[] = {LOOM_F32, LOOM_BF16, LOOM_F16};

@@ -4,6 +4,8 @@
 #include "planning.h"
 #include "progress.h"
 
+#include "base/printable.h"
+
 /* The flags of `gptloom train` that it takes. */
 static const char *const flag_names[] = {"batch",          "micro-batch",     "seq-len",    "dtype",
                                          "master-weights", "optimizer-dtype", "grad-dtype", NULL};
@@ -84,7 +86,7 @@ static void show(const facts *all) {
 
 static void show_checkpoint(const loom_checkpoint_info *info) {
     char tokens[48];
-    printf("%s\n", info->directory);
+    printf("%s\n", LOOM_PRINTABLE(info->directory));
     if (info->has_optimizer) {
         format_whole(tokens, sizeof tokens, info->state.tokens);
         printf("  after step %lld: %s tokens seen in %s, seed %llu\n", (long long)info->state.step, tokens,
@@ -101,7 +103,7 @@ static bool gather_and_show(facts *all, const char *name, loom_device *device, l
     if (all->from.directory[0])
         show_checkpoint(&all->from);
     else
-        printf("%s: %s\n", all->planning.name, all->planning.note);
+        printf("%s: %s\n", LOOM_PRINTABLE(all->planning.name), LOOM_PRINTABLE(all->planning.note));
     show(all);
     loom_layout_destroy(&all->layout);
     return true;

@@ -3,6 +3,7 @@
 #include "synonyms.h"
 
 #include "base/check.h"
+#include "base/printable.h"
 #include "gptloom/comm.h"
 
 #include <getopt.h>
@@ -106,12 +107,12 @@ static void dash_names(int argc, char **argv) {
 
 static bool take_argument(loom_command_line *line, const char *word, loom_error *error) {
     if (line->most == 0)
-        return loom_fail(error, "'%.120s': gptloom %s takes flags only; 'gptloom %s --help' lists them", word,
-                         line->command, line->command);
+        return loom_fail(error, "'%s': gptloom %s takes flags only; 'gptloom %s --help' lists them",
+                         LOOM_BRIEF(word, 120), line->command, line->command);
     const int most = line->most < LOOM_MAX_ARGUMENTS ? line->most : LOOM_MAX_ARGUMENTS;
     if (line->n_arguments >= most)
-        return loom_fail(error, "'%.120s': gptloom %s takes at most %d such argument%s", word, line->command, most,
-                         most == 1 ? "" : "s");
+        return loom_fail(error, "'%s': gptloom %s takes at most %d such argument%s", LOOM_BRIEF(word, 120),
+                         line->command, most, most == 1 ? "" : "s");
     line->argument[line->n_arguments++] = word;
     return true;
 }
@@ -139,8 +140,8 @@ static bool take_code(loom_command_line *line, const entries *list, int code, co
                                                    : "true",
                               "--", error);
     if (!strncmp(optarg, "--", 2) && optarg[2] && !strchr(word, '='))
-        return loom_fail(error, "--%s: needs a value, and '%.60s' is a flag; write --%s=VALUE if it is meant",
-                         flag->name, optarg, flag->name);
+        return loom_fail(error, "--%s: needs a value, and '%s' is a flag; write --%s=VALUE if it is meant", flag->name,
+                         LOOM_BRIEF(optarg, 60), flag->name);
     return loom_flag_give(list->table[entry], flag, optarg, "--", error);
 }
 

@@ -5,6 +5,8 @@
 
 #include "ops/case.h"
 
+#include "base/printable.h"
+
 #include <string.h>
 
 typedef struct settings {
@@ -87,7 +89,7 @@ static void show(tally *total, const char *op, const char *label, const char *dt
     else
         printf("%8s %-18s ", "", "");
     printf("%s\n", verdicts[result->verdict]);
-    if (result->verdict != LOOM_CASE_OK) printf("    %s\n", result->message);
+    if (result->verdict != LOOM_CASE_OK) printf("    %s\n", LOOM_PRINTABLE(result->message));
     fflush(stdout);
     total->ok += result->verdict == LOOM_CASE_OK;
     total->failed += result->verdict == LOOM_CASE_FAILED;
@@ -160,7 +162,7 @@ static void show_header(const parity *p) {
     if (p->mine->grad)
         printf("the oracle's gradients against finite differences\n");
     else
-        printf("%s (%s) against %s\n", p->device->name, p->device->description,
+        printf("%s (%s) against %s\n", p->device->name, LOOM_PRINTABLE(p->device->description),
                p->device == p->oracle ? "the formulas" : "the oracle");
     printf("\n%-22s %-52s %-14s %8s %-18s\n", "op", "shape", "dtypes", "of bound", "worst output");
 }

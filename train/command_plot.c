@@ -5,6 +5,7 @@
 #include "plot/plot.h"
 
 #include "base/file.h"
+#include "base/printable.h"
 
 #include <limits.h>
 #include <string.h>
@@ -104,7 +105,7 @@ static bool plot(const struct settings *settings, const char *const *names, int 
     ok = ok && loom_plot_draw(&svg, runs, n_runs, &options, error);
     const bool to_stdout = ok && loom_output_is_stdout(place);
     ok = ok && write_picture(settings->out, path, &svg, error);
-    if (ok && !to_stdout) puts(place);
+    if (ok && !to_stdout) puts(LOOM_PRINTABLE(place));
     loom_svg_free(&svg);
     for (int r = 0; r < n_runs; r++) loom_curves_free(&runs[r]);
     return ok;

@@ -1,8 +1,8 @@
 /* gptloom sample: continues a prompt with a trained model. */
 #include "command.h"
 #include "command_line.h"
-#include "printable.h"
 
+#include "base/printable.h"
 #include "gptloom/checkpoint.h"
 #include "gptloom/data.h"
 #include "gptloom/plan.h"
@@ -66,8 +66,9 @@ static bool parse_ids(const char *text, int64_t vocab_size, int32_t *tokens, int
         errno = 0;
         const long id = strtol(text, &end, 10);
         if (end == text || (*end && !strchr(separators, *end)))
-            return loom_fail(
-                error, "--prompt: '%.40s' is no token id; this model is not of bytes and takes ids, '464 3280'", text);
+            return loom_fail(error,
+                             "--prompt: '%s' is no token id; this model is not of bytes and takes ids, '464 3280'",
+                             LOOM_BRIEF(text, 40));
         if (errno || id < 0 || id >= vocab_size)
             return loom_fail(error, "--prompt: token id %.*s is not below the vocabulary's size, %lld",
                              (int)(end - text), text, (long long)vocab_size);

@@ -2,10 +2,10 @@
 #include "command.h"
 #include "command_line.h"
 #include "options.h"
-#include "printable.h"
 #include "progress.h"
 
 #include "base/file.h"
+#include "base/printable.h"
 
 #include <errno.h>
 #include <limits.h>
@@ -120,7 +120,7 @@ static void show_settings(const loom_train_options *options, const loom_device *
 
 static void show_ranks(const loom_train_options *options, const loom_comm *comm) {
     if (comm->size == 1 && !options->deterministic_reduce && options->zero == 0) return;
-    printf("  ranks       %s", comm->description);
+    printf("  ranks       %s", LOOM_PRINTABLE(comm->description));
     if (options->zero > 0) printf("; ZeRO stage %d", (int)options->zero);
     if (options->zero > 0 && comm->size == 1) printf(", with nobody to share with");
     if (options->deterministic_reduce) printf("; deterministic reduction");
@@ -132,7 +132,7 @@ static void show_model(const loom_train_options *options, loom_gpt *gpt) {
     char count[16];
     loom_format_count(count, sizeof count, (double)loom_gpt_get_layout(gpt)->count);
     printf("  model       %s%s%lld layers, %lld heads, %lld channels, context %lld, vocabulary %lld: %s parameters\n",
-           options->model ? options->model : "", options->model ? ": " : "", (long long)config->n_layer,
+           options->model ? LOOM_PRINTABLE(options->model) : "", options->model ? ": " : "", (long long)config->n_layer,
            (long long)config->n_head, (long long)config->n_embd, (long long)config->block_size,
            (long long)config->vocab_size, count);
 }
@@ -142,12 +142,13 @@ static void show_data(const loom_train_options *options, const loom_dataset *dat
     const int others = loom_dataset_files(data) - 1;
     loom_format_count(count, sizeof count, (double)loom_dataset_tokens(data));
     printf("  data        %s %s: %s", count, loom_dataset_is_bytes(data) ? "bytes" : "tokens",
-           loom_dataset_first_path(data));
+           LOOM_PRINTABLE(loom_dataset_first_path(data)));
     if (others > 0) printf(" and %d other%s", others, others > 1 ? "s" : "");
     printf("\n");
-    if (loom_dataset_note(data)[0]) printf("  note        %s\n", loom_dataset_note(data));
+    if (loom_dataset_note(data)[0]) printf("  note        %s\n", LOOM_PRINTABLE(loom_dataset_note(data)));
     if (options->n_val_data > 0)
-        printf("  validation  %s%s\n", options->val_data[0], options->n_val_data > 1 ? " and others" : "");
+        printf("  validation  %s%s\n", LOOM_PRINTABLE(options->val_data[0]),
+               options->n_val_data > 1 ? " and others" : "");
     else if (options->val_fraction > 0)
         printf("  validation  the data's last %g%%\n", 100 * options->val_fraction);
     else
@@ -228,11 +229,11 @@ static void on_started(void *user, loom_trainer *trainer) {
     char rate[16] = "unknown";
     if (device->peak(device, loom_gpt_get_precision(gpt)->storage, 0.2, &peak, NULL))
         loom_format_count(rate, sizeof rate, peak);
-    printf("gptloom " LOOM_VERSION " trains in %s\n", options->out);
-    printf("  device      %s: %s; peak %s FLOP/s", device->name, device->description, rate);
+    printf("gptloom " LOOM_VERSION " trains in %s\n", LOOM_PRINTABLE(options->out));
+    printf("  device      %s: %s; peak %s FLOP/s", device->name, LOOM_PRINTABLE(device->description), rate);
     show_settings(options, device);
     printf("\n");
-    if (device->passed_over[0]) printf("  passed over %s\n", device->passed_over);
+    if (device->passed_over[0]) printf("  passed over %s\n", LOOM_PRINTABLE(device->passed_over));
     show_ranks(options, loom_trainer_comm(trainer));
     show_model(options, gpt);
     show_precision(loom_gpt_get_precision(gpt), device);
@@ -242,7 +243,7 @@ static void on_started(void *user, loom_trainer *trainer) {
     if (seconds > 0)
         printf("  prediction  %.3g s a step, %.0f tok/s, by what was measured at the start\n", seconds,
                (double)options->batch * (double)options->seq_len / seconds);
-    if (loom_trainer_note(trainer)[0]) printf("  note        %s\n", loom_trainer_note(trainer));
+    if (loom_trainer_note(trainer)[0]) printf("  note        %s\n", LOOM_PRINTABLE(loom_trainer_note(trainer)));
     show_memory(loom_trainer_plan(trainer));
     fflush(stdout);
     now->bytes = loom_dataset_is_bytes(loom_trainer_data(trainer));
@@ -276,7 +277,7 @@ static void on_sampled(void *user, int64_t step, const char *text) {
 static void on_saved(void *user, int64_t step, const char *directory) {
     session *now = user;
     if (now->quiet || now->progress.live) return;
-    printf("step %lld: saved %s\n", (long long)step, directory);
+    printf("step %lld: saved %s\n", (long long)step, LOOM_PRINTABLE(directory));
     fflush(stdout);
 }
 
@@ -292,26 +293,8 @@ static bool on_should_stop(void *user) {
 
 /* -------------------------------------------------------------------------------------------------------------- end */
 
-/* A word as a shell reads it back. */
-static void print_quoted(const char *word) {
-    static const char plain[] = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_./-+=:,@%";
-    if (*word && strspn(word, plain) == strlen(word)) {
-        printf("%s", word);
-        return;
-    }
-    putchar('\'');
-    for (; *word; word++)
-        if (*word == '\'')
-            printf("'\\''");
-        else
-            putchar(*word);
-    putchar('\'');
-}
-
 static void print_next_command(const char *subcommand, const char *out, const char *more) {
-    printf("  %s %s ", program_invocation_name, subcommand);
-    print_quoted(out);
-    printf("%s\n", more);
+    printf("  %s %s %s%s\n", LOOM_SHELL_WORD(program_invocation_name), subcommand, LOOM_SHELL_WORD(out), more);
 }
 
 static void show_end(session *now, const char *out) {

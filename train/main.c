@@ -3,6 +3,7 @@
 #include "command_line.h"
 #include "synonyms.h"
 
+#include "base/printable.h"
 #include "gptloom/device.h"
 
 #include <errno.h>
@@ -49,8 +50,8 @@ static int version(void) {
 #endif
     );
     if (!loom_device_open(&device, "cpu", &options, &error)) return loom_command_failed(&error);
-    printf("  cpu       %s\n", device->description);
-    printf("  cuda      %s\n", loom_device_cuda_build());
+    printf("  cpu       %s\n", LOOM_PRINTABLE(device->description));
+    printf("  cuda      %s\n", LOOM_PRINTABLE(loom_device_cuda_build()));
     loom_device_close(device);
     return 0;
 }
@@ -64,7 +65,7 @@ static int run(const char *name, int argc, char **argv) {
     }
     char suggestion[256] = "'gptloom --help' lists them";
     loom_suggest_name(name, "", names, suggestion, sizeof suggestion);
-    loom_fail(&error, "'%.60s': there is no such command; %s", name, suggestion);
+    loom_fail(&error, "'%s': there is no such command; %s", LOOM_BRIEF(name, 60), suggestion);
     return loom_command_failed(&error);
 }
 

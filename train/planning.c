@@ -2,6 +2,7 @@
 
 #include "base/file.h"
 #include "base/nearest.h"
+#include "base/printable.h"
 
 #include <stdio.h>
 #include <string.h>
@@ -9,7 +10,8 @@
 static bool take_checkpoint(loom_planning *p, const char *path, loom_checkpoint_info *from, loom_error *error) {
     loom_train_options *o = &p->options;
     if (o->model || o->n_layer || o->n_head || o->n_embd || o->block_size || o->vocab_size || o->activation >= 0)
-        return loom_fail(error, "'%.200s': has a shape of its own, beside which no other can be given", path);
+        return loom_fail(error, "'%s': has a shape of its own, beside which no other can be given",
+                         LOOM_BRIEF(path, 200));
     if (!loom_checkpoint_open(path, from, error)) return false;
     snprintf(p->name, sizeof p->name, "%s", from->directory);
     o->n_layer = from->config.n_layer;
@@ -23,7 +25,8 @@ static bool take_checkpoint(loom_planning *p, const char *path, loom_checkpoint_
 
 static bool take_name(loom_planning *p, const char *name, loom_error *error) {
     loom_gpt_named named;
-    if (p->options.model) return loom_fail(error, "--model: does not go with '%.200s'; name one model", name);
+    if (p->options.model)
+        return loom_fail(error, "--model: does not go with '%s'; name one model", LOOM_BRIEF(name, 200));
     if (loom_gpt_config_by_name(name, &named, NULL)) {
         p->options.model = strdup(name);
         return p->options.model || loom_fail(error, "no memory for a name");
@@ -32,7 +35,7 @@ static bool take_name(loom_planning *p, const char *name, loom_error *error) {
     const loom_gpt_named *catalogue = loom_gpt_catalogue();
     for (int i = 0; i < 127 && catalogue[i].name; i++) names[i] = catalogue[i].name;
     const char *nearest = loom_nearest_name(name, names);
-    return loom_fail(error, "'%.200s': is neither a directory nor a named model; %s%s%s", name,
+    return loom_fail(error, "'%s': is neither a directory nor a named model; %s%s%s", LOOM_BRIEF(name, 200),
                      nearest ? "did you mean '" : "", nearest ? nearest : "'gptloom info' lists the models",
                      nearest ? "'?" : "");
 }

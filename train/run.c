@@ -1,6 +1,7 @@
 #include "trainer.h"
 
 #include "base/file.h"
+#include "base/printable.h"
 
 #include <errno.h>
 #include <inttypes.h>
@@ -145,8 +146,8 @@ static bool open_log(run *r, loom_error *error) {
     gethostname(host, sizeof host - 1);
     const loom_device *device = loom_gpt_get_device(loom_trainer_gpt(r->trainer));
     fprintf(r->log, "rank %d of %d, process %ld on %s; %s; %s: %s; after step %" PRId64 "\n", r->comm->rank,
-            r->comm->size, (long)getpid(), host, r->comm->description, device->name, device->description,
-            loom_trainer_steps_done(r->trainer));
+            r->comm->size, (long)getpid(), LOOM_PRINTABLE(host), LOOM_PRINTABLE(r->comm->description), device->name,
+            LOOM_PRINTABLE(device->description), loom_trainer_steps_done(r->trainer));
     return true;
 }
 

@@ -1,35 +1,28 @@
 #include "gptloom/error.h"
 
 #include "base/check.h"
+#include "base/printable.h"
 
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
-#include <string.h>
 
-/* A message that is too long (a path can be) loses its middle: what is wrong stands at its end. */
-static void keep_both_ends(loom_error *error, const char *format, va_list arguments, size_t length) {
-    static const char gap[] = " ... ";
-    const size_t kept = sizeof error->message / 2;
-    char *whole = malloc(length + 1);
-    if (!whole) return;
-    vsnprintf(whole, length + 1, format, arguments);
-    memcpy(error->message + sizeof error->message - kept, whole + length + 1 - kept, kept);
-    memcpy(error->message + sizeof error->message - kept - strlen(gap), gap, strlen(gap));
-    free(whole);
-}
-
+/* Formatted first, and made printable in one place: a message is full of names and texts from outside. Where there is no
+ * memory for a long one it is cut. */
 bool loom_fail(loom_error *error, const char *format, ...) {
     if (!error) return false;
+    char text[sizeof error->message], *whole = text;
     va_list arguments, again;
     va_start(arguments, format);
     va_copy(again, arguments);
-    const int length = vsnprintf(error->message, sizeof error->message, format, arguments);
-    if (length >= (int)sizeof error->message) keep_both_ends(error, format, again, (size_t)length);
+    const int length = vsnprintf(text, sizeof text, format, arguments);
+    if (length < 0) *text = 0;
+    if (length >= (int)sizeof text && (whole = malloc((size_t)length + 1)))
+        vsnprintf(whole, (size_t)length + 1, format, again);
     va_end(again);
     va_end(arguments);
-    for (char *c = error->message; *c; c++)
-        if (*c == '\n' || *c == '\r') *c = ' ';
+    loom_printable_ends(error->message, sizeof error->message, whole ? whole : text);
+    if (whole != text) free(whole);
     return false;
 }
 

@@ -2,6 +2,7 @@
 
 #include "base/check.h"
 #include "base/nearest.h"
+#include "base/printable.h"
 
 #include <ctype.h>
 #include <errno.h>
@@ -12,7 +13,7 @@
 #include <string.h>
 
 /* Values in messages are cut here, so that a damaged file cannot fill a line. */
-#define SHOWN "%.120s"
+#define SHOWN(text) LOOM_BRIEF(text, 120)
 
 static void *field(const loom_flag *flag, void *target) {
     return (char *)target + flag->offset;
@@ -129,9 +130,9 @@ bool loom_flag_is_unset(const loom_flag *flag, const void *target) {
 static bool in_range(const loom_flag *flag, double number, const char *text, const char *where, loom_error *error) {
     if (flag->min == 0 && flag->max == 0) return true;
     if (!(number >= flag->min))
-        return loom_fail(error, "%s%s: " SHOWN " is below %.15g", where, flag->name, text, flag->min);
+        return loom_fail(error, "%s%s: %s is below %.15g", where, flag->name, SHOWN(text), flag->min);
     if (!(number <= flag->max))
-        return loom_fail(error, "%s%s: " SHOWN " is above the largest allowed, %.15g", where, flag->name, text,
+        return loom_fail(error, "%s%s: %s is above the largest allowed, %.15g", where, flag->name, SHOWN(text),
                          flag->max);
     return true;
 }
@@ -147,9 +148,9 @@ static bool set_integer(const loom_flag *flag, void *target, const char *text, c
     errno = 0;
     const long long integer = strtoll(text, &end, 10);
     if (!looks_like_number(text) || *end || end == text)
-        return loom_fail(error, "%s%s: '" SHOWN "' is not a whole number", where, flag->name, text);
+        return loom_fail(error, "%s%s: '%s' is not a whole number", where, flag->name, SHOWN(text));
     if (errno == ERANGE && flag->min == 0 && flag->max == 0)
-        return loom_fail(error, "%s%s: " SHOWN " is too large", where, flag->name, text);
+        return loom_fail(error, "%s%s: %s is too large", where, flag->name, SHOWN(text));
     const double beyond = errno == ERANGE ? (integer < 0 ? -HUGE_VAL : HUGE_VAL) : (double)integer;
     if (!in_range(flag, beyond, text, where, error)) return false;
     store(flag, target, 0, integer);
@@ -174,12 +175,12 @@ static bool set_number(const loom_flag *flag, void *target, const char *text, co
     const bool is_size = flag->type == LOOM_FLAG_SIZE;
     const double unit = is_size ? unit_of_size(end) : *end ? 0 : 1;
     if (!looks_like_number(text) || end == text || unit == 0)
-        return loom_fail(error, "%s%s: '" SHOWN "' is not a %s", where, flag->name, text,
+        return loom_fail(error, "%s%s: '%s' is not a %s", where, flag->name, SHOWN(text),
                          is_size ? "size; write bytes, or a number with KiB, MiB or GiB" : "number");
     number *= unit;
     if (is_size) number = floor(number);
     if (!in_range(flag, number, text, where, error)) return false;
-    if (!isfinite(number)) return loom_fail(error, "%s%s: " SHOWN " is too large", where, flag->name, text);
+    if (!isfinite(number)) return loom_fail(error, "%s%s: %s is too large", where, flag->name, SHOWN(text));
     store(flag, target, number, 0);
     return true;
 }
@@ -191,7 +192,7 @@ static bool set_bool(const loom_flag *flag, void *target, const char *text, cons
         store(flag, target, 0, i % 2);
         return true;
     }
-    return loom_fail(error, "%s%s: '" SHOWN "' is neither true nor false", where, flag->name, text);
+    return loom_fail(error, "%s%s: '%s' is neither true nor false", where, flag->name, SHOWN(text));
 }
 
 /* The place of `text` in the choices, or -1 with the error. */
@@ -203,7 +204,7 @@ static int find_choice(const loom_flag *flag, const char *text, const char *wher
         snprintf(list + used, sizeof list - used, "%s%s", i ? ", " : "", flag->choices[i]);
     }
     const char *nearest = loom_nearest_name(text, flag->choices);
-    loom_fail(error, "%s%s: '" SHOWN "' is none of %s%s%s%s", where, flag->name, text, list,
+    loom_fail(error, "%s%s: '%s' is none of %s%s%s%s", where, flag->name, SHOWN(text), list,
               nearest ? "; did you mean '" : "", nearest ? nearest : "", nearest ? "'?" : "");
     return -1;
 }

@@ -1,5 +1,7 @@
 #include "checkpoint/documents.h"
 
+#include "base/printable.h"
+
 #include <errno.h>
 #include <inttypes.h>
 #include <math.h>
@@ -171,7 +173,7 @@ static bool get_device(const cJSON *json, const char *path, loom_training_settin
     if (!text) return false;
     const size_t length = strlen(text);
     if (length == 0 || length >= sizeof settings->device)
-        return loom_fail(error, "%s: \"device\" is '%.40s', which is no name of a device", path, text);
+        return loom_fail(error, "%s: \"device\" is '%s', which is no name of a device", path, LOOM_BRIEF(text, 40));
     memset(settings->device, 0, sizeof settings->device);
     memcpy(settings->device, text, length);
     return true;

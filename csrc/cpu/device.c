@@ -218,6 +218,7 @@ bool loom_cpu_open(loom_device **out, loom_cpu_table table, const loom_device_op
     if (!c) return loom_fail(error, "no memory for a device");
     const bool oracle = table == LOOM_CPU_ORACLE;
     const char *bf16 = NULL; /* what multiplies it, if it is not widened */
+    char products[128] = "the definition";
     loom_device *device = &c->device;
     c->ranks = options->local_size > 1 ? options->local_size : 1;
     *device = (loom_device){.name = names[table],
@@ -260,12 +261,13 @@ bool loom_cpu_open(loom_device **out, loom_cpu_table table, const loom_device_op
         }
         device->implementation = matmul;
         bf16 = loom_tuned_matmul_bf16(matmul);
-        loom_tuned_matmul_install(&c->ops);
+        loom_tuned_matmul_install(matmul, &c->ops);
+        loom_tuned_matmul_name(matmul, products, sizeof products);
         c->pinned = loom_processors_pins(&processors, threads);
         if (c->pinned) loom_processors_pin(&processors, threads);
     }
     device->widened = 1u << LOOM_F16 | (bf16 ? 0 : 1u << LOOM_BF16);
-    describe(device, table == LOOM_CPU_TUNED ? loom_tuned_matmul_name() : "the definition", bf16);
+    describe(device, products, bf16);
     *out = device;
     return true;
 }

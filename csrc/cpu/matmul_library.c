@@ -2,6 +2,7 @@
 #include "cpu/epilogue.h"
 #include "cpu/matmul_tiles.h"
 
+#include <stdio.h>
 #include <stdlib.h>
 
 /* The three matmul ops as products of the library. Where out is stored in fp32 the product is made in its place; else in
@@ -9,6 +10,8 @@
 
 bool loom_tuned_matmul_create(loom_tuned_matmul **out, int threads, const loom_device_options *options,
                               loom_error *error) {
+    *out = NULL;
+    if (loom_product_obstacle()) return true;
     loom_tuned_matmul *matmul = calloc(1, sizeof *matmul);
     if (!matmul) return loom_fail(error, "no memory for the plans of matrix products");
     matmul->alone = options->library_threads;
@@ -28,15 +31,18 @@ void loom_tuned_matmul_destroy(loom_tuned_matmul *matmul) {
     free(matmul);
 }
 
-const char *loom_tuned_matmul_name(void) {
-    return loom_product_library();
+void loom_tuned_matmul_name(const loom_tuned_matmul *matmul, char *name, size_t size) {
+    if (matmul)
+        snprintf(name, size, "%s", loom_product_library());
+    else
+        snprintf(name, size, "plain C, which is slow: %s %s", loom_product_library(), loom_product_obstacle());
 }
 
 const char *loom_tuned_matmul_bf16(const loom_tuned_matmul *matmul) {
     static const char *const instructions[] = {[LOOM_PRODUCT_BF16_EMULATED] = "emulation",
                                                [LOOM_PRODUCT_BF16_AVX512] = "AVX512_BF16",
                                                [LOOM_PRODUCT_BF16_AMX] = "AMX"};
-    return matmul->bf16 ? instructions[loom_product_has_bf16()] : NULL;
+    return matmul && matmul->bf16 ? instructions[loom_product_has_bf16()] : NULL;
 }
 
 /* ------------------------------------------------------------------------------------------------------------- products */
@@ -167,7 +173,8 @@ static bool prepare(loom_device *device, loom_op op, const void *arguments, loom
     return !is_ours(op, arguments, &w) || loom_tiles_prepare(device, &w, error);
 }
 
-void loom_tuned_matmul_install(loom_ops *ops) {
+void loom_tuned_matmul_install(const loom_tuned_matmul *matmul, loom_ops *ops) {
+    if (!matmul) return;
     ops->matmul_forward = forward;
     ops->matmul_backward_input = backward_input;
     ops->matmul_backward_weight = backward_weight;

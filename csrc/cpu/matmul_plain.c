@@ -1,5 +1,7 @@
 #include "cpu/tuned.h"
 
+#include <stdio.h>
+
 /* No library is linked: the definition computes matrix products. */
 
 bool loom_tuned_matmul_create(loom_tuned_matmul **matmul, int threads, const loom_device_options *options,
@@ -13,8 +15,9 @@ void loom_tuned_matmul_destroy(loom_tuned_matmul *matmul) {
     (void)matmul;
 }
 
-const char *loom_tuned_matmul_name(void) {
-    return "plain C";
+void loom_tuned_matmul_name(const loom_tuned_matmul *matmul, char *name, size_t size) {
+    (void)matmul;
+    snprintf(name, size, "plain C");
 }
 
 const char *loom_tuned_matmul_bf16(const loom_tuned_matmul *matmul) {
@@ -28,6 +31,6 @@ bool loom_tuned_matmul_bf16_rate(const loom_tuned_matmul *matmul, int threads, d
     return loom_fail(error, "no library multiplies bf16");
 }
 
-void loom_tuned_matmul_install(loom_ops *ops) {
-    (void)ops;
+void loom_tuned_matmul_install(const loom_tuned_matmul *matmul, loom_ops *ops) {
+    (void)matmul, (void)ops;
 }

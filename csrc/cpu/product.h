@@ -42,6 +42,9 @@ void loom_product_run(const loom_product_plan *plan, int thread, const void *a, 
 /* "oneDNN 2.6.3" */
 const char *loom_product_library(void);
 
+/* Why the library cannot work in this process; NULL where it can. */
+const char *loom_product_obstacle(void);
+
 /* What the library multiplies bf16 with on this processor: nothing; fp32 arithmetic, which gains nothing; instructions
  * for it. */
 typedef enum loom_product_bf16 {

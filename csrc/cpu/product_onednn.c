@@ -7,6 +7,8 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
+#include <unistd.h>
 
 /* oneDNN's matmul primitive, one per shape, in versions 2 and 3 of its interface. Every thread has a stream and memory
  * objects of its own for each plan, so that running one only sets pointers. */
@@ -33,6 +35,18 @@ const char *loom_product_library(void) {
     const dnnl_version_t *version = dnnl_version();
     snprintf(name, sizeof name, "oneDNN %d.%d.%d", version->major, version->minor, version->patch);
     return name;
+}
+
+/* oneDNN writes its machine code as it goes, into memory that it then asks to execute. SELinux, seccomp and
+ * PR_SET_MDWE can refuse that, and what oneDNN makes of it depends on the shape: some products fail only when they run.
+ * So it is asked for once, in advance, as oneDNN asks. */
+const char *loom_product_obstacle(void) {
+    const size_t bytes = (size_t)sysconf(_SC_PAGESIZE);
+    void *page = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (page == MAP_FAILED) return NULL; /* too little memory is another matter */
+    const bool granted = mprotect(page, bytes, PROT_READ | PROT_WRITE | PROT_EXEC) == 0;
+    munmap(page, bytes);
+    return granted ? NULL : "may not make memory executable here";
 }
 
 /* Sets of instructions are sets of bits. With plain AVX-512 oneDNN takes bf16 too, and computes in fp32. */

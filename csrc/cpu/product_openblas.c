@@ -19,6 +19,10 @@ const char *loom_product_library(void) {
     return "OpenBLAS";
 }
 
+const char *loom_product_obstacle(void) {
+    return NULL;
+}
+
 loom_product_bf16 loom_product_has_bf16(void) {
     return LOOM_PRODUCT_BF16_NONE;
 }

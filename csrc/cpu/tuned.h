@@ -1,5 +1,6 @@
 /* What the table "cpu" has beyond the definition: matrix products by a library. matmul_library.c implements this where
- * one is linked, matmul_plain.c where none is. */
+ * one is linked, matmul_plain.c where none is. A loom_tuned_matmul that is NULL stands for none: none is linked, or the
+ * one that is cannot work in this process. */
 #ifndef LOOM_CPU_TUNED_H
 #define LOOM_CPU_TUNED_H
 
@@ -12,8 +13,8 @@ bool loom_tuned_matmul_create(loom_tuned_matmul **matmul, int threads, const loo
                               loom_error *error);
 void loom_tuned_matmul_destroy(loom_tuned_matmul *matmul);
 
-/* "oneDNN 2.6.3", or "plain C". */
-const char *loom_tuned_matmul_name(void);
+/* "oneDNN 2.6.3", or "plain C", with the reason where a library is linked. */
+void loom_tuned_matmul_name(const loom_tuned_matmul *matmul, char *name, size_t size);
 
 /* What bf16 is multiplied with: "AVX512_BF16", "AMX", or "emulation" where it was asked for; NULL where it is widened. */
 const char *loom_tuned_matmul_bf16(const loom_tuned_matmul *matmul);
@@ -23,7 +24,7 @@ bool loom_tuned_matmul_bf16_rate(const loom_tuned_matmul *matmul, int threads, d
                                  loom_error *error);
 
 /* Replaces in a copy of the definition's table what is done better here. The ops find their loom_tuned_matmul in the
- * device's implementation. */
-void loom_tuned_matmul_install(loom_ops *ops);
+ * device's implementation; where that is NULL, nothing is replaced. */
+void loom_tuned_matmul_install(const loom_tuned_matmul *matmul, loom_ops *ops);
 
 #endif

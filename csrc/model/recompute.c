@@ -2,6 +2,7 @@
 
 #include "base/check.h"
 #include "base/nearest.h"
+#include "base/printable.h"
 
 #include <errno.h>
 #include <stdio.h>
@@ -24,7 +25,8 @@ bool loom_recompute_parse(const char *text, loom_recompute *recompute, loom_erro
     if (!strncmp(text, every, strlen(every))) {
         recompute->kind = LOOM_RECOMPUTE_EVERY;
         if (parse_every(text + strlen(every), &recompute->every)) return true;
-        return loom_fail(error, "--recompute: '%.40s': every:K takes a number of blocks, as every:4", text);
+        return loom_fail(error, "--recompute: '%s': every:K takes a number of blocks, as every:4",
+                         LOOM_BRIEF(text, 40));
     }
     for (int i = 0; names[i]; i++) {
         if (strcmp(text, names[i]) != 0 || i == LOOM_RECOMPUTE_EVERY) continue;
@@ -33,9 +35,9 @@ bool loom_recompute_parse(const char *text, loom_recompute *recompute, loom_erro
     }
     const char *nearest = loom_nearest_name(text, names);
     return loom_fail(error,
-                     "--recompute: '%.40s' is no policy; %s%s%sthere are none, act, norm, block-attn, block, every:K, "
+                     "--recompute: '%s' is no policy; %s%s%sthere are none, act, norm, block-attn, block, every:K, "
                      "sqrt, auto",
-                     text, nearest ? "did you mean " : "", nearest ? nearest : "", nearest ? "? " : "");
+                     LOOM_BRIEF(text, 40), nearest ? "did you mean " : "", nearest ? nearest : "", nearest ? "? " : "");
 }
 
 void loom_recompute_name(const loom_recompute *recompute, char name[LOOM_RECOMPUTE_NAME]) {

@@ -1,6 +1,7 @@
 #include "plan/one_layer.h"
 
 #include "base/nearest.h"
+#include "base/printable.h"
 
 #include <math.h>
 #include <stdio.h>
@@ -68,8 +69,8 @@ const loom_gpu *loom_gpu_by_name(const char *name, loom_error *error) {
         used += (size_t)snprintf(list + used, sizeof list - used, "%s%s", i ? ", " : "", names[i]);
     }
     const char *nearest = loom_nearest_name(name, names);
-    loom_fail(error, "'%.40s' is no GPU that is known; %s%s%sthere are %s", name, nearest ? "did you mean " : "",
-              nearest ? nearest : "", nearest ? "? " : "", list);
+    loom_fail(error, "'%s' is no GPU that is known; %s%s%sthere are %s", LOOM_BRIEF(name, 40),
+              nearest ? "did you mean " : "", nearest ? nearest : "", nearest ? "? " : "", list);
     return NULL;
 }
 

@@ -1,5 +1,7 @@
 #include "plot/svg.h"
 
+#include "base/printable.h"
+
 #include <math.h>
 #include <stdarg.h>
 #include <stdint.h>
@@ -34,25 +36,10 @@ void loom_svg_write(loom_svg *svg, const char *format, ...) {
     va_end(arguments);
 }
 
-/* The bytes of the UTF-8 character at `text`; 0 where there is none that XML allows. */
-static int character_length(const unsigned char *text) {
-    if (text[0] < 0x80) return text[0] >= 0x20 && text[0] != 0x7F;
-    const int length = text[0] >= 0xF0 ? 4 : text[0] >= 0xE0 ? 3 : 2;
-    if (text[0] < 0xC2 || text[0] > 0xF4) return 0;
-    uint32_t code = text[0] & (0x7Fu >> length);
-    for (int i = 1; i < length; i++) {
-        if ((text[i] & 0xC0) != 0x80) return 0;
-        code = code << 6 | (text[i] & 0x3Fu);
-    }
-    const uint32_t smallest[] = {0, 0, 0x80, 0x800, 0x10000};
-    const bool allowed = code >= smallest[length] && code <= 0x10FFFF && (code & 0xFFFFF800u) != 0xD800 &&
-                         (code & 0xFFFEu) != 0xFFFE;
-    return allowed ? length : 0;
-}
-
+/* What XML allows and a reader should see; the rest becomes U+FFFD. */
 void loom_svg_escaped(loom_svg *svg, const char *text) {
     while (*text) {
-        const int length = character_length((const unsigned char *)text);
+        const int length = loom_printable_length(text);
         switch (length ? *text : 0) {
         case 0: loom_svg_write(svg, "\xEF\xBF\xBD"); break;
         case '&': loom_svg_write(svg, "&amp;"); break;
