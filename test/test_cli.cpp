@@ -22,6 +22,7 @@
 
 #include <fcntl.h>
 #include <sys/ioctl.h>
+#include <sys/prctl.h>
 #include <sys/resource.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -914,6 +915,144 @@ TEST_F(Program, SamplesCannotSteerTheTerminal) {
         const bool steers = (byte >= 0 && byte < 32 && byte != '\n' && byte != '\t' && byte != '\r') || byte == 127;
         EXPECT_FALSE(steers) << "byte " << static_cast<int>(byte);
     }
+}
+
+/* Where a terminal would do as it is told: control characters, bytes that are no UTF-8, marks that turn the direction of
+ * writing. The place of the first; npos where there is none. */
+size_t first_that_steers(const std::string &text) {
+    for (size_t i = 0; i < text.size();) {
+        const auto byte = [&](size_t k) { return i + k < text.size() ? static_cast<unsigned char>(text[i + k]) : 0u; };
+        const unsigned length = byte(0) < 0x80 ? 1 : byte(0) < 0xC2 ? 0 : byte(0) < 0xE0 ? 2 : byte(0) < 0xF0 ? 3 : 4;
+        uint32_t point = length == 1 ? byte(0) : byte(0) & (0x7Fu >> length);
+        for (unsigned k = 1; k < length; k++) {
+            if ((byte(k) & 0xC0) != 0x80) return i;
+            point = point << 6 | (byte(k) & 0x3F);
+        }
+        const bool control = (point < 0x20 && point != '\n' && point != '\t') || (point >= 0x7F && point < 0xA0);
+        const bool turns = (point >= 0x202A && point <= 0x202E) || (point >= 0x2066 && point <= 0x2069);
+        const bool too_long = (length == 3 && point < 0x800) || (length == 4 && point < 0x10000);
+        if (length == 0 || control || turns || too_long) return i;
+        i += length;
+    }
+    return std::string::npos;
+}
+
+/* Names and contents that try to, wherever the program takes some. */
+TEST_F(Program, NothingFromOutsideSteersTheTerminal) {
+    const std::string bad = "\x1b]0;owned\x07\x1b[2J\r\x9b"
+                            "31m\xc2\x9b"
+                            "1m\xe2\x80\xae\xc0\xaf\xe0\x80\xaf\x7f\xff";
+    const std::string turned = "\xe2\x80\xae"
+                               "txt.exe\xe2\x81\xa6";
+    expect_run(training({"--steps", "1"}));
+    const fs::path checkpoint = folder / "run/checkpoints" / latest();
+    const auto damaged = [&](const std::string &name, const std::string &file, const std::string &from,
+                             const std::string &to) {
+        fs::copy(checkpoint, folder / name, fs::copy_options::recursive);
+        std::string content = slurp(folder / name / file);
+        const size_t at = content.find(from);
+        ASSERT_NE(at, std::string::npos) << from;
+        write(fs::path(name) / file, content.replace(at, from.size(), to));
+        if (file != "manifest.json") fs::remove(folder / name / "manifest.json");
+    };
+    damaged("type", "config.json", "\"gpt2\"", "\"" + turned + bad.substr(bad.find('\x9b')) + "\"");
+    damaged("escaped", "config.json", "\"gpt2\"", "\"\\u001b]0;x\\u0007\\u009b\\u202e\"");
+    damaged("activation", "config.json", "\"gelu_new\"", "\"\x7f\xc2\x9b" + turned + "\"");
+    damaged("tensor", "model.safetensors", "transformer.wte.weight", "transformer.w\xc2\x9b\xe2\x80\xaewe.wei");
+    damaged("long", "model.safetensors", "\"transformer.wte.weight", "\"\x9b\xff\xc0\xafsformer.wte.weight");
+    damaged("listed", "manifest.json", "\"config.json\"", "\"" + turned + "\xff\x9b\"");
+    damaged("state", "training_state.json", "\"fp32\"", "\"" + turned + "\xff\"");
+    fs::create_directory(folder / bad);
+    fs::create_directory(folder / turned);
+    fs::copy_file(folder / "text.txt", folder / turned / "text.txt");
+    fs::create_directory(folder / "metrics");
+    write("metrics/metrics.jsonl", "{\"step\": \"" + bad + "\"}\n");
+    write("unknown.ini", bad + " = 1\n");
+    write("value.ini", "device = " + turned + "\xff\x9b\n");
+    write("bench.json", "{\"device\": \"" + turned + "\", \"description\": \"\xff\x9b\", \"results\": []}");
+
+    const std::vector<Words> calls = {
+        {bad},
+        {"train", "--" + bad},
+        training({"--data", bad}),
+        training({"--data", turned, "--out", turned + "/run", "--steps", "2"}),
+        training({"--out", "text.txt/" + bad}),
+        training({"--init", "type", "--out", "new"}),
+        {"train", "--resume", "--out", turned + "/run", "--steps", "3"},
+        {"train", "--config", "unknown.ini", "--out", "new"},
+        {"train", "--config", "value.ini", "--out", "new"},
+        {"sample", "--from", "escaped"},
+        {"sample", "--from", "activation"},
+        {"sample", "--from", "tensor"},
+        {"sample", "--from", "long"},
+        {"sample", "--from", "listed"},
+        {"sample", "--from", "state"},
+        {"sample", "--from", "run", "--device", bad},
+        {"info", bad},
+        {"info", turned + "/run"},
+        {"plan", "gpt2", "--gpu", bad},
+        {"plan", turned + "/run", "--batch", "1"},
+        {"plot", "metrics"},
+        {"plot", turned + "/run"},
+        {"plot", "run", "--out", bad + "/no/x.svg"},
+        {"plot", "run", "--title", bad, "--out", "/dev/stdout"},
+        {"bench", "--op", "relu_forward", "--size", "small", "--seconds", "0.001", "--threads", "1", "--against",
+         "bench.json"},
+    };
+    for (const Words &call : calls) {
+        const Outcome outcome = run(call, [&] {
+            for (const char *name : {"LOOM_MPI", "LOOM_NCCL", "LOOM_CUDNN", "LOOM_CUBLASLT"})
+                setenv(name, bad.c_str(), 1);
+        });
+        std::string told;
+        for (const std::string &word : call) told += word + " ";
+        for (const std::string &text : {outcome.out, outcome.err}) {
+            const size_t at = first_that_steers(text);
+            EXPECT_EQ(at, std::string::npos)
+                << "of " << testing::PrintToString(told) << " at byte " << at << " of " << testing::PrintToString(text);
+        }
+        EXPECT_TRUE(outcome.code == 0 || outcome.code == 2) << outcome.code << " of " << testing::PrintToString(told);
+        EXPECT_LE(lines_of(outcome.err).size(), 1u) << outcome.err;
+    }
+}
+
+/* What a run offers to type next means the same run to a shell, whatever it is called. */
+TEST_F(Program, TheNextCommandsAreQuotedForAShell) {
+    for (const std::string name : {"plain", "two words", "it's",
+                                   "\xe2\x80\xae"
+                                   "a\\b'c"}) {
+        const Outcome trained = run(training({"--out", name, "--steps", "2", "--stop-after", "1"}));
+        ASSERT_EQ(trained.code, 0) << trained.err;
+        std::string command;
+        for (const std::string &line : lines_of(trained.out))
+            if (line.find(" train --resume --out ") != std::string::npos) command = line;
+        ASSERT_NE(command, "") << trained.out;
+        const std::string script = "bash -c '" + std::string("cd \"$0\" && eval \"$1 --quiet\"' '") + folder.string() +
+                                   "' \"$(cat '" + folder.string() + ".cmd')\"";
+        std::ofstream(folder.string() + ".cmd") << command;
+        EXPECT_EQ(std::system(script.c_str()), 0) << command;
+        fs::remove(folder.string() + ".cmd");
+        EXPECT_EQ(lines_of(slurp(folder / name / "metrics.jsonl")).size(), 2u) << command;
+    }
+}
+
+/* SELinux, seccomp and this can forbid memory that is written and executed, which the matrix library would need. */
+TEST_F(Program, WorksWhereMemoryMayNotBeMadeExecutable) {
+    enum { SET_MDWE = 65, REFUSE_EXEC_GAIN = 1 }; /* PR_SET_MDWE, of Linux 6.3 */
+    const auto forbid = [] {
+        if (prctl(SET_MDWE, REFUSE_EXEC_GAIN, 0, 0, 0) != 0) _exit(77);
+    };
+    const Outcome trained = run(training({"--steps", "1"}), forbid);
+    if (trained.code == 77) GTEST_SKIP() << "this kernel cannot forbid it";
+    EXPECT_EQ(trained.code, 0) << trained.err;
+    const Words words = {"sample", "--from",        "run", "--prompt",  "the ", "--tokens",
+                         "8",      "--temperature", "0",   "--threads", "1"};
+    const Outcome forbidden = run(words, forbid), allowed = run(words);
+    EXPECT_EQ(forbidden.code, 0) << forbidden.err;
+    EXPECT_EQ(forbidden.err, "");
+    EXPECT_EQ(forbidden.out, allowed.out);
+    if (run({"--version"}).out.find("oneDNN") == std::string::npos) return;
+    EXPECT_NE(run({"--version"}, forbid).out.find("plain C, which is slow: oneDNN"), std::string::npos);
 }
 
 } // namespace
