@@ -1,15 +1,16 @@
 #!/usr/bin/env python3
-"""Measures gptloom on this machine's GPU and writes a report, in less than nine minutes.
+"""Measures gptloom on this machine's GPU and writes a report, in less than eight minutes.
 
     dev/gpu-report.py BUILD [--out PATH] [--quick] ...        what `make gpu-report` runs
     dev/gpu-report.py --check                                 whether this machine has what building and running need
 
-Phases: parity of all ops with the oracle; the benchmark of all ops; 100 steps of GPT-2 124M in bf16 with gptloom and
-with PyTorch (dev/torch/train_gpu.py), in turns on the same tokens; and with ranks: NCCL with one, two that share a GPU by
-MPI where there is Open MPI, and NCCL on 2, 4 .. all GPUs where there are several. NCCL is the system's, LOOM_NCCL's, or
-that of NVIDIA's Python package. Each has a time limit; one that fails or takes too long is a line of the report with its
-reason. PATH.json and PATH.md are written (in a folder, if PATH is one, and by
-default in dev/reports, they are called DATE-gpu-NAME), the JSON anew after every phase, and the table is printed last.
+Phases: parity of all ops with the oracle, in one process; the benchmark of all ops; 100 steps of GPT-2 124M in bf16 with
+gptloom and with PyTorch (dev/torch/train_gpu.py), in turns on the same tokens; with ranks: NCCL with one, two that share a
+GPU by MPI where there is Open MPI, and NCCL on 2, 4 .. all GPUs where there are several; and where CUDA's tools are
+installed, compute-sanitizer over small cases and Nsight Compute's counters of the hot kernels. Libraries are the toolkit's
+and the system's, and after them those of NVIDIA's Python packages. Each phase has a time limit; one that fails or takes too
+long is a line of the report with its reason. PATH.json and PATH.md are written (in a folder, if PATH is one, and by default
+in dev/reports, they are called DATE-gpu-NAME), the JSON anew after every phase, and the table is printed last.
 Needs nothing but Python; PyTorch is compared with where this python3 has it.
 
 Ends with 2 where there is no GPU or --check misses something, with 1 if a phase failed, else with 0.
@@ -17,6 +18,7 @@ Ends with 2 where there is no GPU or --check misses something, with 1 if a phase
 
 import argparse
 import array
+import csv
 import datetime
 import json
 import os
@@ -54,8 +56,8 @@ KNOWN_PEAKS = [
     (("RTX 5090",), 209.5),
 ]
 
-# Seconds that a phase may take at most; together with the build they stay below nine minutes.
-LIMITS = {"parity": 120, "bench": 90, "train": 90, "pytorch": 150, "ranks": 110}
+# Seconds that a phase may take at most; all of them end with the report's time.
+LIMITS = {"parity": 110, "bench": 80, "train": 80, "pytorch": 130, "ranks": 90, "sanitizer": 60, "counters": 50}
 ONE_RANKS_RUN = 45  # of those of "ranks": one that hangs leaves time for the others
 TIME_TO_END = 3  # for ranks of which another one has ended badly
 ANOTHER_ROUND = 1.3  # times what the first one took must be left for a second one
@@ -102,7 +104,7 @@ def last_line(text: str) -> str:
     return lines[-1] if lines else "it printed nothing"
 
 
-def run(command: list, limit: float, accepted: tuple = (0,)) -> subprocess.CompletedProcess:
+def run(command: list, limit: float, accepted: tuple = (0,), environment=None) -> subprocess.CompletedProcess:
     """Runs a command in a group of its own, which is ended when the limit is over; raises Failed if it ends badly."""
     if limit < 1:
         raise OutOfTime("no time was left")
@@ -113,13 +115,14 @@ def run(command: list, limit: float, accepted: tuple = (0,)) -> subprocess.Compl
         text=True,
         errors="replace",
         start_new_session=True,
+        env=environment,
     )
     try:
         out, err = process.communicate(timeout=limit)
     except subprocess.TimeoutExpired:
         os.killpg(process.pid, signal.SIGKILL)
-        process.communicate()
-        raise OutOfTime(f"ended after its limit of {limit:.0f} s") from None
+        out, err = process.communicate()
+        raise OutOfTime(f"ended after its limit of {limit:.0f} s", out) from None
     if process.returncode not in accepted:
         raise Failed(f"exit code {process.returncode}: {last_line(err or out)}", err or out)
     return subprocess.CompletedProcess(command, process.returncode, out, err)
@@ -211,7 +214,8 @@ class MemoryWatch:
         return float(rows[0][0]) if rows and rows[0][0].isdigit() else None
 
     def watch(self):
-        while not self.over.wait(0.3):
+        # Seldom: a process that asks the driver disturbs what is being timed.
+        while not self.over.wait(2):
             self.largest = max(self.largest, self.used() or 0)
 
     def __enter__(self):
@@ -228,11 +232,16 @@ class MemoryWatch:
         return None if self.before is None else self.largest - self.before
 
 
-def find_device(program: Path, device: str) -> str:
+def run_ours(settings, arguments: list, limit: float, accepted: tuple = (0,)) -> subprocess.CompletedProcess:
+    """Runs gptloom, as run() does."""
+    return run([settings.program, *arguments], limit, accepted, settings.environment)
+
+
+def find_device(settings) -> str:
     """The device's name and description as gptloom prints them; Failed with gptloom's own line if it has none."""
-    command = [program, "parity", "--device", device, "--op", "fill", "--dtype", "fp32"]
+    command = ["parity", "--device", settings.device, "--op", "fill", "--dtype", "fp32"]
     try:
-        first = run(command, 60, (0, 1)).stdout.splitlines()[0]
+        first = run_ours(settings, command, 60, (0, 1)).stdout.splitlines()[0]
     except Failed as failed:
         raise Failed(re.sub(r"^exit code \d+: ", "", str(failed))) from None
     return first.rsplit(" against ", 1)[0]
@@ -264,16 +273,43 @@ def visible_gpus(description: str) -> int:
     return len(smi("name") if listed is None else [gpu for gpu in listed.split(",") if gpu.strip()])
 
 
-def nccl_of_python(python: str):
-    """The library in NVIDIA's Python package, which PyTorch brings along; None where it is not."""
+def libraries_of_python(python: str) -> list:
+    """The folders of libraries in NVIDIA's Python packages, which PyTorch brings along."""
     seek = (
         "import importlib.util, pathlib\n"
-        "spec = importlib.util.find_spec('nvidia.nccl')\n"
+        "spec = importlib.util.find_spec('nvidia')\n"
         "for place in spec.submodule_search_locations if spec else []:\n"
-        "    for library in sorted(pathlib.Path(place).glob('lib/libnccl.so*')): print(library)\n"
+        "    for folder in sorted(pathlib.Path(place).glob('*/lib')): print(folder)\n"
     )
-    found = output_of([python, "-c", seek]) if shutil.which(python) else ""
-    return found.splitlines()[0] if found else None
+    return output_of([python, "-c", seek]).splitlines() if shutil.which(python) else []
+
+
+def nccl_of_python(folders: list):
+    """The library in NVIDIA's Python package; None where it is not."""
+    found = [library for folder in folders for library in sorted(Path(folder).glob("libnccl.so*"))]
+    return str(found[0]) if found else None
+
+
+def find_nvcc():
+    """The toolkit's compiler; None where there is none."""
+    places = [os.environ.get("NVCC"), "nvcc", "/usr/local/cuda/bin/nvcc"]
+    if os.environ.get("CUDA"):
+        places.insert(0, os.environ["CUDA"] + "/bin/nvcc")
+    return next((shutil.which(place) for place in places if place and shutil.which(place)), None)
+
+
+def find_toolkit():
+    """The toolkit's folder; None where there is none."""
+    nvcc = find_nvcc()
+    return Path(nvcc).resolve().parent.parent if nvcc else None
+
+
+def our_environment(folders: list) -> dict:
+    """gptloom's: what it, and the libraries that it loads, look for at run time is found in the toolkit, and after that in
+    Python packages. (PyTorch finds its own.)"""
+    toolkit = find_toolkit()
+    places = [os.environ.get("LD_LIBRARY_PATH"), toolkit and str(toolkit / "lib64"), *folders]
+    return os.environ | {"LD_LIBRARY_PATH": ":".join(place for place in places if place)}
 
 
 def known_peak(name: str):
@@ -283,37 +319,54 @@ def known_peak(name: str):
     return None
 
 
-def links(header: str, library: str) -> bool:
-    """Whether the compiler finds a library, installed or in the folder that dev/third-party.sh fills."""
-    folder = ROOT / os.environ.get("THIRD_PARTY", "third-party")
-    command = shlex.split(os.environ.get("CC", "gcc"))
-    command += ["-x", "c", "-", f"-I{folder}/include", f"-L{folder}/lib", f"-l{library}"]
-    program = f"#include <stddef.h>\n#include <stdio.h>\n#include <{header}>\nint main(void) {{ return 0; }}\n"
+def builds(source: str, words: list, language: str = "c") -> bool:
+    """Whether the compiler makes a program of the source."""
+    compiler = os.environ.get("CC", "gcc") if language == "c" else os.environ.get("CXX", "g++")
+    command = [*shlex.split(compiler), "-x", language, "-", *words, "-o", os.devnull]
     try:
-        done = subprocess.run(
-            command + ["-o", os.devnull], input=program, text=True, capture_output=True, timeout=60
-        )
+        done = subprocess.run(command, input=source, text=True, capture_output=True, timeout=60)
     except (OSError, subprocess.TimeoutExpired):
         return False
     return done.returncode == 0
 
 
-def has_nvcc() -> bool:
-    places = [os.environ.get("NVCC"), "nvcc", "/usr/local/cuda/bin/nvcc"]
-    if os.environ.get("CUDA"):
-        places.append(os.environ["CUDA"] + "/bin/nvcc")
-    return any(place and shutil.which(place) for place in places)
+def links(header: str, library: str) -> bool:
+    """Whether the compiler finds a library, installed or in the folder that dev/third-party.sh fills."""
+    folder = ROOT / os.environ.get("THIRD_PARTY", "third-party")
+    source = f"#include <stddef.h>\n#include <stdio.h>\n#include <{header}>\nint main(void) {{ return 0; }}\n"
+    return builds(source, [f"-I{folder}/include", f"-L{folder}/lib", f"-l{library}"])
+
+
+def missing_of_toolkit(folders: list) -> list:
+    """What the build takes of the toolkit, and cuBLASLt, which gptloom loads when it opens a GPU."""
+    toolkit = find_toolkit()
+    if not toolkit:
+        return ["CUDA's nvcc"]
+    headers = ("cuda_runtime_api.h", "cublasLt.h")
+    missing = [f"CUDA's {name}" for name in headers if not (toolkit / "include" / name).exists()]
+    if not (toolkit / "lib64/libcudart_static.a").exists():
+        missing.append("CUDA's libcudart_static.a")
+    places = [toolkit / "lib64", *map(Path, folders), *map(Path, os.environ.get("LD_LIBRARY_PATH", "").split(":"))]
+    named = os.environ.get("LOOM_CUBLASLT")
+    if not named and not any(list(place.glob("libcublasLt.so.*")) for place in places):
+        missing.append("cuBLASLt (libcublasLt.so)")
+    return missing
 
 
 def check(settings) -> int:
     """Says in one line what building and reporting need and this machine does not have."""
     missing = [] if smi("name") else ["a GPU that nvidia-smi shows"]
-    if not has_nvcc():
-        missing.append("CUDA's nvcc")
-    compiler = shlex.split(os.environ.get("CC", "gcc"))[0]
-    if not shutil.which(compiler):
-        missing.append(f"the compiler {compiler}")
-    else:
+    missing += missing_of_toolkit(libraries_of_python(settings.python))
+    if not shutil.which("make"):
+        missing.append("make")
+    compilers = {"c": shlex.split(os.environ.get("CC", "gcc"))[0], "c++": shlex.split(os.environ.get("CXX", "g++"))[0]}
+    absent = {language for language, name in compilers.items() if not shutil.which(name)}
+    missing += [f"the compiler {compilers[language]}" for language in sorted(absent)]
+    parallel = "#include <omp.h>\nint main(void) { return omp_get_max_threads() == 0; }\n"
+    for language in ("c", "c++"):
+        if language not in absent and not builds(parallel, ["-fopenmp"], language):
+            missing.append(f"OpenMP for {compilers[language]} (-fopenmp)")
+    if "c" not in absent:
         libraries = [
             f"{name} (<{header}>, -l{library})"
             for name, header, library in (
@@ -344,50 +397,77 @@ def check(settings) -> int:
 CUDNN_ATTENTION = "attention, by cuDNN"
 
 
-def parity_of(program: Path, device: str, op: str, flags: list, limit: float) -> dict:
-    """Runs the cases of one file in a process of its own: a kernel that breaks the GPU's context ends no others."""
-    out = run([program, "parity", "--device", device, "--op", op, *flags], limit, (0, 1)).stdout
-    counts = re.search(
-        r"^(\d+) ok, (\d+) failed, (\d+) not supported(?:; nearest to its bound: (\S+) of it)?",
-        out,
-        re.M,
-    )
-    if not counts:
-        raise Failed(last_line(out))
+# A line of `gptloom parity`: the op, its shape and dtypes, how much of its bound the worst output takes, the verdict.
+CASE = re.compile(r"^(\w+) .*?(?: (\d\S*) \w+)? +(ok|FAILED|not supported)$")
+COUNTS = re.compile(r"^\d+ ok, \d+ failed, \d+ not supported", re.M)
+
+
+def read_cases(out: str) -> dict:
+    """What `gptloom parity` printed, by op."""
+    results = {}
     lines = out.splitlines()
-    failures = [
-        f"{line.split('  ')[0]}: {lines[i + 1].strip()}"
-        for i, line in enumerate(lines)
-        if "FAILED" in line
-    ]
-    ok, failed, unsupported = (int(counts.group(i)) for i in (1, 2, 3))
-    worst = float(counts.group(4)) if counts.group(4) else None
-    return {
-        "ok": ok,
-        "failed": failed,
-        "unsupported": unsupported,
-        "worst": worst,
-        "failures": failures[:5],
-    }
+    for i, line in enumerate(lines):
+        case = CASE.match(line)
+        if not case:
+            continue
+        op, ratio, verdict = case.groups()
+        result = results.setdefault(op, {"ok": 0, "failed": 0, "unsupported": 0, "worst": None, "failures": []})
+        result[{"ok": "ok", "FAILED": "failed"}.get(verdict, "unsupported")] += 1
+        if ratio:
+            result["worst"] = max(result["worst"] or 0.0, float(ratio))
+        if verdict == "FAILED" and len(result["failures"]) < 5:
+            why = lines[i + 1].strip() if i + 1 < len(lines) else ""
+            result["failures"].append(f"{line.split('  ')[0]}: {why}")
+    return results
 
 
-def parity(settings, clock: Clock) -> dict:
-    ops = settings.ops or sorted(
+def parity_of(settings, op: str, flags: list, limit: float) -> dict:
+    """Runs the cases of an op, of a file of cases, or all, in one process."""
+    out = run_ours(settings, ["parity", "--device", settings.device, "--op", op, *flags], limit, (0, 1)).stdout
+    if not COUNTS.search(out):
+        raise Failed(last_line(out), out)
+    return read_cases(out)
+
+
+def case_files() -> list:
+    return sorted(
         path.stem
         for path in (ROOT / "test/ops").glob("*.c")
         if path.stem != "all" and not path.stem.startswith("case")
     )
-    rows = {op: (op, []) for op in ops}
-    rows[CUDNN_ATTENTION] = ("attention", ["--dtype", "bf16", "--attention", "cudnn"])
+
+
+def merge(results: dict) -> dict:
+    """All ops of a file of cases as one."""
+    worst = [result["worst"] for result in results.values() if result["worst"] is not None]
+    whole = {name: sum(result[name] for result in results.values()) for name in ("ok", "failed", "unsupported")}
+    failures = [failure for result in results.values() for failure in result["failures"]]
+    return whole | {"worst": max(worst, default=None), "failures": failures[:5]}
+
+
+def parity(settings, clock: Clock) -> dict:
+    """All ops in one process; if it breaks, each file of cases in a process of its own, as a kernel that breaks the GPU's
+    context ends all that would come after it."""
     end = time.time() + clock.limit("parity")
+
+    def left() -> float:
+        return min(end - time.time(), clock.left())
+
     results = {}
-    for row, (op, flags) in rows.items():
-        limit = min(end - time.time(), clock.left())
-        try:
-            results[row] = parity_of(settings.program, settings.device, op, flags, limit)
-        except Failed as failed:
-            left_out = row == CUDNN_ATTENTION and lacks_cudnn(failed)
-            results[row] = {"reason": str(failed), "left_out": left_out}
+    try:
+        results = parity_of(settings, settings.parity_op, [], left())
+    except Failed as failed:
+        say(f"parity in one process: {failed}; now each file of cases by itself")
+        for op in case_files() if settings.parity_op == "all" else [settings.parity_op]:
+            try:
+                results |= parity_of(settings, op, [], left())
+            except Failed as again:
+                results[op] = {"reason": str(again), "left_out": False}
+    try:
+        flags = ["--dtype", "bf16", "--attention", "cudnn"]
+        results[CUDNN_ATTENTION] = merge(parity_of(settings, "attention", flags, left()))
+    except Failed as failed:
+        results[CUDNN_ATTENTION] = {"reason": str(failed), "left_out": lacks_cudnn(failed)}
     bad = [
         row
         for row, result in results.items()
@@ -401,18 +481,9 @@ def parity(settings, clock: Clock) -> dict:
 
 def bench(settings, clock: Clock, scratch: Path) -> dict:
     path = scratch / "bench.json"
-    command = [
-        settings.program,
-        "bench",
-        "--device",
-        settings.device,
-        "--dtype",
-        "bf16",
-        "--json",
-        path,
-    ]
+    command = ["bench", "--device", settings.device, "--dtype", "bf16", "--json", path]
     try:
-        run(command + settings.bench_flags, clock.limit("bench"))
+        run_ours(settings, command + settings.bench_flags, clock.limit("bench"))
     except Failed as failed:
         # What was timed before is in the file.
         timed = json.loads(path.read_text()) if path.exists() else {}
@@ -454,6 +525,7 @@ def read_metrics(path: Path, warmup: int, tokens_per_step: int) -> dict:
 
 
 def training_command(settings, data: Path, out: Path, micro_batch: int, more: dict) -> list:
+    """What gptloom is called with; it leaves no checkpoint, whose writing is not what is measured."""
     flags = {
         "data": data,
         "out": out,
@@ -474,9 +546,8 @@ def training_command(settings, data: Path, out: Path, micro_batch: int, more: di
         "val-fraction": 0,
         "val-every": 0,
         "sample-every": 0,
-        "checkpoint-every": 0,
     }
-    command = [settings.program, "train"]
+    command = ["train", "--no-save"]
     for name, value in (flags | more).items():
         command += [f"--{name}", value]
     return command
@@ -490,7 +561,7 @@ def train_once(
     more = {} if attention == "own" else {"attention": attention}
     command = training_command(settings, data, out, micro_batch, more)
     with MemoryWatch() as memory:
-        run(command, limit)
+        run_ours(settings, command, limit)
     result = read_metrics(out / "metrics.jsonl", settings.warmup, settings.batch * settings.seq_len)
     shutil.rmtree(out, ignore_errors=True)
     return result | {"micro_batch": micro_batch, "peak_mib": memory.peak_mib()}
@@ -616,7 +687,8 @@ def free_port() -> int:
 
 def rank_commands(settings, row: dict, command: list, nccl) -> list:
     """A run's processes: torchrun's environment for NCCL; by MPI gptloom starts its ranks itself."""
-    environment = dict(os.environ)
+    environment = dict(settings.environment)
+    command = [settings.program, *command]
     if row["comm"] == "mpi":
         environment["CUDA_VISIBLE_DEVICES"] = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0]
         return [(command + ["--ranks", row["ranks"]], environment)]
@@ -663,7 +735,7 @@ def ranks(settings, clock: Clock, scratch: Path, description: str, alone: list) 
     # Emulated GPUs are for a library that knows them, which has to be named.
     nccl = os.environ.get("LOOM_NCCL")
     named = nccl or "emulated" not in description
-    nccl = nccl or (nccl_of_python(settings.python) if named else None)
+    nccl = nccl or (nccl_of_python(settings.libraries) if named else None)
     rows = rank_runs(visible_gpus(description))
     for row in rows:
         limit = min(end - time.time(), clock.left(), ONE_RANKS_RUN)
@@ -684,6 +756,83 @@ def ranks(settings, clock: Clock, scratch: Path, description: str, alone: list) 
             row["left_out"] = bool(absent) or isinstance(failed, LeftOut)
             say(f"{row['name']}: {row['reason']}")
     return rows
+
+
+# ------------------------------------------------------------------------------------------------------- CUDA's tools
+# What is looked at closely: cases of parity for compute-sanitizer; ops of the benchmark, and their kernels, for Nsight
+# Compute.
+SANITIZED = (("racecheck", ("attention", "layernorm", "cross_entropy", "softmax", "embedding")), ("initcheck", ("adamw",)))
+COUNTED_OPS = ("attention_backward", "cross_entropy", "layernorm_backward")
+COUNTED_KERNELS = "regex:attention_backward_(keys|queries)|cross_entropy|layernorm_backward"
+COUNTERS = ("Duration", "Compute (SM) Throughput", "DRAM Throughput", "L2 Hit Rate", "Achieved Occupancy",
+            "Registers Per Thread")
+
+
+def find_tool(name: str):
+    """A program of the toolkit; LeftOut where it is not."""
+    toolkit = find_toolkit()
+    found = shutil.which(name) or (toolkit and shutil.which(str(toolkit / "bin" / name)))
+    if not found:
+        raise LeftOut(f"{name} is not here")
+    return found
+
+
+def sanitize(settings, clock: Clock) -> dict:
+    """compute-sanitizer over small cases: a line for each tool and op."""
+    tool = find_tool("compute-sanitizer")
+    end, results = time.time() + clock.limit("sanitizer"), {}
+    for check_name, ops in SANITIZED:
+        for op in ops:
+            command = [tool, "--tool", check_name, "--error-exitcode", "9", settings.program, "parity"]
+            command += ["--device", settings.device, "--op", op, "--dtype", "bf16"]
+            row = f"{check_name}, {op}"
+            try:
+                done = run(command, min(end - time.time(), clock.left()), (0, 1, 9), settings.environment)
+                found = last_line(done.stdout)
+                results[row] = {"clean": done.returncode != 9, "line": found}
+            except OutOfTime as failed:
+                results[row] = {"clean": None, "line": str(failed)}
+            except Failed as failed:
+                results[row] = {"clean": False, "line": str(failed)}
+    bad = [row for row, result in results.items() if result["clean"] is False]
+    return {"results": results} | ({"reason": "failed: " + ", ".join(bad)} if bad else {})
+
+
+def count(settings, clock: Clock) -> dict:
+    """Nsight Compute's counters of the hot kernels, as a list of kernels with what is known of each."""
+    tool = find_tool("ncu")
+    end, kernels, why = time.time() + clock.limit("counters"), [], ""
+    for op in COUNTED_OPS:
+        command = [tool, "--csv", "--kernel-name", COUNTED_KERNELS, "--launch-skip", "6", "--launch-count", "3"]
+        for section in ("SpeedOfLight", "MemoryWorkloadAnalysis", "Occupancy", "LaunchStats"):
+            command += ["--section", section]
+        command += [settings.program, "bench", "--device", settings.device, "--op", op, "--dtype", "bf16"]
+        command += ["--seconds", "0.001"]
+        try:
+            out = run(command, min(end - time.time(), clock.left()), (0,), settings.environment).stdout
+        except Failed as failed:
+            why = str(failed)
+            continue
+        lines = [line for line in out.splitlines() if line.startswith('"')]
+        found = {}
+        for row in csv.DictReader(lines):
+            kernel = found.setdefault(row.get("ID"), {"kernel": row.get("Kernel Name", "?")})
+            kernel[row.get("Metric Name", "?")] = f"{row.get('Metric Value', '')} {row.get('Metric Unit', '')}".strip()
+        kernels += found.values()
+    if not kernels:
+        raise LeftOut(f"ncu tells nothing: {why or 'no kernel was met'}")
+    return {"kernels": kernels}
+
+
+def look_closely(name: str, phase, *arguments) -> dict:
+    """A tool's result; that it is not here, or may not look, is no failure of ours."""
+    say(f"{name} ...")
+    try:
+        return phase(*arguments)
+    except LeftOut as absent:
+        return {"reason": str(absent), "left_out": True}
+    except TROUBLE as failed:
+        return {"reason": str(failed), "left_out": isinstance(failed, OutOfTime)}
 
 
 # ------------------------------------------------------------------------------------------------------------ report
@@ -862,6 +1011,21 @@ def bench_table(report: dict) -> list:
     )
 
 
+def tools_tables(report: dict) -> list:
+    sanitizer, counters = report["sanitizer"], report["counters"]
+    lines = [f"compute-sanitizer: {sanitizer['reason']}.", ""] if "reason" in sanitizer else []
+    rows = [
+        [row, {True: "clean", False: "FAILED", None: "left out"}[result["clean"]], result["line"]]
+        for row, result in sanitizer.get("results", {}).items()
+    ]
+    lines += table(["compute-sanitizer", "result", "its last line"], rows) + [""] if rows else []
+    lines += [f"Nsight Compute: {counters['reason']}.", ""] if "reason" in counters else []
+    rows = [
+        [kernel["kernel"][:60], *(kernel.get(name, "") for name in COUNTERS)] for kernel in counters.get("kernels", [])
+    ]
+    return lines + (table(["kernel", *COUNTERS], rows) + [""] if rows else [])
+
+
 def phases_table(report: dict) -> list:
     parity_phase, bench_phase = report["parity"], report["bench"]
     rows = [
@@ -930,6 +1094,9 @@ def markdown(report: dict, settings) -> str:
         "",
         *ranks_table(report),
         "",
+        "## CUDA's tools",
+        "",
+        *tools_tables(report),
     ]
     failures = failure_lines(report)
     if failures:
@@ -981,9 +1148,9 @@ GPT2 = {
     "n_embd": 768,
     "vocab_size": 50257,
     "seq_len": 1024,
-    "batch": 32,
+    "batch": 64,
 }
-GPT2 |= {"micro_batch": 16, "steps": 100, "warmup": 20, "rounds": 2, "rank_steps": 30, "rank_warmup": 10}
+GPT2 |= {"micro_batch": 32, "steps": 100, "warmup": 20, "rounds": 2, "rank_steps": 30, "rank_warmup": 10}
 
 QUICK = {
     "n_layer": 1,
@@ -1017,7 +1184,7 @@ def parse_arguments() -> argparse.Namespace:
         "--data", type=Path, help="a token shard of GPT-2's vocabulary (default: random tokens)"
     )
     parser.add_argument(
-        "--minutes", type=float, default=8.5, help="for everything (default: %(default)s)"
+        "--minutes", type=float, default=8.0, help="for everything (default: %(default)s)"
     )
     parser.add_argument(
         "--started",
@@ -1031,6 +1198,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument(
         "--quick", action="store_true", help="tiny settings, to try the script itself"
     )
+    parser.add_argument("--parity-op", metavar="NAME", help="compare this op alone (default: all)")
     for name, value in GPT2.items():
         parser.add_argument(
             "--" + name.replace("_", "-"), type=int, metavar="N", help=f"(default: {value})"
@@ -1047,7 +1215,7 @@ def parse_arguments() -> argparse.Namespace:
     for name, value in (GPT2 | QUICK if settings.quick else GPT2).items():
         if getattr(settings, name) is None:
             setattr(settings, name, value)
-    settings.ops = ["fill"] if settings.quick else None
+    settings.parity_op = settings.parity_op or ("fill" if settings.quick else "all")
     settings.bench_flags = QUICK_BENCH if settings.quick else ["--seconds", "0.15"]
     settings.program = settings.program or settings.build / "gptloom"
     return settings
@@ -1078,6 +1246,9 @@ def measure(settings, description: str) -> dict:
         say("ranks ...")
         alone = report["training"][OWN]["runs"]
         report["ranks"] = ranks(settings, clock, scratch, description, alone)
+        save(report, settings)
+        report["sanitizer"] = look_closely("compute-sanitizer", sanitize, settings, clock)
+        report["counters"] = look_closely("Nsight Compute", count, settings, clock)
     report["seconds"] = time.time() - begin
     save(report, settings)
     summarise(report, settings)
@@ -1091,8 +1262,10 @@ def main() -> int:
     if not settings.program.exists():
         say(f"gpu-report: {settings.program} is not there: run make first")
         return 2
+    settings.libraries = libraries_of_python(settings.python)
+    settings.environment = our_environment(settings.libraries)
     try:
-        description = find_device(settings.program, settings.device)
+        description = find_device(settings)
     except Failed as failed:
         say(f"gpu-report: no GPU to report on: {failed}")
         return 2
@@ -1105,8 +1278,8 @@ def main() -> int:
     tables = [phases_table(report), ranks_table(report), training_table(report)]
     say("\n" + "\n\n".join("\n".join(lines) for lines in tables))
     bad = ["reason" in report["parity"], "reason" in report["bench"]]
-    results = [*report["training"].values(), *report["ranks"]]
-    bad += ["reason" in result and not result["left_out"] for result in results]
+    results = [*report["training"].values(), *report["ranks"], report["sanitizer"], report["counters"]]
+    bad += ["reason" in result and not result.get("left_out") for result in results]
     return 1 if any(bad) else 0
 
 

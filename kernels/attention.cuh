@@ -123,11 +123,12 @@ __device__ __forceinline__ void load_tile(T *tile, const T *from, int64_t stride
         const T *source = from + first * stride + column;
         T *to = tile + first * PITCH<T, D> + column;
         const int last = column < head_size ? rows : 0;
+        /* Counted from a constant: a loop that began at `first` would not be unrolled whole. */
 #pragma unroll
-        for (int row = first; row < ROWS; row += STEP) {
-            ptx::cp_async_16(to, source, row < last ? 16 : 0);
-            source += STEP * stride;
-            to += STEP * PITCH<T, D>;
+        for (int i = 0; i < (ROWS + STEP - 1) / STEP; i++) {
+            const int row = first + i * STEP;
+            if (ROWS % STEP == 0 || row < ROWS)
+                ptx::cp_async_16(to + i * STEP * PITCH<T, D>, source + i * STEP * stride, row < last ? 16 : 0);
         }
     } else {
 #pragma unroll 1

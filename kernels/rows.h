@@ -27,10 +27,12 @@ template <typename T> __device__ __forceinline__ T *row_at(rows<T> r, int64_t n)
 typedef pack<uint32_t, 4> words;
 
 template <typename T> __device__ __forceinline__ words load_words(const T *from) {
+    expect_aligned(from, sizeof(words));
     return *reinterpret_cast<const words *>(from);
 }
 
 template <typename T> __device__ __forceinline__ void store_words(T *to, const words &w) {
+    expect_aligned(to, sizeof(words));
     *reinterpret_cast<words *>(to) = w;
 }
 

@@ -525,6 +525,16 @@ TEST_F(Program, CheckpointsThatDoNotFit) {
     expect_run(training({"--init", "first"}));
 }
 
+TEST_F(Program, NothingIsSavedWhereThatIsAskedFor) {
+    const Outcome outcome = run(training({"--no-save", "--checkpoint-every", "2"}));
+    ASSERT_EQ(outcome.code, 0) << outcome.err;
+    EXPECT_FALSE(fs::exists(folder / "run/checkpoints"));
+    const std::string metrics = slurp(folder / "run/metrics.jsonl");
+    EXPECT_EQ(std::count(metrics.begin(), metrics.end(), '\n'), 4);
+    EXPECT_EQ(outcome.out.find("sample --from"), std::string::npos) << outcome.out;
+    EXPECT_EQ(slurp(folder / "run/config.ini").find("save"), std::string::npos) << "it is of that session";
+}
+
 TEST_F(Program, ADamagedCheckpointIsRefused) {
     expect_run(training({}));
     const fs::path weights = fs::canonical(folder / "run/checkpoints/latest") / "model.safetensors";

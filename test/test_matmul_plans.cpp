@@ -9,12 +9,15 @@
 extern "C" {
 #include "cuda/matmul.h"
 }
+#include "base/half.h"
 #include "cuda/choices.h"
+#include "cuda/timing.h"
 
 #include <cmath>
 #include <cstdlib>
 #include <cstring>
 #include <map>
+#include <set>
 
 namespace {
 
@@ -707,6 +710,44 @@ TEST(BiasGradientCases, HoldWhicheverWayIsChosen) {
     EXPECT_GT(ran["refused"], 0);
     for (const std::string what : {" transposed", " accumulate", " strided", " shifted", " fp32", " bf16", " fp16"})
         for (const std::string way : {"kernel", "epilogue"}) EXPECT_GT(ran[way + what], 0) << way << what;
+}
+
+/* -------------------------------------------------------------------------------------------- what is timed, and on what */
+
+/* Numbers that a GPU multiplies as it does those of training: in every dtype finite, of ordinary size, of both signs. */
+TEST(Timing, IsDoneOnOrdinaryNumbers) {
+    const size_t bytes = 100002; /* not a multiple of the pattern, nor of its words */
+    std::vector<uint16_t> halves(bytes / 2 + 8, 0xFFFF);
+    void *memory = nullptr;
+    ASSERT_EQ(cudaMalloc(&memory, bytes), cudaSuccess);
+    require([&](loom_error *e) { return loom_cuda_fill_random(memory, bytes, nullptr, e); });
+    ASSERT_EQ(cudaDeviceSynchronize(), cudaSuccess);
+    ASSERT_EQ(cudaMemcpy(halves.data(), memory, bytes, cudaMemcpyDeviceToHost), cudaSuccess);
+    cudaFree(memory);
+    std::set<uint16_t> different;
+    int negative = 0;
+    for (size_t i = 0; i < bytes / 2; i++) {
+        const float as_bf16 = std::fabs(bf16_to_float(halves[i])), as_fp16 = std::fabs(fp16_to_float(halves[i]));
+        ASSERT_TRUE(as_bf16 >= 0x1p-7f && as_bf16 < 1) << i << ": " << halves[i];
+        ASSERT_TRUE(as_fp16 >= 1 && as_fp16 < 2) << i << ": " << halves[i];
+        different.insert(halves[i]);
+        negative += halves[i] >> 15;
+    }
+    EXPECT_EQ(halves[bytes / 2], 0xFFFF);
+    EXPECT_GT(different.size(), 1500u) << "of 2 x 896";
+    EXPECT_GT(negative, 20000);
+    EXPECT_LT(negative, 30000);
+}
+
+/* One set more than the L2 cache holds, so that each has left it when it is taken again. */
+TEST(Timing, TakesSetsOfOperandsThatDoNotFitIntoTheCache) {
+    int cache = 0;
+    ASSERT_EQ(cudaDeviceGetAttribute(&cache, cudaDevAttrL2CacheSize, 0), cudaSuccess);
+    EXPECT_EQ(loom_cuda_sets(0), 1);
+    EXPECT_EQ(loom_cuda_sets(1), LOOM_CUDA_MOST_SETS);
+    EXPECT_EQ(loom_cuda_sets((size_t)cache / 4), 5);
+    EXPECT_EQ(loom_cuda_sets((size_t)cache), 2);
+    EXPECT_EQ(loom_cuda_sets((size_t)cache * 9), 2);
 }
 
 /* ------------------------------------------------------------------------------------------------------------- the rest */

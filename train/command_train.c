@@ -206,6 +206,7 @@ typedef struct session {
     loom_progress progress;
     bool quiet;
     bool bytes; /* samples are text */
+    bool saves; /* checkpoints */
     int ranks;
 } session;
 
@@ -247,6 +248,7 @@ static void on_started(void *user, loom_trainer *trainer) {
     show_memory(loom_trainer_plan(trainer));
     fflush(stdout);
     now->bytes = loom_dataset_is_bytes(loom_trainer_data(trainer));
+    now->saves = options->save;
     loom_progress_begin(&now->progress, stdout, done, ends_early ? done + options->stop_after : planned, planned);
     now->progress.peak = peak;
     now->progress.flops_per_token = loom_gpt_flops_per_token(loom_gpt_get_config(gpt), options->seq_len);
@@ -313,12 +315,13 @@ static void show_end(session *now, const char *out) {
     if (!isnan(progress->validation)) printf(", validation %.4f", progress->validation);
     if (progress->skipped > 0) printf("; %lld updates left out", (long long)progress->skipped);
     printf("\n\nwhat next:\n");
-    print_next_command("sample --from", out,
-                       now->bytes ? " --prompt 'Once upon a time' --tokens 200" : " --tokens 200");
+    if (now->saves)
+        print_next_command("sample --from", out,
+                           now->bytes ? " --prompt 'Once upon a time' --tokens 200" : " --tokens 200");
     print_next_command("plot", out, "");
     char ranks[32] = "";
     if (now->ranks > 1) snprintf(ranks, sizeof ranks, " --ranks %d", now->ranks);
-    if (!finished) print_next_command("train --resume --out", out, ranks);
+    if (!finished && now->saves) print_next_command("train --resume --out", out, ranks);
 }
 
 /* One rank's process, or the only one. */

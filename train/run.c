@@ -276,7 +276,7 @@ static bool sample(run *r, int64_t step, loom_error *error) {
 }
 
 static bool save(run *r, int64_t step, loom_error *error) {
-    if (r->saved_step == step) return true;
+    if (!r->options->save || r->saved_step == step) return true;
     if (!loom_trainer_save(r->trainer, r->options->out, (int)r->options->keep, error)) return false;
     r->saved_step = step;
     char directory[PATH_MAX];

@@ -2,10 +2,23 @@
 
 #include "base/library.h"
 
+#include <cuda_runtime_api.h>
 #include <dlfcn.h>
+#include <stdio.h>
 #include <stdlib.h>
 
 enum { OLDEST = 90800 }; /* the first that plans for a described device */
+
+/* cuDNN loads these by name when it builds a graph, and does not look where this program does (RUNPATH is not inherited).
+ * What the process has loaded already it takes. Where they are missing, cuDNN says so itself. */
+static void load_what_cudnn_needs(void) {
+    static const char *const names[] = {"libnvrtc.so", "libcublasLt.so"};
+    char file[64];
+    for (size_t i = 0; i < sizeof names / sizeof *names; i++) {
+        snprintf(file, sizeof file, "%s.%d", names[i], CUDART_VERSION / 1000);
+        dlopen(file, RTLD_NOW | RTLD_LOCAL);
+    }
+}
 
 const loom_cudnn_api *loom_cudnn_load(loom_error *error) {
     static loom_cudnn_api api;
@@ -13,6 +26,7 @@ const loom_cudnn_api *loom_cudnn_load(loom_error *error) {
     if (loaded) return &api;
     const char *file = getenv("LOOM_CUDNN");
     if (!file || !*file) file = "libcudnn.so.9";
+    load_what_cudnn_needs();
     void *library = dlopen(file, RTLD_NOW | RTLD_LOCAL);
     if (!library) {
         loom_fail(error,

@@ -373,21 +373,15 @@ void loom_cuda_matmul_backward_weight(loom_exec *exec, const struct loom_matmul_
         multiply_then_sum(exec, a);
 }
 
-/* A call in memory of its own, to be timed either way. */
+/* A call in memory of its own, to be timed either way: several sets of operands, of which each run takes the next. */
 typedef struct trial {
     loom_exec exec;
     struct loom_matmul_backward_weight arguments;
     const entry *summing; /* NULL: our kernel */
+    char *memory;
+    size_t set; /* its bytes */
+    int sets, turn;
 } trial;
-
-static bool trial_run(void *of) {
-    trial *t = of;
-    if (t->summing)
-        multiply_and_sum(&t->exec, &t->arguments, t->summing);
-    else
-        multiply_then_sum(&t->exec, &t->arguments);
-    return true;
-}
 
 /* Puts the views into memory, if it is not NULL, one behind the other; returns the bytes that they take. */
 static size_t place(trial *t, char *memory) {
@@ -400,12 +394,26 @@ static size_t place(trial *t, char *memory) {
     return used;
 }
 
+static bool trial_run(void *of) {
+    trial *t = of;
+    place(t, t->memory + (size_t)t->turn * t->set);
+    t->turn = (t->turn + 1) % t->sets;
+    if (t->summing)
+        multiply_and_sum(&t->exec, &t->arguments, t->summing);
+    else
+        multiply_then_sum(&t->exec, &t->arguments);
+    return true;
+}
+
 /* Whether the plan is faster than the product and our kernel; not, where there is no memory to time them in. */
 static bool compare(loom_cuda *cuda, const struct loom_matmul_backward_weight *w, const entry *summing, bool *faster,
                     loom_error *error) {
     trial t = {.exec = {.ops = &cuda->ops, .device = &cuda->device}, .arguments = *w};
     const loom_cuda_work work = {trial_run, &t, cuda->stream};
-    const size_t tensors = place(&t, NULL), workspace = loom_cuda_matmul_workspace(LOOM_OP_matmul_backward_weight, w);
+    const size_t workspace = loom_cuda_matmul_workspace(LOOM_OP_matmul_backward_weight, w);
+    t.set = place(&t, NULL);
+    t.sets = loom_cuda_sets(t.set);
+    const size_t tensors = (size_t)t.sets * t.set;
     double own = 0, epilogue = 0;
     void *memory = NULL;
     *faster = false;
@@ -413,12 +421,10 @@ static bool compare(loom_cuda *cuda, const struct loom_matmul_backward_weight *w
         cudaGetLastError(); /* so that no later call reports it */
         return true;
     }
-    place(&t, memory);
+    t.memory = memory;
     t.exec.workspace = (char *)memory + tensors;
     t.exec.workspace_bytes = workspace;
-    bool ok = loom_cuda_ok(cudaMemsetAsync(memory, LOOM_CUDA_FINITE_BYTE, tensors, cuda->stream), "cudaMemsetAsync",
-                           error) &&
-              loom_cuda_time_well(&work, &own, error);
+    bool ok = loom_cuda_fill_random(memory, tensors, cuda->stream, error) && loom_cuda_time_well(&work, &own, error);
     t.summing = summing;
     ok = ok && loom_cuda_time_well(&work, &epilogue, error) && cuda->device.synchronize(&cuda->device, NULL, error);
     cudaFree(memory);

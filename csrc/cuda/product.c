@@ -166,10 +166,12 @@ static bool propose(const loom_cuda_plan *plan, cublasLtMatmulAlgo_t algorithm[C
 
 /* ------------------------------------------------------------------------------------------------------------- timing */
 
-/* Memory in which a plan is tried. */
+/* Memory in which a plan is tried: several sets of operands, of which each run takes the next. */
 typedef struct trial {
     loom_cuda_plan *plan;
-    char *memory, *a, *b, *c, *vector, *workspace;
+    char *memory, *workspace;
+    size_t a, b, c, vector, set; /* where each begins in a set; a set's bytes */
+    int sets, turn;
     cudaStream_t stream;
 } trial;
 
@@ -188,20 +190,21 @@ static bool trial_open(trial *t, loom_cuda_plan *plan, cudaStream_t stream, loom
     const size_t b = p->b_transposed ? room(p->n, p->k, p->ldb, p->input) : room(p->k, p->n, p->ldb, p->input);
     const size_t c = room(p->m, p->n, p->ldc, p->output), vector = room(1, length, length, p->output);
     const size_t input = p->aligned ? 0 : item_of(p->input), output = p->aligned ? 0 : item_of(p->output);
-    *t = (trial){.plan = plan, .stream = stream};
+    const size_t set = a + b + c + vector;
+    *t = (trial){.plan = plan, .stream = stream, .set = set};
+    t->a = input;
+    t->b = a + input;
+    t->c = a + b + output;
+    t->vector = a + b + c;
+    t->sets = p->aligned ? loom_cuda_sets(set) : 1;
     void *memory = NULL;
-    if (cudaMalloc(&memory, a + b + c + vector + plan->workspace) != cudaSuccess) {
+    if (cudaMalloc(&memory, (size_t)t->sets * set + plan->workspace) != cudaSuccess) {
         cudaGetLastError(); /* so that no later call reports it */
         return true;
     }
     t->memory = memory;
-    t->a = t->memory + input;
-    t->b = t->memory + a + input;
-    t->c = t->memory + a + b + output;
-    t->vector = t->memory + a + b + c;
-    t->workspace = t->memory + a + b + c + vector;
-    return loom_cuda_ok(cudaMemsetAsync(memory, LOOM_CUDA_FINITE_BYTE, a + b + c + vector, stream), "cudaMemsetAsync",
-                        error);
+    t->workspace = t->memory + (size_t)t->sets * set;
+    return loom_cuda_fill_random(memory, (size_t)t->sets * set, stream, error);
 }
 
 static void trial_close(trial *t) {
@@ -209,8 +212,10 @@ static void trial_close(trial *t) {
 }
 
 static bool trial_run(void *of) {
-    const trial *t = of;
-    return !loom_cuda_plan_run(t->plan, t->a, t->b, t->c, t->vector, t->workspace, t->stream);
+    trial *t = of;
+    char *set = t->memory + (size_t)t->turn * t->set;
+    t->turn = (t->turn + 1) % t->sets;
+    return !loom_cuda_plan_run(t->plan, set + t->a, set + t->b, set + t->c, set + t->vector, t->workspace, t->stream);
 }
 
 /* The plan takes the fastest of the candidates, or the first that runs where time is of no interest. */

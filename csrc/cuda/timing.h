@@ -10,8 +10,15 @@
 extern "C" {
 #endif
 
-/* Filled with it, memory that is timed on holds a finite number in every dtype, about 1 in fp16 and less in the others. */
-enum { LOOM_CUDA_FINITE_BYTE = 0x3C };
+/* Fills memory, in the order of the stream, with what work is timed on: random numbers, finite and of ordinary size in
+ * every dtype (about 1 in fp16, from 2^-7 on in bf16 and fp32). What a GPU's clock does depends on how many bits change:
+ * of constants it runs faster than in training, and not by the same factor for every algorithm. */
+bool loom_cuda_fill_random(void *memory, size_t bytes, cudaStream_t stream, loom_error *error);
+
+/* How many sets of operands, `bytes` each, a trial takes in turn so that none is in the L2 cache still when it comes
+ * round again: one at least, and no more than LOOM_CUDA_MOST_SETS. */
+enum { LOOM_CUDA_MOST_SETS = 32 };
+int loom_cuda_sets(size_t bytes);
 
 /* Something that can be put into a stream, again and again. */
 typedef struct loom_cuda_work {

@@ -40,6 +40,7 @@ typedef struct loom_train_options {
     double weight_decay, beta1, beta2, eps, clip, skip_spikes;
     double val_fraction;
     int64_t val_every, val_batches, sample_every, sample_tokens, checkpoint_every, keep;
+    bool save; /* false: no checkpoint is ever written */
     uint64_t seed;
     loom_dtype dtype; /* fp32, bf16 or fp16 */
     loom_switch master_weights;

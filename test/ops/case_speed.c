@@ -8,7 +8,14 @@
 #include <string.h>
 #include <unistd.h>
 
-enum { FEWEST_RUNS = 5, MOST_RUNS = 400, WARM_UPS = 2, PATTERN = LOOM_CASE_PERIOD, FLUSH_COLUMNS = 8192 };
+enum {
+    FEWEST_RUNS = 5,
+    MOST_RUNS = 400,
+    WARM_UPS = 2,
+    PATTERN = LOOM_CASE_PERIOD,
+    FLUSH_COLUMNS = 8192,
+    FLUSH_BLOCK = 1 << 16
+};
 
 static int by_size(const void *a, const void *b) {
     const double x = *(const double *)a, y = *(const double *)b;
@@ -32,26 +39,45 @@ static size_t flush_size(const loom_device *device) {
     return twice > least ? twice : least;
 }
 
+/* Blocks that the memory to be read is summed in. */
+static int64_t flush_blocks(const loom_device *device, size_t bytes) {
+    const int64_t n = (int64_t)(bytes / loom_dtype_size(device->storage));
+    return (n + FLUSH_BLOCK - 1) / FLUSH_BLOCK;
+}
+
+/* What a GPU is to read lies behind what it writes, and behind that the sums. */
+static size_t flush_memory(const loom_device *device, size_t bytes) {
+    return device->host_memory ? bytes : 2 * bytes + (size_t)flush_blocks(device, bytes) * sizeof(float);
+}
+
 bool loom_case_flush_open(loom_case_flush *flush, loom_device *device, size_t bytes, loom_error *error) {
     const size_t row = FLUSH_COLUMNS * loom_dtype_size(device->storage);
     flush->bytes = (bytes ? bytes : flush_size(device)) / row * row;
     if (!flush->bytes) flush->bytes = row;
     flush->memory = NULL;
-    return device->allocate(device, &flush->memory, flush->bytes, error);
+    return device->allocate(device, &flush->memory, flush_memory(device, flush->bytes), error);
 }
 
 void loom_case_flush_close(loom_case_flush *flush, loom_device *device) {
-    if (flush->memory) device->release(device, flush->memory, flush->bytes);
+    if (flush->memory) device->release(device, flush->memory, flush_memory(device, flush->bytes));
     flush->memory = NULL;
 }
 
-/* The device writes all of the memory in its own way, so that this works for any device. */
+/* The device writes all of the memory in its own way, so that this works for any device. A GPU then reads as much other
+ * memory: what was written would stay in its cache, and writing it back would be part of the time of what comes next. */
 static void cool(loom_device *device, const loom_case_flush *flush) {
     const int64_t rows = (int64_t)(flush->bytes / loom_dtype_size(device->storage)) / FLUSH_COLUMNS;
     const struct loom_fill fill = {.out = loom_view_2d(flush->memory, device->storage, rows, FLUSH_COLUMNS),
                                    .value = 1};
     loom_exec exec = {.ops = device->ops, .device = device};
     device->ops->fill(&exec, &fill);
+    if (device->host_memory) return;
+    char *other = (char *)flush->memory + flush->bytes;
+    const struct loom_block_sum read = {
+        .partials = loom_view_1d(other + flush->bytes, device->statistics, flush_blocks(device, flush->bytes)),
+        .x = loom_view_1d(other, device->storage, rows * FLUSH_COLUMNS),
+        .block = FLUSH_BLOCK};
+    device->ops->block_sum(&exec, &read);
 }
 
 /* ----------------------------------------------------------------------------------------------------------- inputs */
