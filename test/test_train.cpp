@@ -971,6 +971,161 @@ TEST_F(Train, WhatDoesNotGoTogetherIsRefusedBeforeAnythingIsWritten) {
     EXPECT_FALSE(fs::exists(at("run")));
 }
 
+/* A file too large to be kept in memory; its zeros take no room on the disk. */
+void write_large_file(const std::string &path) {
+    write_file(path, "");
+    fs::resize_file(path, 65 << 20);
+}
+
+/* What shrinks while it is read ends the run with an error, and what was done is saved: once the data are back the run goes
+ * on as if nothing had been. */
+TEST_F(Train, DataThatShrinkEndTheRunAndLoseNothing) {
+    const Options::Pairs large = {
+        {"data", at("large")}, {"any-bytes", "true"}, {"val-fraction", "0"}, {"val-every", "0"}};
+    write_large_file(at("large"));
+    ASSERT_TRUE(trains(run("whole", large)));
+    loom_train_observer observer = {};
+    const std::string path = at("large");
+    observer.user = (void *)&path;
+    observer.stepped = [](void *user, const loom_step_report *report) {
+        if (report->step == 13) fs::resize_file(*(const std::string *)user, 100);
+    };
+    const Options options(run("parts", large));
+    loom_error error = {""};
+    EXPECT_FALSE(loom_train(options.get(), NULL, &observer, &error));
+    for (const char *words : {"large: has become shorter", "is saved", "--resume"})
+        EXPECT_NE(std::string(error.message).find(words), std::string::npos) << error.message;
+    const size_t done = metrics_of(at("parts")).size();
+    EXPECT_GE(done, 13u);
+    EXPECT_EQ(fs::read_symlink(at("parts/checkpoints/latest")).string(), "step-000000" + std::to_string(done));
+
+    refused(run("parts", large + Options::Pairs{{"resume", "true"}}),
+            {"--data", at("large"), "has changed since", "it has 100 bytes, and had 68157440"});
+    fs::resize_file(at("large"), 65 << 20);
+    ASSERT_TRUE(trains(run("parts", large + Options::Pairs{{"resume", "true"}})));
+    expect_same_checkpoint(at("whole/checkpoints/latest"), at("parts/checkpoints/latest"));
+    EXPECT_EQ(metrics_of(at("parts")), metrics_of(at("whole")));
+}
+
+TEST_F(Train, ValidationDataThatShrinkEndTheRunAndLoseNothing) {
+    write_large_file(at("large"));
+    const Options::Pairs changes = {
+        {"val-data", at("large")}, {"any-bytes", "true"}, {"val-every", "5"}, {"val-batches", "2"}};
+    loom_train_observer observer = {};
+    const std::string path = at("large");
+    observer.user = (void *)&path;
+    observer.stepped = [](void *user, const loom_step_report *report) {
+        if (report->step == 8) fs::resize_file(*(const std::string *)user, 0);
+    };
+    const Options options(run("run", changes));
+    loom_error error = {""};
+    EXPECT_FALSE(loom_train(options.get(), NULL, &observer, &error));
+    EXPECT_NE(std::string(error.message).find("step 10 is saved"), std::string::npos) << error.message;
+    EXPECT_EQ(metrics_of(at("run")).size(), 10u);
+    EXPECT_EQ(fs::read_symlink(at("run/checkpoints/latest")), "step-00000010");
+}
+
+/* A resumed run goes on with the data that it began with, byte for byte; when they were written and where they lie is no
+ * matter. */
+TEST_F(Train, ChangedDataAreNotGoneOnWith) {
+    const std::string text = some_text(400000, 3);
+    const auto changed_at = [&](const char *name, int hours) {
+        fs::last_write_time(at(name), fs::file_time_type::clock::now() - std::chrono::hours(hours));
+    };
+    fs::create_directory(at("d"));
+    write_file(at("d/b"), text);
+    write_file(at("d/c"), some_text(1000, 4));
+    const auto resumed = [&](const Options::Pairs &changes = {}) {
+        return run("run", Options::Pairs{{"data", at("d")}, {"resume", "true"}, {"stop-after", "1"}} + changes);
+    };
+    ASSERT_TRUE(trains(run("run", {{"data", at("d")}, {"stop-after", "3"}})));
+    const std::string record = read_file(at("run/data.json"));
+    EXPECT_NE(record.find("\"path\":\t\"" + at("d/b")), std::string::npos) << record;
+    ASSERT_TRUE(trains(resumed()));
+
+    std::string other = text;
+    other[200000] ^= 1;
+    write_file(at("d/b"), other);
+    changed_at("d/b", 1);
+    refused(resumed(), {"--data", at("d/b"), at("run"), "has changed since", "bring that back"});
+    write_file(at("d/b"), text + "more");
+    refused(resumed(), {"--data", at("d/b"), "it has 400004 bytes, and had 400000"});
+    write_file(at("d/b"), text);
+    changed_at("d/b", 2);
+    ASSERT_TRUE(trains(resumed()));
+
+    write_file(at("d/a"), "new");
+    refused(resumed(), {"--data", at("run"), at("d/a"), "3 files, not 2", "take it away"});
+    fs::remove(at("d/a"));
+    fs::rename(at("d/c"), at("c"));
+    refused(resumed(), {"--data", at("run"), at("d/c"), "1 files, not 2", "bring it back"});
+    fs::rename(at("c"), at("d/c"));
+    EXPECT_EQ(read_file(at("run/data.json")), record);
+
+    fs::rename(at("d"), at("moved"));
+    changed_at("moved/b", 3);
+    ASSERT_TRUE(trains(resumed({{"data", at("moved")}})));
+    write_file(at("moved/b"), other);
+    refused(resumed({{"data", at("moved")}}), {at("moved/b"), "which was " + at("d/b")});
+    changed_at("moved/b", 4);
+    fs::remove(at("run/data.json")); /* as runs had none: both ends of the data are all that is known */
+    ASSERT_TRUE(trains(resumed({{"data", at("moved")}})));
+    EXPECT_TRUE(fs::exists(at("run/data.json")));
+    write_file(at("run/data.json"), "{}");
+    refused(resumed({{"data", at("moved")}}), {at("run/data.json"), "format_version"});
+}
+
+TEST_F(Train, ValidationDataMayBeOthersButNotChangeTheirBytes) {
+    write_file(at("v"), some_text(2000, 5));
+    write_file(at("w"), some_text(3000, 6));
+    const auto resumed = [&](const char *validation) {
+        return run("run", {{"val-data", at(validation)}, {"resume", "true"}, {"stop-after", "1"}});
+    };
+    ASSERT_TRUE(trains(run("run", {{"val-data", at("v")}, {"stop-after", "3"}})));
+    write_file(at("v"), some_text(2000, 7));
+    fs::last_write_time(at("v"), fs::file_time_type::clock::now() - std::chrono::hours(1));
+    refused(resumed("v"), {"--val-data", at("v"), "has changed since"});
+    ASSERT_TRUE(trains(resumed("w")));
+    write_file(at("w"), "another length");
+    refused(resumed("w"), {"--val-data", at("w")});
+}
+
+/* Tokens of one vocabulary are no tokens of another. */
+TEST_F(Train, AModelIsTrainedOnItsOwnVocabulary) {
+    std::string shard(1024, 0);
+    for (int i = 0; i < 2000; i++) shard += {(char)(i % 100), 0};
+    const uint32_t header[] = {20240520, 1, 2000};
+    memcpy(shard.data(), header, sizeof header);
+    write_file(at("t.bin"), shard);
+    const Options::Pairs tokens = {{"data", at("t.bin")}, {"vocab-size", "300"}}, short_run = {{"stop-after", "1"}};
+    ASSERT_TRUE(trains(run("of-tokens", tokens + short_run)));
+    ASSERT_TRUE(trains(run("of-bytes", short_run)));
+    ASSERT_TRUE(trains(run("wide", short_run + Options::Pairs{{"vocab-size", "300"}})));
+    refused(run("a", {{"init", at("of-tokens")}}),
+            {"--init", at("of-tokens"), "300 tokens that are not bytes", ".bin"});
+    refused(run("a", {{"init", at("of-bytes")}, {"data", at("t.bin")}}),
+            {"--init", at("of-bytes"), at("t.bin"), "give text"});
+    refused(run("a", {{"init", at("wide")}, {"data", at("t.bin")}}), {"--init", at("wide"), "give text"});
+    refused(run("of-tokens", {{"resume", "true"}}), {"--resume", "not bytes"});
+    refused(run("of-bytes", {{"resume", "true"}, {"data", at("t.bin")}}), {"--resume", "give text"});
+    EXPECT_FALSE(fs::exists(at("a")));
+    ASSERT_TRUE(trains(run("b", short_run + Options::Pairs{{"init", at("wide")}})));
+    ASSERT_TRUE(trains(run("c", short_run + tokens + Options::Pairs{{"init", at("of-tokens")}})));
+}
+
+TEST_F(Train, ARunAmongItsDataIsNotTrainedOn) {
+    fs::create_directory(at("d"));
+    write_file(at("d/text"), some_text(4000, 1));
+    const Options::Pairs data = {{"data", at("d")}};
+    ASSERT_TRUE(trains(run("d/run", data + Options::Pairs{{"stop-after", "5"}})));
+    ASSERT_TRUE(trains(run("d/run", data + Options::Pairs{{"resume", "true"}, {"stop-after", "5"}})));
+    const Options options(small() + data + Options::Pairs{{"out", at("d/other")}});
+    const Trainer trainer = open_trainer(options);
+    EXPECT_EQ(loom_dataset_tokens(loom_trainer_data(trainer.get())), 4001);
+    EXPECT_NE(std::string(loom_dataset_note(loom_trainer_data(trainer.get()))).find(at("d/run")), std::string::npos);
+    refused(run("d", data), {at("d"), "--out"});
+}
+
 /* --init takes another run's weights and nothing else of it. */
 TEST_F(Train, ARunBeginsWithAnothersWeights) {
     ASSERT_TRUE(trains(run("first", {{"steps", "10"}})));

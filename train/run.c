@@ -24,6 +24,7 @@ typedef struct run {
     FILE *log;     /* with several ranks, each its own; else NULL */
     char metrics_path[PATH_MAX], samples_path[PATH_MAX], config_path[PATH_MAX], plan_path[PATH_MAX],
         choices_path[PATH_MAX];
+    int64_t first; /* steps that were done before this session */
     int64_t saved_step, validated_step;
     double validation_loss;
     int not_finite; /* steps in a row whose loss or gradient was no number */
@@ -181,7 +182,7 @@ static bool open_directory(run *r, loom_error *error) {
         !loom_join_path(r->config_path, sizeof r->config_path, out, "config.ini", error) ||
         !loom_join_path(r->choices_path, sizeof r->choices_path, out, "choices.txt", error) ||
         !loom_join_path(r->plan_path, sizeof r->plan_path, out, "plan.json", error) ||
-        !loom_train_options_write(r->options, r->config_path, error) ||
+        !loom_train_options_write(r->options, r->config_path, error) || !loom_trainer_write_data(r->trainer, error) ||
         !loom_trainer_write_plan(r->trainer, r->plan_path, error) || !write_choices(r, error) ||
         !drop_metrics_after(r->metrics_path, loom_trainer_steps_done(r->trainer), error))
         return false;
@@ -299,19 +300,36 @@ static bool check_finite(run *r, const loom_step_report *report, loom_error *err
                      PATIENCE, report->step);
 }
 
+/* After an error that has left the state as step `step` did: what is done is saved before the run ends. Ranks cannot do so
+ * without the one that failed. */
+static bool save_what_is_done(run *r, int64_t step, loom_error *error) {
+    const loom_error why = *error;
+    loom_error ignored;
+    if (r->comm->size == 1 && step > r->first && save(r, step, &ignored))
+        loom_fail(error, "%s; step %" PRId64 " is saved, and --resume goes on from it", why.message, step);
+    return false;
+}
+
+/* A step that was given no data has changed nothing. */
+static bool do_step(run *r, int64_t step, loom_step_report *report, loom_error *error) {
+    if (loom_trainer_step(r->trainer, report, error)) return true;
+    return r->trainer->feeder.failed && save_what_is_done(r, step - 1, error);
+}
+
 static bool run_steps(run *r, loom_error *error) {
     const loom_train_options *o = r->options;
-    const int64_t first = loom_trainer_steps_done(r->trainer), planned = loom_trainer_steps_planned(r->trainer);
+    const int64_t first = r->first = loom_trainer_steps_done(r->trainer),
+                  planned = loom_trainer_steps_planned(r->trainer);
     const int64_t last = o->stop_after > 0 && first + o->stop_after < planned ? first + o->stop_after : planned;
     for (int64_t step = first + 1; step <= last; step++) {
         loom_step_report report;
-        if (!loom_trainer_step(r->trainer, &report, error) || !check_finite(r, &report, error)) return false;
+        if (!do_step(r, step, &report, error) || !check_finite(r, &report, error)) return false;
         log_step(r, &report);
         const bool final = step == planned;
         if (r->observer->stepped) r->observer->stepped(r->observer->user, &report);
         if (loom_trainer_has_validation(r->trainer) && o->val_every > 0 && (is_due(o->val_every, step) || final) &&
             !validate(r, step, error))
-            return false;
+            return write_metrics(r, &report, NULL) && save_what_is_done(r, step, error);
         if (!write_metrics(r, &report, error)) return false;
         if (o->sample_every > 0 && (is_due(o->sample_every, step) || final) && !sample(r, step, error)) return false;
         if (is_due(o->checkpoint_every, step) && !save(r, step, error)) return false;

@@ -30,7 +30,24 @@ static bool settle_vocabulary(loom_trainer *t, loom_error *error) {
     return true;
 }
 
-static bool open_data(loom_trainer *t, loom_error *error) {
+/* Ids mean nothing to a model that was trained on those of another vocabulary. */
+static bool check_vocabulary(const loom_trainer *t, const loom_checkpoint_info *from, loom_error *error) {
+    const bool bytes = loom_dataset_is_bytes(t->data);
+    const char *flag = t->options.resume ? "--resume" : "--init", *path = loom_dataset_first_path(t->data);
+    if (bytes && !from->bytes && from->config.vocab_size != LOOM_BYTE_VOCABULARY)
+        return loom_fail(error,
+                         "%s: the model %s has a vocabulary of %" PRId64
+                         " tokens that are not bytes, and %s is text, which is read as bytes: give token shards (.bin) "
+                         "that its tokenizer has made",
+                         flag, from->directory, from->config.vocab_size, path);
+    if (!bytes && from->bytes)
+        return loom_fail(
+            error, "%s: the model %s is one of bytes, and %s holds the token ids of another vocabulary: give text",
+            flag, from->directory, path);
+    return true;
+}
+
+static bool open_data(loom_trainer *t, const loom_checkpoint_info *from, loom_error *error) {
     loom_train_options *o = &t->options;
     if (o->n_data == 0) return loom_fail(error, "--data: name the text or token files to train on");
     if (!loom_train_open_data(o, false, &t->data, error)) return false;
@@ -38,7 +55,7 @@ static bool open_data(loom_trainer *t, loom_error *error) {
     if (t->val_data && loom_dataset_is_bytes(t->val_data) != loom_dataset_is_bytes(t->data))
         return loom_fail(error, "--val-data: %s is %s, unlike --data", loom_dataset_first_path(t->val_data),
                          loom_dataset_is_bytes(t->val_data) ? "text" : "a token shard");
-    return settle_vocabulary(t, error);
+    return (!from || check_vocabulary(t, from, error)) && settle_vocabulary(t, error);
 }
 
 static bool split_data(loom_trainer *t, loom_error *error) {
@@ -219,7 +236,8 @@ static bool open_everything(loom_trainer *t, loom_checkpoint_info *info, loom_co
     if (!take_comm(t, comm, error)) return false;
     if (!loom_trainer_find_checkpoint(t, info, &from, error)) return false;
     if (!loom_train_options_resolve(&t->options, error) ||
-        !loom_recompute_parse(t->options.recompute, &t->recompute, error) || !open_data(t, error))
+        !loom_recompute_parse(t->options.recompute, &t->recompute, error) || !open_data(t, from, error) ||
+        !loom_trainer_check_data(t, error))
         return false;
     if (!split_data(t, error) || !settle_steps(t, error)) return false;
     if (t->options.resume && from && !loom_trainer_check_resumable(t, from, error)) return false;

@@ -25,6 +25,7 @@ struct loom_trainer {
     } meeting; /* of the ranks, in the present step */
     loom_device *device;
     loom_dataset *data, *val_data; /* val_data NULL: validation is cut off the data */
+    bool data_stand;               /* OUT/data.json says what they are */
     loom_split training, validation;
     bool has_validation;
     loom_precision precision;
@@ -48,6 +49,11 @@ struct loom_trainer {
 
 /* What --data, or --val-data, names. */
 bool loom_train_open_data(const loom_train_options *options, bool validation, loom_dataset **data, loom_error *error);
+
+/* OUT/data.json, rank 0's: what the data were when the run began. A resumed run's data are checked against it, if it is
+ * there; it is written if it is not, or if --val-data is another. */
+bool loom_trainer_check_data(loom_trainer *trainer, loom_error *error);
+bool loom_trainer_write_data(const loom_trainer *trainer, loom_error *error);
 
 loom_gpt_config loom_trainer_shape(const loom_trainer *trainer);
 loom_sharding loom_trainer_sharding(const loom_trainer *trainer);

@@ -37,7 +37,8 @@ void loom_feeder_close(loom_feeder *f) {
 static bool send(loom_feeder *f, loom_error *error) {
     const loom_batch *batch;
     const size_t half = f->ids / 2;
-    if (!loom_loader_next(f->loader, &batch, error)) return false;
+    f->failed = !loom_loader_next(f->loader, &batch, error);
+    if (f->failed) return false;
     int32_t *pinned = f->pinned[f->turn];
     memcpy(pinned, batch->inputs, half * sizeof *pinned);
     memcpy(pinned + half, batch->targets, half * sizeof *pinned);

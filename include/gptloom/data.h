@@ -134,6 +134,7 @@ typedef struct loom_feeder {
     size_t ids;         /* in inputs and targets together */
     int turn;
     bool sent;       /* `staged` holds, or will hold, the next batch */
+    bool failed;     /* there is no next batch: data could not be read */
     loom_batch next; /* its step and count */
 } loom_feeder;
 

@@ -151,7 +151,7 @@ const loom_dataset *loom_trainer_data(const loom_trainer *trainer);
 
 /* -------------------------------------------------------------------------------------------------------- whole runs
  * loom_train runs options to the end in a run directory:
- *   OUT/config.ini  OUT/plan.json  OUT/metrics.jsonl  OUT/checkpoints/  OUT/samples.txt
+ *   OUT/config.ini  OUT/data.json  OUT/plan.json  OUT/metrics.jsonl  OUT/checkpoints/  OUT/samples.txt
  * and, where the device chose something by measuring, OUT/choices.txt;
  * and tells an observer, all of whose functions may be NULL. */
 struct loom_train_observer {
