@@ -150,7 +150,7 @@ class CheckpointModel {
     CheckpointModel(const CheckpointModel &) = delete;
     CheckpointModel &operator=(const CheckpointModel &) = delete;
 
-    /* Random bits, so that every kind of number occurs, signalling NaNs and subnormal ones included; the same whatever
+    /* Random bits, so that every kind of finite number occurs, subnormal ones included; the same whatever
      * the layout is padded for. What is in no slice stays marked. */
     void fill(uint64_t seed) {
         for_each_memory([&](std::vector<float> &memory, loom_dtype dtype) {
@@ -159,7 +159,7 @@ class CheckpointModel {
                 const loom_parameter &parameter = layout_.parameter[i];
                 for (int64_t j = 0; j < parameter.rows * parameter.columns; j++) {
                     seed = seed * 6364136223846793005u + 1442695040888963407u;
-                    const auto bits = static_cast<uint32_t>(seed >> 32);
+                    const uint32_t bits = static_cast<uint32_t>(seed >> 32) & ~(1u << 30 | 1u << 14); /* finite */
                     if (has(parameter.offset + j)) memcpy(element(memory, parameter.offset + j, size), &bits, size);
                 }
             }

@@ -43,6 +43,13 @@ inline std::string make_safetensors(const std::vector<RawTensor> &tensors) {
     return raw_safetensors(header, data);
 }
 
+inline std::string bytes_of(const loom_safetensors &file, const loom_safetensor &tensor) {
+    std::string bytes(tensor.bytes, 0);
+    loom_error error;
+    EXPECT_TRUE(loom_safetensors_read(&file, &tensor, 0, bytes.data(), bytes.size(), &error)) << error.message;
+    return bytes;
+}
+
 inline std::vector<RawTensor> raw_weights(const CheckpointModel &model) {
     std::vector<RawTensor> raw;
     for (int i = 0; i < model.layout().n_parameters; i++) {

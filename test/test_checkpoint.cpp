@@ -177,7 +177,7 @@ TEST_F(CheckpointTest, FilesAreNamedAndShapedAsTransformersWritesThem) {
     size_t bytes = 0;
     for (int i = 0; i < file.n_tensors; i++) {
         EXPECT_STREQ(file.tensor[i].dtype, "F32");
-        EXPECT_EQ(reinterpret_cast<uintptr_t>(file.tensor[i].data) % sizeof(float), 0u);
+        EXPECT_EQ(file.tensor[i].place % sizeof(float), 0u);
         bytes += file.tensor[i].bytes;
     }
     EXPECT_EQ(bytes, static_cast<size_t>(model.layout().count) * sizeof(float));

@@ -7,6 +7,7 @@
 #include <algorithm>
 #include <chrono>
 #include <climits>
+#include <cmath>
 #include <csignal>
 #include <cstdint>
 #include <cstdio>
@@ -1044,6 +1045,21 @@ TEST_F(Program, TheNextCommandsAreQuotedForAShell) {
         fs::remove(folder.string() + ".cmd");
         EXPECT_EQ(lines_of(slurp(folder / name / "metrics.jsonl")).size(), 2u) << command;
     }
+}
+
+/* Weights that are no numbers, wherever they come in. */
+TEST_F(Program, WeightsThatAreNoNumbersAreRefused) {
+    expect_run(training({"--steps", "1"}));
+    const std::string file = "run/checkpoints/" + latest() + "/model.safetensors";
+    std::string content = slurp(folder / file);
+    const float bad = NAN;
+    memcpy(&content[content.size() - 8], &bad, 4);
+    write(file, content);
+    fs::remove(folder / ("run/checkpoints/" + latest() + "/manifest.json"));
+    const Words words = {"model.safetensors", "tensor '", "is infinite or NaN"};
+    expect_mistake({"sample", "--from", "run", "--threads", "1"}, words);
+    expect_mistake(training({"--init", "run", "--out", "new"}), words);
+    expect_one_line(run({"train", "--resume", "--out", "run", "--steps", "2"}), words);
 }
 
 /* SELinux, seccomp and this can forbid memory that is written and executed, which the matrix library would need. */

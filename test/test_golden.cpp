@@ -79,7 +79,8 @@ class Golden {
             return {};
         }
         std::vector<Element> values(tensor->bytes / sizeof(Element));
-        memcpy(values.data(), tensor->data, tensor->bytes);
+        loom_error error;
+        EXPECT_TRUE(loom_safetensors_read(&file_, tensor, 0, values.data(), tensor->bytes, &error)) << error.message;
         return values;
     }
 

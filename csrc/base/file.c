@@ -11,7 +11,6 @@
 #include <pwd.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/mman.h>
 #include <sys/random.h>
 #include <sys/stat.h>
 #include <time.h>
@@ -42,43 +41,77 @@ static bool open_regular(const char *path, int flags, int *descriptor, struct st
     return true;
 }
 
-bool loom_file_map(const char *path, loom_mapping *mapping, loom_error *error) {
-    int descriptor;
+bool loom_reader_open(loom_reader *reader, const char *path, loom_error *error) {
     struct stat status;
-    *mapping = (loom_mapping){0};
-    if (!open_regular(path, O_RDONLY, &descriptor, &status, error)) return false;
-    if (status.st_size > 0) {
-        void *data = mmap(NULL, (size_t)status.st_size, PROT_READ, MAP_PRIVATE, descriptor, 0);
-        if (data == MAP_FAILED) {
-            loom_fail(error, "%s: cannot be mapped: %s", path, strerror(errno));
-            close(descriptor);
-            return false;
-        }
-        *mapping = (loom_mapping){data, (size_t)status.st_size};
+    if (snprintf(reader->path, sizeof reader->path, "%s", path) >= (int)sizeof reader->path)
+        loom_fail(error, "%s: its name is too long", path);
+    else if (open_regular(path, O_RDONLY, &reader->descriptor, &status, error)) {
+        reader->size = (uint64_t)status.st_size;
+        return true;
     }
-    close(descriptor);
+    *reader->path = 0;
+    return false;
+}
+
+bool loom_reader_read(const loom_reader *reader, uint64_t place, void *to, size_t bytes, loom_error *error) {
+    while (bytes > 0) {
+        const ssize_t got = pread(reader->descriptor, to, bytes, (off_t)place);
+        if (got < 0 && errno == EINTR) continue;
+        if (got < 0) return loom_fail(error, "%s: cannot be read: %s", reader->path, strerror(errno));
+        if (got == 0)
+            return loom_fail(error,
+                             "%s: has become shorter while it was read: it had %" PRIu64 " bytes and ends before byte "
+                             "%" PRIu64,
+                             reader->path, reader->size, place);
+        to = (char *)to + got;
+        place += (uint64_t)got;
+        bytes -= (size_t)got;
+    }
     return true;
 }
 
+void loom_reader_close(loom_reader *reader) {
+    if (*reader->path) close(reader->descriptor);
+    *reader->path = 0;
+}
+
+/* With a zero behind it. */
+static char *read_whole(const char *path, size_t limit, size_t *size, loom_error *error) {
+    loom_reader reader;
+    char *text = NULL;
+    if (!loom_reader_open(&reader, path, error)) return NULL;
+    *size = (size_t)reader.size;
+    if (reader.size > limit)
+        loom_fail(error, "%s: is larger than the %zu bytes such a file can have", path, limit);
+    else if (!(text = malloc(*size + 1)))
+        loom_fail(error, "%s: no memory to read it", path);
+    else if (!loom_reader_read(&reader, 0, text, *size, error)) {
+        free(text);
+        text = NULL;
+    } else
+        text[*size] = 0;
+    loom_reader_close(&reader);
+    return text;
+}
+
+bool loom_file_map(const char *path, loom_mapping *mapping, loom_error *error) {
+    *mapping = (loom_mapping){0};
+    char *data = read_whole(path, SIZE_MAX - 1, &mapping->size, error);
+    if (mapping->size == 0 || !data)
+        free(data);
+    else
+        mapping->data = data;
+    return data;
+}
+
 void loom_file_unmap(loom_mapping *mapping) {
-    if (mapping->data) munmap((void *)mapping->data, mapping->size);
+    free((void *)mapping->data);
     *mapping = (loom_mapping){0};
 }
 
 char *loom_file_read_text(const char *path, size_t limit, loom_error *error) {
-    loom_mapping mapping;
-    if (!loom_file_map(path, &mapping, error)) return NULL;
-    char *text = NULL;
-    if (mapping.size > limit)
-        loom_fail(error, "%s: is larger than the %zu bytes such a file can have", path, limit);
-    else if (!(text = malloc(mapping.size + 1)))
-        loom_fail(error, "%s: no memory to read it", path);
-    else {
-        if (mapping.size) memcpy(text, mapping.data, mapping.size);
-        text[mapping.size] = 0;
-    }
-    loom_file_unmap(&mapping);
-    return text;
+    size_t size;
+    return read_whole(path, limit, &size, error);
 }
 
 static FILE *open_stream(int descriptor, const char *path, const char *mode, loom_error *error) {
@@ -104,12 +137,24 @@ void loom_checksum(const void *data, size_t bytes, char checksum[33]) {
 }
 
 bool loom_file_checksum(const char *path, uint64_t *size, char checksum[33], loom_error *error) {
-    loom_mapping mapping;
-    if (!loom_file_map(path, &mapping, error)) return false;
-    loom_checksum(mapping.data, mapping.size, checksum);
-    *size = mapping.size;
-    loom_file_unmap(&mapping);
-    return true;
+    enum { CHUNK = 1 << 20 };
+    loom_reader reader;
+    if (!loom_reader_open(&reader, path, error)) return false;
+    XXH3_state_t *hash = XXH3_createState();
+    char *chunk = malloc(CHUNK);
+    bool ok = (hash && chunk) || loom_fail(error, "%s: no memory to read it", path);
+    if (ok) XXH3_128bits_reset(hash);
+    for (uint64_t at = 0; ok && at < reader.size; at += CHUNK) {
+        const size_t n = reader.size - at < CHUNK ? (size_t)(reader.size - at) : CHUNK;
+        ok = loom_reader_read(&reader, at, chunk, n, error);
+        if (ok) XXH3_128bits_update(hash, chunk, n);
+    }
+    if (ok) write_digits(XXH3_128bits_digest(hash), checksum);
+    *size = reader.size;
+    free(chunk);
+    XXH3_freeState(hash);
+    loom_reader_close(&reader);
+    return ok;
 }
 
 /* ------------------------------------------------------------------------------------------------------------ writing */

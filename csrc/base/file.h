@@ -9,6 +9,7 @@
 
 #include "gptloom/error.h"
 
+#include <limits.h>
 #include <stddef.h>
 #include <stdint.h>
 #include <stdio.h>
@@ -17,7 +18,19 @@
 extern "C" {
 #endif
 
-/* A file mapped for reading. An empty file has data NULL. */
+/* A regular file that is read in places. One that becomes shorter meanwhile, or whose disk fails, is an error: nothing is
+ * mapped, where such a file would end the process. */
+typedef struct loom_reader {
+    int descriptor;
+    uint64_t size;       /* when it was opened */
+    char path[PATH_MAX]; /* "": none is open */
+} loom_reader;
+
+bool loom_reader_open(loom_reader *reader, const char *path, loom_error *error);
+bool loom_reader_read(const loom_reader *reader, uint64_t place, void *to, size_t bytes, loom_error *error);
+void loom_reader_close(loom_reader *reader);
+
+/* The content of a whole file. An empty file has data NULL. */
 typedef struct loom_mapping {
     const void *data;
     size_t size;

@@ -58,17 +58,19 @@ static bool identify(loom_checkpoint_info *info, loom_error *error) {
     enum { EDGE = 64 << 10 };
     const bool has_manifest = exists(info->directory, LOOM_MANIFEST_FILE);
     char path[PATH_MAX];
-    loom_mapping file;
+    loom_reader file;
+    char edge[2][EDGE];
     if (!loom_join_path(path, sizeof path, info->directory, has_manifest ? LOOM_MANIFEST_FILE : LOOM_WEIGHTS_FILE,
                         error) ||
-        !loom_file_map(path, &file, error))
+        !loom_reader_open(&file, path, error))
         return false;
-    const char *data = file.data;
-    const size_t edge = has_manifest || file.size < EDGE ? file.size : EDGE;
-    info->identity = XXH3_64bits_withSeed(data, edge, file.size);
-    info->identity = XXH3_64bits_withSeed(data + file.size - edge, edge, info->identity);
-    loom_file_unmap(&file);
-    return true;
+    const size_t n = file.size < EDGE ? (size_t)file.size : EDGE;
+    const bool ok = loom_reader_read(&file, 0, edge[0], n, error) &&
+                    loom_reader_read(&file, file.size - n, edge[1], n, error);
+    info->identity = XXH3_64bits_withSeed(edge[0], n, file.size);
+    info->identity = XXH3_64bits_withSeed(edge[1], n, info->identity);
+    loom_reader_close(&file);
+    return ok;
 }
 
 static bool open_files(loom_checkpoint_info *info, loom_error *error) {

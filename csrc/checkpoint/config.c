@@ -130,7 +130,7 @@ static bool read_config(const cJSON *json, const char *path, loom_gpt_config *co
 
 bool loom_config_read(const char *path, loom_gpt_config *config, loom_error *error) {
     cJSON *json = loom_json_read(path, error);
-    const bool ok = json && read_config(json, path, config, error);
+    const bool ok = json && loom_json_check_keys(json, path, error) && read_config(json, path, config, error);
     cJSON_Delete(json);
     return ok;
 }

@@ -4,6 +4,7 @@
 
 #include <inttypes.h>
 #include <stdlib.h>
+#include <string.h>
 
 /* The largest such file is a tokenizer.json with its merges: a few MB. */
 enum { LARGEST_FILE = 64 << 20 };
@@ -29,6 +30,34 @@ cJSON *loom_json_read(const char *path, loom_error *error) {
     cJSON *json = loom_json_parse(text, path, error);
     free(text);
     return json;
+}
+
+static int by_key(const void *a, const void *b) {
+    return strcmp((*(const cJSON *const *)a)->string, (*(const cJSON *const *)b)->string);
+}
+
+static bool check_object(const cJSON *json, const char *path, loom_error *error) {
+    const int n = cJSON_GetArraySize(json);
+    const cJSON **item = n > 1 ? malloc((size_t)n * sizeof *item) : NULL, *child;
+    if (n > 1 && !item) return loom_fail(error, "%s: no memory to read it", path);
+    int filled = 0, i = 1;
+    if (item) {
+        cJSON_ArrayForEach(child, json) item[filled++] = child;
+        qsort(item, (size_t)n, sizeof *item, by_key);
+    }
+    while (i < n && strcmp(item[i - 1]->string, item[i]->string) != 0) i++;
+    if (i < n) loom_fail(error, "%s: is damaged: it has \"%s\" twice in one object", path, item[i]->string);
+    free(item);
+    return i >= n;
+}
+
+bool loom_json_check_keys(const cJSON *json, const char *path, loom_error *error) {
+    const cJSON *child;
+    if (cJSON_IsObject(json) && !check_object(json, path, error)) return false;
+    cJSON_ArrayForEach(child, json) {
+        if (!loom_json_check_keys(child, path, error)) return false;
+    }
+    return true;
 }
 
 bool loom_json_whole(const cJSON *item, int64_t *value) {

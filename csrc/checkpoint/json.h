@@ -17,6 +17,9 @@ cJSON *loom_json_parse(const char *text, const char *path, loom_error *error);
 /* The same of a whole file. The caller gives the object to cJSON_Delete. */
 cJSON *loom_json_read(const char *path, loom_error *error);
 
+/* Refuses objects in which a key stands twice, however deep: readers of JSON differ in which one counts. */
+bool loom_json_check_keys(const cJSON *json, const char *path, loom_error *error);
+
 /* Whether an item is a whole number from 0 to 2^53, up to which JSON numbers are exact, and which. NULL is none. */
 bool loom_json_whole(const cJSON *item, int64_t *value);
 

@@ -120,7 +120,7 @@ bool loom_manifest_verify(const char *directory, loom_error *error) {
     char path[PATH_MAX];
     if (!loom_join_path(path, sizeof path, directory, LOOM_MANIFEST_FILE, error)) return false;
     cJSON *json = loom_json_read(path, error);
-    const bool ok = json && verify_files(directory, path, json, error);
+    const bool ok = json && loom_json_check_keys(json, path, error) && verify_files(directory, path, json, error);
     cJSON_Delete(json);
     return ok;
 }

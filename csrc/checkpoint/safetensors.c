@@ -1,6 +1,7 @@
 #include "checkpoint/safetensors.h"
 
 #include "base/check.h"
+#include "base/printable.h"
 #include "checkpoint/json.h"
 
 #include <inttypes.h>
@@ -38,19 +39,14 @@ static bool tensor_bytes(const loom_safetensor *tensor, size_t *bytes) {
 
 /* ---------------------------------------------------------------------------------------------------------- reading */
 
-static bool printable(const char *name) {
-    for (const char *c = name; *c; c++)
-        if ((unsigned char)*c < ' ' || *c == 127) return false;
-    return true;
-}
-
-/* One entry of the header, checked against `available` bytes of data that begin at `data`. */
-static bool read_entry(const cJSON *entry, const char *data, size_t available, const char *path,
-                       loom_safetensor *tensor, loom_error *error) {
+/* One entry of the header, checked against `available` bytes of data that begin at byte `data`. */
+static bool read_entry(const cJSON *entry, uint64_t data, uint64_t available, const char *path, loom_safetensor *tensor,
+                       loom_error *error) {
     const char *name = entry->string;
-    if (strlen(name) >= sizeof tensor->name || !printable(name))
+    if (strlen(name) >= sizeof tensor->name || !loom_is_printable(name))
         return loom_fail(error, "%s: is damaged or foreign: a tensor's name is too long or is not text", path);
     strcpy(tensor->name, name);
+    if (!loom_json_check_keys(entry, path, error)) return false;
 
     const cJSON *dtype = cJSON_GetObjectItemCaseSensitive(entry, "dtype");
     if (!cJSON_IsString(dtype) || dtype_size(dtype->valuestring) == 0)
@@ -75,20 +71,22 @@ static bool read_entry(const cJSON *entry, const char *data, size_t available, c
         return loom_fail(error, "%s: is damaged or foreign: the data_offsets of tensor '%s' are impossible", path,
                          name);
     if ((uint64_t)end > available)
-        return loom_fail(error, "%s: is truncated: tensor '%s' ends at byte %" PRId64 " of the data, which has %zu",
+        return loom_fail(error,
+                         "%s: is truncated: tensor '%s' ends at byte %" PRId64 " of the data, which has %" PRIu64,
+
                          path, name, end, available);
     if ((uint64_t)(end - begin) != bytes)
         return loom_fail(error,
                          "%s: is damaged or foreign: tensor '%s' has %" PRId64 " bytes, its shape and dtype need %zu",
                          path, name, end - begin, bytes);
-    tensor->data = data + begin;
+    tensor->place = data + (uint64_t)begin;
     tensor->bytes = bytes;
     return true;
 }
 
 static int by_place(const void *a, const void *b) {
     const loom_safetensor *x = a, *y = b;
-    if (x->data != y->data) return (const char *)x->data < (const char *)y->data ? -1 : 1;
+    if (x->place != y->place) return x->place < y->place ? -1 : 1;
     return (x->bytes > y->bytes) - (x->bytes < y->bytes);
 }
 
@@ -97,20 +95,20 @@ static int by_name(const void *a, const void *b) {
 }
 
 /* Leaves the tensors sorted by name. */
-static bool check_together(loom_safetensor *tensor, int n, const char *data, size_t available, const char *path,
+static bool check_together(loom_safetensor *tensor, int n, uint64_t data, uint64_t available, const char *path,
                            loom_error *error) {
     qsort(tensor, (size_t)n, sizeof *tensor, by_place);
-    const char *end = data;
+    uint64_t end = data;
     for (int i = 0; i < n; i++) {
-        if ((const char *)tensor[i].data != end)
+        if (tensor[i].place != end)
             return loom_fail(error, "%s: is damaged or foreign: tensor '%s' %s", path, tensor[i].name,
-                             (const char *)tensor[i].data < end ? "overlaps the one before it"
-                                                                : "does not follow the one before it");
-        end = (const char *)tensor[i].data + tensor[i].bytes;
+                             tensor[i].place < end ? "overlaps the one before it"
+                                                   : "does not follow the one before it");
+        end = tensor[i].place + tensor[i].bytes;
     }
     if (end != data + available)
-        return loom_fail(error, "%s: is damaged or foreign: %zu bytes at its end belong to no tensor", path,
-                         (size_t)(data + available - end));
+        return loom_fail(error, "%s: is damaged or foreign: %" PRIu64 " bytes at its end belong to no tensor", path,
+                         data + available - end);
     qsort(tensor, (size_t)n, sizeof *tensor, by_name);
     for (int i = 1; i < n; i++)
         if (strcmp(tensor[i - 1].name, tensor[i].name) == 0)
@@ -118,20 +116,22 @@ static bool check_together(loom_safetensor *tensor, int n, const char *data, siz
     return true;
 }
 
-/* The header's text, from the mapping, ended by a zero as cJSON wants it. */
-static char *header_text(const loom_mapping *mapping, const char *path, size_t *length, loom_error *error) {
-    const unsigned char *bytes = mapping->data;
+/* The header's text, ended by a zero as cJSON wants it. */
+static char *header_text(const loom_reader *reader, size_t *length, loom_error *error) {
+    unsigned char bytes[LENGTH_BYTES];
+    const char *path = reader->path;
     uint64_t stated = 0;
-    if (mapping->size < LENGTH_BYTES) {
-        loom_fail(error, "%s: is truncated or no safetensors file: it has only %zu bytes", path, mapping->size);
+    if (reader->size < LENGTH_BYTES) {
+        loom_fail(error, "%s: is truncated or no safetensors file: it has only %" PRIu64 " bytes", path, reader->size);
         return NULL;
     }
+    if (!loom_reader_read(reader, 0, bytes, sizeof bytes, error)) return NULL;
     for (int i = 0; i < LENGTH_BYTES; i++) stated |= (uint64_t)bytes[i] << (8 * i);
-    if (stated > LARGEST_HEADER || stated > mapping->size - LENGTH_BYTES) {
+    if (stated > LARGEST_HEADER || stated > reader->size - LENGTH_BYTES) {
         loom_fail(error,
                   "%s: is truncated or no safetensors file: its header would have %" PRIu64
-                  " bytes, the whole file has %zu",
-                  path, stated, mapping->size);
+                  " bytes, the whole file has %" PRIu64,
+                  path, stated, reader->size);
         return NULL;
     }
     char *text = malloc((size_t)stated + 1);
@@ -139,7 +139,10 @@ static char *header_text(const loom_mapping *mapping, const char *path, size_t *
         loom_fail(error, "%s: no memory to read its header", path);
         return NULL;
     }
-    memcpy(text, bytes + LENGTH_BYTES, (size_t)stated);
+    if (!loom_reader_read(reader, LENGTH_BYTES, text, (size_t)stated, error)) {
+        free(text);
+        return NULL;
+    }
     text[stated] = 0;
     if (strlen(text) != stated) {
         free(text);
@@ -152,8 +155,7 @@ static char *header_text(const loom_mapping *mapping, const char *path, size_t *
 
 static bool read_entries(loom_safetensors *file, const cJSON *header, size_t header_bytes, const char *path,
                          loom_error *error) {
-    const char *data = (const char *)file->mapping.data + LENGTH_BYTES + header_bytes;
-    const size_t available = file->mapping.size - LENGTH_BYTES - header_bytes;
+    const uint64_t data = LENGTH_BYTES + header_bytes, available = file->reader.size - data;
     file->tensor = calloc((size_t)cJSON_GetArraySize(header) + 1, sizeof *file->tensor);
     if (!file->tensor) return loom_fail(error, "%s: no memory to read its header", path);
     const cJSON *entry;
@@ -167,9 +169,9 @@ static bool read_entries(loom_safetensors *file, const cJSON *header, size_t hea
 
 bool loom_safetensors_open(loom_safetensors *file, const char *path, loom_error *error) {
     *file = (loom_safetensors){0};
-    if (!loom_file_map(path, &file->mapping, error)) return false;
+    if (!loom_reader_open(&file->reader, path, error)) return false;
     size_t header_bytes = 0;
-    char *text = header_text(&file->mapping, path, &header_bytes, error);
+    char *text = header_text(&file->reader, &header_bytes, error);
     cJSON *header = text ? loom_json_parse(text, path, error) : NULL;
     const bool ok = header && read_entries(file, header, header_bytes, path, error);
     cJSON_Delete(header);
@@ -179,9 +181,16 @@ bool loom_safetensors_open(loom_safetensors *file, const char *path, loom_error 
 }
 
 void loom_safetensors_close(loom_safetensors *file) {
-    loom_file_unmap(&file->mapping);
+    loom_reader_close(&file->reader);
     free(file->tensor);
-    *file = (loom_safetensors){0};
+    file->tensor = NULL;
+    file->n_tensors = 0;
+}
+
+bool loom_safetensors_read(const loom_safetensors *file, const loom_safetensor *tensor, size_t first, void *to,
+                           size_t bytes, loom_error *error) {
+    LOOM_CHECK(first <= tensor->bytes && bytes <= tensor->bytes - first);
+    return loom_reader_read(&file->reader, tensor->place + first, to, bytes, error);
 }
 
 const loom_safetensor *loom_safetensors_find(const loom_safetensors *file, const char *name) {

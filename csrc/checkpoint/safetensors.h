@@ -13,20 +13,23 @@ typedef struct loom_safetensor {
     char dtype[8]; /* "F32", "BF16", "I32", ... */
     int rank;      /* at most 4 */
     int64_t shape[4];
-    const void *data; /* into the mapped file, of any alignment; while writing: unused */
+    uint64_t place; /* in the file, of any alignment; while writing: unused */
     size_t bytes;
 } loom_safetensor;
 
 typedef struct loom_safetensors {
-    loom_mapping mapping;
+    loom_reader reader;
     loom_safetensor *tensor; /* sorted by name */
     int n_tensors;
 } loom_safetensors;
 
-/* Maps a file and checks its whole header against its size: dtypes, shapes, and offsets, by which the tensors must
+/* Opens a file and checks its whole header against its size: dtypes, shapes, and offsets, by which the tensors must
  * follow each other without overlap or gap to the file's last byte, as the format demands. */
 bool loom_safetensors_open(loom_safetensors *file, const char *path, loom_error *error);
 void loom_safetensors_close(loom_safetensors *file);
+/* Some bytes of a tensor, from its byte `first` on. */
+bool loom_safetensors_read(const loom_safetensors *file, const loom_safetensor *tensor, size_t first, void *to,
+                           size_t bytes, loom_error *error);
 const loom_safetensor *loom_safetensors_find(const loom_safetensors *file, const char *name); /* NULL: none */
 
 /* What a file begins with whose tensors follow in this order without gaps: `bytes` of it, to be freed. NULL where memory

@@ -241,7 +241,7 @@ static bool read_state(const cJSON *json, const char *path, loom_training_state 
 
 bool loom_state_read(const char *path, loom_training_state *state, loom_error *error) {
     cJSON *json = loom_json_read(path, error);
-    const bool ok = json && read_state(json, path, state, error);
+    const bool ok = json && loom_json_check_keys(json, path, error) && read_state(json, path, state, error);
     cJSON_Delete(json);
     return ok;
 }

@@ -1,6 +1,7 @@
 #include "checkpoint/tensors.h"
 
 #include "base/check.h"
+#include "base/finite.h"
 #include "base/half.h"
 
 #include <inttypes.h>
@@ -10,6 +11,7 @@
 #include <string.h>
 
 #define PREFIX "transformer."
+#define HEAD   "lm_head.weight"
 
 enum { STAGING_ELEMENTS = 1 << 20, NAME_SIZE = sizeof((loom_safetensor *)0)->name, SHAPE_TEXT_SIZE = 96 };
 
@@ -209,6 +211,40 @@ bool loom_tensors_write_part(const char *directory, const char *name, const loom
     return false;
 }
 
+/* ---------------------------------------------------------------------------------------------------------- numbers */
+
+static loom_dtype dtype_of(const loom_safetensor *tensor) {
+    return !strcmp(tensor->dtype, "F32") ? LOOM_F32 : !strcmp(tensor->dtype, "F16") ? LOOM_F16 : LOOM_BF16;
+}
+
+/* `n` numbers of a tensor from `first` on, as they are; they must be numbers. */
+static bool read_finite(const loom_safetensors *file, const loom_safetensor *tensor, int64_t first, int64_t n, void *to,
+                        loom_error *error) {
+    const loom_dtype dtype = dtype_of(tensor);
+    const size_t size = loom_dtype_size(dtype);
+    if (!loom_safetensors_read(file, tensor, (size_t)first * size, to, (size_t)n * size, error)) return false;
+    const int64_t bad = loom_first_not_finite(to, n, dtype);
+    if (bad == n) return true;
+    return loom_fail(error,
+                     "%s: tensor '%s' is not all numbers: its element %" PRId64 " is infinite or NaN; the model was "
+                     "saved after its training had diverged, or is damaged: take an older one",
+                     file->reader.path, tensor->name, first + bad);
+}
+
+/* The same as fp32: 16 bits are read behind where they become 32, so that none is overwritten before it is read. */
+static bool read_numbers(const loom_safetensors *file, const loom_safetensor *tensor, int64_t first, int64_t n,
+                         float *to, loom_error *error) {
+    const loom_dtype dtype = dtype_of(tensor);
+    char *raw = (char *)to + (size_t)n * (sizeof *to - loom_dtype_size(dtype));
+    if (!read_finite(file, tensor, first, n, raw, error)) return false;
+    for (int64_t i = 0; dtype != LOOM_F32 && i < n; i++) {
+        uint16_t bits;
+        memcpy(&bits, raw + i * (int64_t)sizeof bits, sizeof bits);
+        to[i] = dtype == LOOM_BF16 ? bf16_to_float(bits) : fp16_to_float(bits);
+    }
+    return true;
+}
+
 /* --------------------------------------------------------------------------------------------------------- matching */
 
 static bool ends_with(const char *text, const char *end) {
@@ -216,10 +252,10 @@ static bool ends_with(const char *text, const char *end) {
     return length >= end_length && strcmp(text + length - end_length, end) == 0;
 }
 
-/* Tensors of GPT-2 files that hold nothing of their own: the classifier is the token embedding, the others are the
- * causal mask and its value. */
+/* Tensors of GPT-2 files that hold nothing of their own: the output layer is the token embedding, which is checked; the
+ * others are the causal mask and its value. */
 static bool carries_nothing(const char *name) {
-    return strcmp(name, "lm_head.weight") == 0 || ends_with(name, ".attn.bias") || ends_with(name, ".attn.masked_bias");
+    return strcmp(name, HEAD) == 0 || ends_with(name, ".attn.bias") || ends_with(name, ".attn.masked_bias");
 }
 
 /* By transformers' name, or by that of the files on the hub, which lack the prefix. */
@@ -283,6 +319,37 @@ static bool match(loom_tensor_source *source, const char *path, const loom_layou
     return true;
 }
 
+static bool same_numbers(const float *a, const float *b, int64_t n) {
+    bool same = true;
+    for (int64_t i = 0; i < n; i++) same &= a[i] == b[i];
+    return same;
+}
+
+/* An output layer in the file must be the token embedding: a model with another one would compute something else. */
+static bool check_head(const loom_safetensors *file, loom_error *error) {
+    const loom_safetensor *head = loom_safetensors_find(file, HEAD),
+                          *embedding = find_weight(file, PREFIX "wte.weight");
+    const char *path = file->reader.path;
+    if (!head || !embedding) return true;
+    if (!check_shape(path, head, embedding, error) || !check_dtype(path, head, true, error)) return false;
+    float *staging = make_staging(error);
+    if (!staging) return false;
+    const int64_t all = embedding->shape[0] * embedding->shape[1], half = STAGING_ELEMENTS / 2;
+    bool ok = true, same = true;
+    for (int64_t done = 0; ok && same && done < all; done += half) {
+        const int64_t n = all - done < half ? all - done : half;
+        ok = read_numbers(file, head, done, n, staging, error) &&
+             read_numbers(file, embedding, done, n, staging + half, error);
+        same = ok && same_numbers(staging, staging + half, n);
+    }
+    free(staging);
+    if (!ok) return false;
+    return same || loom_fail(error,
+                             "%s: '" HEAD "' is not '%s': the model has an output layer of its own, and only models "
+                             "whose output layer is their token embedding can be loaded; save it with the two tied",
+                             path, embedding->name);
+}
+
 bool loom_tensor_source_open(loom_tensor_source *source, const char *path, const loom_checkpoint_tensors *tensors,
                              const loom_tensor_sets *sets, bool foreign, loom_error *error) {
     *source = (loom_tensor_source){0};
@@ -290,7 +357,8 @@ bool loom_tensor_source_open(loom_tensor_source *source, const char *path, const
     const loom_layout *layout = tensors->layout;
     bool *wanted = calloc((size_t)source->file.n_tensors + 1, sizeof *wanted);
     source->found = calloc((size_t)(sets->n_sets * layout->n_parameters), sizeof *source->found);
-    const bool ok = wanted && source->found ? match(source, path, layout, sets, foreign, wanted, error)
+    const bool ok = wanted && source->found ? match(source, path, layout, sets, foreign, wanted, error) &&
+                                                  (!foreign || check_head(&source->file, error))
                                             : loom_fail(error, "%s: no memory to read it", path);
     free(wanted);
     if (!ok) loom_tensor_source_close(source);
@@ -325,16 +393,6 @@ bool loom_weights_agree(const char *path, const loom_gpt_config *config, loom_er
 
 /* ---------------------------------------------------------------------------------------------------------- loading */
 
-/* `n` numbers of a file, at any alignment, as fp32. */
-static void widen(float *out, const char *from, int64_t n, loom_dtype dtype) {
-    if (dtype == LOOM_F32) memcpy(out, from, (size_t)n * sizeof *out);
-    for (int64_t i = 0; dtype != LOOM_F32 && i < n; i++) {
-        uint16_t bits;
-        memcpy(&bits, from + i * (int64_t)sizeof bits, sizeof bits);
-        out[i] = dtype == LOOM_BF16 ? bf16_to_float(bits) : fp16_to_float(bits);
-    }
-}
-
 /* In place, rounded to nearest: number i is written where numbers i / 2 and before were. */
 static void narrow(float *values, int64_t n, loom_dtype dtype) {
     for (int64_t i = 0; dtype != LOOM_F32 && i < n; i++) {
@@ -349,15 +407,24 @@ static bool put(loom_device *device, char *to, const void *staging, size_t bytes
     return device->synchronize(device, NULL, error);
 }
 
-/* The elements of a tensor that a piece is, converted. */
-static bool load_converted(loom_device *device, const piece *mine, loom_dtype dtype, const char *data, loom_dtype found,
-                           float *staging, loom_error *error) {
-    const size_t size = loom_dtype_size(dtype), found_size = loom_dtype_size(found);
+/* The elements of a tensor that a piece is, converted where it is of another type; straight to their place where nothing
+ * stands between. */
+static bool load_piece(const loom_safetensors *file, const loom_safetensor *tensor, loom_device *device,
+                       const piece *mine, loom_dtype dtype, float *staging, loom_error *error) {
+    const size_t size = loom_dtype_size(dtype);
+    const bool converted = dtype_of(tensor) != dtype;
     for (int64_t done = 0; done < mine->elements;) {
-        const int64_t chunk = chunk_of(mine->elements - done);
-        widen(staging, data + (size_t)(mine->first + done) * found_size, chunk, found);
-        narrow(staging, chunk, dtype);
-        if (!put(device, mine->memory + (size_t)done * size, staging, (size_t)chunk * size, error)) return false;
+        const int64_t chunk = chunk_of(mine->elements - done), first = mine->first + done;
+        char *to = mine->memory + (size_t)done * size;
+        void *through = device->host_memory && !converted ? (void *)to : staging;
+        if (converted ? !read_numbers(file, tensor, first, chunk, staging, error)
+                      : !read_finite(file, tensor, first, chunk, through, error))
+            return false;
+        if (converted) narrow(staging, chunk, dtype);
+        if (converted && !loom_all_finite(staging, chunk, dtype))
+            return loom_fail(error, "%s: tensor '%s' has numbers that are too large for %s; take another dtype",
+                             file->reader.path, tensor->name, loom_dtype_name(dtype));
+        if (through != to && !put(device, to, staging, (size_t)chunk * size, error)) return false;
         done += chunk;
     }
     return true;
@@ -376,35 +443,23 @@ static bool load_zeros(loom_device *device, const piece *mine, loom_dtype dtype,
 
 /* A parameter, and the zeros behind it, as far as they lie in this rank's slice. */
 static bool load_parameter(const loom_checkpoint_tensors *tensors, const struct loom_tensor_set *set, int i,
-                           const loom_safetensor *tensor, float *staging, loom_error *error) {
-    loom_device *device = tensors->device;
+                           const loom_safetensors *file, const loom_safetensor *tensor, float *staging,
+                           loom_error *error) {
     const loom_parameter *parameter = &tensors->layout->parameter[i];
     const int64_t n = parameter->rows * parameter->columns;
     const piece mine = piece_of(tensors, set, parameter, 0, n);
     const piece behind = piece_of(tensors, set, parameter, n, room_of(tensors->layout, i));
-    const size_t size = loom_dtype_size(set->dtype);
-    const loom_dtype found = !strcmp(tensor->dtype, "F32")   ? LOOM_F32
-                             : !strcmp(tensor->dtype, "F16") ? LOOM_F16
-                                                             : LOOM_BF16;
-    if (found != set->dtype) {
-        if (!load_converted(device, &mine, set->dtype, tensor->data, found, staging, error)) return false;
-    } else if (mine.elements > 0) {
-        device->copy(device, NULL, mine.memory, (const char *)tensor->data + (size_t)mine.first * size,
-                     (size_t)mine.elements * size, LOOM_HOST_TO_DEVICE);
-    }
-    return load_zeros(device, &behind, set->dtype, staging, error);
+    return load_piece(file, tensor, tensors->device, &mine, set->dtype, staging, error) &&
+           load_zeros(tensors->device, &behind, set->dtype, staging, error);
 }
 
 bool loom_tensor_source_load(const loom_tensor_source *source, const loom_checkpoint_tensors *tensors,
                              const loom_tensor_sets *sets, loom_error *error) {
     const int n = tensors->layout->n_parameters;
-    loom_device *device = tensors->device;
     float *staging = make_staging(error);
     bool ok = staging;
     for (int i = 0; ok && i < sets->n_sets * n; i++)
-        ok = load_parameter(tensors, &sets->set[i / n], i % n, source->found[i], staging, error);
-    /* Copies out of the mapped file may still be under way, on every way out. */
-    ok = device->synchronize(device, NULL, ok ? error : NULL) && ok;
+        ok = load_parameter(tensors, &sets->set[i / n], i % n, &source->file, source->found[i], staging, error);
     free(staging);
     return ok;
 }

@@ -45,13 +45,14 @@ typedef struct loom_tensor_source {
 } loom_tensor_source;
 
 /* Opens a file and matches its tensors; nothing is copied yet. With `foreign`, weights may be of any type, their names
- * may lack "transformer.", and what a GPT-2 file may hold beyond its weights (the tied classifier, causal masks) is
- * passed over. */
+ * may lack "transformer.", and what a GPT-2 file may hold beyond its weights (causal masks, an
+ * output layer that is the token embedding) is passed over. */
 bool loom_tensor_source_open(loom_tensor_source *source, const char *path, const loom_checkpoint_tensors *tensors,
                              const loom_tensor_sets *sets, bool foreign, loom_error *error);
 void loom_tensor_source_close(loom_tensor_source *source);
 
-/* Fills the slices from an open source, converted where its type is another; zeros where no parameter is. */
+/* Fills the slices from an open source, converted where its type is another; zeros where no parameter is. Refuses what is
+ * no finite number, and names its tensor. */
 bool loom_tensor_source_load(const loom_tensor_source *source, const loom_checkpoint_tensors *tensors,
                              const loom_tensor_sets *sets, loom_error *error);
 
