@@ -16,6 +16,7 @@
 #include <filesystem>
 #include <fstream>
 #include <functional>
+#include <iterator>
 #include <map>
 #include <sstream>
 #include <string>
@@ -1044,6 +1045,87 @@ TEST_F(Program, TheNextCommandsAreQuotedForAShell) {
         EXPECT_EQ(std::system(script.c_str()), 0) << command;
         fs::remove(folder.string() + ".cmd");
         EXPECT_EQ(lines_of(slurp(folder / name / "metrics.jsonl")).size(), 2u) << command;
+    }
+}
+
+/* Texts end and begin with the tokens that the checkpoint names, and with no others; a run that begins from it names them
+ * again. */
+TEST_F(Program, TextsEndWithTheTokensThatTheConfigurationNames) {
+    std::vector<uint16_t> tokens(400);
+    for (size_t i = 0; i < tokens.size(); i++) tokens[i] = static_cast<uint16_t>(i * i % 5);
+    shard("t.bin", tokens, static_cast<int32_t>(tokens.size()));
+    expect_run(training_on({"t.bin"}, {"--vocab-size", "5", "--steps", "1"}));
+    const fs::path config = "run/checkpoints/" + latest() + "/config.json";
+    fs::remove(folder / config.parent_path() / "manifest.json");
+    const std::string saved = slurp(folder / config);
+    const auto name = [&](const std::string &begin, const std::string &end) {
+        std::string content = saved;
+        for (const auto &[key, value] : {std::pair{"bos_token_id", begin}, std::pair{"eos_token_id", end}}) {
+            const std::string before = std::string("\"") + key + "\":\tnull";
+            const size_t at = content.find(before);
+            ASSERT_NE(at, std::string::npos) << content;
+            content.replace(at, before.size(), std::string("\"") + key + "\": " + value);
+        }
+        write(config, content);
+    };
+    const auto sampled = [&](const Words &more) {
+        Words call = {"sample", "--from", "run", "--tokens", "100", "--temperature", "100", "--threads", "1"};
+        call.insert(call.end(), more.begin(), more.end());
+        const Outcome outcome = run(call);
+        EXPECT_EQ(outcome.code, 0) << outcome.err;
+        std::stringstream stream(outcome.out);
+        return Words(std::istream_iterator<std::string>(stream), {});
+    };
+    EXPECT_EQ(sampled({"--prompt", "0"}).size(), 101u) << "null: nothing ends it";
+    expect_mistake({"sample", "--from", "run", "--threads", "1"}, {"--prompt", "config.json", "bos_token_id"});
+    name("null", "3");
+    EXPECT_LT(sampled({"--prompt", "0"}).size(), 100u);
+    EXPECT_LT(sampled({}).size(), 100u) << "begins after the end of another text";
+    name("1", "[2, 4]");
+    const Words words = sampled({"--prompt", "0"});
+    EXPECT_LT(words.size(), 100u);
+    for (const char *end : {"2", "4"}) EXPECT_EQ(std::count(words.begin(), words.end(), end), 0);
+    expect_run(training_on({"t.bin"}, {"--init", "run", "--out", "new", "--steps", "1"}));
+    const std::string again = slurp(folder / "new/checkpoints/latest/config.json");
+    EXPECT_NE(again.find("\"bos_token_id\":\t1"), std::string::npos) << again;
+    EXPECT_NE(again.find("\"eos_token_id\":\t[2, 4]"), std::string::npos) << again;
+    name("50256", "50256");
+    EXPECT_EQ(sampled({"--prompt", "0"}).size(), 101u) << "not in the vocabulary";
+    for (const char *bad : {"-1", "\"2\"", "[1, null]", "2.5", "{}"}) {
+        name("null", bad);
+        expect_mistake({"sample", "--from", "run", "--prompt", "0"}, {"config.json", "eos_token_id"});
+    }
+}
+
+TEST_F(Program, APromptLongerThanTheContextIsTold) {
+    expect_run(training({"--steps", "1"}));
+    const auto sampled = [&](const std::string &prompt) {
+        return run({"sample", "--from", "run", "--tokens", "4", "--threads", "1", "--prompt", prompt});
+    };
+    EXPECT_EQ(sampled(std::string(16, 'x')).err, "");
+    const Outcome longer = sampled("abc" + std::string(16, 'x'));
+    EXPECT_EQ(longer.code, 0);
+    EXPECT_EQ(lines_of(longer.err).size(), 1u) << longer.err;
+    for (const char *word : {"gptloom: note: --prompt", "19 tokens", "context is 16", "first 3"})
+        EXPECT_NE(longer.err.find(word), std::string::npos) << longer.err;
+    EXPECT_EQ(longer.out, "abc" + sampled(std::string(16, 'x')).out) << "the model goes on from what it sees";
+}
+
+/* In 16 bits equal logits are common: one of them is the most probable, whatever the seed. */
+TEST_F(Program, TopKOfOneIsGreedy) {
+    expect_run(training({"--steps", "1"}));
+    for (const char *dtype : {"bf16", "fp16", "fp32"}) {
+        const Words call = {"sample", "--from",   "run", "--tokens", "30", "--threads",
+                            "1",      "--prompt", "th",  "--dtype",  dtype};
+        const auto with = [&](Words more) {
+            more.insert(more.begin(), call.begin(), call.end());
+            const Outcome outcome = run(more);
+            EXPECT_EQ(outcome.code, 0) << outcome.err;
+            return outcome.out;
+        };
+        const std::string greedy = with({"--temperature", "0"});
+        EXPECT_EQ(with({"--top-k", "1", "--seed", "1"}), greedy) << dtype;
+        EXPECT_EQ(with({"--top-p", "1e-6", "--seed", "2", "--temperature", "1e-30"}), greedy) << dtype;
     }
 }
 

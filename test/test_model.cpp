@@ -1032,8 +1032,8 @@ std::vector<int32_t> generate(Model &model, const std::vector<int32_t> &prompt, 
     return emitted.tokens;
 }
 
-/* Generation written again in the plainest way: the whole context runs for every token, its older half goes when it is
- * full. On the oracle no rounding can decide otherwise. */
+/* Generation written again in the plainest way: of a prompt as much as fits is seen, its end; the whole context runs for
+ * every token, its older half goes when it is full. On the oracle no rounding can decide otherwise. */
 TEST(Generation, GoesOnBeyondTheContext) {
     const int64_t T = 9;
     const loom_gpt_config c = gpt_shape(2, 2, 16, 12, 40);
@@ -1049,7 +1049,7 @@ TEST(Generation, GoesOnBeyondTheContext) {
             if ((int64_t)context.size() == T) context.erase(context.begin(), context.end() - T / 2);
             context.push_back(token);
         };
-        for (const int32_t token : prompt) append(token);
+        context.assign(prompt.end() - std::min(length, T), prompt.end());
         for (uint32_t i = 0; i < 50; i++) {
             std::vector<float> logits((size_t)c.vocab_size), scratch(2 * logits.size());
             require([&](loom_error *error) {
@@ -1157,6 +1157,47 @@ TEST(Sampling, WhatHasNoProbabilityIsNeverDrawn) {
     std::set<int32_t> seen;
     for (uint32_t step = 0; step < 2000; step++) seen.insert(draw(logits, {1, 4, 1, 3}, step));
     EXPECT_EQ(seen, (std::set<int32_t>{1, 3}));
+}
+
+/* As they are in 16 bits: equal logits are common, and which of them stay must not hang on rounding. */
+TEST(Sampling, OfEqualOnesTheLowestIdsStay) {
+    const std::vector<float> logits = {1, 2, 3, 3, 2, 3, 2, 3};
+    const auto seen = [&](const loom_sampling &sampling) {
+        std::set<int32_t> all;
+        for (uint32_t step = 0; step < 500; step++) all.insert(draw(logits, sampling, step));
+        return all;
+    };
+    using Ids = std::set<int32_t>;
+    for (const float temperature : {1e-30f, 1e-6f, 1.0f, 100.0f}) EXPECT_EQ(seen({temperature, 1, 1, 3}), Ids{2});
+    EXPECT_EQ(seen({1, 2, 1, 3}), (Ids{2, 3}));
+    EXPECT_EQ(seen({1, 5, 1, 3}), (Ids{1, 2, 3, 5, 7}));
+    EXPECT_EQ(seen({1, 6, 1, 3}), (Ids{1, 2, 3, 4, 5, 7}));
+    EXPECT_EQ(seen({1, 0, 1e-6f, 3}), Ids{2});
+    EXPECT_EQ(seen({100, 0, 0.25f, 3}), (Ids{2, 3})) << "a little more than an eighth each";
+    EXPECT_EQ(seen({100, 4, 0.25f, 3}), Ids{2}) << "a quarter each";
+    EXPECT_EQ(seen({100, 4, 0.26f, 3}), (Ids{2, 3}));
+    /* Logits that differ, though their probabilities are the same float, stand in their order. */
+    EXPECT_EQ(draw({0, 1e-7f}, {100, 1, 1, 3}, 0), 1);
+}
+
+TEST(Sampling, LogitsThatAreNoNumbersDrawNothing) {
+    for (const float bad : {NAN, -NAN, INFINITY})
+        for (const float temperature : {0.0f, 1.0f})
+            for (size_t at = 0; at < 3; at++) {
+                std::vector<float> logits = {0, 1, 2};
+                logits[at] = bad;
+                EXPECT_EQ(draw(logits, {temperature, 2, 0.5f, 1}, 0), -1);
+            }
+    EXPECT_EQ(draw({-INFINITY, -INFINITY}, {1, 0, 1, 1}, 0), -1);
+    Model model(odd_shape, 1, 8);
+    model.scatter_parameters(4);
+    *(float *)loom_gpt_bucket_parameters(model.gpt(), 0) = NAN;
+    const int32_t prompt = 0;
+    const loom_sampling greedy = {0, 0, 1, 1};
+    loom_error error;
+    EXPECT_FALSE(loom_gpt_generate(
+        model.gpt(), &prompt, 1, 4, &greedy, [](void *, int32_t) { return true; }, nullptr, &error));
+    EXPECT_NE(std::string(error.message).find("are no finite numbers"), std::string::npos) << error.message;
 }
 
 TEST(Sampling, IsAFunctionOfSeedAndStep) {

@@ -203,6 +203,7 @@ static loom_checkpoint_tensors tensors_of(loom_trainer *t, const loom_checkpoint
                                      .slice = slices,
                                      .dtype = t->precision.master,
                                      .moments = moments,
+                                     .ends = &t->ends,
                                      .moment_dtype = t->precision.moment};
 }
 
@@ -219,7 +220,9 @@ static bool load(loom_trainer *t, const loom_checkpoint_info *from, bool moments
 
 bool loom_trainer_start(loom_trainer *t, const loom_checkpoint_info *from, loom_error *error) {
     const bool resumed = from && t->options.resume;
+    const bool bytes = loom_dataset_is_bytes(t->data); /* whose texts end as the loader ends them */
     t->state = resumed ? resumed_state(t, from) : fresh_state(t);
+    t->ends = from && !bytes ? from->ends : loom_text_ends_of(bytes, t->options.vocab_size);
     if (resumed) note_changes(t, &from->state);
     t->device->copy(t->device, NULL, &loom_gpt_get_scalars(t->gpt)->state, &t->state.scalars, sizeof t->state.scalars,
                     LOOM_HOST_TO_DEVICE);

@@ -29,17 +29,17 @@ static const loom_flag flags[] = {
     {.name = "from", .type = LOOM_FLAG_STRING, AT(from), .metavar = "DIR", .group = "Model",
      .help = "a run (its latest checkpoint), a checkpoint, or a GPT-2 directory of Hugging Face with "
              "model.safetensors"},
-    {.name = "prompt", .letter = 'p', .type = LOOM_FLAG_STRING, AT(prompt), .derived = "end-of-text", .metavar = "TEXT",
+    {.name = "prompt", .letter = 'p', .type = LOOM_FLAG_STRING, AT(prompt), .derived = "the token that texts begin with", .metavar = "TEXT",
      .group = "Text",
      .help = "what to continue. A model of bytes takes text; any other model takes token ids, '464 3280 318', and "
              "prints ids"},
     {.name = "tokens", .letter = 'n', .type = LOOM_FLAG_INT, AT(tokens), .min = 1, .max = 1e9, .standard = "256",
-     .metavar = "N", .group = "Text", .help = "tokens to add; end-of-text ends it earlier"},
+     .metavar = "N", .group = "Text", .help = "tokens to add; a token that ends texts (eos_token_id of config.json) ends it earlier"},
     {.name = "temperature", .type = LOOM_FLAG_DOUBLE, AT(temperature), .min = 0, .max = 100, .standard = "0.8",
      .metavar = "X", .group = "Choice of each token",
      .help = "divides the logits: below 1 safer, above 1 bolder; 0: always the most probable token"},
     {.name = "top-k", .type = LOOM_FLAG_INT, AT(top_k), .min = 0, .max = 1 << 22, .standard = "0", .metavar = "K",
-     .group = "Choice of each token", .help = "only among the K most probable tokens; 0: all"},
+     .group = "Choice of each token", .help = "only among the K most probable tokens, of equal ones those with the lowest ids; 0: all"},
     {.name = "top-p", .type = LOOM_FLAG_DOUBLE, AT(top_p), .min = 1e-6, .max = 1, .standard = "1", .metavar = "P",
      .group = "Choice of each token", .help = "only among the fewest tokens that together have probability P; 1: all"},
     {.name = "seed", .type = LOOM_FLAG_INT, AT(seed), .min = 0, .max = 0x1p63, .standard = "1337", .metavar = "S",
@@ -75,12 +75,20 @@ static bool parse_ids(const char *text, int64_t vocab_size, int32_t *tokens, int
         tokens[(*n)++] = (int32_t)id;
         text = end;
     }
-    return *n > 0 || loom_fail(error, "--prompt: holds no token id; leave it out to begin with end-of-text");
+    return *n > 0 || loom_fail(error, "--prompt: holds no token id; leave it out to begin a text");
 }
 
-static int32_t end_of_text(const loom_checkpoint_info *info) {
-    return info->bytes ? LOOM_BYTE_END_OF_TEXT
-                       : (int32_t)(info->config.vocab_size < 50257 ? info->config.vocab_size - 1 : 50256);
+/* Begins with what texts begin with, or what ends the one before. */
+static bool begin_text(const loom_checkpoint_info *info, int32_t *tokens, int64_t *n, loom_error *error) {
+    const loom_text_ends *ends = &info->ends;
+    const int64_t begin = ends->begin >= 0 ? ends->begin : ends->n_ends > 0 ? ends->end[0] : -1;
+    if (begin < 0)
+        return loom_fail(error,
+                         "--prompt: is missing, and %s/config.json names no token that texts begin with "
+                         "(bos_token_id)",
+                         info->directory);
+    tokens[(*n)++] = (int32_t)begin;
+    return true;
 }
 
 /* The prompt's tokens, which the caller frees. */
@@ -91,22 +99,24 @@ static bool make_prompt(const settings *mine, const loom_checkpoint_info *info, 
     *n = 0;
     *tokens = malloc((length + 1) * sizeof **tokens);
     if (!*tokens) return loom_fail(error, "--prompt: no memory for %zu bytes", length);
-    if (!mine->prompt)
-        (*tokens)[(*n)++] = end_of_text(info);
+    bool ok = true;
+    if (!*text)
+        ok = begin_text(info, *tokens, n, error);
     else if (info->bytes)
         for (; *text; text++) (*tokens)[(*n)++] = (unsigned char)*text;
-    else if (!parse_ids(text, info->config.vocab_size, *tokens, n, error)) {
-        free(*tokens);
-        return false;
-    }
-    return true;
+    else
+        ok = parse_ids(text, info->config.vocab_size, *tokens, n, error);
+    if (ok) return true;
+    free(*tokens);
+    *tokens = NULL;
+    return false;
 }
 
 /* ----------------------------------------------------------------------------------------------------------- output */
 
 typedef struct writer {
     bool bytes, terminal;
-    int32_t end;
+    const loom_text_ends *ends;
     loom_printable state;
 } writer;
 
@@ -123,7 +133,8 @@ static void write_token(writer *to, int32_t token) {
 /* A byte model may have a larger vocabulary than bytes: such tokens have no text. */
 static bool emit(void *user, int32_t token) {
     writer *to = user;
-    if (token == to->end) return false;
+    for (int i = 0; i < to->ends->n_ends; i++)
+        if (token == to->ends->end[i]) return false;
     if (!to->bytes || token < 256) write_token(to, token);
     return !ferror(stdout);
 }
@@ -202,9 +213,15 @@ static bool sample(const settings *mine, loom_error *error) {
                                     .top_k = (int)mine->top_k,
                                     .top_p = (float)mine->top_p,
                                     .seed = (uint64_t)mine->seed};
-    writer to = {.bytes = info.bytes, .terminal = isatty(STDOUT_FILENO), .end = end_of_text(&info)};
+    writer to = {.bytes = info.bytes, .terminal = isatty(STDOUT_FILENO), .ends = &info.ends};
     bool ok = true;
-    for (int64_t i = 0; mine->prompt && i < n; i++) write_token(&to, prompt[i]);
+    if (n > info.config.block_size)
+        fprintf(stderr,
+                "gptloom: note: --prompt has %lld tokens and the model's context is %lld: it goes on from the last "
+                "%lld, and does not see the first %lld\n",
+                (long long)n, (long long)info.config.block_size, (long long)info.config.block_size,
+                (long long)(n - info.config.block_size));
+    for (int64_t i = 0; mine->prompt && *mine->prompt && i < n; i++) write_token(&to, prompt[i]);
     ok = ok && loom_gpt_generate(model.gpt, prompt, n, mine->tokens, &sampling, emit, &to, error);
     if (ok) {
         loom_printable_end(&to.state, stdout);

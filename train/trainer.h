@@ -41,6 +41,7 @@ struct loom_trainer {
     loom_parallel parallel;
     loom_schedule schedule;
     loom_training_state state;
+    loom_text_ends ends;
     char note[384];                         /* which flags a resumed run has otherwise than before; "" if none */
     loom_scalars *host_scalars;             /* pinned: what a step's scalars are copied from and to */
     loom_recording *recording[LOOM_PIECES]; /* NULL until they are made */

@@ -26,8 +26,10 @@ static bool open_weights(const char *directory, const loom_gpt_config *config, l
     if (!exists(directory, LOOM_WEIGHTS_FILE))
         return loom_fail(error, "%s/%s: is missing; %s", directory, LOOM_WEIGHTS_FILE,
                          exists(directory, LOOM_WEIGHTS_FILE ".index.json")
-                             ? "weights in several files must be saved again as one, with a larger max_shard_size"
-                             : "weights in another format must be saved again as safetensors");
+                             ? "the weights are in several files: save them again as one, in Python with "
+                               "save_pretrained(DIR, max_shard_size=\"1TB\")"
+                             : "weights in another format must be saved again as safetensors, in Python with "
+                               "save_pretrained(DIR)");
     return loom_join_path(path, sizeof path, directory, LOOM_WEIGHTS_FILE, error) &&
            loom_weights_agree(path, config, error);
 }
@@ -80,7 +82,8 @@ static bool open_files(loom_checkpoint_info *info, loom_error *error) {
     if (!exists(directory, LOOM_CONFIG_FILE))
         return loom_fail(error, "%s: is missing; without it the model's shape is not known", config_path);
     return (!exists(directory, LOOM_MANIFEST_FILE) || loom_manifest_verify(directory, error)) &&
-           loom_config_read(config_path, &info->config, error) && open_weights(directory, &info->config, error) &&
+           loom_config_read(config_path, &info->config, &info->ends, error) &&
+           open_weights(directory, &info->config, error) &&
            open_tokenizer(directory, &info->config, &info->bytes, error) &&
            open_state(directory, &info->state, &info->has_optimizer, error) && identify(info, error);
 }

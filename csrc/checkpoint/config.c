@@ -13,6 +13,7 @@ static const double layernorm_epsilon = 1e-5; /* LOOM_LAYERNORM_EPSILON, as JSON
 
 /* transformers' names, in the order of loom_gpt_activation. */
 static const char *const activation_names[] = {"gelu_new", "relu"};
+static const char *const same_as_gelu_new[] = {"gelu_pytorch_tanh", "gelu_fast", "gelu_accurate"};
 
 /* ---------------------------------------------------------------------------------------------------------- writing */
 
@@ -47,18 +48,28 @@ static bool add_arithmetic(cJSON *json, loom_gpt_activation activation, loom_dty
            cJSON_AddStringToObject(json, "torch_dtype", torch_dtype);
 }
 
-bool loom_config_write(loom_manifest *manifest, const loom_gpt_config *config, bool bytes, loom_dtype dtype,
-                       loom_error *error) {
-    int64_t end_of_text = -1;
-    if (bytes)
-        end_of_text = LOOM_BYTE_END_OF_TEXT;
-    else if (config->vocab_size == LOOM_GPT2_VOCABULARY)
-        end_of_text = LOOM_GPT2_VOCABULARY - 1;
+/* One token's id, or a list of them. */
+static bool add_ends(cJSON *json, const loom_text_ends *ends) {
+    if (ends->n_ends < 2) return add_token_id(json, "eos_token_id", ends->n_ends ? ends->end[0] : -1);
+    cJSON *list = cJSON_AddArrayToObject(json, "eos_token_id");
+    bool ok = list;
+    for (int i = 0; ok && i < ends->n_ends; i++)
+        ok = cJSON_AddItemToArray(list, cJSON_CreateNumber((double)ends->end[i]));
+    return ok;
+}
+
+loom_text_ends loom_text_ends_of(bool bytes, int64_t vocab_size) {
+    const int64_t end = bytes ? LOOM_BYTE_END_OF_TEXT : LOOM_GPT2_VOCABULARY - 1;
+    if (!bytes && vocab_size != LOOM_GPT2_VOCABULARY) return (loom_text_ends){.begin = -1};
+    return (loom_text_ends){.begin = end, .n_ends = 1, .end = {end}};
+}
+
+bool loom_config_write(loom_manifest *manifest, const loom_gpt_config *config, const loom_text_ends *ends,
+                       loom_dtype dtype, loom_error *error) {
     cJSON *json = cJSON_CreateObject();
     const bool complete = add_architecture(json) && add_shape(json, config) &&
                           add_arithmetic(json, config->activation, dtype) &&
-                          add_token_id(json, "bos_token_id", end_of_text) &&
-                          add_token_id(json, "eos_token_id", end_of_text);
+                          add_token_id(json, "bos_token_id", ends->begin) && add_ends(json, ends);
     return loom_manifest_add_json(manifest, LOOM_CONFIG_FILE, json, complete, error);
 }
 
@@ -73,26 +84,34 @@ static const cJSON *given(const cJSON *json, const char *key) {
 static bool check_string(const cJSON *json, const char *path, const char *key, const char *only, loom_error *error) {
     const cJSON *item = given(json, key);
     if (!item || (cJSON_IsString(item) && strcmp(item->valuestring, only) == 0)) return true;
-    return loom_fail(error, "%s: \"%s\" is %s; only %s can be loaded", path, key,
+    return loom_fail(error, "%s: \"%s\" is %s; only models of %s can be loaded: take one of them", path, key,
                      cJSON_IsString(item) ? item->valuestring : "no string", only);
 }
 
-static bool check_bool(const cJSON *json, const char *path, const char *key, bool only, loom_error *error) {
+/* `meaning` is what another value makes of the model. */
+static bool check_bool(const cJSON *json, const char *path, const char *key, bool only, const char *meaning,
+                       loom_error *error) {
     const cJSON *item = given(json, key);
     if (!item || (only ? cJSON_IsTrue(item) : cJSON_IsFalse(item))) return true;
-    return loom_fail(error, "%s: \"%s\" is not %s; only a GPT-2 with that can be loaded", path, key,
-                     only ? "true" : "false");
+    return loom_fail(error,
+                     "%s: \"%s\" is not %s: %s, which cannot be computed here; take a model that was trained "
+                     "with %s",
+                     path, key, only ? "true" : "false", meaning, only ? "true" : "false");
 }
 
 static bool check_arithmetic(const cJSON *json, const char *path, loom_error *error) {
-    if (!check_bool(json, path, "tie_word_embeddings", true, error) ||
-        !check_bool(json, path, "scale_attn_weights", true, error) ||
-        !check_bool(json, path, "scale_attn_by_inverse_layer_idx", false, error) ||
-        !check_bool(json, path, "add_cross_attention", false, error))
+    if (!check_bool(json, path, "tie_word_embeddings", true, "it has an output layer of its own", error) ||
+        !check_bool(json, path, "scale_attn_weights", true, "its attention is not scaled", error) ||
+        !check_bool(json, path, "scale_attn_by_inverse_layer_idx", false, "its attention is scaled by layers", error) ||
+        !check_bool(json, path, "add_cross_attention", false, "it attends to a second text", error))
         return false;
     const cJSON *epsilon = given(json, "layer_norm_epsilon");
     if (epsilon && !(cJSON_IsNumber(epsilon) && fabs(epsilon->valuedouble - layernorm_epsilon) < 1e-9))
-        return loom_fail(error, "%s: \"layer_norm_epsilon\" is not 1e-05; only a GPT-2 with that can be loaded", path);
+        return loom_fail(
+            error,
+            "%s: \"layer_norm_epsilon\" is not 1e-05, the only one that is computed with here; take a model "
+            "that was trained with it",
+            path);
     return true;
 }
 
@@ -103,8 +122,48 @@ static bool read_activation(const cJSON *json, const char *path, loom_gpt_activa
             *activation = i;
             return true;
         }
-    return loom_fail(error, "%s: \"activation_function\" is %s; only gelu_new and relu can be loaded", path,
-                     cJSON_IsString(item) ? item->valuestring : "no string");
+    const char *name = cJSON_IsString(item) ? item->valuestring : "no string";
+    for (size_t i = 0; i < sizeof same_as_gelu_new / sizeof *same_as_gelu_new; i++)
+        if (strcmp(name, same_as_gelu_new[i]) == 0)
+            return loom_fail(error,
+                             "%s: \"activation_function\" is %s, which is gelu_new by another name: write gelu_new "
+                             "there to load the model",
+                             path, name);
+    return loom_fail(error,
+                     "%s: \"activation_function\" is %s; only gelu_new and relu are computed here: take a model that "
+                     "was trained with one of them",
+                     path, name);
+}
+
+/* A token's id; -1 for one that the vocabulary does not have, which no text can hold. */
+static bool read_token_id(const cJSON *item, int64_t vocab_size, int64_t *id) {
+    if (!loom_json_whole(item, id)) return false;
+    if (*id >= vocab_size) *id = -1;
+    return true;
+}
+
+/* Where nothing is said, it is GPT-2's end-of-text; null says that there is none. */
+static bool read_ends(const cJSON *json, const char *path, int64_t vocab_size, loom_text_ends *ends,
+                      loom_error *error) {
+    const cJSON *begin = cJSON_GetObjectItemCaseSensitive(json, "bos_token_id");
+    const cJSON *end = cJSON_GetObjectItemCaseSensitive(json, "eos_token_id");
+    const int64_t standard = LOOM_GPT2_VOCABULARY - 1 < vocab_size ? LOOM_GPT2_VOCABULARY - 1 : -1;
+    *ends = (loom_text_ends){.begin = begin ? -1 : standard};
+    if (given(json, "bos_token_id") && !read_token_id(begin, vocab_size, &ends->begin))
+        return loom_fail(error, "%s: \"bos_token_id\" is no token's id", path);
+    if (!end && standard >= 0) ends->end[ends->n_ends++] = standard;
+    if (!given(json, "eos_token_id")) return true;
+    for (const cJSON *item = cJSON_IsArray(end) ? end->child : end; item;
+         item = cJSON_IsArray(end) ? item->next : NULL) {
+        int64_t id;
+        if (!read_token_id(item, vocab_size, &id))
+            return loom_fail(error, "%s: \"eos_token_id\" is neither a token's id nor a list of them", path);
+        if (id < 0) continue;
+        if (ends->n_ends == LOOM_MAX_TEXT_ENDS)
+            return loom_fail(error, "%s: \"eos_token_id\" lists more than %d tokens", path, LOOM_MAX_TEXT_ENDS);
+        ends->end[ends->n_ends++] = id;
+    }
+    return true;
 }
 
 static bool read_config(const cJSON *json, const char *path, loom_gpt_config *config, loom_error *error) {
@@ -123,14 +182,17 @@ static bool read_config(const cJSON *json, const char *path, loom_gpt_config *co
     const cJSON *inner = given(json, "n_inner");
     int64_t n_inner;
     if (inner && !(loom_json_whole(inner, &n_inner) && n_inner == 4 * config->n_embd))
-        return loom_fail(error, "%s: \"n_inner\" is not 4 * n_embd = %" PRId64 "; only that can be loaded", path,
-                         4 * config->n_embd);
+        return loom_fail(error,
+                         "%s: \"n_inner\" is not 4 * n_embd = %" PRId64 ", the only width of an MLP that is computed "
+                         "here; take a model with that width",
+                         path, 4 * config->n_embd);
     return true;
 }
 
-bool loom_config_read(const char *path, loom_gpt_config *config, loom_error *error) {
+bool loom_config_read(const char *path, loom_gpt_config *config, loom_text_ends *ends, loom_error *error) {
     cJSON *json = loom_json_read(path, error);
-    const bool ok = json && loom_json_check_keys(json, path, error) && read_config(json, path, config, error);
+    const bool ok = json && loom_json_check_keys(json, path, error) && read_config(json, path, config, error) &&
+                    read_ends(json, path, config->vocab_size, ends, error);
     cJSON_Delete(json);
     return ok;
 }

@@ -14,13 +14,12 @@ extern "C" {
 #define LOOM_STATE_FILE     "training_state.json"
 #define LOOM_CHOICES_FILE   "choices.txt"
 
-/* config.json, as transformers' GPT2LMHeadModel writes it. `bytes` sets the end-of-text id of the byte vocabulary;
- * `dtype` is that of the weights beside it. */
-bool loom_config_write(loom_manifest *manifest, const loom_gpt_config *config, bool bytes, loom_dtype dtype,
-                       loom_error *error);
+/* config.json, as transformers' GPT2LMHeadModel writes it; `dtype` is that of the weights beside it. */
+bool loom_config_write(loom_manifest *manifest, const loom_gpt_config *config, const loom_text_ends *ends,
+                       loom_dtype dtype, loom_error *error);
 
 /* Reads any GPT-2's config.json, and refuses what would compute something else than this program does. */
-bool loom_config_read(const char *path, loom_gpt_config *config, loom_error *error);
+bool loom_config_read(const char *path, loom_gpt_config *config, loom_text_ends *ends, loom_error *error);
 
 /* tokenizer.json, tokenizer_config.json and special_tokens_map.json: byte n is token n, end-of-text is 256. */
 bool loom_tokenizer_write(loom_manifest *manifest, int64_t block_size, loom_error *error);

@@ -74,7 +74,8 @@ static bool begin(save *s, const char *run, loom_error *error) {
         *s->temporary = 0;
         return false;
     }
-    return loom_config_write(&s->manifest, config, s->bytes, s->tensors->dtype, error) &&
+    const loom_text_ends ends = s->tensors->ends ? *s->tensors->ends : loom_text_ends_of(s->bytes, config->vocab_size);
+    return loom_config_write(&s->manifest, config, &ends, s->tensors->dtype, error) &&
            (!s->bytes || loom_tokenizer_write(&s->manifest, config->block_size, error)) && write_tensors(s, error) &&
            loom_state_write(&s->manifest, s->state, error) && write_choices(&s->manifest, s->tensors->device, error);
 }

@@ -57,36 +57,53 @@ static int larger_first(const void *a, const void *b) {
     return (x < y) - (x > y);
 }
 
-/* The smallest probability that is kept: top-k and top-p (Holtzman et al., 2020) both keep the most probable ones. */
-static float threshold(const float *probability, int64_t n, const loom_sampling *sampling, float *sorted) {
-    const int64_t k = sampling->top_k > 0 && sampling->top_k < n ? sampling->top_k : n;
-    if (k == n && sampling->top_p >= 1) return 0;
-    memcpy(sorted, probability, (size_t)n * sizeof *sorted);
+/* What top-k and top-p (Holtzman et al., 2020) keep: all logits above `least`, and of those equal to it the first so
+ * many. */
+typedef struct selection {
+    float least;
+    int64_t equal;
+} selection;
+
+static float weight(float logit, float best, const loom_sampling *sampling) {
+    return expf((logit - best) / sampling->temperature);
+}
+
+static selection select_logits(const float *logits, int64_t n, float best, const loom_sampling *sampling,
+                               float *sorted) {
+    int64_t count = sampling->top_k > 0 && sampling->top_k < n ? sampling->top_k : n, equal = 0;
+    if (count == n && sampling->top_p >= 1) return (selection){-INFINITY, 0};
+    memcpy(sorted, logits, (size_t)n * sizeof *sorted);
     qsort(sorted, (size_t)n, sizeof *sorted, larger_first);
     double total = 0, mass = 0;
-    for (int64_t i = 0; i < k; i++) total += (double)sorted[i];
-    for (int64_t i = 0; i < k; i++) {
-        mass += (double)sorted[i];
-        if (mass >= (double)sampling->top_p * total) return sorted[i];
+    for (int64_t i = 0; i < count; i++) total += (double)weight(sorted[i], best, sampling);
+    for (int64_t i = 0; i < count && sampling->top_p < 1; i++) {
+        mass += (double)weight(sorted[i], best, sampling);
+        if (mass >= (double)sampling->top_p * total) count = i + 1;
     }
-    return sorted[k - 1];
+    while (equal < count && sorted[count - 1 - equal] == sorted[count - 1]) equal++;
+    return (selection){sorted[count - 1], equal};
 }
 
 int32_t loom_sample_logits(const float *logits, int64_t n, const loom_sampling *sampling, uint32_t step,
                            float *scratch) {
     const int32_t best = most_probable(logits, n);
+    bool usable = logits[best] > -INFINITY;
+    for (int64_t i = 0; i < n; i++) usable &= logits[i] < INFINITY; /* which NaN is not */
+    if (!usable) return -1;
     if (sampling->temperature <= 0) return best;
     float *probability = scratch, *sorted = scratch + n;
-    for (int64_t i = 0; i < n; i++) probability[i] = expf((logits[i] - logits[best]) / sampling->temperature);
-    const float least = threshold(probability, n, sampling, sorted);
+    selection keep = select_logits(logits, n, logits[best], sampling, sorted);
     double total = 0;
-    for (int64_t i = 0; i < n; i++)
-        if (probability[i] >= least) total += (double)probability[i];
+    for (int64_t i = 0; i < n; i++) {
+        const bool in = logits[i] > keep.least || (logits[i] == keep.least && keep.equal-- > 0);
+        probability[i] = in ? weight(logits[i], logits[best], sampling) : 0;
+        total += (double)probability[i];
+    }
     const loom_random4 random = loom_random(sampling->seed, LOOM_RANDOM_SAMPLE, step, 0);
     double left = total * (double)loom_random_uniform(random.word[0]);
     int32_t chosen = best;
     for (int64_t i = 0; i < n; i++) {
-        if (probability[i] < least) continue;
+        if (probability[i] <= 0) continue;
         chosen = (int32_t)i;
         left -= (double)probability[i];
         if (left < 0) break;
@@ -123,13 +140,19 @@ bool loom_gpt_generate(loom_gpt *g, const int32_t *prompt, int64_t n_prompt, int
     float *logits = malloc(3 * (size_t)V * sizeof *logits);
     bool ok = c.token && logits;
     if (!ok) loom_fail(error, "no memory to sample");
-    for (int64_t i = 0; ok && i < n_prompt; i++) append(&c, prompt[i], g->T);
+    if (ok) {
+        c.n = n_prompt < g->T ? n_prompt : g->T;
+        memcpy(c.token, prompt + (n_prompt - c.n), (size_t)c.n * sizeof *c.token);
+    }
     for (int64_t i = 0; ok && i < count; i++) {
         ok = loom_gpt_next_logits(g, c.token + c.run, c.n - c.run, c.run, logits, error);
         if (!ok) break;
         c.run = c.n;
         const int32_t next = loom_sample_logits(logits, V, sampling, (uint32_t)i, logits + V);
-        if (!emit(user, next)) break;
+        if (next < 0)
+            ok = loom_fail(error, "the logits are no finite numbers: are the weights damaged, or too large for %s?",
+                           loom_dtype_name(g->precision.storage));
+        if (!ok || !emit(user, next)) break;
         append(&c, next, g->T);
     }
     free(c.token);

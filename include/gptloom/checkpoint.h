@@ -49,10 +49,22 @@ typedef struct loom_training_state {
     loom_scalars_state scalars; /* a loss scale of 0: not told, as in files older than loss scaling */
 } loom_training_state;
 
+/* Which tokens texts begin and end with: config.json's bos_token_id and eos_token_id. */
+enum { LOOM_MAX_TEXT_ENDS = 16 };
+typedef struct loom_text_ends {
+    int64_t begin; /* -1: none */
+    int n_ends;    /* 0: nothing ends a text */
+    int64_t end[LOOM_MAX_TEXT_ENDS];
+} loom_text_ends;
+
+/* Those of a vocabulary: the byte-level one's, GPT-2's, or none. */
+loom_text_ends loom_text_ends_of(bool bytes, int64_t vocab_size);
+
 /* What a checkpoint says about itself. */
 typedef struct loom_checkpoint_info {
     char directory[4096]; /* the checkpoint itself, `latest` resolved */
     loom_gpt_config config;
+    loom_text_ends ends;
     bool bytes;         /* it carries the byte-level tokenizer */
     bool has_optimizer; /* training_state.json and optimizer.safetensors are there */
     /* A hash that tells checkpoints apart: of its manifest, which has all files' checksums; of one that others have
@@ -79,6 +91,7 @@ typedef struct loom_checkpoint_tensors {
     loom_dtype dtype;                   /* of the parameters: fp32, bf16 or fp16 */
     loom_dtype moment_dtype;            /* fp32 or bf16 */
     bool moments;                       /* they are saved, or loaded, too */
+    const loom_text_ends *ends;         /* saved too; NULL: those of the vocabulary */
 } loom_checkpoint_tensors;
 
 /* The slices of one who has all: whole buckets, of memory in the layout that begins at these places (moments NULL:

@@ -290,17 +290,19 @@ bool loom_gpt_next_logits(loom_gpt *gpt, const int32_t *tokens, int64_t n, int64
 /* ------------------------------------------------------------------------------------------------------- generation */
 typedef struct loom_sampling {
     float temperature; /* 0: the most probable token */
-    int top_k;         /* 0: all */
-    float top_p;       /* 1: all */
+    int top_k;         /* so many of the most probable tokens, of equal ones those with the lowest ids; 0: all */
+    float top_p;       /* of these the fewest, in the same order, that have this part of their probability; 1: all */
     uint64_t seed;
 } loom_sampling;
 
-/* Draws from logits (n) as `sampling` says; the random number is that of `step`. `scratch` holds 2n floats. */
+/* Draws from logits (n) as `sampling` says; the random number is that of `step`. `scratch` holds 2n floats. -1 where a logit
+ * is NaN or +infinity, or all are -infinity. */
 int32_t loom_sample_logits(const float *logits, int64_t n, const loom_sampling *sampling, uint32_t step,
                            float *scratch);
 
 /* Continues `prompt` (at least one token) by up to `count` tokens, handing each to `emit`, which may return false to
- * stop. When the context is full its older half is dropped and the rest run again. */
+ * stop. Of a longer prompt the model sees the last T tokens. When the context is full its older half is dropped and the rest
+ * run again. */
 bool loom_gpt_generate(loom_gpt *gpt, const int32_t *prompt, int64_t n_prompt, int64_t count,
                        const loom_sampling *sampling, bool (*emit)(void *user, int32_t token), void *user,
                        loom_error *error);
