@@ -229,11 +229,16 @@ TEST_F(ForeignTest, ConfigurationsThatComputeSomethingElseAreRefused) {
         {"\"gpt2\"", "\"llama\"", "model_type"},
         {"\"gpt2\"", "2", "model_type"},
         {"\"model_type\"", "\"type\"", "model_type"},
-        {"gelu_new", "silu", "activation_function"},
-        {"1e-05", "1e-06", "layer_norm_epsilon"},
+        {"gelu_new", "silu", "only gelu_new and relu are computed here: take a model"},
+        {"gelu_new", "gelu_pytorch_tanh", "is gelu_new by another name: write gelu_new"},
+        {"1e-05", "1e-06",
+         "\"layer_norm_epsilon\" is not 1e-05, the only one that is computed with here; take a model"},
         {"1e-05", "\"1e-05\"", "layer_norm_epsilon"},
-        {"\"n_inner\":\tnull", "\"n_inner\":\t33", "n_inner"},
-        {"\"tie_word_embeddings\":\ttrue", "\"tie_word_embeddings\":\tfalse", "tie_word_embeddings"},
+        {"\"n_inner\":\tnull", "\"n_inner\":\t33",
+         "\"n_inner\" is not 4 * n_embd = 32, the only width of an MLP that is "
+         "computed here; take a model"},
+        {"\"tie_word_embeddings\":\ttrue", "\"tie_word_embeddings\":\tfalse",
+         "\"tie_word_embeddings\" is not true: it has an output layer of its own, which cannot be computed here; take"},
         {"{", "{\"scale_attn_by_inverse_layer_idx\": true, ", "scale_attn_by_inverse_layer_idx"},
         {"{", "{\"scale_attn_weights\": false, ", "scale_attn_weights"},
         {"\"n_head\":\t2", "\"n_head\":\t3", "not divisible"},
@@ -275,7 +280,11 @@ TEST_F(ForeignTest, MissingWeightsAreExplained) {
     EXPECT_TRUE(says({foreign / "model.safetensors", "is missing"}));
     write_file(foreign / "model.safetensors.index.json", "{}");
     EXPECT_FALSE(open(foreign));
-    EXPECT_TRUE(says({foreign / "model.safetensors", "in several files"}));
+    EXPECT_TRUE(says({foreign / "model.safetensors", "in several files", "save_pretrained(DIR, max_shard_size="}));
+    fs::remove(foreign / "model.safetensors.index.json");
+    write_file(foreign / "pytorch_model.bin", "PK");
+    EXPECT_FALSE(open(foreign));
+    EXPECT_TRUE(says({foreign / "model.safetensors", "as safetensors", "save_pretrained(DIR)"}));
 }
 
 TEST_F(CheckpointTest, ACheckpointOfAnotherShapeIsRefused) {

@@ -141,7 +141,7 @@ static bool write_results(const bench *b, loom_error *error) {
     cJSON *document = cJSON_CreateObject();
     cJSON_AddStringToObject(document, "version", LOOM_VERSION);
     cJSON_AddStringToObject(document, "device", b->device->name);
-    cJSON_AddStringToObject(document, "description", b->device->description);
+    cJSON_AddStringToObject(document, "description", LOOM_PRINTABLE(b->device->description));
     cJSON_AddNumberToObject(document, "copy_gb_per_s", b->bandwidth / 1e9);
     cJSON_AddNumberToObject(document, "peak_tflop_per_s", b->peak / 1e12);
     cJSON_AddItemReferenceToObject(document, "results", b->results);

@@ -154,9 +154,9 @@ static cJSON *document_of(const loom_plan_answer *a) {
     char name[LOOM_RECOMPUTE_NAME];
     cJSON *document = cJSON_CreateObject();
     cJSON_AddStringToObject(document, "version", LOOM_VERSION);
-    cJSON_AddStringToObject(document, "model", a->planning.name);
+    cJSON_AddStringToObject(document, "model", LOOM_PRINTABLE(a->planning.name));
     cJSON_AddNumberToObject(document, "parameters", (double)a->best->plan.parameters);
-    cJSON_AddStringToObject(document, "device", a->title);
+    cJSON_AddStringToObject(document, "device", LOOM_PRINTABLE(a->title));
     cJSON_AddStringToObject(document, "dtype", loom_dtype_name(a->precision.storage));
     cJSON_AddStringToObject(document, "master", loom_dtype_name(a->precision.master));
     cJSON_AddStringToObject(document, "gradient", loom_dtype_name(a->precision.gradient));
