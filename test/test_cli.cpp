@@ -267,7 +267,7 @@ TEST_F(Program, TrainHelpNamesEveryFlagWithItsDefault) {
                              "--skip-spikes",
                              "--val-fraction",
                              "--val-every",
-                             "--val-batches",
+                             "--val-tokens",
                              "--sample-every",
                              "--sample-tokens",
                              "--checkpoint-every",
@@ -385,7 +385,7 @@ TEST_F(Program, NegativeHugeNanAndNonNumericValues) {
     }
     for (const char *flag :
          {"--n-layer", "--n-head", "--n-embd", "--block-size", "--vocab-size", "--batch", "--micro-batch", "--seq-len",
-          "--steps", "--stop-after", "--warmup", "--val-every", "--val-batches", "--sample-every", "--sample-tokens",
+          "--steps", "--stop-after", "--warmup", "--val-every", "--val-tokens", "--sample-every", "--sample-tokens",
           "--checkpoint-every", "--keep", "--seed", "--threads"}) {
         expect_training_mistake({flag, "-1"}, {std::string(flag) + ": -1 is below"});
         expect_training_mistake({flag, "99999999999999999999"},

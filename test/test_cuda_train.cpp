@@ -240,7 +240,7 @@ TEST_F(CudaRun, ResumesToTheSameBits) {
 /* What runs between the recorded pieces shares their memory and leaves it as the next one needs it. */
 TEST_F(CudaRun, ValidatingAndSamplingBetweenRecordedStepsChangesNoBit) {
     const Options::Pairs often = {
-        {"dtype", "bf16"}, {"val-every", "2"}, {"val-batches", "1"}, {"sample-every", "3"}, {"sample-tokens", "5"}};
+        {"dtype", "bf16"}, {"val-every", "2"}, {"val-tokens", "16"}, {"sample-every", "3"}, {"sample-tokens", "5"}};
     ASSERT_TRUE(trains(run("graph", often)));
     const std::string choices = directory.at("graph/choices.txt");
     ASSERT_TRUE(trains(run("plain", often + Options::Pairs{{"cuda-graph", "off"}, {"choices", choices}})));
@@ -285,7 +285,7 @@ TEST_F(CudaRun, ValidatesAndSamples) {
     const std::string out = directory.at("v");
     ASSERT_TRUE(trains(run(
         "v",
-        {{"dtype", "bf16"}, {"val-every", "4"}, {"val-batches", "2"}, {"sample-every", "8"}, {"sample-tokens", "6"}})));
+        {{"dtype", "bf16"}, {"val-every", "4"}, {"val-tokens", "32"}, {"sample-every", "8"}, {"sample-tokens", "6"}})));
     EXPECT_NE(read_file(out + "/metrics.jsonl").find("val_loss"), std::string::npos);
     EXPECT_GT(read_file(out + "/samples.txt").size(), 10u);
 }

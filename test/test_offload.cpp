@@ -491,7 +491,7 @@ class OffloadTrain : public Offload {
                               {"device", "cuda"},
                               {"threads", "1"},
                               {"val-every", "2"},
-                              {"val-batches", "1"},
+                              {"val-tokens", "16"},
                               {"sample-every", "3"},
                               {"sample-tokens", "3"}} +
                changes;

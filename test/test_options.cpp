@@ -199,7 +199,7 @@ TEST_F(Options, ChoicesAndWordsSuggest) {
     refused("deterministic", "maybe", {"--deterministic: 'maybe' is neither true nor false"});
     refused("out", "", {"--out: is empty"});
     refused("n-layers", "3", {"--n-layers: there is no such option", "did you mean 'n-layer'?"});
-    refused("val_batchs", "3", {"did you mean 'val-batches'?"});
+    refused("val_token", "3", {"did you mean 'val-tokens'?"});
     refused("qwertyuiop", "3", {"--qwertyuiop: ", "gptloom train --help"});
 }
 

@@ -3,6 +3,7 @@
 
 #include <cfloat>
 #include <map>
+#include <numeric>
 #include <set>
 #include <sstream>
 
@@ -363,7 +364,7 @@ class Train : public testing::Test {
         return {{"data", at("text")}, {"n-layer", "1"},  {"n-head", "2"},        {"n-embd", "16"},
                 {"block-size", "16"}, {"batch", "4"},    {"micro-batch", "2"},   {"steps", "40"},
                 {"lr", "1e-2"},       {"threads", "1"},  {"warmup", "4"},        {"val-every", "10"},
-                {"val-batches", "3"}, {"device", "cpu"}, {"sample-every", "20"}, {"sample-tokens", "20"},
+                {"val-tokens", "96"}, {"device", "cpu"}, {"sample-every", "20"}, {"sample-tokens", "20"},
                 {"seed", "7"},        {"keep", "0"},     {"weight-decay", "0.1"}};
     }
     Options::Pairs run(const std::string &out, const Options::Pairs &changes = {}) const {
@@ -405,11 +406,11 @@ TEST_F(Train, ValidatingAndSamplingBetweenStepsChangesNothing) {
     for (int i = 0; i < 6; i++) {
         last = bits_of_steps(trainer, 1);
         losses += last.substr(0, 2 * sizeof(float));
-        double loss;
+        loom_validation result;
         const auto drop = [](void *, int32_t) { return true; };
         require([&](loom_error *error) {
-            return loom_trainer_validate(trainer.get(), 0, &loss, error) &&
-                   loom_trainer_sample(trainer.get(), 30, drop, NULL, error);
+            return loom_trainer_validate(trainer.get(), 0, &result, error) &&
+                   loom_trainer_sample(trainer.get(), 30, drop, NULL, NULL, error);
         });
     }
     EXPECT_TRUE(losses + last.substr(2 * sizeof(float)) == plain);
@@ -503,9 +504,11 @@ TEST_F(Train, AStepThatIsNotFiniteIsSkippedAndTheNextGoesOn) {
     EXPECT_FALSE(bits_of_steps(trainer, 0) == before);
 }
 
-/* Every pair of the validation split once, beside the same sum by a model of its own, window by window. The split's
- * windows do not fill the last micro-batch, nor its pairs the last window. */
-TEST_F(Train, ValidationCoversTheWholeSplit) {
+/* Every pair of the validation split once, beside the same sum by a model of its own, window by window; and five of its
+ * windows, evenly spaced. They do not fill the last micro-batch, nor the split's pairs the last window. The bits are the
+ * same for every micro-batch. */
+TEST_F(Train, ValidationIsOfTokensWhateverTheMicroBatch) {
+    std::string bits[2];
     for (const char *micro : {"4", "1"}) {
         const Options options(small() +
                               Options::Pairs{{"device", "oracle"}, {"micro-batch", micro}, {"val-fraction", "0.09"}});
@@ -526,8 +529,8 @@ TEST_F(Train, ValidationCoversTheWholeSplit) {
         Model model(*loom_gpt_get_config(trainer->gpt), 1, T, on("oracle"));
         const double *parameters = (const double *)loom_gpt_get_parameters(trainer->gpt);
         model.set_parameters({parameters, parameters + model.layout().elements});
-        double sum = 0, sum_of_three = 0;
-        int64_t pairs = 0, pairs_of_three = 0;
+        std::vector<double> losses;
+        int64_t pairs = 0;
         for (int64_t w = 0; w < windows; w++) {
             std::vector<int32_t> inputs((size_t)T, 0), targets((size_t)T, -1);
             for (int64_t t = 0; t < T && w * T + t + 1 < held_out; t++) {
@@ -538,18 +541,28 @@ TEST_F(Train, ValidationCoversTheWholeSplit) {
             loom_gpt_set_batch(model.gpt(), inputs.data(), targets.data(), LOOM_HOST_TO_DEVICE);
             loom_gpt_forward(model.gpt());
             loom_gpt_loss(model.gpt(), false, false);
-            for (const double row : model.losses()) sum += row;
-            if (w + 1 == 3 * trainer->options.micro_batch) sum_of_three = sum, pairs_of_three = pairs;
+            const std::vector<double> rows = model.losses();
+            losses.push_back(std::accumulate(rows.begin(), rows.end(), 0.0));
         }
         EXPECT_EQ(pairs, held_out - 1);
-        double loss = 0;
-        ASSERT_TRUE(works([&](loom_error *error) { return loom_trainer_validate(trainer.get(), 0, &loss, error); }));
-        EXPECT_NEAR(loss, sum / (double)pairs, 1e-12);
-        ASSERT_TRUE(works([&](loom_error *error) { return loom_trainer_validate(trainer.get(), 3, &loss, error); }));
-        EXPECT_NEAR(loss, sum_of_three / (double)pairs_of_three, 1e-12) << "its first three micro-batches";
-        ASSERT_TRUE(works([&](loom_error *error) { return loom_trainer_validate(trainer.get(), 1000, &loss, error); }));
-        EXPECT_NEAR(loss, sum / (double)pairs, 1e-12) << "more than there are is all";
+        const double all = std::accumulate(losses.begin(), losses.end(), 0.0) / (double)pairs;
+        double five = 0;
+        for (int64_t i = 0; i < 5; i++) five += losses[(size_t)(i * windows / 5)] / (5.0 * T);
+        for (const auto &[asked, loss, taken] : {std::tuple{int64_t{0}, all, pairs},
+                                                 {pairs, all, pairs},
+                                                 {1000000, all, pairs},
+                                                 {4 * T + 1, five, 5 * T}}) {
+            loom_validation result = {};
+            ASSERT_TRUE(works(
+                [&, n = asked](loom_error *error) { return loom_trainer_validate(trainer.get(), n, &result, error); }));
+            EXPECT_NEAR(result.loss, loss, 1e-12) << asked;
+            EXPECT_EQ(result.tokens, taken) << asked;
+            EXPECT_EQ(loom_trainer_validation_tokens(trainer.get(), asked), taken) << asked;
+            EXPECT_FALSE(result.interrupted);
+            bits[*micro == '1'].append((const char *)&result.loss, sizeof result.loss);
+        }
     }
+    EXPECT_TRUE(bits[0] == bits[1]) << "the micro-batch shows";
 }
 
 TEST_F(Train, ValidationTextOfItsOwnLeavesAllOfTheDataForTraining) {
@@ -1174,8 +1187,9 @@ TEST_F(Train, TheObserverIsToldOfEverythingInOrder) {
     observer.stepped = [](void *user, const loom_step_report *report) {
         ((Said *)user)->push_back("step " + std::to_string(report->step));
     };
-    observer.validated = [](void *user, int64_t done, double loss) {
-        EXPECT_TRUE(loss > 0 && loss < 6);
+    observer.validated = [](void *user, int64_t done, const loom_validation *result) {
+        EXPECT_TRUE(result->loss > 0 && result->loss < 6);
+        EXPECT_EQ(result->tokens, 96);
         ((Said *)user)->push_back("validated " + std::to_string(done));
     };
     observer.sampled = [](void *user, int64_t done, const char *text) {
@@ -1202,7 +1216,7 @@ TEST_F(Train, AnEveryOfZeroIsNever) {
     int calls = 0;
     loom_train_observer observer = {};
     observer.user = &calls;
-    observer.validated = [](void *user, int64_t, double) { ++*(int *)user; };
+    observer.validated = [](void *user, int64_t, const loom_validation *) { ++*(int *)user; };
     observer.sampled = [](void *user, int64_t, const char *) { ++*(int *)user; };
     ASSERT_TRUE(trains(
         run("run",
@@ -1220,19 +1234,83 @@ TEST_F(Train, OldCheckpointsGo) {
     EXPECT_EQ(names, (std::set<std::string>{"latest", "step-00000030", "step-00000040"}));
 }
 
+/* Wherever it is asked to: between micro-batches, in validation and in sampling. What was under way is done again by the
+ * next session, so that nothing shows that there were two. */
 TEST_F(Train, ARunThatShouldStopSavesAndEnds) {
-    int asked = 0;
+    const Options::Pairs often = {
+        {"steps", "4"}, {"warmup", "0"}, {"val-every", "3"}, {"sample-every", "3"}, {"sample-tokens", "3"}};
+    ASSERT_TRUE(trains(run("whole", often)));
+    const auto whole = metrics_of(at("whole"));
+    struct User {
+        int left;
+        int64_t done;
+        bool asked;
+    } user;
     loom_train_observer observer = {};
-    observer.user = &asked;
-    observer.should_stop = [](void *user) { return ++*(int *)user == 7; };
-    ASSERT_TRUE(trains(run("run"), &observer));
-    EXPECT_EQ(asked, 7) << "asked after every step";
-    EXPECT_EQ(fs::read_symlink(at("run/checkpoints/latest")), "step-00000007");
-    EXPECT_EQ(metrics_of(at("run")).size(), 7u);
-    ASSERT_TRUE(trains(run("run", {{"resume", "true"}})));
-    ASSERT_TRUE(trains(run("whole")));
-    expect_same_checkpoint(at("run/checkpoints/latest"), at("whole/checkpoints/latest"));
-    EXPECT_EQ(metrics_of(at("run")), metrics_of(at("whole")));
+    observer.user = &user;
+    observer.stepped = [](void *u, const loom_step_report *report) { ((User *)u)->done = report->step; };
+    observer.should_stop = [](void *u) { return (((User *)u)->asked = --((User *)u)->left == 0); };
+    bool in_validation = false, in_sampling = false;
+    for (int k = 1;; k++) {
+        SCOPED_TRACE("asked " + std::to_string(k) + " times");
+        fs::remove_all(at("run"));
+        user = {k, 0, false};
+        ASSERT_TRUE(trains(run("run", often), &observer));
+        if (!user.asked) break;
+        const auto metrics = metrics_of(at("run"));
+        EXPECT_EQ((int64_t)metrics.size(), user.done);
+        EXPECT_EQ(fs::exists(at("run/checkpoints/latest")), user.done > 0);
+        if (user.done > 0) {
+            EXPECT_EQ(fs::read_symlink(at("run/checkpoints/latest")), "step-0000000" + std::to_string(user.done));
+        }
+        if (user.done == 3) {
+            const bool validated = metrics.back().find("val_loss") != std::string::npos;
+            in_validation = in_validation || !validated;
+            in_sampling = in_sampling || (validated && !fs::exists(at("run/samples.txt")));
+        }
+        const bool is_done = user.done == 4;
+        if (!is_done) {
+            ASSERT_TRUE(trains(run("run", often + Options::Pairs{{"resume", "true"}})));
+        }
+        expect_same_checkpoint(at("run/checkpoints/latest"), at("whole/checkpoints/latest"));
+        if (is_done) continue; /* the last validation and sample may be missing: there is no next session */
+        EXPECT_EQ(metrics_of(at("run")), whole);
+        EXPECT_EQ(read_file(at("run/samples.txt")), read_file(at("whole/samples.txt")));
+    }
+    EXPECT_TRUE(in_validation && in_sampling);
+}
+
+/* The same trainer does the step that it has given up once more, to the same bits: on each of its micro-batches, with
+ * gradients added up by backward and in a tree. */
+TEST_F(Train, AStepThatIsGivenUpIsRepeatedToTheSameBits) {
+    for (const char *tree : {"false", "true"}) {
+        const Options options(small() + Options::Pairs{{"batch", "8"},
+                                                       {"micro-batch", "2"},
+                                                       {"dtype", "bf16"},
+                                                       {"master-weights", "off"},
+                                                       {"deterministic-reduce", tree}});
+        const std::string plain = bits_of_steps(open_trainer(options), 5);
+        int left = 0;
+        loom_train_observer observer = {};
+        observer.user = &left;
+        observer.should_stop = [](void *user) { return --*(int *)user == 0; };
+        loom_trainer *opened = nullptr;
+        require([&](loom_error *error) { return loom_trainer_open(&opened, options.get(), NULL, &observer, error); });
+        const Trainer trainer(opened, loom_trainer_close);
+        std::string bits;
+        for (int i = 1; i <= 5; i++) {
+            left = i <= 4 ? i : 0; /* the step's i-th micro-batch is not begun */
+            if (left > 0) {
+                const loom_step_report report = step(trainer);
+                EXPECT_TRUE(report.interrupted && report.stop);
+                EXPECT_EQ(report.step, i - 1);
+                trainer->asked = trainer->stops = false;
+            }
+            const std::string one = bits_of_steps(trainer, 1);
+            bits = bits.substr(0, (size_t)(i - 1) * 2 * sizeof(float)) + one;
+        }
+        EXPECT_TRUE(bits == plain) << tree;
+    }
 }
 
 /* Parameters that are lost are not saved over good ones. */

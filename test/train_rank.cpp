@@ -214,13 +214,14 @@ void run(const Training &training, const loom_comm_options &how, const std::stri
               << (report.skipped ? ", left out" : "") << "\n";
     }
     if (training.validate) {
-        double loss;
-        require([&](loom_error *error) { return loom_trainer_validate(t, 0, &loss, error); });
+        loom_validation result;
+        require([&](loom_error *error) { return loom_trainer_validate(t, 0, &result, error); });
+        const double loss = result.loss;
         lines << "validation " << hash(std::string((const char *)&loss, sizeof loss)) << " " << loss << "\n";
     }
     if (training.sample) {
         std::string tokens;
-        require([&](loom_error *error) { return loom_trainer_sample(t, 20, take_token, &tokens, error); });
+        require([&](loom_error *error) { return loom_trainer_sample(t, 20, take_token, &tokens, NULL, error); });
         lines << "sample" << tokens << "\n";
     }
     if (training.save) require([&](loom_error *error) { return loom_trainer_save(t, options.out, 3, error); });

@@ -1,7 +1,9 @@
 /* gptloom train: options from flags and files, the run (the library's loom_train), and what is shown of it. */
 #include "command.h"
 #include "command_line.h"
+#include "interrupts.h"
 #include "options.h"
+#include "output.h"
 #include "progress.h"
 
 #include "base/file.h"
@@ -82,27 +84,6 @@ static bool add_files(loom_command_line *line, int argc, char **argv, loom_train
     free(config);
     if (ok && !options->out) ok = loom_fail(error, "--out: is missing; name a directory for the run");
     return ok;
-}
-
-/* ------------------------------------------------------------------------------------------------------- interrupts */
-
-static volatile sig_atomic_t interrupted;
-
-static void interrupt(int number) {
-    (void)number;
-    interrupted = 1;
-}
-
-/* The first Ctrl-C (SIGTERM, SIGHUP; SIGUSR1, which mpirun passes on to ranks) asks the run to save and end; the second one kills. What the caller ignores, as
- * nohup does, stays ignored. */
-static void catch_interrupts(void) {
-    static const int signals[] = {SIGINT, SIGTERM, SIGHUP, SIGUSR1};
-    const struct sigaction action = {.sa_handler = interrupt, .sa_flags = SA_RESTART | (int)SA_RESETHAND};
-    for (size_t i = 0; i < sizeof signals / sizeof *signals; i++) {
-        struct sigaction before;
-        if (sigaction(signals[i], NULL, &before) == 0 && before.sa_handler != SIG_IGN)
-            sigaction(signals[i], &action, NULL);
-    }
 }
 
 /* ---------------------------------------------------------------------------------------------------------- summary */
@@ -207,25 +188,32 @@ typedef struct session {
     bool quiet;
     bool bytes; /* samples are text */
     bool saves; /* checkpoints */
-    int ranks;
+    int rank, ranks;
+    int64_t done, saved;    /* the last step, and the last one in a checkpoint */
+    int64_t unwritten_from; /* the step after which stdout could not be written any more */
 } session;
+
+/* Ends what is printed of an event. */
+static void flush(session *now) {
+    const bool was_good = !loom_output_failure();
+    loom_output_flush_or_give_up();
+    if (was_good) now->unwritten_from = now->done;
+}
 
 /* A run that fits shows its memory when it starts. */
 static void on_planned(void *user, const loom_plan *plan) {
     session *now = user;
     if (now->quiet || loom_plan_fits(plan)) return;
     show_memory(plan);
-    fflush(stdout);
+    flush(now);
 }
 
-static void on_started(void *user, loom_trainer *trainer) {
-    session *now = user;
+static void show_start(session *now, loom_trainer *trainer) {
     const loom_train_options *options = loom_trainer_options(trainer);
     loom_gpt *gpt = loom_trainer_gpt(trainer);
     loom_device *device = loom_gpt_get_device(gpt);
     const int64_t done = loom_trainer_steps_done(trainer), planned = loom_trainer_steps_planned(trainer);
     const bool ends_early = options->stop_after > 0 && options->stop_after < planned - done;
-    if (now->quiet) return;
     double peak = 0;
     char rate[16] = "unknown";
     if (device->peak(device, loom_gpt_get_precision(gpt)->storage, 0.2, &peak, NULL))
@@ -246,7 +234,7 @@ static void on_started(void *user, loom_trainer *trainer) {
                (double)options->batch * (double)options->seq_len / seconds);
     if (loom_trainer_note(trainer)[0]) printf("  note        %s\n", LOOM_PRINTABLE(loom_trainer_note(trainer)));
     show_memory(loom_trainer_plan(trainer));
-    fflush(stdout);
+    flush(now);
     now->bytes = loom_dataset_is_bytes(loom_trainer_data(trainer));
     now->saves = options->save;
     loom_progress_begin(&now->progress, stdout, done, ends_early ? done + options->stop_after : planned, planned);
@@ -254,14 +242,39 @@ static void on_started(void *user, loom_trainer *trainer) {
     now->progress.flops_per_token = loom_gpt_flops_per_token(loom_gpt_get_config(gpt), options->seq_len);
 }
 
-static void on_stepped(void *user, const loom_step_report *report) {
+static void on_started(void *user, loom_trainer *trainer) {
     session *now = user;
-    if (!now->quiet) loom_progress_step(&now->progress, report);
+    now->done = now->saved = loom_trainer_steps_done(trainer);
+    /* A person at a terminal is told what becomes of Ctrl-C even by a quiet run. */
+    loom_interrupts_begin(now->rank == 0 && (!now->quiet || isatty(STDERR_FILENO)), loom_trainer_options(trainer)->save,
+                          now->saved);
+    if (now->quiet) return;
+    show_start(now, trainer);
+    if (now->progress.live) loom_interrupts_clear_line();
 }
 
-static void on_validated(void *user, int64_t step, double loss) {
+static void on_stepped(void *user, const loom_step_report *report) {
     session *now = user;
-    if (!now->quiet) loom_progress_validated(&now->progress, step, loss);
+    now->done = report->step;
+    loom_interrupts_progress(now->done, now->saved);
+    if (now->quiet) return;
+    loom_progress_step(&now->progress, report);
+    flush(now);
+}
+
+static void on_validating(void *user, int64_t step, double part) {
+    session *now = user;
+    (void)step;
+    if (now->quiet) return;
+    loom_progress_validating(&now->progress, part);
+    flush(now);
+}
+
+static void on_validated(void *user, int64_t step, const loom_validation *result) {
+    session *now = user;
+    if (now->quiet) return;
+    loom_progress_validated(&now->progress, step, result);
+    flush(now);
 }
 
 static void on_sampled(void *user, int64_t step, const char *text) {
@@ -273,24 +286,21 @@ static void on_sampled(void *user, int64_t step, const char *text) {
     for (const char *c = text; *c; c++) loom_printable_byte(&state, (unsigned char)*c, stdout);
     loom_printable_end(&state, stdout);
     printf("\n----\n");
-    fflush(stdout);
+    flush(now);
 }
 
 static void on_saved(void *user, int64_t step, const char *directory) {
     session *now = user;
+    now->saved = step;
+    loom_interrupts_progress(now->done, now->saved);
     if (now->quiet || now->progress.live) return;
     printf("step %lld: saved %s\n", (long long)step, LOOM_PRINTABLE(directory));
-    fflush(stdout);
+    flush(now);
 }
 
 static bool on_should_stop(void *user) {
-    session *now = user;
-    if (interrupted && !now->quiet) {
-        loom_progress_interrupt(&now->progress);
-        printf("interrupted: saves and ends; once more kills\n");
-        fflush(stdout);
-    }
-    return interrupted;
+    (void)user;
+    return loom_interrupts_asked() != 0;
 }
 
 /* -------------------------------------------------------------------------------------------------------------- end */
@@ -302,26 +312,47 @@ static void print_next_command(const char *subcommand, const char *out, const ch
 static void show_end(session *now, const char *out) {
     loom_progress *progress = &now->progress;
     const loom_step_report *report = &progress->report;
-    const double seconds = loom_progress_seconds(progress);
+    const double seconds = loom_progress_seconds(progress), validating = progress->validation_seconds;
     const int64_t steps = report->step - progress->first;
-    char duration[24], rate[16];
+    char duration[24], validation[24], rate[16];
     loom_progress_end(progress);
     loom_format_duration(duration, sizeof duration, seconds);
-    loom_format_count(rate, sizeof rate, seconds > 0 ? (double)progress->tokens / seconds : 0);
+    loom_format_duration(validation, sizeof validation, validating);
+    loom_format_count(rate, sizeof rate, seconds > validating ? (double)progress->tokens / (seconds - validating) : 0);
     const bool finished = report->step >= progress->total;
-    printf("\n%s after step %lld of %lld: %lld steps in %s, %s tok/s", finished ? "done" : "stopped",
-           (long long)report->step, (long long)progress->total, (long long)steps, duration, rate);
+    printf("\n%s after step %lld of %lld: %lld step%s in %s", finished ? "done" : "stopped", (long long)report->step,
+           (long long)progress->total, (long long)steps, steps == 1 ? "" : "s", duration);
+    if (validating >= 1) printf(", %s of it validation", validation);
+    printf(", %s tok/s", rate);
     if (progress->weight > 0) printf("; loss %.4f", progress->loss / progress->weight);
     if (!isnan(progress->validation)) printf(", validation %.4f", progress->validation);
     if (progress->skipped > 0) printf("; %lld updates left out", (long long)progress->skipped);
-    printf("\n\nwhat next:\n");
-    if (now->saves)
-        print_next_command("sample --from", out,
-                           now->bytes ? " --prompt 'Once upon a time' --tokens 200" : " --tokens 200");
-    print_next_command("plot", out, "");
     char ranks[32] = "";
     if (now->ranks > 1) snprintf(ranks, sizeof ranks, " --ranks %d", now->ranks);
-    if (!finished && now->saves) print_next_command("train --resume --out", out, ranks);
+    if (!finished && now->saves && loom_interrupts_asked() == SIGUSR1) {
+        printf("\n\nto be continued:\n");
+        print_next_command("train --resume --out", out, ranks);
+    } else {
+        printf("\n\nwhat next:\n");
+        if (now->saves)
+            print_next_command("sample --from", out,
+                               now->bytes ? " --prompt 'Once upon a time' --tokens 200" : " --tokens 200");
+        print_next_command("plot", out, "");
+        if (!finished && now->saves) print_next_command("train --resume --out", out, ranks);
+    }
+    flush(now);
+}
+
+/* The last line of a training whose stdout broke on the way: a closed pipe, a full disk, a pager that was left. */
+static void tell_of_output(const session *now, const char *out) {
+    loom_error line;
+    const int failure = loom_output_failure();
+    if (!failure) return;
+    loom_fail(&line,
+              "standard output: could not be written after step %lld (%s); the training went on without it; "
+              "%s/metrics.jsonl tells all",
+              (long long)now->unwritten_from, failure == EAGAIN ? "nobody read it" : strerror(failure), out);
+    loom_command_failed(&line);
 }
 
 /* One rank's process, or the only one. */
@@ -333,17 +364,20 @@ static int train(const loom_train_options *options, bool quiet) {
                                           .planned = on_planned,
                                           .started = on_started,
                                           .stepped = on_stepped,
+                                          .validating = on_validating,
                                           .validated = on_validated,
                                           .sampled = on_sampled,
                                           .saved = on_saved,
                                           .should_stop = on_should_stop};
     const loom_comm_options how = {.backend = options->comm, .timeout = options->comm_timeout};
-    catch_interrupts();
+    loom_output_ignore_sigpipe();
+    loom_interrupts_catch();
     if (!loom_comm_open(&comm, &how, &error)) {
         if (loom_launched()) loom_comm_abort(NULL, &error, 2);
         return loom_command_failed(&error);
     }
     const bool several = comm->size > 1;
+    now.rank = comm->rank;
     now.ranks = comm->size;
     if (comm->rank > 0) now.quiet = true;
     if (!loom_train(options, comm, &observer, &error)) {
@@ -352,7 +386,8 @@ static int train(const loom_train_options *options, bool quiet) {
         return loom_command_failed(&error);
     }
     if (!now.quiet) show_end(&now, options->out);
-    return 0;
+    tell_of_output(&now, options->out);
+    return loom_interrupts_end(!loom_launched());
 }
 
 /* What can be refused before ranks are started is refused once. */
@@ -393,6 +428,7 @@ static int launch(loom_train_options *options, int argc, char **argv) {
     char program[PATH_MAX] = "";
     loom_error error;
     loom_ranks_end end;
+    loom_output_ignore_sigpipe(); /* mpirun inherits it: the ranks outlive their stdout too */
     char **words = calloc((size_t)argc + 2, sizeof *words);
     bool ok = words && readlink("/proc/self/exe", program, sizeof program - 1) > 0;
     if (!ok) loom_fail(&error, "--ranks: this program cannot be found to be started again");

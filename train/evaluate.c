@@ -1,21 +1,52 @@
 #include "trainer.h"
 
 #include "base/check.h"
+#include "base/clock.h"
 #include "data/windows.h"
 
+#include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
 /* -------------------------------------------------------------------------------------------------------- validation */
 
-/* The windows of the validation split in order; places of the last micro-batch that are left over have no targets. */
-static bool fill_validation_batch(const loom_trainer *t, int64_t first, int64_t windows, int32_t *inputs,
-                                  int32_t *targets, loom_error *error) {
+/* What validation needs beside the model. Of the split's windows some are taken, evenly spaced; their losses are summed in
+ * their order, however many ranks share them. */
+typedef struct validation {
+    int64_t all, taken;
+    int32_t *inputs, *targets;
+    void *losses;
+    double *mine, *each; /* a round's windows, and whether the run is to end: of this rank, and of all */
+    double sum;
+    int64_t rows;
+} validation;
+
+/* As many windows as hold so many tokens. */
+static int64_t windows_of(const loom_trainer *t, int64_t tokens) {
+    const int64_t T = t->options.seq_len, all = loom_split_windows(&t->validation, T);
+    const int64_t wanted = tokens / T + (tokens % T > 0);
+    return tokens > 0 && wanted < all ? wanted : all;
+}
+
+/* Where window i of those that are taken lies in the split. */
+static int64_t place_of(const validation *v, int64_t i) {
+    return v->all / v->taken * i + v->all % v->taken * i / v->taken; /* i * all / taken, which could overflow */
+}
+
+int64_t loom_trainer_validation_tokens(const loom_trainer *t, int64_t tokens) {
+    const validation v = {.all = loom_split_windows(&t->validation, t->options.seq_len),
+                          .taken = windows_of(t, tokens)};
+    return (v.taken - 1) * t->options.seq_len +
+           loom_window_pairs(&t->validation, t->options.seq_len, place_of(&v, v.taken - 1));
+}
+
+/* A micro-batch of them; places that are left over have no targets. */
+static bool fill_validation_batch(const loom_trainer *t, const validation *v, int64_t first, loom_error *error) {
     const int64_t B = t->options.micro_batch, T = t->options.seq_len;
     for (int64_t b = 0; b < B; b++) {
-        int32_t *in = inputs + b * T, *out = targets + b * T;
-        if (first + b < windows) {
-            if (!loom_split_window(&t->validation, T, 0, first + b, in, out, error)) return false;
+        int32_t *in = v->inputs + b * T, *out = v->targets + b * T;
+        if (first + b < v->taken) {
+            if (!loom_split_window(&t->validation, T, 0, place_of(v, first + b), in, out, error)) return false;
             continue;
         }
         memset(in, 0, (size_t)T * sizeof *in);
@@ -41,26 +72,14 @@ static bool sum_windows(loom_trainer *t, void *losses, double *window, loom_erro
     return true;
 }
 
-/* What validation needs beside the model. Windows' losses are summed in their order, however many ranks share them. */
-typedef struct validation {
-    int64_t windows, batches; /* in all; micro-batches of them to run */
-    int32_t *inputs, *targets;
-    void *losses;
-    double *mine, *all; /* a round's windows, of this rank and of all */
-    double sum;
-    int64_t rows;
-} validation;
-
-static bool validation_open(validation *v, const loom_trainer *t, int64_t batches, loom_error *error) {
+static bool validation_open(validation *v, const loom_trainer *t, int64_t tokens, loom_error *error) {
     const int64_t B = t->options.micro_batch, T = t->options.seq_len;
-    *v = (validation){.windows = loom_split_windows(&t->validation, T)};
-    const int64_t needed = (v->windows + B - 1) / B;
-    v->batches = batches > 0 && batches < needed ? batches : needed;
+    *v = (validation){.all = loom_split_windows(&t->validation, T), .taken = windows_of(t, tokens)};
     v->inputs = malloc(2 * (size_t)(B * T) * sizeof *v->inputs);
     v->targets = v->inputs ? v->inputs + B * T : NULL;
     v->losses = malloc((size_t)(B * T) * sizeof(double));
-    v->mine = malloc((size_t)B * (size_t)(t->comm->size + 1) * sizeof *v->mine);
-    v->all = v->mine ? v->mine + B : NULL;
+    v->mine = malloc((size_t)(B + 1) * (size_t)(t->comm->size + 1) * sizeof *v->mine);
+    v->each = v->mine ? v->mine + B + 1 : NULL;
     return (v->inputs && v->losses && v->mine) || loom_fail(error, "no memory to validate");
 }
 
@@ -70,55 +89,84 @@ static void validation_close(validation *v) {
     free(v->mine);
 }
 
-/* One micro-batch on each rank, from micro-batch `first` of the split on; what is beyond the last has no targets. */
+/* One micro-batch on each rank, from window `first` of those that are taken. */
 static bool validate_round(loom_trainer *t, validation *v, int64_t first, loom_error *error) {
-    const int64_t B = t->options.micro_batch, mine = first + t->comm->rank;
-    const int64_t windows = v->batches * B < v->windows ? v->batches * B : v->windows;
-    if (!fill_validation_batch(t, mine * B, windows, v->inputs, v->targets, error)) return false;
+    const int64_t B = t->options.micro_batch;
+    if (!fill_validation_batch(t, v, first + t->comm->rank * B, error)) return false;
     loom_gpt_set_batch(t->gpt, v->inputs, v->targets, LOOM_HOST_TO_DEVICE);
     loom_gpt_forward_alone(t->gpt);
     loom_gpt_loss(t->gpt, false, false);
-    if (!sum_windows(t, v->losses, v->mine, error) ||
-        !loom_comm_host_gather(t->comm, v->all, v->mine, (size_t)B * sizeof *v->mine, error))
-        return false;
-    for (int64_t i = 0; i < B * t->comm->size && first * B + i < windows; i++) {
-        v->sum += v->all[i];
-        v->rows += loom_window_pairs(&t->validation, t->options.seq_len, first * B + i);
+    if (!sum_windows(t, v->losses, v->mine, error)) return false;
+    v->mine[B] = loom_trainer_should_stop(t);
+    if (!loom_comm_host_gather(t->comm, v->each, v->mine, (size_t)(B + 1) * sizeof *v->mine, error)) return false;
+    for (int r = 0; r < t->comm->size; r++) {
+        const double *theirs = v->each + r * (B + 1);
+        t->stops = t->stops || theirs[B] != 0;
+        for (int64_t b = 0; b < B && first + r * B + b < v->taken; b++) {
+            v->sum += theirs[b];
+            v->rows += loom_window_pairs(&t->validation, t->options.seq_len, place_of(v, first + r * B + b));
+        }
     }
     return true;
 }
 
-bool loom_trainer_validate(loom_trainer *t, int64_t batches, double *loss, loom_error *error) {
+bool loom_trainer_validate(loom_trainer *t, int64_t tokens, loom_validation *result, loom_error *error) {
     LOOM_CHECK(t->has_validation);
+    const int64_t windows = t->options.micro_batch * t->comm->size; /* of a round */
+    const double begin = loom_seconds_now();
+    const loom_train_observer *o = t->observer;
     validation v;
-    bool ok = validation_open(&v, t, batches, error);
-    for (int64_t i = 0; ok && i < v.batches; i += t->comm->size) ok = validate_round(t, &v, i, error);
-    if (ok) *loss = v.sum / (double)v.rows;
+    bool ok = validation_open(&v, t, tokens, error), interrupted = false;
+    for (int64_t first = 0; ok && !interrupted && first < v.taken; first += windows) {
+        if (o && o->validating) o->validating(o->user, t->state.step, (double)first / (double)v.taken);
+        ok = validate_round(t, &v, first, error);
+        interrupted = t->stops && first + windows < v.taken;
+    }
+    if (ok)
+        *result = (loom_validation){.loss = interrupted ? NAN : v.sum / (double)v.rows,
+                                    .tokens = v.rows,
+                                    .seconds = loom_seconds_now() - begin,
+                                    .interrupted = interrupted};
     validation_close(&v);
     return ok;
 }
 
 /* ----------------------------------------------------------------------------------------------------------- samples */
 
-/* Of several ranks each samples the same; one that ended earlier than the others would leave them waiting for weights. */
+/* Of several ranks each samples the same, and all end at the same token: one that ended earlier would leave the others
+ * waiting for weights. They ask each other rarely, as a token of a small model takes no longer than that. */
+enum { TOKENS_BETWEEN_ASKING = 8 };
+
 typedef struct listener {
+    loom_trainer *trainer;
     bool (*emit)(void *user, int32_t token);
     void *user;
-    bool goes_on; /* when `emit` has had enough */
-    bool had_enough;
+    int64_t tokens;
+    bool had_enough; /* `emit`: of several ranks the others may not have */
+    bool ok;
+    loom_error *error;
 } listener;
 
 static bool pass_on_token(void *user, int32_t token) {
     listener *l = user;
+    loom_trainer *t = l->trainer;
+    const bool alone = t->comm->size == 1;
     l->had_enough = l->had_enough || !l->emit(l->user, token);
-    return l->goes_on || !l->had_enough;
+    if (alone) return !l->had_enough && !loom_trainer_should_stop(t);
+    if (++l->tokens % TOKENS_BETWEEN_ASKING > 0) return true;
+    int64_t asked = loom_trainer_should_stop(t);
+    l->ok = loom_comm_host_sum(t->comm, &asked, 1, l->error);
+    t->stops = l->ok && asked > 0;
+    return l->ok && !t->stops;
 }
 
 bool loom_trainer_sample(loom_trainer *t, int64_t n, bool (*emit)(void *user, int32_t token), void *user,
-                         loom_error *error) {
+                         bool *interrupted, loom_error *error) {
     const loom_sampling sampling = {
         .temperature = 0.8f, .top_k = 200, .top_p = 1, .seed = t->options.seed + (uint64_t)t->state.step};
     const int32_t prompt = loom_dataset_is_bytes(t->data) ? '\n' : (int32_t)t->options.vocab_size - 1;
-    listener l = {.emit = emit, .user = user, .goes_on = t->comm->size > 1};
-    return loom_gpt_generate(t->gpt, &prompt, 1, n, &sampling, pass_on_token, &l, error);
+    listener l = {.trainer = t, .emit = emit, .user = user, .ok = true, .error = error};
+    const bool ok = loom_gpt_generate(t->gpt, &prompt, 1, n, &sampling, pass_on_token, &l, error) && l.ok;
+    if (interrupted) *interrupted = t->stops && !l.had_enough;
+    return ok;
 }

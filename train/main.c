@@ -1,12 +1,12 @@
 /* gptloom: finds the subcommand and hands the words over. */
 #include "command.h"
 #include "command_line.h"
+#include "output.h"
 #include "synonyms.h"
 
 #include "base/printable.h"
 #include "gptloom/device.h"
 
-#include <errno.h>
 #include <stdio.h>
 #include <signal.h>
 #include <string.h>
@@ -84,13 +84,18 @@ static int dispatch(int argc, char **argv) {
     return run(argv[2], 2, words);
 }
 
+/* What is printed is what a command is for: where it cannot be written the command has failed. Into a pipe that nobody
+ * reads any more it is the signal SIGPIPE that ends this program, silently, as it ends other tools; where the caller has
+ * that signal ignored, there is this line. Only a training goes on (output.h). */
+static int finish(int code) {
+    loom_error error;
+    if (loom_output_flush() || code != 0) return code;
+    loom_fail(&error, "standard output: cannot be written: %s", strerror(loom_output_failure()));
+    return loom_command_failed(&error);
+}
+
 int main(int argc, char **argv) {
+    loom_output_open_descriptors();
     signal(SIGXFSZ, SIG_IGN); /* a file at the size limit is a failed write, which is reported */
-    int code = dispatch(argc, argv);
-    if ((fflush(stdout) != 0 || ferror(stdout)) && code == 0) {
-        loom_error error;
-        loom_fail(&error, "standard output: cannot be written: %s", strerror(errno));
-        code = loom_command_failed(&error);
-    }
-    return code;
+    return finish(dispatch(argc, argv));
 }

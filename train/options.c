@@ -149,8 +149,10 @@ static const loom_flag table[] = {
              "as that run's"},
     {.name = "val-every", .type = LOOM_FLAG_INT, AT(val_every), .min = 0, .max = 1e9, .standard = "250",
      .metavar = "N", .group = "Run", .help = "validate after every N steps, and at the end; 0: never"},
-    {.name = "val-batches", .type = LOOM_FLAG_INT, AT(val_batches), .min = 0, .max = 1e9, .standard = "0",
-     .metavar = "N", .group = "Run", .help = "micro-batches per validation; 0: the whole split"},
+    {.name = "val-tokens", .type = LOOM_FLAG_INT, AT(val_tokens), .min = 0, .max = 0x1p62, .standard = "131072",
+     .metavar = "N", .group = "Run",
+     .help = "tokens per validation, rounded up to whole windows of --seq-len, evenly spaced over the split and the same "
+             "each time; 0: the whole split"},
     {.name = "sample-every", .type = LOOM_FLAG_INT, AT(sample_every), .min = 0, .max = 1e9, .standard = "500",
      .metavar = "N", .group = "Run", .help = "write a sample after every N steps, and at the end; 0: never"},
     {.name = "sample-tokens", .type = LOOM_FLAG_INT, AT(sample_tokens), .min = 1, .max = 1 << 20, .standard = "256",
@@ -283,6 +285,7 @@ typedef struct reading {
     int line;                      /* of what was read last */
     int overlong;                  /* the first line that inih's buffer cannot hold; 0: none */
     int failed;                    /* the line whose option was refused; 0: none */
+    int64_t val_batches;           /* an option of before; -1: is not there */
     loom_flag_table source;
     loom_error *error;
 } reading;
@@ -302,12 +305,24 @@ static char *next_line(char *line, int size, void *user) {
     return line;
 }
 
+/* Older runs bounded validation by micro-batches, of which 0 were all; their files say how large these were. */
+static bool take_val_batches(reading *file) {
+    loom_train_options *o = file->source.target;
+    const int64_t n = file->val_batches;
+    if (n < 0 || loom_flag_given(&file->source, "val-tokens")) return true;
+    if (n > 0 && (o->micro_batch <= 0 || o->seq_len <= 0 || n > INT64_C(1) << 20))
+        return loom_fail(file->error, "%s: val-batches is no option any more; val-tokens takes its place", file->path);
+    o->val_tokens = n * o->micro_batch * o->seq_len;
+    return true;
+}
+
 static int take_pair(void *user, const char *section, const char *name, const char *value) {
     reading *file = user;
     char where[300];
     (void)section;
     if (file->failed || file->overlong) return 0;
     snprintf(where, sizeof where, "%.256s:%d: ", file->path, file->line);
+    if (!strcmp(name, "val-batches")) return (file->val_batches = strtoll(value, NULL, 10)) >= 0;
     const loom_flag *flag = find_option(name, where, file->error);
     bool ok = flag;
     if (ok && flag->type != LOOM_FLAG_STRINGS && loom_flag_given(&file->source, flag->name))
@@ -329,6 +344,7 @@ bool loom_train_options_read(loom_train_options *options, const char *path, loom
                         .next = text,
                         .end = text + mapping.size,
                         .source = {table, ROWS, options, {false}},
+                        .val_batches = -1,
                         .error = error};
         const int wrong = ini_parse_stream(next_line, &file, take_pair, &file);
         if (wrong < 0)
@@ -338,8 +354,8 @@ bool loom_train_options_read(loom_train_options *options, const char *path, loom
                            LONGEST_STRING);
         else if (wrong > 0 && wrong != file.failed)
             ok = loom_fail(error, "%s:%d: is not of the form 'key = value'", path, wrong);
-        else if (file.failed)
-            ok = false;
+        else
+            ok = !file.failed && take_val_batches(&file);
     }
     loom_file_unmap(&mapping);
     return ok;

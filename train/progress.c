@@ -29,6 +29,7 @@ void loom_progress_begin(loom_progress *progress, FILE *out, int64_t first, int6
                                 .last = last,
                                 .total = total,
                                 .validation = NAN,
+                                .validating = -1,
                                 .started = loom_seconds_now()};
     progress->report.step = first;
 }
@@ -90,7 +91,10 @@ static void make_fields(const loom_progress *progress, char field[FIELDS][LONGES
     const int digits = snprintf(NULL, 0, "%lld", (long long)progress->total);
     snprintf(field[0], LONGEST_FIELD, "%*lld/%lld", digits, (long long)report->step, (long long)progress->total);
     snprintf(field[1], LONGEST_FIELD, "loss %.3f", progress->weight > 0 ? progress->loss / progress->weight : NAN);
-    if (!isnan(progress->validation)) snprintf(field[2], LONGEST_FIELD, "val %.3f", progress->validation);
+    if (progress->validating >= 0)
+        snprintf(field[2], LONGEST_FIELD, "validates %.0f%%", 100 * progress->validating);
+    else if (!isnan(progress->validation))
+        snprintf(field[2], LONGEST_FIELD, "val %.3f", progress->validation);
     snprintf(field[3], LONGEST_FIELD, "lr %.2e", (double)report->lr);
     snprintf(field[4], LONGEST_FIELD, "norm %-5.3g", (double)report->grad_norm);
     snprintf(field[5], LONGEST_FIELD, "%s tok/s", rate);
@@ -197,12 +201,22 @@ void loom_progress_step(loom_progress *progress, const loom_step_report *report)
     }
 }
 
-void loom_progress_validated(loom_progress *progress, int64_t step, double loss) {
-    progress->validation = loss;
+void loom_progress_validating(loom_progress *progress, double part) {
+    progress->validating = part;
+    if (progress->live && loom_seconds_now() - progress->drawn >= REDRAW_SECONDS) draw_live(progress);
+}
+
+void loom_progress_validated(loom_progress *progress, int64_t step, const loom_validation *result) {
+    char count[16];
+    progress->validating = -1;
+    progress->validation = result->loss;
+    progress->validation_seconds += result->seconds;
+    loom_format_count(count, sizeof count, (double)result->tokens);
     if (progress->live)
         draw_live(progress);
     else
-        fprintf(progress->out, "step %lld: validation loss %.4f\n", (long long)step, loss);
+        fprintf(progress->out, "step %lld: validation loss %.4f on %s tokens in %.3g s\n", (long long)step,
+                result->loss, count, result->seconds);
     fflush(progress->out);
 }
 
@@ -212,6 +226,7 @@ void loom_progress_interrupt(loom_progress *progress) {
 }
 
 void loom_progress_end(loom_progress *progress) {
+    progress->validating = -1;
     if (progress->open) draw_live(progress);
     loom_progress_interrupt(progress);
 }

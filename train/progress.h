@@ -18,7 +18,9 @@ typedef struct loom_progress {
     double loss, weight;     /* running mean of the loss, and the sum of its weights */
     double ms;               /* running mean of a step's time */
     double validation;       /* NAN until there is one */
-    double started, drawn;   /* seconds on the monotonic clock */
+    double validating;       /* how far it is, from 0 to 1; negative: it is not under way */
+    double validation_seconds;
+    double started, drawn; /* seconds on the monotonic clock */
     int64_t skipped;
     bool open; /* a live line stands without its newline */
 } loom_progress;
@@ -27,7 +29,9 @@ typedef struct loom_progress {
 void loom_progress_begin(loom_progress *progress, FILE *out, int64_t first, int64_t last, int64_t total);
 
 void loom_progress_step(loom_progress *progress, const loom_step_report *report);
-void loom_progress_validated(loom_progress *progress, int64_t step, double loss);
+/* During validation the live line says how far it is; a plain one comes at its end, with the time that it took. */
+void loom_progress_validating(loom_progress *progress, double part);
+void loom_progress_validated(loom_progress *progress, int64_t step, const loom_validation *result);
 
 /* Ends the live line, if one stands, so that other lines can be printed; the next step draws it anew. */
 void loom_progress_interrupt(loom_progress *progress);

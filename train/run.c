@@ -27,7 +27,8 @@ typedef struct run {
     int64_t first; /* steps that were done before this session */
     int64_t saved_step, validated_step;
     double validation_loss;
-    int not_finite; /* steps in a row whose loss or gradient was no number */
+    bool owes_validation, owes_sample; /* after the step that this session begins with */
+    int not_finite;                    /* steps in a row whose loss or gradient was no number */
 } run;
 
 /* ------------------------------------------------------------------------------------------------------ the directory */
@@ -230,10 +231,15 @@ static bool is_due(int64_t every, int64_t step) {
     return every > 0 && step % every == 0;
 }
 
-static bool validate(run *r, int64_t step, loom_error *error) {
-    if (!loom_trainer_validate(r->trainer, r->options->val_batches, &r->validation_loss, error)) return false;
+/* What is interrupted here leaves nothing; *stops then. */
+static bool validate(run *r, int64_t step, bool *stops, loom_error *error) {
+    loom_validation result;
+    if (!loom_trainer_validate(r->trainer, r->options->val_tokens, &result, error)) return false;
+    *stops = result.interrupted;
+    if (*stops) return true;
     r->validated_step = step;
-    if (r->observer->validated) r->observer->validated(r->observer->user, step, r->validation_loss);
+    r->validation_loss = result.loss;
+    if (r->observer->validated) r->observer->validated(r->observer->user, step, &result);
     return true;
 }
 
@@ -261,9 +267,13 @@ static bool take_token(void *user, int32_t token) {
     return true;
 }
 
-static bool sample(run *r, int64_t step, loom_error *error) {
+static bool sample(run *r, int64_t step, bool *stops, loom_error *error) {
     text t = {.bytes = loom_dataset_is_bytes(loom_trainer_data(r->trainer))};
-    bool ok = loom_trainer_sample(r->trainer, r->options->sample_tokens, take_token, &t, error);
+    bool ok = loom_trainer_sample(r->trainer, r->options->sample_tokens, take_token, &t, stops, error);
+    if (*stops) {
+        free(t.data);
+        return ok;
+    }
     if (ok && t.data && r->comm->rank == 0) {
         FILE *file = fopen(r->samples_path, "ae");
         ok = file && fprintf(file, "--- step %" PRId64 "\n", step) > 0 && fwrite(t.data, 1, t.used, file) == t.used &&
@@ -316,24 +326,132 @@ static bool do_step(run *r, int64_t step, loom_step_report *report, loom_error *
     return r->trainer->feeder.failed && save_what_is_done(r, step - 1, error);
 }
 
+static bool validates_after(const run *r, int64_t step) {
+    const loom_train_options *o = r->options;
+    return loom_trainer_has_validation(r->trainer) && o->val_every > 0 &&
+           (is_due(o->val_every, step) || step == o->steps);
+}
+
+static bool samples_after(const run *r, int64_t step) {
+    return r->options->sample_every > 0 && (is_due(r->options->sample_every, step) || step == r->options->steps);
+}
+
+/* What a session that was interrupted while it validated or sampled has left to the next one. */
+
+/* Where the line begins that begins so; NULL: there is none. */
+static const char *find_line(const loom_mapping *file, const char *start) {
+    const char *end = (const char *)file->data + file->size;
+    const size_t length = strlen(start);
+    for (const char *line = file->data; line && (size_t)(end - line) >= length;) {
+        if (!memcmp(line, start, length)) return line;
+        line = memchr(line, '\n', (size_t)(end - line));
+        if (line) line++;
+    }
+    return NULL;
+}
+
+static const char *end_of_line(const loom_mapping *file, const char *line) {
+    const char *end = (const char *)file->data + file->size, *newline = memchr(line, '\n', (size_t)(end - line));
+    return newline ? newline : end;
+}
+
+static const char *find_metrics(const loom_mapping *file, int64_t step) {
+    char start[64];
+    snprintf(start, sizeof start, "{\"step\": %" PRId64 ",", step);
+    return find_line(file, start);
+}
+
+/* Rank 0 knows, from the files. */
+static bool find_owed(run *r, int64_t step, loom_error *error) {
+    loom_mapping file;
+    char start[64];
+    if (step == 0) return true;
+    if (validates_after(r, step) && loom_path_exists(r->metrics_path)) {
+        if (!loom_file_map(r->metrics_path, &file, error)) return false;
+        const char *line = find_metrics(&file, step), *end = line ? end_of_line(&file, line) : NULL;
+        r->owes_validation = line && !memmem(line, (size_t)(end - line), "\"val_loss\"", strlen("\"val_loss\""));
+        loom_file_unmap(&file);
+    }
+    if (samples_after(r, step)) {
+        const bool is_there = loom_path_exists(r->samples_path);
+        if (is_there && !loom_file_map(r->samples_path, &file, error)) return false;
+        snprintf(start, sizeof start, "--- step %" PRId64 "\n", step);
+        r->owes_sample = !is_there || !find_line(&file, start);
+        if (is_there) loom_file_unmap(&file);
+    }
+    return true;
+}
+
+static bool share_owed(run *r, loom_comm *comm, loom_error *error) {
+    bool owes[] = {r->owes_validation, r->owes_sample};
+    if (!loom_comm_host_broadcast(comm, owes, sizeof owes, 0, error)) return false;
+    r->owes_validation = owes[0];
+    r->owes_sample = owes[1];
+    return true;
+}
+
+/* Adds the validation's loss to a step's line of metrics, which has been written without it. */
+static bool print_completed(const run *r, const loom_mapping *old, FILE *out, int64_t step) {
+    const char *whole = old->data, *line = find_metrics(old, step);
+    const char *brace = line ? memrchr(line, '}', (size_t)(end_of_line(old, line) - line)) : NULL;
+    if (!brace) return false;
+    fwrite(whole, 1, (size_t)(brace - whole), out);
+    print_number(out, "val_loss", r->validation_loss);
+    fwrite(brace, 1, (size_t)(whole + old->size - brace), out);
+    return !ferror(out);
+}
+
+static bool complete_metrics(run *r, int64_t step, loom_error *error) {
+    loom_mapping old;
+    char *completed = NULL;
+    size_t size = 0;
+    if (!r->metrics) return true;
+    if (!loom_file_map(r->metrics_path, &old, error)) return false;
+    FILE *out = open_memstream(&completed, &size);
+    bool ok = out && print_completed(r, &old, out, step);
+    if (out && fclose(out) != 0) ok = false;
+    loom_file_unmap(&old);
+    if (!ok) loom_fail(error, "%s: cannot be completed: no memory", r->metrics_path);
+    ok = ok && loom_file_replace(r->metrics_path, completed, size, error);
+    free(completed);
+    if (!ok) return false;
+    FILE *again = fopen(r->metrics_path, "ae");
+    if (!again) return loom_fail(error, "%s: cannot be written: %s", r->metrics_path, strerror(errno));
+    fclose(r->metrics);
+    r->metrics = again;
+    return true;
+}
+
+/* Does what is owed after the step that this session begins with. */
+static bool catch_up(run *r, int64_t step, bool *stops, loom_error *error) {
+    *stops = false;
+    if (r->owes_validation && (!validate(r, step, stops, error) || (!*stops && !complete_metrics(r, step, error))))
+        return false;
+    return *stops || !r->owes_sample || sample(r, step, stops, error);
+}
+
 static bool run_steps(run *r, loom_error *error) {
     const loom_train_options *o = r->options;
     const int64_t first = r->first = loom_trainer_steps_done(r->trainer),
                   planned = loom_trainer_steps_planned(r->trainer);
     const int64_t last = o->stop_after > 0 && first + o->stop_after < planned ? first + o->stop_after : planned;
+    bool stops;
+    if (!catch_up(r, first, &stops, error)) return false;
+    if (stops) return true;
     for (int64_t step = first + 1; step <= last; step++) {
         loom_step_report report;
-        if (!do_step(r, step, &report, error) || !check_finite(r, &report, error)) return false;
+        if (!do_step(r, step, &report, error)) return false;
+        if (report.interrupted) return step - 1 == first || save(r, step - 1, error);
+        if (!check_finite(r, &report, error)) return false;
         log_step(r, &report);
-        const bool final = step == planned;
+        stops = report.stop;
         if (r->observer->stepped) r->observer->stepped(r->observer->user, &report);
-        if (loom_trainer_has_validation(r->trainer) && o->val_every > 0 && (is_due(o->val_every, step) || final) &&
-            !validate(r, step, error))
+        if (!stops && validates_after(r, step) && !validate(r, step, &stops, error))
             return write_metrics(r, &report, NULL) && save_what_is_done(r, step, error);
         if (!write_metrics(r, &report, error)) return false;
-        if (o->sample_every > 0 && (is_due(o->sample_every, step) || final) && !sample(r, step, error)) return false;
-        if (is_due(o->checkpoint_every, step) && !save(r, step, error)) return false;
-        if (report.stop) return save(r, step, error);
+        if (!stops && samples_after(r, step) && !sample(r, step, &stops, error)) return false;
+        if ((stops || is_due(o->checkpoint_every, step)) && !save(r, step, error)) return false;
+        if (stops) return true;
     }
     return save(r, last, error);
 }
@@ -360,8 +478,8 @@ bool loom_train(const loom_train_options *options, loom_comm *comm, const loom_t
     if (!loom_trainer_open(&r.trainer, options, comm, r.observer, error)) return false;
     r.options = loom_trainer_options(r.trainer);
     r.comm = loom_trainer_comm(r.trainer);
-    bool ok = open_directory(&r, &why);
-    if (r.comm->size > 1) ok = loom_comm_all(comm, ok, &why);
+    bool ok = open_directory(&r, &why) && (r.comm->rank > 0 || find_owed(&r, loom_trainer_steps_done(r.trainer), &why));
+    if (r.comm->size > 1) ok = loom_comm_all(comm, ok, &why) && share_owed(&r, comm, &why);
     ok = ok && open_log(&r, &why);
     if (ok) {
         if (r.observer->started) r.observer->started(r.observer->user, r.trainer);

@@ -68,11 +68,13 @@ static bool run(loom_trainer *t, loom_piece piece, bool quiet, loom_error *error
     return true;
 }
 
-/* -------------------------------------------------------------------------------------------------- among several ranks */
+/* ------------------------------------------------------------------------------------------------ whether the run ends */
 
-static bool should_stop(const loom_trainer *t) {
+bool loom_trainer_should_stop(loom_trainer *t) {
     const loom_train_observer *observer = t->observer;
-    return observer && observer->should_stop && observer->should_stop(observer->user);
+    t->asked = t->asked || (observer && observer->should_stop && observer->should_stop(observer->user));
+    if (t->comm->size == 1) t->stops = t->asked;
+    return t->asked;
 }
 
 /* What a rank tells the others. */
@@ -81,42 +83,93 @@ typedef struct told {
     double stop;   /* not 0: it was asked to end the run */
 } told;
 
-/* Compares the step before, and asks whether one of the ranks is to end the run. It comes before the update, as what the
- * update leaves to the communicator (weights on their way) is to be done beside the next step. */
+/* Ranks that ask each other wait for the slowest. So they do it where they meet anyway, before the update, and between
+ * micro-batches about as often as this: all compute the same number of micro-batches, from what the slowest took for the
+ * step before. Of the first step nothing is known, and they ask each time. */
+static int64_t stride(const loom_trainer *t, double slowest_ms) {
+    static const double ask_every_ms = 5000, most = 1e9;
+    const double n = ask_every_ms * (double)t->parallel.micro_batches / slowest_ms;
+    return !(slowest_ms > 0) || n < 1 ? 1 : (int64_t)(n < most ? n : most);
+}
+
+/* Compares the step before, and asks whether one of the ranks is to end the run. */
 static bool meet(loom_trainer *t, loom_error *error) {
     const int ranks = t->comm->size;
-    const told mine = {t->meeting.ms_worked, should_stop(t)};
+    const told mine = {t->meeting.ms_worked, loom_trainer_should_stop(t)};
     told *all = calloc((size_t)ranks, sizeof *all);
     const bool ok = all ? loom_comm_host_gather(t->comm, all, &mine, sizeof mine, error)
                         : loom_fail(error, "no memory for %d ranks", ranks);
     double least = INFINITY, most = 0;
-    t->meeting.stop = false;
     for (int r = 0; ok && r < ranks; r++) {
         least = all[r].worked < least ? all[r].worked : least;
         most = all[r].worked > most ? all[r].worked : most;
-        t->meeting.stop = t->meeting.stop || all[r].stop != 0;
+        t->stops = t->stops || all[r].stop != 0;
     }
     t->meeting.ms_spread = most - least;
+    t->meeting.stride = stride(t, most);
     free(all);
     return ok;
 }
 
-/* Runs this rank's micro-batches, which are consecutive ones of the step, and the update. Every rank puts the same
- * operations into the communicator, in the same order: after a failure the others wait for this one's, and its process
- * is to end. */
-static bool compute(loom_trainer *t, loom_error *error) {
+/* Before micro-batch i of this rank: whether the step is given up. */
+static bool ask(loom_trainer *t, int64_t i, bool *gives_up, loom_error *error) {
+    const int64_t bytes = t->comm->traffic.bytes;
+    const bool is_time = t->meeting.stride <= 1 || (i > 0 && i % t->meeting.stride == 0);
+    bool ok = true;
+    if (t->comm->size == 1)
+        loom_trainer_should_stop(t);
+    else if (!t->stops && is_time)
+        ok = meet(t, error);
+    t->comm->traffic.bytes = bytes; /* how often ranks ask depends on time; what a step moves does not */
+    *gives_up = t->stops;
+    return ok;
+}
+
+/* -------------------------------------------------------------------------------------------------------- computing */
+
+/* Lets the host wait until few micro-batches are ahead of the device, where these wait for no other ranks: the
+ * communicator alone knows for how long to wait for those. */
+static bool stay_near(loom_trainer *t, int64_t i, loom_error *error) {
+    return i < LOOM_MICRO_BATCHES_AHEAD || !loom_parallel_is_quiet(&t->parallel, i) ||
+           t->device->mark_wait(t->device, t->ahead[i % LOOM_MICRO_BATCHES_AHEAD], error);
+}
+
+/* Runs this rank's micro-batches, which are consecutive ones of the step, up to the update; or fewer, if the run is to end.
+ * Every rank puts the same operations into the communicator, in the same order: after a failure the others wait for this
+ * one's, and its process is to end. */
+static bool compute(loom_trainer *t, bool *gives_up, loom_error *error) {
     const int64_t B = t->options.micro_batch, T = t->options.seq_len, own = t->options.batch / t->comm->size;
     for (int64_t i = 0; i * B < own; i++) {
         const int64_t first = i * B;
         const loom_piece piece = i > 0 && loom_parallel_accumulates(&t->parallel) ? LOOM_FURTHER_MICRO_BATCH
                                                                                   : LOOM_FIRST_MICRO_BATCH;
+        if (!ask(t, i, gives_up, error)) return false;
+        if (*gives_up) return true;
+        if (!stay_near(t, i, error)) return false;
         loom_gpt_set_batch(t->gpt, t->feeder.inputs + first * T, t->feeder.targets + first * T, LOOM_DEVICE_TO_DEVICE);
         loom_parallel_begin(&t->parallel, i);
         if (!run(t, piece, loom_parallel_is_quiet(&t->parallel, i), error)) return false;
         loom_optimizer_sum_losses(&t->optimizer, t->comm->rank * own + first, B, T);
+        t->device->mark_set(t->device, t->ahead[i % LOOM_MICRO_BATCHES_AHEAD], NULL);
     }
+    return true;
+}
+
+/* The ranks meet before the update, as what it leaves to the communicator (weights on their way) is to be done beside the
+ * next step. A run that ends from here on does the step to its end. */
+static bool meet_and_update(loom_trainer *t, loom_error *error) {
     const bool alone = t->comm->size == 1;
     return (alone || meet(t, error)) && run(t, LOOM_UPDATE, alone, error);
+}
+
+/* A step that was given up: the batch is the next one again, and what is on its way between ranks is awaited. Gradients and
+ * losses are written afresh by the first micro-batch; nothing else was touched. */
+static bool give_up(loom_trainer *t, loom_step_report *report, loom_error *error) {
+    loom_feeder_give_back(&t->feeder);
+    loom_parallel_reduce(&t->parallel);
+    t->comm->step = t->state.step;
+    *report = (loom_step_report){.step = t->state.step, .tokens = t->state.tokens, .stop = true, .interrupted = true};
+    return loom_parallel_ok(&t->parallel, error) && loom_comm_synchronize(t->comm, NULL, error);
 }
 
 /* ------------------------------------------------------------------------------------------------------------- the step */
@@ -132,7 +185,10 @@ bool loom_trainer_step(loom_trainer *t, loom_step_report *report, loom_error *er
     t->comm->step = step + 1;
     host->in = step_inputs(t, step, targets);
     t->device->copy(t->device, NULL, &scalars->in, &host->in, sizeof host->in, LOOM_HOST_TO_DEVICE);
-    if (!compute(t, error)) return false;
+    bool gives_up;
+    if (!compute(t, &gives_up, error)) return false;
+    if (gives_up) return give_up(t, report, error);
+    if (!meet_and_update(t, error)) return false;
     loom_feeder_send_ahead(&t->feeder);
     t->device->copy(t->device, NULL, &host->out, &scalars->out, sizeof host->out, LOOM_DEVICE_TO_HOST);
     t->device->copy(t->device, NULL, &host->state, &scalars->state, sizeof host->state, LOOM_DEVICE_TO_HOST);
@@ -153,7 +209,8 @@ bool loom_trainer_step(loom_trainer *t, loom_step_report *report, loom_error *er
                                  .ms_waited = 1e3 * (t->comm->traffic.seconds_waited - waited),
                                  .comm_bytes = t->comm->traffic.bytes - bytes,
                                  .ms_spread = t->meeting.ms_spread};
-    report->stop = t->comm->size > 1 ? t->meeting.stop : should_stop(t);
+    if (t->comm->size == 1) loom_trainer_should_stop(t);
+    report->stop = t->stops;
     t->meeting.ms_worked = ms - report->ms_waited;
     return true;
 }

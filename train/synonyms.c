@@ -12,6 +12,8 @@ typedef struct synonym {
 } synonym;
 
 static const synonym synonyms[] = {
+    /* gptloom's own, of before */
+    {"val-batches", "val-tokens", "micro-batches, which this counted, depend on memory and ranks"},
     /* nanoGPT */
     {"batch-size", "batch", "the sequences of an optimizer step, over all ranks"},
     {"gradient-accumulation-steps", "micro-batch", "accumulation follows from --batch and the sequences of a forward"},
@@ -25,7 +27,7 @@ static const synonym synonyms[] = {
     {"warmup-iters", "warmup", NULL},
     {"grad-clip", "clip", NULL},
     {"eval-interval", "val-every", NULL},
-    {"eval-iters", "val-batches", NULL},
+    {"eval-iters", "val-tokens", "in tokens"},
     {"out-dir", "out", NULL},
     {"dataset", "data", NULL},
     {"init-from", "init", "and --resume goes on with a run"},
@@ -44,7 +46,7 @@ static const synonym synonyms[] = {
     {"sequence-length", "seq-len", NULL},
     {"total-batch-size", "batch", "in sequences, not tokens"},
     {"val-loss-every", "val-every", NULL},
-    {"val-max-steps", "val-batches", NULL},
+    {"val-max-steps", "val-tokens", "in tokens"},
     {"learning-rate-decay-frac", "min-lr", "the rate itself, not a fraction"},
     {"zero-stage", "zero", NULL},
     {"skip-update-lossz", "skip-spikes", NULL},

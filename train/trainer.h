@@ -6,6 +6,10 @@
 #include "gptloom/parallel.h"
 #include "gptloom/train.h"
 
+/* On a GPU the host puts work in ahead of the device: of micro-batches at most so many, so that a run that is to end need
+ * not wait for all of a step. */
+enum { LOOM_MICRO_BATCHES_AHEAD = 4 };
+
 /* What is recorded of a step. */
 typedef enum loom_piece { LOOM_FIRST_MICRO_BATCH, LOOM_FURTHER_MICRO_BATCH, LOOM_UPDATE, LOOM_PIECES } loom_piece;
 
@@ -19,10 +23,12 @@ struct loom_trainer {
     loom_train_options options; /* resolved */
     loom_comm *comm;
     const loom_train_observer *observer; /* NULL: none */
+    bool asked, stops; /* this rank's observer has asked to end the run; all ranks know that one has, and end it */
     struct {
         double ms_worked, ms_spread; /* of the step before: of this rank; the slowest's from the fastest's */
-        bool stop;
-    } meeting; /* of the ranks, in the present step */
+        int64_t stride;              /* ranks ask each other after so many micro-batches whether the run is to end */
+    } meeting;                       /* of the ranks, in the present step */
+    loom_mark *ahead[LOOM_MICRO_BATCHES_AHEAD];
     loom_device *device;
     loom_dataset *data, *val_data; /* val_data NULL: validation is cut off the data */
     bool data_stand;               /* OUT/data.json says what they are */
@@ -55,6 +61,10 @@ bool loom_train_open_data(const loom_train_options *options, bool validation, lo
  * there; it is written if it is not, or if --val-data is another. */
 bool loom_trainer_check_data(loom_trainer *trainer, loom_error *error);
 bool loom_trainer_write_data(const loom_trainer *trainer, loom_error *error);
+
+/* Asks this rank's observer whether the run is to end; once said it stays so. Of several ranks the caller exchanges it, in
+ * an operation that all of them come to. */
+bool loom_trainer_should_stop(loom_trainer *trainer);
 
 loom_gpt_config loom_trainer_shape(const loom_trainer *trainer);
 loom_sharding loom_trainer_sharding(const loom_trainer *trainer);

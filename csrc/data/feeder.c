@@ -1,5 +1,7 @@
 #include "gptloom/data.h"
 
+#include "base/check.h"
+
 #include <string.h>
 
 void loom_feeder_lay_out(loom_feeder *f, int64_t sequences, int64_t T, loom_arena *arena) {
@@ -53,8 +55,16 @@ void loom_feeder_send_ahead(loom_feeder *f) {
     if (!f->sent) send(f, NULL);
 }
 
+void loom_feeder_give_back(loom_feeder *f) {
+    LOOM_CHECK(!f->sent);
+    f->given_back = true;
+}
+
 bool loom_feeder_take(loom_feeder *f, int64_t *step, int64_t *targets, loom_error *error) {
     const size_t half = f->ids / 2, bytes = half * sizeof(int32_t);
+    *step = f->next.step;
+    *targets = f->next.targets_in_step;
+    if (f->given_back) return !(f->given_back = false);
     if (!f->sent && !send(f, error)) return false;
     f->device->order(f->device, NULL, f->stream);
     f->device->copy(f->device, NULL, f->inputs, f->staged, bytes, LOOM_DEVICE_TO_DEVICE);

@@ -23,7 +23,7 @@ int main(int argc, char **argv) {
         ok = loom_trainer_step(trainer, &report, &error);
         if (ok && report.step % 50 == 0) printf("step %d  loss %.3f\n", (int)report.step, (double)report.loss);
     }
-    if (ok) ok = loom_trainer_sample(trainer, 200, print_byte, NULL, &error);
+    if (ok) ok = loom_trainer_sample(trainer, 200, print_byte, NULL, NULL, &error);
     if (!ok) fprintf(stderr, "train: %s\n", error.message);
     loom_trainer_close(trainer);
     loom_train_options_free(&options);

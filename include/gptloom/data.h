@@ -135,6 +135,7 @@ typedef struct loom_feeder {
     int turn;
     bool sent;       /* `staged` holds, or will hold, the next batch */
     bool failed;     /* there is no next batch: data could not be read */
+    bool given_back; /* the next take is of the batch that was taken last */
     loom_batch next; /* its step and count */
 } loom_feeder;
 
@@ -146,6 +147,8 @@ void loom_feeder_close(loom_feeder *feeder);
 /* Puts the next step's batch where the step reads it, in the order of the device's default stream, and says which step
  * it is and how many targets it has. */
 bool loom_feeder_take(loom_feeder *feeder, int64_t *step, int64_t *targets, loom_error *error);
+/* After a take, with nothing sent ahead since: the next take brings the same batch again. */
+void loom_feeder_give_back(loom_feeder *feeder);
 /* Sends the following batch ahead. Best called when the device has been given its work; what fails here fails at the
  * next take. */
 void loom_feeder_send_ahead(loom_feeder *feeder);

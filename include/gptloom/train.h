@@ -39,7 +39,7 @@ typedef struct loom_train_options {
     loom_schedule_kind schedule;
     double weight_decay, beta1, beta2, eps, clip, skip_spikes;
     double val_fraction;
-    int64_t val_every, val_batches, sample_every, sample_tokens, checkpoint_every, keep;
+    int64_t val_every, val_tokens, sample_every, sample_tokens, checkpoint_every, keep;
     bool save; /* false: no checkpoint is ever written */
     uint64_t seed;
     loom_dtype dtype; /* fp32, bf16 or fp16 */
@@ -108,11 +108,21 @@ typedef struct loom_step_report {
     double ms_waited, ms_spread;
     int64_t comm_bytes; /* that this rank handed to the communicator in the step */
     bool stop;          /* the observer of one of the ranks asks to end the run */
+    /* For that the step was given up before its update. Nothing has changed: `step` and `tokens` are those of the step
+     * before, the other fields 0, and the next call does the same step from its start, to the same bits. */
+    bool interrupted;
 } loom_step_report;
+
+typedef struct loom_validation {
+    double loss;      /* mean over the tokens */
+    int64_t tokens;   /* predicted */
+    double seconds;   /* that it took */
+    bool interrupted; /* the observer of one of the ranks asks to end the run: there is no loss */
+} loom_validation;
 
 /* Opens data and device, shapes the model, plans memory (refusing what does not fit), allocates once, initialises or
  * loads. Nothing is written. The options' strings must outlive the trainer. Of the observer, which may be NULL and
- * outlives the trainer, `planned` is told, and `should_stop` asked in every step.
+ * outlives the trainer, `planned` is told, and `should_stop` asked.
  *
  * `comm` is open and not attached; the trainer closes it. NULL is one rank. Of several ranks all call the same functions
  * of their trainers; where one fails the others wait in vain: its process is to end in loom_comm_abort(), for which the
@@ -121,15 +131,22 @@ bool loom_trainer_open(loom_trainer **trainer, const loom_train_options *options
                        const loom_train_observer *observer, loom_error *error);
 void loom_trainer_close(loom_trainer *trainer);
 
-/* data -> forward -> loss -> backward -> reduce -> clip -> AdamW, once. */
+/* data -> forward -> loss -> backward -> reduce -> clip -> AdamW, once. Where the observer asks to end the run the step may
+ * be given up between two micro-batches, which is no error: report->interrupted. */
 bool loom_trainer_step(loom_trainer *trainer, loom_step_report *report, loom_error *error);
 
-/* Mean loss over the validation split (its first `batches` micro-batches; 0: all of it). */
-bool loom_trainer_validate(loom_trainer *trainer, int64_t batches, double *loss, loom_error *error);
+/* Mean loss over windows of the validation split: as many as hold so many tokens, evenly spaced over it; 0: all. Which ones,
+ * and the order in which their losses are added, depends on the tokens and --seq-len alone: not on the micro-batch or the
+ * ranks. */
+bool loom_trainer_validate(loom_trainer *trainer, int64_t tokens, loom_validation *result, loom_error *error);
 
-/* Continues a new line (bytes) or end-of-text (other vocabularies) by n tokens; in runs with --sample-every. */
+/* How many tokens that is. */
+int64_t loom_trainer_validation_tokens(const loom_trainer *trainer, int64_t tokens);
+
+/* Continues a new line (bytes) or end-of-text (other vocabularies) by n tokens; in runs with --sample-every. Ends early
+ * where the observer of one of the ranks asks to end the run: *interrupted, which may be NULL. */
 bool loom_trainer_sample(loom_trainer *trainer, int64_t n, bool (*emit)(void *user, int32_t token), void *user,
-                         loom_error *error);
+                         bool *interrupted, loom_error *error);
 
 /* Writes a checkpoint of the current step into run directory `run`. */
 bool loom_trainer_save(loom_trainer *trainer, const char *run, int keep, loom_error *error);
@@ -159,10 +176,13 @@ struct loom_train_observer {
     void (*planned)(void *user, const loom_plan *plan); /* before anything is allocated; it may not fit */
     void (*started)(void *user, loom_trainer *trainer); /* after everything is open, before the first step */
     void (*stepped)(void *user, const loom_step_report *report);
-    void (*validated)(void *user, int64_t step, double loss);
+    void (*validating)(void *user, int64_t step, double part); /* `part` of the way, from 0 to 1 */
+    void (*validated)(void *user, int64_t step, const loom_validation *result);
     void (*sampled)(void *user, int64_t step, const char *text);
     void (*saved)(void *user, int64_t step, const char *directory);
-    bool (*should_stop)(void *user); /* asked in every step: true saves and ends the run in order, of all ranks */
+    /* Asked between micro-batches, in training, validation and sampling; true, if only once, saves the last whole step and
+     * ends the run cleanly, of all ranks. */
+    bool (*should_stop)(void *user);
 };
 
 /* `comm` as for loom_trainer_open. All ranks see the same directory: rank 0 writes it, each its part of checkpoints, and
