@@ -2,6 +2,8 @@
  * 2 and exactly one line on stderr that names the flag or file, and must leave nothing behind. */
 #include "gptloom/device.h"
 
+#include "../train/interrupts.h"
+
 #include <gtest/gtest.h>
 
 #include <algorithm>
@@ -26,6 +28,7 @@
 #include <sys/ioctl.h>
 #include <sys/prctl.h>
 #include <sys/resource.h>
+#include <sys/syscall.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -105,6 +108,11 @@ class Program : public ::testing::Test {
         alarm(120); /* a program that hangs is a failure, not a hanging test */
         execv(gptloom.c_str(), words.data());
         _exit(121);
+    }
+
+    static bool is_running(pid_t child) {
+        siginfo_t ended = {};
+        return waitid(P_PID, (id_t)child, &ended, WEXITED | WNOHANG | WNOWAIT) == 0 && ended.si_pid == 0;
     }
 
     static int wait_for(pid_t child) {
@@ -212,6 +220,11 @@ class Program : public ::testing::Test {
         const Outcome outcome = run(arguments);
         ASSERT_EQ(outcome.code, 0) << outcome.err;
         EXPECT_EQ(outcome.err, "");
+    }
+
+    /* Steps in the run's metrics. */
+    size_t metrics() const {
+        return lines_of(slurp(folder / "run/metrics.jsonl")).size();
     }
 
     std::string latest() const {
@@ -575,6 +588,116 @@ TEST_F(Program, AFullStdoutIsAnError) {
     }
 }
 
+/* A pipe whose reader has left ends other commands as it ends cat: by SIGPIPE, silently. Where the caller has that signal
+ * ignored, which programs inherit, there is a line. */
+TEST_F(Program, APipeThatNobodyReadsEndsOtherCommands) {
+    for (const bool ignored : {false, true})
+        for (const Words &call : {Words{"--help"}, Words{"train", "--help"}, Words{"info", "gpt2"}}) {
+            const Outcome outcome = run(call, [ignored] {
+                int ends[2];
+                signal(SIGPIPE, ignored ? SIG_IGN : SIG_DFL);
+                if (pipe(ends) != 0 || close(ends[0]) != 0 || dup2(ends[1], 1) < 0) _exit(122);
+            });
+            if (ignored) {
+                expect_one_line(outcome, {"standard output: cannot be written: Broken pipe"});
+            } else {
+                EXPECT_EQ(outcome.code, 128 + SIGPIPE);
+                EXPECT_EQ(outcome.err, "");
+            }
+        }
+}
+
+/* The product of a training is the run: it goes on without a stdout, and says so in its last line. */
+TEST_F(Program, AStdoutThatBreaksEndsNoTraining) {
+    Outcome outcome = finish(start(
+        training({}), [] {}, "/dev/full"));
+    EXPECT_EQ(outcome.code, 0) << outcome.err;
+    ASSERT_EQ(lines_of(outcome.err).size(), 1u) << outcome.err;
+    EXPECT_NE(outcome.err.find("standard output: could not be written after step 0 (No space left on device)"),
+              std::string::npos)
+        << outcome.err;
+    EXPECT_EQ(latest(), "step-00000004");
+    fs::remove_all(folder / "run");
+    outcome = run(training({}), [] {
+        int ends[2];
+        if (pipe(ends) != 0 || close(ends[0]) != 0 || dup2(ends[1], 1) < 0 || dup2(1, 2) < 0) _exit(122);
+    });
+    EXPECT_EQ(outcome.code, 0) << "neither stdout nor stderr can be written";
+    EXPECT_EQ(latest(), "step-00000004");
+}
+
+/* Ctrl-C of `gptloom train | tee log` ends tee first. */
+TEST_F(Program, CtrlCOfAPipelineSaves) {
+    int ends[2];
+    ASSERT_EQ(pipe(ends), 0);
+    const pid_t child = start(training({"--steps", "1000000", "--checkpoint-every", "0"}), [&] {
+        close(ends[0]);
+        dup2(ends[1], 1);
+        close(ends[1]);
+    });
+    close(ends[1]);
+    while (metrics() == 0 && is_running(child)) usleep(1000);
+    close(ends[0]);
+    kill(child, SIGINT);
+    const Outcome outcome = finish(child);
+    EXPECT_EQ(outcome.code, 130) << outcome.err;
+    ASSERT_EQ(lines_of(outcome.err).size(), 2u) << outcome.err;
+    EXPECT_NE(outcome.err.find("gptloom: interrupted: "), std::string::npos) << outcome.err;
+    EXPECT_NE(outcome.err.find("standard output: could not be written after step "), std::string::npos);
+    EXPECT_EQ(std::stoul(latest().substr(5)), metrics());
+}
+
+/* A pager that shows the first page reads no further: a training that waits for it ends when it is asked to. */
+TEST_F(Program, CtrlCInFrontOfAPagerEnds) {
+    int ends[2];
+    ASSERT_EQ(pipe2(ends, O_NONBLOCK), 0);
+    const std::string page(1 << 16, '.');
+    while (::write(ends[1], page.data(), page.size()) > 0) {
+    }
+    fcntl(ends[1], F_SETFL, 0);
+    const pid_t child = start(training({}), [&] { dup2(ends[1], 1); });
+    const std::string path = "/proc/" + std::to_string(child) + "/syscall"; /* what its first thread is in */
+    long call = 0;
+    unsigned long descriptor = 0;
+    const auto is_waiting = [&] {
+        return sscanf(slurp(path).c_str(), "%ld %lx", &call, &descriptor) == 2 && call == SYS_write && descriptor == 1;
+    };
+    while (!is_waiting() && is_running(child) && !slurp("/proc/self/syscall").empty()) usleep(1000);
+    kill(child, SIGINT);
+    const Outcome outcome = finish(child);
+    close(ends[0]);
+    close(ends[1]);
+    if (slurp("/proc/self/syscall").empty()) GTEST_SKIP() << "whether a process waits cannot be seen here";
+    EXPECT_EQ(outcome.code, 130) << outcome.err;
+    ASSERT_EQ(lines_of(outcome.err).size(), 2u) << outcome.err;
+    EXPECT_NE(outcome.err.find("could not be written after step 0 (nobody read it)"), std::string::npos) << outcome.err;
+}
+
+/* A file that is opened where 0, 1 or 2 is closed gets that number, and what is printed: cron jobs and daemons close them. */
+TEST_F(Program, WhereDescriptorsAreClosedFilesAreAsEver) {
+    const auto lines = [this] {
+        std::string all;
+        for (const std::string &line : lines_of(slurp(folder / "run/metrics.jsonl")))
+            all += line.substr(0, line.find(", \"ms\"")) + "\n";
+        return all + slurp(folder / "run/samples.txt");
+    };
+    const Words more = {"--val-every", "2", "--sample-every", "2", "--sample-tokens", "8"};
+    expect_run(training(more));
+    const std::string as_ever = lines();
+    for (const std::vector<int> &closed : {std::vector<int>{1}, {0, 1}, {1, 2}, {0, 1, 2}}) {
+        fs::remove_all(folder / "run");
+        const Outcome outcome = run(training(more), [&] {
+            for (const int descriptor : closed) close(descriptor);
+        });
+        EXPECT_EQ(outcome.code, 0);
+        EXPECT_EQ(lines(), as_ever);
+        EXPECT_EQ(outcome.err, "");
+    }
+    const Outcome outcome = run({"plan", "nano", "--no-measure", "--json", "plan.json"}, [] { close(1); });
+    EXPECT_EQ(outcome.code, 0) << outcome.err;
+    EXPECT_EQ(slurp(folder / "plan.json")[0], '{');
+}
+
 TEST_F(Program, SampleAndInfoMistakes) {
     expect_mistake({"sample"}, {"--from: is missing"});
     expect_mistake({"sample", "--from", "nowhere"}, {"nowhere"});
@@ -703,20 +826,115 @@ TEST_F(Program, EpochsBecomeSteps) {
     EXPECT_EQ(latest(), "step-00000009");
 }
 
-TEST_F(Program, AnInterruptSavesAndEnds) {
-    const pid_t child = start(training({"--steps", "1000000", "--checkpoint-every", "0"}));
-    const auto patience = std::chrono::steady_clock::now() + std::chrono::seconds(60);
-    while (slurp(folder / "run/metrics.jsonl").empty() && std::chrono::steady_clock::now() < patience) usleep(10000);
+/* Saved, then ended by the signal itself, as which shells end their loops; Slurm's warning asks for a pause only. */
+TEST_F(Program, AnInterruptSavesAndEndsWithItsStatus) {
+    for (const int number : {SIGINT, SIGTERM, SIGHUP, SIGUSR1}) {
+        SCOPED_TRACE(strsignal(number));
+        fs::remove_all(folder / "run");
+        const pid_t child = start(training({"--steps", "1000000", "--checkpoint-every", "0"}));
+        while (metrics() == 0 && is_running(child)) usleep(1000);
+        kill(child, number);
+        int status = 0;
+        EXPECT_EQ(waitpid(child, &status, 0), child);
+        const bool is_warning = number == SIGUSR1;
+        EXPECT_TRUE(is_warning ? WIFEXITED(status) && WEXITSTATUS(status) == 0
+                               : WIFSIGNALED(status) && WTERMSIG(status) == number)
+            << status;
+        const std::string out = slurp(folder.string() + ".out"), err = slurp(folder.string() + ".err");
+        EXPECT_EQ(err.rfind("gptloom: interrupted: ", 0), 0u) << err;
+        EXPECT_EQ(lines_of(err).size(), 1u) << err;
+        EXPECT_NE(out.find("stopped after step"), std::string::npos) << out;
+        EXPECT_NE(out.find("train --resume --out run"), std::string::npos);
+        EXPECT_EQ(out.find("to be continued") != std::string::npos, is_warning) << out;
+        ASSERT_TRUE(fs::exists(folder / "run/checkpoints/latest"));
+        const size_t steps = metrics();
+        EXPECT_EQ(std::stoul(latest().substr(5)), steps);
+        expect_run({"train", "--resume", "--out", "run", "--stop-after", "1"});
+        EXPECT_EQ(metrics(), steps + 1);
+    }
+    fs::remove(folder.string() + ".out");
+    fs::remove(folder.string() + ".err");
+}
+
+/* Of a step of so many micro-batches that it would take longer than this test may: it is given up between two of them,
+ * and nothing of it is left. */
+TEST_F(Program, AnInterruptDoesNotWaitForTheStep) {
+    const pid_t child = start(training({"--batch", "65536", "--micro-batch", "1", "--steps", "3"}));
+    while (slurp(folder.string() + ".out").find("memory") == std::string::npos && is_running(child)) usleep(1000);
     kill(child, SIGINT);
     const Outcome outcome = finish(child);
-    EXPECT_EQ(outcome.code, 0) << outcome.err;
-    EXPECT_NE(outcome.out.find("stopped after step"), std::string::npos) << outcome.out;
-    EXPECT_NE(outcome.out.find("train --resume --out run"), std::string::npos);
-    ASSERT_TRUE(fs::exists(folder / "run/checkpoints/latest"));
-    const size_t steps = lines_of(slurp(folder / "run/metrics.jsonl")).size();
-    EXPECT_EQ(std::stoul(latest().substr(5)), steps);
-    expect_run({"train", "--resume", "--out", "run", "--stop-after", "1"});
-    EXPECT_EQ(lines_of(slurp(folder / "run/metrics.jsonl")).size(), steps + 1);
+    EXPECT_EQ(outcome.code, 130) << outcome.err;
+    EXPECT_EQ(outcome.err.rfind("gptloom: interrupted: ", 0), 0u) << outcome.err;
+    EXPECT_EQ(metrics(), 0u);
+    EXPECT_FALSE(fs::exists(folder / "run/checkpoints/latest")) << "the checkpoint of no step";
+}
+
+/* What the caller ignores, as nohup and `make test &` do, stays ignored. */
+TEST_F(Program, WhatIsIgnoredStaysIgnored) {
+    const pid_t child = start(training({"--steps", "1000000", "--checkpoint-every", "0"}), [] {
+        signal(SIGINT, SIG_IGN);
+        signal(SIGHUP, SIG_IGN);
+    });
+    while (metrics() == 0 && is_running(child)) usleep(1000);
+    kill(child, SIGINT);
+    kill(child, SIGHUP);
+    for (const size_t before = metrics(); metrics() < before + 3 && is_running(child);) usleep(1000);
+    kill(child, SIGTERM);
+    const Outcome outcome = finish(child);
+    EXPECT_EQ(outcome.code, 143) << outcome.err;
+    EXPECT_EQ(lines_of(outcome.err).size(), 1u) << outcome.err;
+}
+
+/* In a child of this test: the signals in their order, after which it ends with 0 if it still lives. */
+Outcome after_signals(const std::vector<int> &numbers, bool begun, int64_t done, int64_t saved) {
+    int ends[2];
+    EXPECT_EQ(pipe(ends), 0);
+    const pid_t child = fork();
+    if (child == 0) {
+        close(ends[0]);
+        dup2(ends[1], 2);
+        for (const int number : {SIGHUP, SIGINT, SIGTERM, SIGUSR1}) signal(number, SIG_DFL);
+        loom_interrupts_catch();
+        if (begun) loom_interrupts_begin(true, saved);
+        loom_interrupts_progress(done, saved);
+        for (const int number : numbers) raise(number);
+        _exit(0);
+    }
+    close(ends[1]);
+    Outcome outcome;
+    char buffer[1024];
+    for (ssize_t n; (n = read(ends[0], buffer, sizeof buffer)) > 0;) outcome.err.append(buffer, (size_t)n);
+    close(ends[0]);
+    int status = 0;
+    EXPECT_EQ(waitpid(child, &status, 0), child);
+    outcome.code = WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status);
+    return outcome;
+}
+
+/* The second Ctrl-C says what would be lost, the third ends at once. Signals that come several times by themselves do not
+ * count, and before anything has begun the first ends. */
+TEST(Interrupts, TheThirdEndsAtOnce) {
+    Outcome outcome = after_signals({SIGINT}, true, 237, 200);
+    EXPECT_EQ(outcome.code, 0);
+    EXPECT_EQ(lines_of(outcome.err).size(), 1u) << outcome.err;
+    outcome = after_signals({SIGINT, SIGINT}, true, 237, 200);
+    EXPECT_EQ(outcome.code, 0);
+    ASSERT_EQ(lines_of(outcome.err).size(), 2u) << outcome.err;
+    EXPECT_EQ(lines_of(outcome.err)[1],
+              "gptloom: ends and saves still; once more ends at once, and the 37 steps since the "
+              "checkpoint of step 200 are lost");
+    EXPECT_EQ(
+        lines_of(after_signals({SIGTERM, SIGINT}, true, 201, 200).err)[1],
+        "gptloom: ends and saves still; once more ends at once, and the 1 step since the checkpoint of step 200 is "
+        "lost");
+    outcome = after_signals({SIGINT, SIGTERM, SIGINT}, true, 237, 200);
+    EXPECT_EQ(outcome.code, 130);
+    EXPECT_EQ(lines_of(outcome.err).size(), 2u) << outcome.err;
+    outcome = after_signals({SIGHUP, SIGHUP, SIGHUP, SIGUSR1, SIGUSR1, SIGTERM}, true, 0, 0);
+    EXPECT_EQ(outcome.code, 0);
+    EXPECT_EQ(lines_of(outcome.err).size(), 2u) << outcome.err;
+    EXPECT_EQ(after_signals({SIGTERM}, false, 0, 0).code, 143);
+    EXPECT_EQ(after_signals({SIGUSR1}, false, 0, 0).code, 0);
 }
 
 TEST_F(Program, SamplesContinueThePromptAndRepeat) {

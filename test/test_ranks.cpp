@@ -602,7 +602,7 @@ TEST_F(Program, CtrlCSavesAndEndsAllRanks) {
     const size_t steps = lines_of(read_file(metrics_path)).size();
     ASSERT_GE(steps, 3u);
     ASSERT_LT(steps, 100000u);
-    EXPECT_NE(read_file(here.at("out")).find("interrupted: saves and ends"), std::string::npos);
+    EXPECT_NE(read_file(here.at("err")).find("gptloom: interrupted: "), std::string::npos);
     for (const char *rank : {"0", "1"})
         EXPECT_NE(read_file(here.at(std::string("run/logs/rank-000") + rank + ".log")).find("ended in order\n"),
                   std::string::npos);
