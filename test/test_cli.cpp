@@ -895,7 +895,7 @@ Outcome after_signals(const std::vector<int> &numbers, bool begun, int64_t done,
         dup2(ends[1], 2);
         for (const int number : {SIGHUP, SIGINT, SIGTERM, SIGUSR1}) signal(number, SIG_DFL);
         loom_interrupts_catch();
-        if (begun) loom_interrupts_begin(true, saved);
+        if (begun) loom_interrupts_begin(true, true, saved);
         loom_interrupts_progress(done, saved);
         for (const int number : numbers) raise(number);
         _exit(0);
