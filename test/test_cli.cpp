@@ -826,6 +826,50 @@ TEST_F(Program, EpochsBecomeSteps) {
     EXPECT_EQ(latest(), "step-00000009");
 }
 
+/* Whatever the micro-batch, the memory or the threads: what --val-tokens counts is tokens. */
+TEST_F(Program, ValidationIsTheSameWhateverTheMicroBatch) {
+    std::vector<std::string> losses;
+    for (const char *micro : {"1", "2", "8"}) {
+        fs::remove_all(folder / "run");
+        const Outcome outcome = run(training({"--batch", "8", "--micro-batch", micro, "--val-every", "1",
+                                              "--val-tokens", "79", "--steps", "1", "--lr", "0"}));
+        ASSERT_EQ(outcome.code, 0) << outcome.err;
+        EXPECT_NE(outcome.out.find("; 80 tokens every 1 step\n"), std::string::npos) << outcome.out;
+        EXPECT_NE(outcome.out.find(" on 80 tokens in "), std::string::npos) << outcome.out;
+        const std::string metrics = slurp(folder / "run/metrics.jsonl");
+        losses.push_back(metrics.substr(metrics.find("\"val_loss\"")));
+    }
+    EXPECT_EQ(losses, std::vector<std::string>(3, losses[0]));
+    expect_training_mistake({"--val-batches", "2"}, {"--val-batches: ", "--val-tokens"});
+}
+
+/* Runs of before have --val-batches in their config.ini: micro-batches; 0 were all. */
+TEST_F(Program, OldConfigFilesBoundValidationByMicroBatches) {
+    for (const auto &[old, tokens] : std::map<std::string, std::string>{
+             {"val-batches = 0\n", "0"},
+             {"val-batches = 3\nmicro-batch = 2\nseq-len = 16\n", "96"},
+             {"val-batches = 3\nmicro-batch = 2\nval-tokens = 7\nseq-len = 16\n", "7"}}) {
+        fs::remove_all(folder / "run");
+        write("run.ini", old);
+        expect_run(training({"--config", "run.ini", "--steps", "1"}));
+        EXPECT_NE(slurp(folder / "run/config.ini").find("val-tokens = " + tokens + "\n"), std::string::npos) << old;
+    }
+    fs::remove_all(folder / "run");
+    write("run.ini", "val-batches = 3\n");
+    expect_training_mistake({"--config", "run.ini"}, {"run.ini: val-batches", "val-tokens"});
+}
+
+TEST_F(Program, OneIsSingularAndMoreThreadsThanProcessorsAreTold) {
+    const std::string threads = std::to_string(sysconf(_SC_NPROCESSORS_ONLN) + 1);
+    Outcome outcome = run(training({"--n-head", "1", "--steps", "1", "--threads", threads}));
+    EXPECT_NE(outcome.out.find(" 1 layer, 1 head, 16 channels, "), std::string::npos) << outcome.out;
+    EXPECT_NE(outcome.out.find(threads + " threads on "), std::string::npos) << outcome.out;
+    EXPECT_NE(outcome.out.find(" (slow: fewer are faster)"), std::string::npos) << outcome.out;
+    EXPECT_NE(outcome.out.find(": 1 step in "), std::string::npos) << outcome.out;
+    outcome = run({"info", "run"});
+    EXPECT_NE(outcome.out.find(" 1 layer, 1 head, 16 channels, "), std::string::npos) << outcome.out;
+}
+
 /* Saved, then ended by the signal itself, as which shells end their loops; Slurm's warning asks for a pause only. */
 TEST_F(Program, AnInterruptSavesAndEndsWithItsStatus) {
     for (const int number : {SIGINT, SIGTERM, SIGHUP, SIGUSR1}) {

@@ -4,6 +4,7 @@
 #include "planning.h"
 #include "progress.h"
 
+#include "base/plural.h"
 #include "base/printable.h"
 
 /* The flags of `gptloom train` that it takes. */
@@ -77,8 +78,9 @@ static void show_training(const facts *all) {
 
 static void show(const facts *all) {
     const loom_gpt_config *config = &all->planning.config;
-    printf("  %lld layers, %lld heads, %lld channels, block size %lld, vocabulary %lld (%lld inside)\n",
-           (long long)config->n_layer, (long long)config->n_head, (long long)config->n_embd,
+    printf("  %lld layer%s, %lld head%s, %lld channel%s, block size %lld, vocabulary %lld (%lld inside)\n",
+           (long long)config->n_layer, loom_plural(config->n_layer), (long long)config->n_head,
+           loom_plural(config->n_head), (long long)config->n_embd, loom_plural(config->n_embd),
            (long long)config->block_size, (long long)config->vocab_size, (long long)loom_gpt_padded_vocabulary(config));
     show_parameters(&all->layout);
     show_training(all);

@@ -7,6 +7,7 @@
 #include "progress.h"
 
 #include "base/file.h"
+#include "base/plural.h"
 #include "base/printable.h"
 
 #include <errno.h>
@@ -112,13 +113,35 @@ static void show_model(const loom_train_options *options, loom_gpt *gpt) {
     const loom_gpt_config *config = loom_gpt_get_config(gpt);
     char count[16];
     loom_format_count(count, sizeof count, (double)loom_gpt_get_layout(gpt)->count);
-    printf("  model       %s%s%lld layers, %lld heads, %lld channels, context %lld, vocabulary %lld: %s parameters\n",
-           options->model ? LOOM_PRINTABLE(options->model) : "", options->model ? ": " : "", (long long)config->n_layer,
-           (long long)config->n_head, (long long)config->n_embd, (long long)config->block_size,
-           (long long)config->vocab_size, count);
+    printf(
+        "  model       %s%s%lld layer%s, %lld head%s, %lld channel%s, context %lld, vocabulary %lld: %s parameters\n",
+        options->model ? LOOM_PRINTABLE(options->model) : "", options->model ? ": " : "", (long long)config->n_layer,
+        loom_plural(config->n_layer), (long long)config->n_head, loom_plural(config->n_head), (long long)config->n_embd,
+        loom_plural(config->n_embd), (long long)config->block_size, (long long)config->vocab_size, count);
 }
 
-static void show_data(const loom_train_options *options, const loom_dataset *data) {
+/* What is validated on, and how much of it each time. */
+static void show_validation(const loom_train_options *options, const loom_trainer *trainer) {
+    char count[16];
+    if (!loom_trainer_has_validation(trainer)) {
+        printf("  validation  none\n");
+        return;
+    }
+    if (options->n_val_data > 0)
+        printf("  validation  %s%s", LOOM_PRINTABLE(options->val_data[0]),
+               options->n_val_data > 1 ? " and others" : "");
+    else
+        printf("  validation  the data's last %g%%", 100 * options->val_fraction);
+    loom_format_count(count, sizeof count, (double)loom_trainer_validation_tokens(trainer, options->val_tokens));
+    if (options->val_every > 0)
+        printf("; %s tokens every %lld step%s\n", count, (long long)options->val_every,
+               loom_plural(options->val_every));
+    else
+        printf("; never, by --val-every 0\n");
+}
+
+static void show_data(const loom_train_options *options, const loom_trainer *trainer) {
+    const loom_dataset *data = loom_trainer_data(trainer);
     char count[16];
     const int others = loom_dataset_files(data) - 1;
     loom_format_count(count, sizeof count, (double)loom_dataset_tokens(data));
@@ -127,13 +150,7 @@ static void show_data(const loom_train_options *options, const loom_dataset *dat
     if (others > 0) printf(" and %d other%s", others, others > 1 ? "s" : "");
     printf("\n");
     if (loom_dataset_note(data)[0]) printf("  note        %s\n", LOOM_PRINTABLE(loom_dataset_note(data)));
-    if (options->n_val_data > 0)
-        printf("  validation  %s%s\n", LOOM_PRINTABLE(options->val_data[0]),
-               options->n_val_data > 1 ? " and others" : "");
-    else if (options->val_fraction > 0)
-        printf("  validation  the data's last %g%%\n", 100 * options->val_fraction);
-    else
-        printf("  validation  none\n");
+    show_validation(options, trainer);
 }
 
 static void show_steps(const loom_train_options *options, int64_t done, int64_t planned) {
@@ -226,7 +243,7 @@ static void show_start(session *now, loom_trainer *trainer) {
     show_ranks(options, loom_trainer_comm(trainer));
     show_model(options, gpt);
     show_precision(loom_gpt_get_precision(gpt), device);
-    show_data(options, loom_trainer_data(trainer));
+    show_data(options, trainer);
     show_steps(options, done, planned);
     const double seconds = loom_trainer_predicted_seconds(trainer);
     if (seconds > 0)
@@ -321,12 +338,14 @@ static void show_end(session *now, const char *out) {
     loom_format_count(rate, sizeof rate, seconds > validating ? (double)progress->tokens / (seconds - validating) : 0);
     const bool finished = report->step >= progress->total;
     printf("\n%s after step %lld of %lld: %lld step%s in %s", finished ? "done" : "stopped", (long long)report->step,
-           (long long)progress->total, (long long)steps, steps == 1 ? "" : "s", duration);
+           (long long)progress->total, (long long)steps, loom_plural(steps), duration);
     if (validating >= 1) printf(", %s of it validation", validation);
     printf(", %s tok/s", rate);
-    if (progress->weight > 0) printf("; loss %.4f", progress->loss / progress->weight);
+    if (progress->weight > 0)
+        printf("; loss %.4f (smoothed %.4f)", (double)report->loss, progress->loss / progress->weight);
     if (!isnan(progress->validation)) printf(", validation %.4f", progress->validation);
-    if (progress->skipped > 0) printf("; %lld updates left out", (long long)progress->skipped);
+    if (progress->skipped > 0)
+        printf("; %lld update%s left out", (long long)progress->skipped, loom_plural(progress->skipped));
     char ranks[32] = "";
     if (now->ranks > 1) snprintf(ranks, sizeof ranks, " --ranks %d", now->ranks);
     if (!finished && now->saves && loom_interrupts_asked() == SIGUSR1) {

@@ -1,6 +1,7 @@
 #include "plan_answer.h"
 
 #include "base/file.h"
+#include "base/plural.h"
 #include "base/printable.h"
 #include "progress.h"
 
@@ -14,9 +15,10 @@ static void show_training(const loom_plan_answer *a) {
     const loom_precision *precision = &a->precision;
     char count[16];
     loom_format_count(count, sizeof count, (double)a->best->plan.parameters);
-    printf("%s: %lld layers, %lld heads, %lld channels, context %lld, vocabulary %lld: %s parameters\n",
-           LOOM_PRINTABLE(a->planning.name), (long long)o->n_layer, (long long)o->n_head, (long long)o->n_embd,
-           (long long)o->block_size, (long long)o->vocab_size, count);
+    printf("%s: %lld layer%s, %lld head%s, %lld channel%s, context %lld, vocabulary %lld: %s parameters\n",
+           LOOM_PRINTABLE(a->planning.name), (long long)o->n_layer, loom_plural(o->n_layer), (long long)o->n_head,
+           loom_plural(o->n_head), (long long)o->n_embd, loom_plural(o->n_embd), (long long)o->block_size,
+           (long long)o->vocab_size, count);
     printf("  on          %s%s\n", LOOM_PRINTABLE(a->title), a->gpu ? " (by its data sheet)" : "");
     if (a->sharding.ranks > 1)
         printf("  ranks       %d, ZeRO stage %d: memory and micro-batches are each rank's\n", a->sharding.ranks,

@@ -1,6 +1,7 @@
 /* Opening and loading. */
 #include "gptloom/checkpoint.h"
 
+#include "base/plural.h"
 #include "checkpoint/directory.h"
 #include "checkpoint/documents.h"
 #include "checkpoint/tensors.h"
@@ -137,8 +138,10 @@ static bool same_shape(const loom_gpt_config *a, const loom_gpt_config *b) {
 
 static const char *describe_shape(const loom_gpt_config *config, char text[192]) {
     snprintf(text, 192,
-             "%" PRId64 " layers, %" PRId64 " heads, %" PRId64 " channels, block size %" PRId64 ", vocabulary %" PRId64,
-             config->n_layer, config->n_head, config->n_embd, config->block_size, config->vocab_size);
+             "%" PRId64 " layer%s, %" PRId64 " head%s, %" PRId64 " channel%s, block size %" PRId64
+             ", vocabulary %" PRId64,
+             config->n_layer, loom_plural(config->n_layer), config->n_head, loom_plural(config->n_head), config->n_embd,
+             loom_plural(config->n_embd), config->block_size, config->vocab_size);
     return text;
 }
 

@@ -2,6 +2,7 @@
 
 #include "base/check.h"
 #include "base/clock.h"
+#include "base/plural.h"
 #include "cpu/memory.h"
 #include "cpu/processors.h"
 #include "cpu/tuned.h"
@@ -189,15 +190,19 @@ static const char *instruction_set(void) {
 #endif
 }
 
-/* "2 threads, AVX-512, matrix products by oneDNN 3.7.1, of bf16 by AMX" */
-static void describe(loom_device *device, const char *products, const char *bf16) {
-    char how[64] = "";
+/* "2 threads, AVX-512, matrix products by oneDNN 3.7.1, of bf16 by AMX". More threads than processors wait for each
+ * other at every barrier. */
+static void describe(loom_device *device, int processors, const char *products, const char *bf16) {
+    char how[64] = "", crowded[64] = "";
+    if (device->threads > processors)
+        snprintf(crowded, sizeof crowded, " on %d processor%s (slow: fewer are faster)", processors,
+                 loom_plural(processors));
     if (bf16)
         snprintf(how, sizeof how, ", of bf16 by %s", bf16);
     else if (device->storage == LOOM_F32)
         snprintf(how, sizeof how, ", of bf16 widened to fp32: slow");
-    snprintf(device->description, sizeof device->description, "%d thread%s, %s, matrix products by %s%s",
-             device->threads, device->threads == 1 ? "" : "s", instruction_set(), products, how);
+    snprintf(device->description, sizeof device->description, "%d thread%s%s, %s, matrix products by %s%s",
+             device->threads, loom_plural(device->threads), crowded, instruction_set(), products, how);
 }
 
 /* --------------------------------------------------------------------------------------------------------- open, close */
@@ -267,7 +272,7 @@ bool loom_cpu_open(loom_device **out, loom_cpu_table table, const loom_device_op
         if (c->pinned) loom_processors_pin(&processors, threads);
     }
     device->widened = 1u << LOOM_F16 | (bf16 ? 0 : 1u << LOOM_BF16);
-    describe(device, products, bf16);
+    describe(device, CPU_COUNT(&processors.set), products, bf16);
     *out = device;
     return true;
 }
