@@ -1023,7 +1023,7 @@ TEST_F(Train, DataThatShrinkEndTheRunAndLoseNothing) {
 TEST_F(Train, ValidationDataThatShrinkEndTheRunAndLoseNothing) {
     write_large_file(at("large"));
     const Options::Pairs changes = {
-        {"val-data", at("large")}, {"any-bytes", "true"}, {"val-every", "5"}, {"val-batches", "2"}};
+        {"val-data", at("large")}, {"any-bytes", "true"}, {"val-every", "5"}, {"val-tokens", "64"}};
     loom_train_observer observer = {};
     const std::string path = at("large");
     observer.user = (void *)&path;
