@@ -245,6 +245,17 @@ $(BUILD)/test/libfaults.so: test/faults/shim.c
 	@mkdir -p $(@D)
 	$(call quiet,LD) $(CC) -std=c11 -D_GNU_SOURCE -O1 -g $(WARNINGS) -fPIC -shared -o $@ $< -ldl
 
+# What make fuzz runs, and what runs what that has found again.
+FUZZ_TARGETS := $(BUILD)/obj/test/fuzz/targets.o $(if $(CUDA),,$(BUILD)/obj/csrc/cuda/choices.o)
+FUZZ_FILES   := -Wl$(comma)$(subst $() ,$(comma),$(addprefix --wrap=loom_file_,map unmap read_text open))
+$(BUILD)/test/test_fuzz_corpus: $(FUZZ_TARGETS)
+$(BUILD)/test/test_fuzz_corpus $(BUILD)/fuzzer: LINK_FLAGS += $(FUZZ_FILES)
+$(BUILD)/fuzzer: $(BUILD)/obj/test/fuzz/fuzzer.o $(FUZZ_TARGETS) $(TEST_OBJECTS) $(BUILD)/libgptloom.a
+	$(call quiet,LD) $(CXX) $(LINK_FLAGS) -fsanitize=fuzzer -o $@ $^ $(LIBS)
+
+$(BUILD)/test/test_faults: | $(BUILD)/gptloom $(BUILD)/emulated/gptloom $(BUILD)/test/libfaults.so \
+                             $(if $(MPICC),$(BUILD)/libgptloom_mpi.so)
+
 # These start the program, as users do.
 $(addprefix $(BUILD)/test/test_,rank_failures two_hosts): | $(BUILD)/gptloom $(if $(MPICC),$(BUILD)/libgptloom_mpi.so)
 $(BUILD)/test/test_two_hosts: | $(BUILD)/emulated/gptloom $(BUILD)/test/libnccl_standin.so
@@ -281,7 +292,7 @@ test: setup
 #  make test-full   all tests, and again in sanitizer builds and with the other libraries for matrix products (these
 #                   builds take no toolkit, and so show that none is needed)
 # What no sanitizer sees: tests of scripts and of headers, and one that plans with a library of the toolkit.
-UNSANITIZED := $(addprefix %/test_,cublaslt_load cudnn cuda_headers gpu_report install scaling scripts)
+UNSANITIZED := $(addprefix %/test_,cublaslt_load cudnn cuda_headers faults gpu_report install scaling scripts)
 FULL := $(TESTS) $(patsubst $(BUILD)/%,$(BUILD)/sanitized/%,$(filter-out $(UNSANITIZED),$(TESTS))) \
         $(foreach m,openblas plain,$(BUILD)/$(m)/test/test_ops=*matmul*)
 test-full: setup
@@ -299,6 +310,17 @@ TRIES ?= 5000
 SEED  ?= 1
 test-faults: all $(BUILD)/test/libfaults.so
 	@test/faults/faults.py --build $(BUILD) --tries $(TRIES) --seed $(SEED)
+
+#  make fuzz        for SECONDS=60 each, bytes made up by libFuzzer for everything that reads from outside
+SECONDS ?= 60
+FUZZ_CC ?= clang
+CLANG_FLAGS := -O1 -Wno-unknown-warning-option -Wno-pass-failed
+FUZZ_CXX ?= clang++
+fuzz:
+	@test/fuzz/run.py --check "$(FUZZ_CXX)"
+	@$(MAKE) --no-print-directory BUILD=$(BUILD)/fuzz CC="$(FUZZ_CC)" CXX="$(FUZZ_CXX)" CUDA= MPICC= MATMUL=plain \
+	    CFLAGS="$(CLANG_FLAGS)" CXXFLAGS="$(CLANG_FLAGS)" SANITIZE=address,undefined,fuzzer-no-link $(BUILD)/fuzz/fuzzer
+	@test/fuzz/run.py --program $(BUILD)/fuzz/fuzzer --seconds $(SECONDS)
 
 #  make sanitize    build/sanitized/gptloom, with AddressSanitizer and UndefinedBehaviorSanitizer
 sanitize:
