@@ -60,7 +60,7 @@ ERRNOS = {
 
 # What a scenario trains with, beside MODEL: every dtype and state of the optimizer, the emulation, ranks.
 TINY = "--n-layer 1 --n-head 1 --n-embd 16 --block-size 16 --batch 2 --lr 1e-3 --threads 1 --memory 64MiB -q".split()
-RHYTHM = f"--steps {STEPS} --checkpoint-every 2 --val-every 3 --val-tokens 32 --sample-every 4 --sample-tokens 4 --keep 2".split()
+RHYTHM = f"--steps {STEPS} --checkpoint-every 2 --val-every 3 --val-batches 1 --sample-every 4 --sample-tokens 4 --keep 2".split()
 VARIANTS = {
     "fp32": [],
     "bf16": ["--dtype", "bf16"],
@@ -639,7 +639,7 @@ def main():
             Scenario(lab, "run"),
             Scenario(lab, "resume"),
             Scenario(lab, "sample", words="sample --from run --prompt a --tokens 4 --threads 1".split()),
-            Scenario(lab, "plan", words="plan run --batch 2 --no-measure --on h100".split()),
+            Scenario(lab, "plan", words="plan run --batch 2 --no-measure".split()),
             Scenario(lab, "plot", words=["plot", "run"], result="run/loss.svg"),
             Scenario(lab, "info", words=["info", "run"]),
         ]
