@@ -261,6 +261,24 @@ TEST_F(CudaRun, TakesTheChoicesOfAnotherRun) {
     refusal([&](loom_error *error) { return loom_train(options.get(), NULL, NULL, error); }, {"--choices", "imagined"});
 }
 
+/* A run that was ended before its first checkpoint begins anew with the choices that it has, not with others. */
+TEST_F(CudaRun, ARunThatBeginsAnewTakesItsOwnChoices) {
+    ASSERT_TRUE(trains(run("a", {{"stop-after", "1"}})));
+    for (const char *name : {"latest", "step-00000001"})
+        fs::remove_all(directory.at(std::string("a/checkpoints/") + name));
+    const std::string own = read_file(directory.at("a/choices.txt"));
+    ASSERT_TRUE(trains(run("a", {{"stop-after", "1"}, {"resume", "true"}})));
+    EXPECT_EQ(read_file(directory.at("a/choices.txt")), own);
+
+    for (const char *name : {"latest", "step-00000001"})
+        fs::remove_all(directory.at(std::string("a/checkpoints/") + name));
+    std::string other = own;
+    other.replace(other.find("emulated"), 8, "imagined");
+    write_file(directory.at("a/choices.txt"), other);
+    const Options options(run("a", {{"resume", "true"}}));
+    refusal([&](loom_error *error) { return loom_train(options.get(), NULL, NULL, error); }, {"--fresh-choices"});
+}
+
 TEST_F(CudaRun, ContinuesWhatTheCpuBegan) {
     ASSERT_TRUE(trains(run("a", {{"device", "cpu"}, {"stop-after", "3"}})));
     ASSERT_TRUE(trains(run("a", {{"resume", "true"}})));

@@ -5,8 +5,13 @@
 #include "base/file.h"
 #include "base/flag.h"
 
+extern "C" {
+#include "../train/options.h"
+}
+
 #include <gtest/gtest.h>
 
+#include <climits>
 #include <cmath>
 #include <cstddef>
 #include <cstdint>
@@ -16,6 +21,8 @@
 #include <sstream>
 #include <string>
 #include <vector>
+
+#include <unistd.h>
 
 namespace {
 
@@ -85,7 +92,7 @@ TEST_F(Options, Defaults) {
     EXPECT_DOUBLE_EQ(options.beta2, 0.95);
     EXPECT_DOUBLE_EQ(options.weight_decay, 0.1);
     EXPECT_DOUBLE_EQ(options.clip, 1);
-    EXPECT_DOUBLE_EQ(options.val_fraction, 0.1);
+    EXPECT_EQ(options.val_fraction, -1); /* a tenth, if the data are long enough */
     EXPECT_EQ(options.schedule, LOOM_SCHEDULE_COSINE);
     EXPECT_EQ(options.keep, 3);
     EXPECT_STREQ(options.device, "auto");
@@ -235,6 +242,66 @@ TEST_F(Options, ReadsAFile) {
     EXPECT_FALSE(options.deterministic);
 }
 
+TEST_F(Options, FilesOfOtherEditorsAndOfOlderRunsAreRead) {
+    ASSERT_TRUE(read("\xef\xbb\xbf; a run of gptloom 0.1.0\r\n\r\n;; \r\n data\t=\tmy file.txt  ; here\r\nlr=1e-3\r\n"
+                     "out = a;b ;c\nmin-lr = 1e-4\nval-data = x=y:z"))
+        << error.message;
+    EXPECT_STREQ(options.data[0], "my file.txt");
+    EXPECT_STREQ(options.out, "a;b");
+    EXPECT_STREQ(options.val_data[0], "x=y:z");
+    EXPECT_DOUBLE_EQ(options.min_lr, 1e-4);
+}
+
+/* What only followed from other options is a record, and no option. */
+TEST_F(Options, WhatFollowsIsKeptApart) {
+    set_all({{"data", "a"}, {"lr", "1e-2"}, {"steps", "100"}});
+    loom_train_options given = options;
+    ASSERT_TRUE(resolve()) << error.message;
+    const std::string path = folder + "/config.ini";
+    ASSERT_TRUE(loom_train_options_write_run(&given, &options, path.c_str(), &error)) << error.message;
+
+    loom_train_options back = loom_train_options_defaults();
+    ASSERT_TRUE(loom_train_options_read(&back, path.c_str(), &error)) << error.message;
+    EXPECT_EQ(back.steps, 100);
+    EXPECT_EQ(back.warmup, -1);
+    EXPECT_EQ(back.min_lr, -1);
+    EXPECT_EQ(back.n_layer, options.n_layer); /* settled when the run began */
+    EXPECT_EQ(back.val_fraction, 0.1);
+    loom_train_options_free(&back);
+
+    back = loom_train_options_defaults();
+    ASSERT_TRUE(loom_train_options_read_all(&back, path.c_str(), &error)) << error.message;
+    EXPECT_EQ(back.warmup, 5);
+    EXPECT_EQ(back.min_lr, 1e-3);
+    loom_train_options_free(&back);
+}
+
+TEST_F(Options, PathsAreThoseOfTheDirectoryInWhichARunBegan) {
+    char here[PATH_MAX];
+    ASSERT_NE(getcwd(here, sizeof here), nullptr);
+    write("there.txt", "text");
+    write("part-1.bin", "");
+    for (const char *word : {"there.txt", "part-*.bin", "/somewhere/else"}) ASSERT_TRUE(set("data", word));
+    ASSERT_TRUE(set("val-data", "gone.txt"));
+    const std::string path = folder + "/config.ini";
+    ASSERT_EQ(chdir(folder.c_str()), 0);
+    const bool written = loom_train_options_write_run(&options, &options, path.c_str(), &error);
+    for (int other = 0; other < 2; other++) {
+        ASSERT_EQ(chdir(other ? "/" : folder.c_str()), 0);
+        loom_train_options back = loom_train_options_defaults();
+        ASSERT_TRUE(written && loom_train_options_read_run(&back, path.c_str(), &error)) << error.message;
+        ASSERT_EQ(back.n_data, 3);
+        const std::string base = other ? folder + "/" : "";
+        EXPECT_EQ(back.data[0], base + "there.txt");
+        EXPECT_EQ(back.data[1], base + "part-*.bin");
+        EXPECT_STREQ(back.data[2], "/somewhere/else");
+        EXPECT_STREQ(loom_train_options_missing_data(&back), "/somewhere/else");
+        EXPECT_EQ(back.val_data[0], folder + "/gone.txt");
+        loom_train_options_free(&back);
+    }
+    EXPECT_EQ(chdir(here), 0);
+}
+
 TEST_F(Options, AnEmptyFileSaysNothing) {
     ASSERT_TRUE(read(""));
     EXPECT_EQ(options.batch, 8);
@@ -254,7 +321,10 @@ TEST_F(Options, DamagedFilesAreRefusedWithTheirLine) {
         {"n_layr = 3\n", {"did you mean 'n-layer'?"}},
         {"lr = 1\nlr = 2\n", {"run.ini:2: lr: is given twice"}},
         {"out =\n", {"run.ini:1: out: is empty"}},
-        {"out = " + std::string(300, 'x') + "\n", {"run.ini:1: the line is too long"}},
+        {"seed = 1\nout : \n", {"run.ini:2: out: is empty"}},
+        {"= 3\n", {"run.ini:1: is not of the form"}},
+        {std::string(5000, 'x') + "\n", {"run.ini:1: is not of the form"}},
+        {std::string(5000, 'x') + " = 1\n", {"run.ini:1: xxx", "there is no such option"}},
         {std::string("lr = 1\0\nseed = 2\n", 17), {"run.ini: is no config file"}},
         {std::string("\x7f\x45\x4c\x46\x02\x01\x01\0\0\0", 10), {"run.ini: is no config file"}},
     };
@@ -358,7 +428,7 @@ TEST_F(Options, ASecondFileWinsAndItsListsReplace) {
 
 TEST_F(Options, StringsThatAFileCannotHoldAreRefusedBeforeTheRun) {
     for (const std::string &path : {std::string("a ;b"), std::string("a\nb"), std::string(" a"), std::string("a "),
-                                    std::string(";a"), std::string("a\x1b[2J"), std::string(181, 'x')}) {
+                                    std::string(";a"), std::string("a\x1b[2J"), std::string(4097, 'x')}) {
         loom_train_options_free(&options);
         options = loom_train_options_defaults();
         ASSERT_TRUE(set("data", path.c_str()));
@@ -370,7 +440,7 @@ TEST_F(Options, StringsThatAFileCannotHoldAreRefusedBeforeTheRun) {
 }
 
 TEST_F(Options, TheLongestStringIsKept) {
-    const std::string longest(180, 'x');
+    const std::string longest(4096, 'x');
     set_all({{"data", longest.c_str()}, {"val-data", longest.c_str()}});
     ASSERT_TRUE(resolve()) << error.message;
     const std::string path = folder + "/config.ini";

@@ -690,9 +690,13 @@ class Note : public Train {
         saved = read_file(state);
         fs::remove(at("run/checkpoints/latest/manifest.json")); /* tests change the state */
     }
+    /* The line on bits; others say what of the run's course is different. */
     static std::string note(const Options::Pairs &pairs) {
         const Options options(pairs);
-        return loom_trainer_note(open_trainer(options).get());
+        std::istringstream lines(loom_trainer_note(open_trainer(options).get()));
+        for (std::string line; std::getline(lines, line);)
+            if (line.find(": changed, so ") != std::string::npos) return line;
+        return "";
     }
     std::string resumed(const Options::Pairs &changes = {}) const {
         return note(run("run", Options::Pairs{{"resume", "true"}} + changes));

@@ -2,6 +2,7 @@
 #include "support_train.h"
 
 #include <cfloat>
+#include <functional>
 #include <map>
 #include <numeric>
 #include <set>
@@ -934,10 +935,109 @@ TEST_F(Train, WhateverIsLeftOfARunIsARun) {
 TEST_F(Train, ARunThatEndedBeforeItsFirstCheckpointBeginsAnew) {
     ASSERT_TRUE(trains(run("whole")));
     ASSERT_TRUE(trains(run("parts", {{"stop-after", "3"}})));
-    fs::remove_all(at("parts/checkpoints"));
+    for (const char *name : {"latest", "step-00000003"}) fs::remove_all(at(std::string("parts/checkpoints/") + name));
     ASSERT_TRUE(trains(run("parts", {{"resume", "true"}})));
     expect_same_checkpoint(at("whole/checkpoints/latest"), at("parts/checkpoints/latest"));
     EXPECT_EQ(metrics_of(at("parts")), metrics_of(at("whole")));
+}
+
+/* Checkpoints that are gone are no reason to begin anew over what was trained. */
+TEST_F(Train, ARunWhoseCheckpointsAreGoneIsRefusedAndUntouched) {
+    ASSERT_TRUE(trains(run("run", {{"stop-after", "12"}})));
+    fs::rename(at("run/checkpoints"), at("elsewhere"));
+    const std::string before = fingerprint(at("run"));
+    refused(run("run", {{"resume", "true"}}), {"--resume: " + at("run/checkpoints") + " is not there", "12 steps"});
+    fs::create_directory(at("run/checkpoints"));
+    refused(run("run", {{"resume", "true"}}), {at("run/checkpoints") + " holds no checkpoint", "12 steps"});
+    fs::remove(at("run/checkpoints"));
+    EXPECT_TRUE(fingerprint(at("run")) == before);
+    fs::rename(at("elsewhere"), at("run/checkpoints"));
+    ASSERT_TRUE(trains(run("run", {{"resume", "true"}})));
+}
+
+/* One that began with another's weights does so again. */
+TEST_F(Train, ARunThatBeginsAnewBeginsWithTheWeightsThatItWasGiven) {
+    ASSERT_TRUE(trains(run("first", {{"steps", "10"}})));
+    ASSERT_TRUE(trains(run("whole", {{"init", at("first")}})));
+    ASSERT_TRUE(trains(run("parts", {{"init", at("first")}, {"stop-after", "3"}})));
+    for (const char *name : {"latest", "step-00000003"}) fs::remove_all(at(std::string("parts/checkpoints/") + name));
+    ASSERT_TRUE(trains(run("parts", {{"resume", "true"}})));
+    expect_same_checkpoint(at("whole/checkpoints/latest"), at("parts/checkpoints/latest"));
+}
+
+/* What is after the checkpoint that a run goes on from is another run: it is not found as the newest any more. */
+TEST_F(Train, GoingOnFromAnOlderCheckpointSetsTheNewerOnesAside) {
+    const auto checkpoints = [&] {
+        std::set<std::string> names;
+        for (const auto &entry : fs::directory_iterator(at("run/checkpoints"))) names.insert(entry.path().filename());
+        return names;
+    };
+    ASSERT_TRUE(trains(run("run", {{"stop-after", "35"}})));
+    std::string note;
+    const loom_train_observer observer = {.user = &note, .started = [](void *user, loom_trainer *trainer) {
+                                              *(std::string *)user = loom_trainer_note(trainer);
+                                          }};
+    ASSERT_TRUE(trains(run("run", {{"resume", "true"}, {"resume-from", "20"}, {"lr", "1e-3"}, {"stop-after", "5"}}),
+                       &observer));
+    EXPECT_EQ(checkpoints(), (std::set<std::string>{"abandoned-step-00000030", "abandoned-step-00000035", "latest",
+                                                    "step-00000010", "step-00000020", "step-00000025"}));
+    EXPECT_NE(note.find("step 20: the newer checkpoints, of steps 30 and 35, are now called abandoned-step-N"),
+              std::string::npos)
+        << note;
+    EXPECT_EQ(loom_checkpoint_newest(at("run").c_str()), 25);
+    EXPECT_EQ(metrics_of(at("run")).size(), 25u);
+
+    /* By hand, as it was done before there was a flag; and with `latest` gone, before the first save after that. */
+    fs::remove(at("run/checkpoints/latest"));
+    fs::create_symlink("step-00000010", at("run/checkpoints/latest"));
+    ASSERT_TRUE(trains(run("run", {{"resume", "true"}, {"stop-after", "10"}})));
+    ASSERT_TRUE(trains(run("run", {{"resume", "true"}, {"resume-from", "10"}, {"stop-after", "10"}})));
+    EXPECT_EQ(checkpoints(),
+              (std::set<std::string>{"abandoned-step-00000020", "abandoned-step-00000020.2", "abandoned-step-00000025",
+                                     "abandoned-step-00000030", "abandoned-step-00000035", "latest", "step-00000010",
+                                     "step-00000020"}));
+    refused(run("other", {{"resume-from", "10"}}), {"--resume-from", "--resume"});
+}
+
+/* The advice after a loss that runs away, and more steps, whatever followed from the rate and the steps before. */
+TEST_F(Train, WhatFollowsFromAnOptionFollowsAgainAndIsTold) {
+    Options::Pairs pairs = run("run", {{"lr", "1e-2"}, {"steps", "100"}, {"stop-after", "10"}});
+    pairs.erase("warmup");
+    ASSERT_TRUE(trains(pairs));
+    const auto resumed = [&](const Options::Pairs &changes) {
+        loom_train_options read = loom_train_options_defaults();
+        require([&](loom_error *error) { return loom_train_options_read(&read, at("run/config.ini").c_str(), error); });
+        read.resume = true;
+        for (const auto &[key, value] : changes)
+            require([&, k = key, v = value](loom_error *error) {
+                return loom_train_options_set(&read, k.c_str(), v.c_str(), error);
+            });
+        loom_trainer *trainer = nullptr;
+        require([&](loom_error *error) { return loom_trainer_open(&trainer, &read, NULL, NULL, error); });
+        const std::string note = loom_trainer_note(trainer);
+        loom_trainer_close(trainer);
+        loom_train_options_free(&read);
+        return note;
+    };
+    EXPECT_EQ(resumed({}), "");
+    EXPECT_EQ(resumed({{"lr", "5e-4"}}), "--lr 0.01 -> 0.0005, --min-lr 0.001 -> 5e-05\n"
+                                         "the learning rate jumps from 0.00994 to 0.000497, at step 11");
+    EXPECT_EQ(resumed({{"steps", "4000"}}), "--steps 100 -> 4000"); /* the warm-up is over and stays 5 */
+    EXPECT_EQ(resumed({{"steps", "20"}, {"schedule", "constant"}}), "--schedule cosine -> constant, --steps 100 -> 20");
+    EXPECT_EQ(resumed({{"weight-decay", "0.5"}, {"clip", "9"}, {"skip-spikes", "4"}, {"val-every", "7"}}),
+              "--weight-decay 0.1 -> 0.5, --clip 1 -> 9, --skip-spikes 0 -> 4, --val-every 10 -> 7");
+}
+
+TEST_F(Train, DataTooShortToHoldOutWhatNobodyAskedForAreAllTrainedOn) {
+    write_file(at("short"), some_text(100, 3));
+    const Options options(small() + Options::Pairs{{"data", at("short")}});
+    const Trainer trainer = open_trainer(options);
+    EXPECT_FALSE(loom_trainer_has_validation(trainer.get()));
+    EXPECT_EQ(trainer->training.tokens, 101);
+    EXPECT_NE(std::string(loom_trainer_note(trainer.get())).find("too short to hold out 10%"), std::string::npos);
+    refused(run("asked", {{"data", at("short")}, {"val-fraction", "0.1"}}), {"--val-fraction"});
+    ASSERT_TRUE(trains(run("run", {{"data", at("short")}, {"stop-after", "2"}})));
+    ASSERT_TRUE(trains(run("run", {{"data", at("short")}, {"resume", "true"}})));
 }
 
 TEST_F(Train, WhatCannotBeResumedIsRefusedAndUntouched) {
@@ -948,12 +1048,13 @@ TEST_F(Train, WhatCannotBeResumedIsRefusedAndUntouched) {
     };
     refused(resumed({{"seed", "8"}}), {"--seed", "7"});
     write_file(at("other"), some_text(4000, 2));
-    refused(resumed({{"data", at("other")}}), {"--data"});
-    refused(resumed({{"steps", "10"}}), {"--steps", "10"});
+    refused(resumed({{"data", at("other")}}), {"--data: " + at("other"), "which was " + at("text")});
+    refused(resumed({{"steps", "9"}}), {"--steps", "10", "9"});
+    refused(resumed({{"resume-from", "9"}}), {"step 9", "those of steps 10"});
     refused(resumed({{"n-embd", "32"}}), {"--n-embd", "32", "16"});
     refused(resumed({{"block-size", "32"}}), {"--block-size"});
     refused(resumed({{"activation", "relu"}}), {"--activation"});
-    refused(resumed({{"batch", "8"}}), {"--batch"});
+    refused(resumed({{"batch", "8"}}), {"--batch: 8 is asked for", "has 4"});
     refused(resumed({{"batch", "1"}}), {"--batch"}); /* not: 2, the old --micro-batch, does not divide it */
     refused(resumed({{"seq-len", "8"}}), {"--seq-len"});
     refused(resumed({{"val-fraction", "0.2"}}), {"--val-fraction"});
@@ -1331,6 +1432,151 @@ TEST_F(Train, ALossThatStaysNoNumberEndsTheRun) {
     const std::vector<std::string> metrics = lines_of(at("run/metrics.jsonl"));
     EXPECT_NE(metrics.at(12).find("\"loss\": null"), std::string::npos) << "JSON knows no NaN: " << metrics.at(12);
     EXPECT_NE(metrics.at(12).find("\"skipped\": true"), std::string::npos) << metrics.at(12);
+}
+
+/* -------------------------------------------------------------------------------------------------- runs that are lost */
+
+/* Calls `then` with the trainer after each step, before anything is saved. */
+class Meddler {
+  public:
+    explicit Meddler(std::function<void(loom_trainer *, int64_t)> then) : then_(std::move(then)) {
+        observer_.user = this;
+        observer_.started = [](void *user, loom_trainer *trainer) { ((Meddler *)user)->trainer_ = trainer; };
+        observer_.stepped = [](void *user, const loom_step_report *report) {
+            ((Meddler *)user)->then_(((Meddler *)user)->trainer_, report->step);
+        };
+    }
+    const loom_train_observer *observer() const {
+        return &observer_;
+    }
+    static float *weight(loom_trainer *t, const char *name) {
+        return (float *)loom_gpt_get_parameters(t->gpt) + loom_layout_find(loom_gpt_get_layout(t->gpt), name)->offset;
+    }
+
+  private:
+    std::function<void(loom_trainer *, int64_t)> then_;
+    loom_train_observer observer_ = {};
+    loom_trainer *trainer_ = nullptr;
+};
+
+class LostRun : public Train {
+  protected:
+    static constexpr const char *LN = "transformer.h.0.ln_1.weight";
+
+    Options::Pairs lost(const Options::Pairs &changes = {}) const {
+        return run("run",
+                   Options::Pairs{{"val-every", "0"}, {"sample-every", "0"}, {"checkpoint-every", "3"}, {"keep", "2"}} +
+                       changes);
+    }
+    std::set<std::string> checkpoints() const {
+        std::set<std::string> names;
+        for (const auto &entry : fs::directory_iterator(at("run/checkpoints")))
+            if (!entry.is_symlink()) names.insert(entry.path().filename());
+        return names;
+    }
+    static std::string refused(const Options::Pairs &pairs, const Meddler &meddler,
+                               std::initializer_list<std::string> words) {
+        const Options options(pairs);
+        return refusal([&](loom_error *error) { return loom_train(options.get(), NULL, meddler.observer(), error); },
+                       words);
+    }
+};
+
+/* At a rate at which it is lost a run keeps its good checkpoints, and says how it goes on; which it does. */
+TEST_F(LostRun, KeepsItsGoodCheckpointsAndSaysHowToGoOn) {
+    ASSERT_TRUE(trains(lost({{"stop-after", "9"}, {"steps", "200"}})));
+    Train::refused(lost({{"resume", "true"}, {"steps", "200"}, {"lr", "100"}, {"weight-decay", "100"}}),
+                   {"--lr: ", "the last good checkpoint is of step 9: gptloom train --resume --out " + at("run") +
+                                  " --lr 0.01 --weight-decay 0.1; --check-finite"});
+    EXPECT_EQ(checkpoints(), (std::set<std::string>{"step-00000006", "step-00000009"}));
+    EXPECT_EQ(fs::read_symlink(at("run/checkpoints/latest")), "step-00000009");
+    ASSERT_TRUE(trains(lost({{"resume", "true"}, {"stop-after", "3"}, {"steps", "200"}})));
+    EXPECT_EQ(checkpoints(), (std::set<std::string>{"step-00000009", "step-00000012"}));
+}
+
+/* What a session leaves after a bad step takes no good checkpoint's place; the next one goes on counting. */
+TEST_F(LostRun, BadStepsAreCountedAcrossSessions) {
+    float kept = 0;
+    const Meddler first([&](loom_trainer *t, int64_t step) {
+        float *weight = Meddler::weight(t, LN);
+        if (step == 7) kept = *weight, *weight = NAN;
+        if (step == 12) *weight = kept;
+    });
+    ASSERT_TRUE(trains(lost({{"stop-after", "12"}}), first.observer()));
+    EXPECT_EQ(checkpoints(), (std::set<std::string>{"step-00000003", "step-00000006", "step-00000012"}));
+    EXPECT_EQ(loom_checkpoint_bad_steps(at("run/checkpoints/step-00000012").c_str()), 5);
+    EXPECT_EQ(loom_checkpoint_bad_steps(at("run/checkpoints/step-00000006").c_str()), 0);
+
+    loom_trainer *trainer = nullptr;
+    loom_train_observer second = {};
+    second.user = &trainer;
+    second.started = [](void *, loom_trainer *t) { *Meddler::weight(t, LN) = NAN; };
+    const Options options(lost({{"resume", "true"}}));
+    refusal([&](loom_error *error) { return loom_train(options.get(), NULL, &second, error); },
+            {"for 10 steps, up to step 17", "of step 6: ", " --resume-from 6 --lr 0.001"});
+    ASSERT_TRUE(trains(lost({{"resume", "true"}, {"resume-from", "6"}, {"lr", "1e-3"}, {"stop-after", "3"}})));
+    EXPECT_EQ(checkpoints(), (std::set<std::string>{"abandoned-step-00000012", "step-00000006", "step-00000009"}));
+}
+
+TEST_F(LostRun, ACheckpointThatIsDueAfterABadStepWaitsForAGoodOne) {
+    float kept = 0;
+    const Meddler meddler([&](loom_trainer *t, int64_t step) {
+        float *weight = Meddler::weight(t, LN);
+        if (step == 8) kept = *weight, *weight = NAN;
+        if (step == 9) *weight = kept;
+    });
+    ASSERT_TRUE(trains(lost({{"steps", "11"}}), meddler.observer()));
+    EXPECT_EQ(checkpoints(), (std::set<std::string>{"step-00000010", "step-00000011"}));
+}
+
+TEST_F(LostRun, ParametersThatAreNotFiniteAreNeverSaved) {
+    const Meddler meddler([](loom_trainer *t, int64_t step) {
+        if (step == 9) Meddler::weight(t, "transformer.h.0.mlp.c_proj.bias")[15] = INFINITY;
+    });
+    refused(lost(), meddler,
+            {"after step 9 the parameter transformer.h.0.mlp.c_proj.bias is not finite", "of step 6: ", "--lr 0.001"});
+    EXPECT_EQ(checkpoints(), (std::set<std::string>{"step-00000003", "step-00000006"}));
+}
+
+/* A loss that has run away, but is a number, is no good one either, and no good end of a run. */
+TEST_F(LostRun, ALossThatHasRunAwayIsNoGoodOne) {
+    const Meddler meddler([](loom_trainer *t, int64_t step) {
+        if (step == 7)
+            for (int i = 0; i < 16; i++) Meddler::weight(t, "transformer.ln_f.weight")[i] *= 1e4f;
+    });
+    refused(lost({{"steps", "12"}, {"lr", "1e-9"}, {"min-lr", "0"}}), meddler,
+            {"lost parameters", "the last good checkpoint is of step 6: ", "--lr 1e-10"});
+    EXPECT_EQ(checkpoints(), (std::set<std::string>{"step-00000003", "step-00000006", "step-00000012"}));
+}
+
+TEST_F(LostRun, ARunWithoutAGoodCheckpointSaysSo) {
+    const Meddler meddler([](loom_trainer *t, int64_t step) {
+        if (step == 1) *Meddler::weight(t, LN) = NAN;
+    });
+    refused(lost(), meddler,
+            {"up to step 11", "there is no good checkpoint: begin anew in another --out, with --lr 0.001"});
+    EXPECT_TRUE(checkpoints().empty());
+}
+
+/* The name of the tensor that went bad first, and of what it was computed with. */
+TEST_F(LostRun, CheckFiniteNamesTheFirstTensorThatIsNot) {
+    const auto damage = [](const char *name, float value) {
+        return Meddler([=](loom_trainer *t, int64_t step) {
+            if (step == 4) *Meddler::weight(t, name) = value;
+        });
+    };
+    const Options::Pairs look = {{"check-finite", "true"}};
+    refused(lost(look), damage("transformer.h.0.mlp.c_fc.weight", NAN),
+            {"in step 5 the first tensor that is not finite is what is activated of matmul_forward, at "
+             "transformer.h.0.mlp.c_fc.weight",
+             "of step 3: "});
+    fs::remove_all(at("run"));
+    refused(lost(look), damage("transformer.wpe.weight", INFINITY),
+            {"is the output of embedding_forward, at transformer.wte"});
+    fs::remove_all(at("run"));
+    ASSERT_TRUE(trains(lost(look + Options::Pairs{{"steps", "9"}})));
+    ASSERT_TRUE(trains(lost({{"steps", "9"}, {"out", at("plain")}})));
+    expect_same_checkpoint(at("run/checkpoints/latest"), at("plain/checkpoints/latest"));
 }
 
 } // namespace

@@ -1,10 +1,14 @@
+#include "options.h"
 #include "trainer.h"
 
 #include "base/check.h"
 #include "base/file.h"
+#include "base/finite.h"
+#include "checkpoint/directory.h"
 
 #include <inttypes.h>
 #include <limits.h>
+#include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -42,50 +46,117 @@ static bool take_shape(loom_train_options *o, const loom_checkpoint_info *from, 
     return true;
 }
 
+/* ------------------------------------------------------------------------------------------------- a run that goes on */
+
+static bool path_in(const char *run, const char *name, char path[PATH_MAX]) {
+    return loom_join_path(path, PATH_MAX, run, name, NULL);
+}
+
+/* What the run was, as its config.ini says, to compare with. */
+static bool read_before(loom_trainer *t, loom_error *error) {
+    char config[PATH_MAX];
+    if (!loom_join_path(config, sizeof config, t->options.out, "config.ini", error)) return false;
+    if (!loom_path_exists(config)) return true;
+    t->before = loom_train_options_defaults();
+    t->has_before = true;
+    return loom_train_options_read_all(&t->before, config, error);
+}
+
 /* A run that ended before its first checkpoint was whole is there, but begins anew. */
 static bool has_no_checkpoint(const char *run) {
     char config[PATH_MAX], checkpoints[PATH_MAX], latest[PATH_MAX];
-    if (!loom_join_path(config, sizeof config, run, "config.ini", NULL) ||
-        !loom_join_path(checkpoints, sizeof checkpoints, run, "checkpoints", NULL) ||
-        !loom_join_path(latest, sizeof latest, checkpoints, "latest", NULL) || !loom_path_exists(config))
+    if (!path_in(run, "config.ini", config) || !path_in(run, "checkpoints", checkpoints) ||
+        !path_in(checkpoints, "latest", latest) || !loom_path_exists(config))
         return false;
     if (!loom_path_exists(checkpoints)) return true;
     return access(checkpoints, R_OK | X_OK) == 0 && !loom_path_exists(latest) && loom_checkpoint_newest(run) < 0;
 }
 
-/* What may not change because the order of the data hangs on it. */
+/* Lets a run that has no checkpoint yet begin with the files that it has: its tuning, and what --init named. Refused where
+ * there must have been a checkpoint: what was trained is not given up in silence. */
+static bool begin_anew(loom_trainer *t, loom_error *error) {
+    loom_train_options *o = &t->options;
+    char checkpoints[PATH_MAX];
+    const int64_t last = loom_run_last_step(o->out), every = t->has_before ? t->before.checkpoint_every : 0;
+    if (!loom_join_path(checkpoints, sizeof checkpoints, o->out, "checkpoints", error)) return false;
+    const bool gone = !loom_path_exists(checkpoints);
+    if (last > 0 && (gone || (every > 0 && last > every)))
+        return loom_fail(error,
+                         "--resume: %s %s, though metrics.jsonl beside it has %" PRId64
+                         " steps; put the checkpoints back, or begin anew in another --out",
+                         checkpoints, gone ? "is not there" : "holds no checkpoint", last);
+    if (last > 0)
+        loom_trainer_add_note(t,
+                              "the run was ended before its first checkpoint: it begins anew, and its %" PRId64
+                              " steps are done again",
+                              last);
+    t->begins_anew = true;
+    o->resume = false;
+    if (t->has_before) o->init = t->before.init;
+    return true;
+}
+
+/* What may not change because the order of the data depends on it. */
 static bool check_order(const char *flag, int64_t is, int64_t was, const char *run, loom_error *error) {
     if (is == was) return true;
-    return loom_fail(error, "%s: the order of the data hangs on it; the resumed run %s cannot change it", flag, run);
+    return loom_fail(error,
+                     "%s: %" PRId64 " is asked for, and the run %s has %" PRId64
+                     "; a resumed run cannot change it, as the order of the data depends on it",
+                     flag, is, run, was);
+}
+
+/* What is opened: a run's newest checkpoint, the one that --resume-from names, or --init. */
+static bool find_path(const loom_train_options *o, char path[PATH_MAX], loom_error *error) {
+    if (o->resume && o->resume_from > 0) return loom_checkpoint_of_step(o->out, o->resume_from, path, PATH_MAX, error);
+    const char *place = o->resume ? o->out : o->init;
+    return snprintf(path, PATH_MAX, "%s", place ? place : "") < PATH_MAX ||
+           loom_fail(error, "%s: the name is too long", place);
 }
 
 bool loom_trainer_find_checkpoint(loom_trainer *t, loom_checkpoint_info *info, const loom_checkpoint_info **found,
                                   loom_error *error) {
-    const char *path = t->options.resume ? t->options.out : t->options.init;
+    loom_train_options *o = &t->options;
+    char path[PATH_MAX];
     *found = NULL;
-    if (!path || !*path) return true;
-    if (t->options.resume && has_no_checkpoint(path)) return true;
-    if (!loom_checkpoint_open(path, info, error) || !take_shape(&t->options, info, error)) return false;
+    if (o->resume && (!read_before(t, error) || (has_no_checkpoint(o->out) && !begin_anew(t, error)))) return false;
+    if (!find_path(o, path, error)) return false;
+    if (!*path) return true;
+    if (!loom_checkpoint_open(path, info, error) || !take_shape(o, info, error)) return false;
     *found = info;
-    if (!t->options.resume || !info->has_optimizer) return true;
-    return check_order("--batch", t->options.batch, info->state.batch, path, error) &&
-           (!t->options.seq_len || check_order("--seq-len", t->options.seq_len, info->state.seq_len, path, error));
+    if (!o->resume || !info->has_optimizer) return true;
+    return check_order("--batch", o->batch, info->state.batch, o->out, error) &&
+           (!o->seq_len || check_order("--seq-len", o->seq_len, info->state.seq_len, o->out, error));
 }
 
-/* A run goes on only as what it was: what its order of data or its numbers hang on may not change. */
+static bool check_data(const loom_trainer *t, const loom_checkpoint_info *from, loom_error *error) {
+    if (from->state.data_identity == loom_dataset_identity(t->data)) return true;
+    const char *named = t->has_before && t->before.n_data > 0 ? t->before.data[0] : NULL;
+    const bool others = named && t->before.n_data > 1;
+    return loom_fail(error, "--data: %s%s is not what the run %s was trained on%s%s%s%s",
+                     loom_dataset_first_path(t->data), loom_dataset_files(t->data) > 1 ? " with the others" : "",
+                     t->options.out, named ? ", which was " : "", named ? named : "", others ? " and others" : "",
+                     named && !strcmp(named, t->options.data[0]) ? ", and has changed since" : "");
+}
+
+/* A run goes on only as what it was: what its order of data or its numbers depend on may not change. */
 bool loom_trainer_check_resumable(const loom_trainer *t, const loom_checkpoint_info *from, loom_error *error) {
     if (!from->has_optimizer)
         return loom_fail(error, "--resume: %s has weights only; --init starts a new run from them", from->directory);
     if (from->state.seed != t->options.seed)
-        return loom_fail(error, "--seed: the run %s has seed %" PRIu64 "; a resumed run cannot change it",
-                         t->options.out, from->state.seed);
-    if (from->state.data_identity != loom_dataset_identity(t->data))
-        return loom_fail(error, "--data: this is not the data that the run %s was trained on", t->options.out);
-    if (!check_order("--val-fraction", t->training.tokens, from->state.training_tokens, t->options.out, error) ||
-        !check_order("--seq-len", t->options.seq_len, from->state.seq_len, t->options.out, error))
-        return false;
-    if (from->state.step >= t->options.steps)
-        return loom_fail(error, "--steps: the run %s has done %" PRId64 " of %" PRId64 " steps already; ask for more",
+        return loom_fail(
+            error, "--seed: %" PRIu64 " is asked for, and the run %s has %" PRIu64 "; a resumed run cannot change it",
+            t->options.seed, t->options.out, from->state.seed);
+    if (!check_data(t, from, error)) return false;
+    if (t->training.tokens != from->state.training_tokens)
+        return loom_fail(error,
+                         "--val-fraction: leaves %" PRId64 " tokens for training, and the run %s has %" PRId64
+                         "; a resumed run cannot change it, as the order of the data depends on it",
+                         t->training.tokens, t->options.out, from->state.training_tokens);
+    if (!check_order("--seq-len", t->options.seq_len, from->state.seq_len, t->options.out, error)) return false;
+    if (from->state.step > t->options.steps)
+        return loom_fail(error,
+                         "--steps: the run %s has done %" PRId64 " steps already, more than %" PRId64
+                         "; ask for more, or go back by --resume-from",
                          t->options.out, from->state.step, t->options.steps);
     return true;
 }
@@ -141,6 +212,40 @@ static bool has_choices(const loom_device *device) {
     return has;
 }
 
+/* The rate of the step after `step`. */
+static float rate_after(const loom_train_options *o, int64_t step) {
+    const loom_schedule schedule = {
+        .kind = o->schedule, .lr = (float)o->lr, .min_lr = (float)o->min_lr, .warmup = o->warmup, .steps = o->steps};
+    return loom_schedule_at(&schedule, step);
+}
+
+bool loom_trainer_has_changed(const loom_trainer *t, const char *name, char before[64], char now[64]) {
+    int n;
+    const loom_flag *table = loom_train_option_table(&n), *flag = loom_flag_find(table, n, name);
+    LOOM_CHECK(flag);
+    return t->has_before && !loom_flag_is_unset(flag, &t->before) && loom_flag_text(flag, &t->before, 0, before, 64) &&
+           loom_flag_text(flag, &t->options, 0, now, 64) && strcmp(before, now) != 0;
+}
+
+/* Says what of the run's course is not as it was, and where the rate jumps for that. */
+static void note_course(loom_trainer *t) {
+    static const char *const names[] = {"lr",           "min-lr",    "schedule",  "warmup", "steps",
+                                        "weight-decay", "beta1",     "beta2",     "eps",    "clip",
+                                        "skip-spikes",  "val-every", "val-tokens"};
+    char line[768] = "", before[64], now[64];
+    size_t used = 0;
+    for (size_t i = 0; i < sizeof names / sizeof *names; i++)
+        if (loom_trainer_has_changed(t, names[i], before, now))
+            used += (size_t)snprintf(line + used, sizeof line - used, "%s--%s %s -> %s", used ? ", " : "", names[i],
+                                     before, now);
+    LOOM_CHECK(used < sizeof line);
+    if (used) loom_trainer_add_note(t, "%s", line);
+    const float was = rate_after(&t->before, t->state.step), is = rate_after(&t->options, t->state.step);
+    if (t->before.steps > 0 && fabsf(is - was) > 0.01f * was)
+        loom_trainer_add_note(t, "the learning rate jumps from %.3g to %.3g, at step %" PRId64, (double)was, (double)is,
+                              t->state.step + 1);
+}
+
 /* Names the flags whose change gives a resumed run other bits than it would have had. */
 static void note_changes(loom_trainer *t, const loom_training_state *before) {
     const loom_training_settings *is = &t->state.settings, *was = &before->settings;
@@ -164,13 +269,13 @@ static void note_changes(loom_trainer *t, const loom_training_state *before) {
                 {"--device", told && strcmp(is->device, was->device) != 0},
                 {"--fresh-choices", t->options.fresh_choices && has_choices(t->device)}};
     size_t used = 0;
+    char flags[256];
     for (size_t i = 0; i < sizeof rows / sizeof *rows; i++)
         if (rows[i].changed)
-            used += (size_t)snprintf(t->note + used, sizeof t->note - used, "%s%s", used ? ", " : "", rows[i].flag);
-    if (!used) return;
-    used += (size_t)snprintf(t->note + used, sizeof t->note - used,
-                             ": changed, so from here on the bits are not those of an uninterrupted run");
-    LOOM_CHECK(used < sizeof t->note);
+            used += (size_t)snprintf(flags + used, sizeof flags - used, "%s%s", used ? ", " : "", rows[i].flag);
+    LOOM_CHECK(used < sizeof flags);
+    if (used)
+        loom_trainer_add_note(t, "%s: changed, so from here on the bits are not those of an uninterrupted run", flags);
 }
 
 /* ------------------------------------------------------------------------------------------------ loading and saving */
@@ -224,10 +329,19 @@ bool loom_trainer_start(loom_trainer *t, const loom_checkpoint_info *from, loom_
     t->state = resumed ? resumed_state(t, from) : fresh_state(t);
     t->ends = from && !bytes ? from->ends : loom_text_ends_of(bytes, t->options.vocab_size);
     if (resumed) note_changes(t, &from->state);
+    if (resumed && t->has_before) note_course(t);
     t->device->copy(t->device, NULL, &loom_gpt_get_scalars(t->gpt)->state, &t->state.scalars, sizeof t->state.scalars,
                     LOOM_HOST_TO_DEVICE);
     if (!(from ? load(t, from, resumed, error) : loom_gpt_initialise(t->gpt, t->options.seed, error))) return false;
+    if (t->options.check_finite) loom_trainer_check_ops(t);
     return loom_parallel_gather(&t->parallel, error);
+}
+
+/* Of a run that begins anew: what it had chosen, or was given, before it was ended. */
+static bool restore_file(const loom_trainer *t, loom_error *error) {
+    char path[PATH_MAX];
+    return loom_join_path(path, sizeof path, t->options.out, "choices.txt", error) &&
+           (!loom_path_exists(path) || loom_device_read_choices(t->device, path, error));
 }
 
 bool loom_trainer_restore_choices(loom_trainer *t, const loom_checkpoint_info *from, loom_error *error) {
@@ -236,12 +350,57 @@ bool loom_trainer_restore_choices(loom_trainer *t, const loom_checkpoint_info *f
         if (loom_device_read_choices(t->device, t->options.choices, &why)) return true;
         return loom_fail(error, "--choices: %s", why.message);
     }
-    if (!t->options.resume || !from || t->options.fresh_choices) return true;
-    if (loom_checkpoint_restore_choices(from, t->device, &why)) return true;
+    if (t->options.fresh_choices || !(t->begins_anew || (t->options.resume && from))) return true;
+    if (t->begins_anew ? restore_file(t, &why) : loom_checkpoint_restore_choices(from, t->device, &why)) return true;
     return loom_fail(error,
                      "--resume: this machine cannot go on with the same bits: %s; --fresh-choices goes on with what is "
                      "best here",
                      why.message);
+}
+
+/* Whether what this rank updates of a parameter is finite; `host` has room for PIECE elements. */
+enum { PIECE = 1 << 20 };
+
+static bool is_finite(loom_trainer *t, const loom_parameter *p, void *host, bool *finite, loom_error *error) {
+    const loom_shard *shard = loom_gpt_get_shard(t->gpt, p->bucket);
+    const loom_dtype dtype = t->precision.master;
+    const int64_t begin = p->offset - loom_gpt_get_layout(t->gpt)->bucket[p->bucket].offset - shard->first;
+    const int64_t end = begin + p->padded_rows * p->columns, last = end < shard->elements ? end : shard->elements;
+    *finite = true;
+    for (int64_t i = begin > 0 ? begin : 0; *finite && i < last; i += PIECE) {
+        const int64_t n = last - i < PIECE ? last - i : PIECE;
+        const void *data = loom_element(shard->master, i, dtype);
+        if (!t->device->host_memory) {
+            t->device->copy(t->device, NULL, host, data, (size_t)n * loom_dtype_size(dtype), LOOM_DEVICE_TO_HOST);
+            if (!t->device->synchronize(t->device, NULL, error)) return false;
+            data = host;
+        }
+        *finite = loom_all_finite(data, n, dtype);
+    }
+    return true;
+}
+
+bool loom_trainer_check_parameters(loom_trainer *t, loom_error *error) {
+    const loom_layout *layout = loom_gpt_get_layout(t->gpt);
+    void *host = t->device->host_memory ? NULL : malloc(PIECE * loom_dtype_size(t->precision.master));
+    bool finite, ok = t->device->host_memory || host || loom_fail(error, "no memory to look at the parameters");
+    for (int i = 0; ok && i < layout->n_parameters; i++) {
+        ok = is_finite(t, &layout->parameter[i], host, &finite, error);
+        if (ok && !finite) ok = loom_fail(error, "the parameter %s is not finite", layout->parameter[i].name);
+    }
+    free(host);
+    return t->comm->size > 1 ? loom_comm_all(t->comm, ok, error) : ok;
+}
+
+int64_t loom_run_last_good(const char *out) {
+    char path[PATH_MAX], older[PATH_MAX];
+    const int64_t newest = loom_checkpoint_newest(out);
+    if (newest < 0 || !loom_checkpoint_of_step(out, newest, path, sizeof path, NULL)) return -1;
+    while (loom_checkpoint_bad_steps(path) != 0) {
+        if (!loom_checkpoint_older(path, older, sizeof older)) return -1;
+        strcpy(path, older);
+    }
+    return strtoll(strrchr(path, '-') + 1, NULL, 10);
 }
 
 bool loom_trainer_save(loom_trainer *t, const char *run, int keep, loom_error *error) {

@@ -60,7 +60,7 @@ static bool read_layers(loom_command_line *line, int argc, char **argv, loom_tra
     bool help;
     loom_train_options_free(options);
     *options = loom_train_options_defaults();
-    return (!saved || loom_train_options_read(options, saved, error)) &&
+    return (!saved || loom_train_options_read_run(options, saved, error)) &&
            (!config || loom_train_options_read(options, config, error)) &&
            loom_command_line_parse(line, argc, argv, &help, error);
 }
@@ -225,6 +225,23 @@ static void on_planned(void *user, const loom_plan *plan) {
     flush(now);
 }
 
+static void show_note(const char *note) {
+    while (*note) {
+        const int length = (int)strcspn(note, "\n");
+        char line[1024];
+        snprintf(line, sizeof line, "%.*s", length, note);
+        printf("  note        %s\n", LOOM_PRINTABLE(line));
+        note += length + (note[length] == '\n');
+    }
+}
+
+/* Not an error: what starts a run again until it is done ends here. */
+static void on_already_done(void *user, int64_t step) {
+    session *now = user;
+    if (now->quiet) return;
+    printf("the run has done all of its %lld steps; a larger --steps goes on\n", (long long)step);
+}
+
 static void show_start(session *now, loom_trainer *trainer) {
     const loom_train_options *options = loom_trainer_options(trainer);
     loom_gpt *gpt = loom_trainer_gpt(trainer);
@@ -249,7 +266,7 @@ static void show_start(session *now, loom_trainer *trainer) {
     if (seconds > 0)
         printf("  prediction  %.3g s a step, %.0f tok/s, by what was measured at the start\n", seconds,
                (double)options->batch * (double)options->seq_len / seconds);
-    if (loom_trainer_note(trainer)[0]) printf("  note        %s\n", LOOM_PRINTABLE(loom_trainer_note(trainer)));
+    show_note(loom_trainer_note(trainer));
     show_memory(loom_trainer_plan(trainer));
     flush(now);
     now->bytes = loom_dataset_is_bytes(loom_trainer_data(trainer));
@@ -381,6 +398,7 @@ static int train(const loom_train_options *options, bool quiet) {
     session now = {.quiet = quiet};
     const loom_train_observer observer = {.user = &now,
                                           .planned = on_planned,
+                                          .already_done = on_already_done,
                                           .started = on_started,
                                           .stepped = on_stepped,
                                           .validating = on_validating,
@@ -404,7 +422,7 @@ static int train(const loom_train_options *options, bool quiet) {
         if (several) loom_comm_abort(comm, &error, 2);
         return loom_command_failed(&error);
     }
-    if (!now.quiet) show_end(&now, options->out);
+    if (!now.quiet && now.progress.out) show_end(&now, options->out);
     tell_of_output(&now, options->out);
     return loom_interrupts_end(!loom_launched());
 }

@@ -239,7 +239,7 @@ bool loom_trainer_write_plan(const loom_trainer *t, const char *path, loom_error
               cJSON_AddNumberToObject(json, "ranks", t->comm->size) &&
               cJSON_AddNumberToObject(json, "zero", (double)t->options.zero) && add_rows(json, &t->plan) &&
               (!(t->prediction.seconds > 0) || add_prediction(json, &t->prediction));
-    if (ok && !(t->prediction.seconds > 0) && t->options.resume) keep_prediction(json, path);
+    if (ok && !(t->prediction.seconds > 0) && (t->options.resume || t->begins_anew)) keep_prediction(json, path);
     if (ok) ok = (text = cJSON_Print(json)) != NULL;
     cJSON_Delete(json);
     ok = ok ? loom_file_replace(path, text, strlen(text), error) : loom_fail(error, "%s: no memory to write it", path);

@@ -6,13 +6,24 @@
 #include "gptloom/parallel.h"
 
 #include <ctype.h>
-#include <ini.h>
+#include <glob.h>
+#include <limits.h>
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
-/* The longest string that a config file can hold: to inih a line has 199 bytes, the key and the newline included. */
-enum { LONGEST_STRING = 180, LARGEST_FILE = 16 << 20 };
+/* The longest string that a config file can hold; and the file. */
+enum { LONGEST_STRING = PATH_MAX, LARGEST_FILE = 16 << 20 };
+
+/* What follows from other options is written in a section of its own, in which a file is not read as options: a run that
+ * goes on with another --lr has another --min-lr, unless that was given. All else that was settled when a run began
+ * stays, as its bits depend on it. */
+#define DERIVED "derived"
+static const char *const follow[] = {"steps", "min-lr", "warmup", NULL};
+
+/* A line of that section: what relative paths are relative to. */
+#define DIRECTORY "directory"
 
 /* -------------------------------------------------------------------------------------------------------- the table */
 
@@ -38,7 +49,8 @@ static const loom_flag table[] = {
     {.name = "val-data", .type = LOOM_FLAG_STRINGS, AT(val_data), .count = offsetof(loom_train_options, n_val_data),
      .metavar = "PATH...", .group = "Data",
      .help = "what to validate on, of the same kind; goes before --val-fraction"},
-    {.name = "val-fraction", .type = LOOM_FLAG_DOUBLE, AT(val_fraction), .min = 0, .max = 0.9, .standard = "0.1",
+    {.name = "val-fraction", .type = LOOM_FLAG_DOUBLE, AT(val_fraction), .min = 0, .max = 0.9, .unset = -1,
+     .derived = "0.1; 0 where that would be too short to validate on",
      .displaces = {"val-data"}, .metavar = "F", .group = "Data",
      .help = "how much of the data's end is kept for validation; 0: none"},
     {.name = "any-bytes", .type = LOOM_FLAG_BOOL, AT(any_bytes), .group = "Data",
@@ -140,6 +152,12 @@ static const loom_flag table[] = {
      .help = "the run's directory: config.ini, metrics.jsonl, samples.txt, checkpoints/. It must not hold another run"},
     {.name = "resume", .type = LOOM_FLAG_BOOL, AT(resume), .session = true, .displaces = {"init"}, .group = "Run",
      .help = "go on with the run in --out from its last checkpoint, with its options; those given here change them"},
+    {.name = "resume-from", .type = LOOM_FLAG_INT, AT(resume_from), .min = 1, .max = 0x1p53, .session = true,
+     .derived = "the newest", .metavar = "STEP", .group = "Run",
+     .help = "with --resume: go on from the checkpoint of that step; newer ones are renamed abandoned-step-N"},
+    {.name = "check-finite", .type = LOOM_FLAG_BOOL, AT(check_finite), .session = true, .group = "Run",
+     .help = "look at all that every op writes, which is slow, and end at the first step whose loss or gradient is not "
+             "finite, with the name of the tensor that was the first"},
     {.name = "fresh-choices", .type = LOOM_FLAG_BOOL, AT(fresh_choices), .session = true, .group = "Run",
      .help = "with --resume on other hardware or libraries: choose again what the checkpoint's machine chose by "
              "measuring; the bits may then differ"},
@@ -279,31 +297,17 @@ bool loom_train_options_set(loom_train_options *options, const char *key, const 
 
 /* ----------------------------------------------------------------------------------------------------- config files */
 
-/* A file on its way through inih. */
+/* A file that is being read. */
 typedef struct reading {
-    const char *path, *next, *end; /* what is still to be read */
-    int line;                      /* of what was read last */
-    int overlong;                  /* the first line that inih's buffer cannot hold; 0: none */
-    int failed;                    /* the line whose option was refused; 0: none */
-    int64_t val_batches;           /* an option of before; -1: is not there */
+    const char *path;
+    int line;
+    int64_t val_batches; /* an option of before; -1: is not there */
+    bool in_derived;     /* the lines are of that section, */
+    bool has_derived;    /* which is read too, */
+    char *directory;     /* and this of it, PATH_MAX bytes; NULL: not wanted */
     loom_flag_table source;
     loom_error *error;
 } reading;
-
-/* Hands inih a line, as fgets would. */
-static char *next_line(char *line, int size, void *user) {
-    reading *file = user;
-    int length = 0;
-    if (file->next == file->end) return NULL;
-    while (length < size - 1 && file->next < file->end) {
-        line[length++] = *file->next++;
-        if (line[length - 1] == '\n') break;
-    }
-    line[length] = 0;
-    file->line++;
-    if (line[length - 1] != '\n' && file->next < file->end && !file->overlong) file->overlong = file->line;
-    return line;
-}
 
 /* Older runs bounded validation by micro-batches, of which 0 were all; their files say how large these were. */
 static bool take_val_batches(reading *file) {
@@ -316,49 +320,80 @@ static bool take_val_batches(reading *file) {
     return true;
 }
 
-static int take_pair(void *user, const char *section, const char *name, const char *value) {
-    reading *file = user;
+static bool take_option(reading *file, const char *name, const char *value) {
     char where[300];
-    (void)section;
-    if (file->failed || file->overlong) return 0;
+    if (file->in_derived && file->directory && !strcmp(name, DIRECTORY))
+        snprintf(file->directory, PATH_MAX, "%s", value);
+    if (file->in_derived && (!file->has_derived || !strcmp(name, DIRECTORY))) return true;
     snprintf(where, sizeof where, "%.256s:%d: ", file->path, file->line);
     if (!strcmp(name, "val-batches")) return (file->val_batches = strtoll(value, NULL, 10)) >= 0;
     const loom_flag *flag = find_option(name, where, file->error);
-    bool ok = flag;
-    if (ok && flag->type != LOOM_FLAG_STRINGS && loom_flag_given(&file->source, flag->name))
-        ok = loom_fail(file->error, "%s%s: is given twice; keep one", where, flag->name);
-    ok = ok && loom_flag_give(&file->source, flag, value, where, file->error);
-    if (!ok) file->failed = file->line;
+    if (flag && flag->type != LOOM_FLAG_STRINGS && loom_flag_given(&file->source, flag->name))
+        return loom_fail(file->error, "%s%s: is given twice; keep one", where, flag->name);
+    return flag && loom_flag_give(&file->source, flag, value, where, file->error);
+}
+
+/* Without spaces at either end. */
+static char *trim(char *text) {
+    text += strspn(text, " \t\r\v\f");
+    for (size_t n = strlen(text); n > 0 && isspace((unsigned char)text[n - 1]);) text[--n] = 0;
+    return text;
+}
+
+/* `key = value` or `key: value`, [section], or a remark: a line that begins by ; or #, or what is behind a space and ;. */
+static bool take_line(reading *file, char *line) {
+    for (char *c = line; *c; c++)
+        if (*c == ';' && (c == line || isspace((unsigned char)c[-1]))) *c = 0;
+    line = trim(line);
+    if (!*line || *line == '#') return true;
+    char *end = *line == '[' ? strchr(line, ']') : strpbrk(line, "=:");
+    if (!end || end == line)
+        return loom_fail(file->error, "%s:%d: is not of the form 'key = value'", file->path, file->line);
+    const bool is_section = *line == '[';
+    *end = 0;
+    if (is_section) file->in_derived = !strcmp(line + 1, DERIVED);
+    return is_section || take_option(file, trim(line), trim(end + 1));
+}
+
+/* Reads `text`, which it changes. */
+static bool take_text(reading *file, char *text) {
+    static const char mark[] = "\xef\xbb\xbf"; /* UTF-8's, as some editors put it in front */
+    if (!strncmp(text, mark, sizeof mark - 1)) text += sizeof mark - 1;
+    bool ok = true;
+    for (char *line = text, *next; ok && line; line = next) {
+        next = strchr(line, '\n');
+        if (next) *next++ = 0;
+        file->line++;
+        ok = take_line(file, line);
+    }
+    return ok;
+}
+
+static bool read_file(reading *file, loom_train_options *options) {
+    loom_mapping mapping;
+    if (!loom_file_map(file->path, &mapping, file->error)) return false;
+    const bool is_text = mapping.size <= LARGEST_FILE && !(mapping.size && memchr(mapping.data, 0, mapping.size));
+    char *text = is_text ? strndup(mapping.size ? mapping.data : "", mapping.size) : NULL;
+    loom_file_unmap(&mapping);
+    if (!text && is_text) return loom_fail(file->error, "%s: no memory to read it", file->path);
+    if (!text)
+        return loom_fail(file->error, "%s: is no config file; such a file holds lines of text, 'key = value'",
+                         file->path);
+    file->source = (loom_flag_table){table, ROWS, options, {false}};
+    file->val_batches = -1;
+    const bool ok = take_text(file, text) && take_val_batches(file);
+    free(text);
     return ok;
 }
 
 bool loom_train_options_read(loom_train_options *options, const char *path, loom_error *error) {
-    loom_mapping mapping;
-    if (!loom_file_map(path, &mapping, error)) return false;
-    const char *text = mapping.data;
-    bool ok = true;
-    if (mapping.size > LARGEST_FILE || (text && memchr(text, 0, mapping.size)))
-        ok = loom_fail(error, "%s: is no config file; such a file holds lines of text, 'key = value'", path);
-    if (ok && text) {
-        reading file = {.path = path,
-                        .next = text,
-                        .end = text + mapping.size,
-                        .source = {table, ROWS, options, {false}},
-                        .val_batches = -1,
-                        .error = error};
-        const int wrong = ini_parse_stream(next_line, &file, take_pair, &file);
-        if (wrong < 0)
-            ok = loom_fail(error, "%s: no memory to read it", path);
-        else if (file.overlong && (!file.failed || file.overlong < file.failed))
-            ok = loom_fail(error, "%s:%d: the line is too long; a value can have %d bytes", path, file.overlong,
-                           LONGEST_STRING);
-        else if (wrong > 0 && wrong != file.failed)
-            ok = loom_fail(error, "%s:%d: is not of the form 'key = value'", path, wrong);
-        else
-            ok = !file.failed && take_val_batches(&file);
-    }
-    loom_file_unmap(&mapping);
-    return ok;
+    reading file = {.path = path, .error = error};
+    return read_file(&file, options);
+}
+
+bool loom_train_options_read_all(loom_train_options *options, const char *path, loom_error *error) {
+    reading file = {.path = path, .has_derived = true, .error = error};
+    return read_file(&file, options);
 }
 
 static void write_option(FILE *out, const loom_flag *flag, const loom_train_options *options) {
@@ -372,7 +407,7 @@ static void write_option(FILE *out, const loom_flag *flag, const loom_train_opti
     }
 }
 
-/* Whether inih reads this text back as it is. */
+/* Whether take_line reads this text back as it is. */
 static bool can_be_kept(const char *text) {
     const size_t length = strlen(text);
     if (length == 0 || length > LONGEST_STRING || isspace((unsigned char)text[0]) || text[0] == ';') return false;
@@ -402,7 +437,29 @@ static bool strings_can_be_kept(const loom_train_options *options, loom_error *e
     return true;
 }
 
-bool loom_train_options_text(const loom_train_options *options, char **text, size_t *size, loom_error *error) {
+/* Whether a value follows from others: `given` does not have it. NULL: all is given. */
+static bool follows(const loom_flag *flag, const loom_train_options *given) {
+    for (int i = 0; given && follow[i]; i++)
+        if (!strcmp(flag->name, follow[i])) return loom_flag_is_unset(flag, given);
+    return false;
+}
+
+static bool is_written(const loom_flag *flag, const loom_train_options *options) {
+    return !flag->session && !loom_flag_is_unset(flag, options);
+}
+
+static void write_what_follows(FILE *out, const loom_train_options *given, const loom_train_options *options) {
+    char directory[PATH_MAX];
+    fprintf(out,
+            "\n; What followed from these. --resume lets it follow again, and says what changes.\n[" DERIVED "]\n");
+    for (int i = 0; i < ROWS; i++)
+        if (is_written(&table[i], options) && follows(&table[i], given)) write_option(out, &table[i], options);
+    if (getcwd(directory, sizeof directory) && can_be_kept(directory))
+        fprintf(out, "; Where paths begin that are not found where the run goes on.\n" DIRECTORY " = %s\n", directory);
+}
+
+static bool make_text(const loom_train_options *given, const loom_train_options *options, char **text, size_t *size,
+                      loom_error *error) {
     if (!strings_can_be_kept(options, error)) return false;
     FILE *out = open_memstream(text, size);
     if (!out) return loom_fail(error, "no memory to write the options");
@@ -410,20 +467,76 @@ bool loom_train_options_text(const loom_train_options *options, char **text, siz
             "; A run of gptloom " LOOM_VERSION ": all its options. 'gptloom train --config FILE' reads such a file.\n");
     for (int i = 0; i < ROWS; i++) {
         if (i == 0 || strcmp(table[i].group, table[i - 1].group)) fprintf(out, "\n; %s\n", table[i].group);
-        if (!table[i].session && !loom_flag_is_unset(&table[i], options)) write_option(out, &table[i], options);
+        if (is_written(&table[i], options) && !follows(&table[i], given)) write_option(out, &table[i], options);
     }
+    if (given) write_what_follows(out, given, options);
     const bool whole = !ferror(out);
     if (!fclose(out) && whole) return true;
     free(*text);
     return loom_fail(error, "no memory to write the options");
 }
 
-bool loom_train_options_write(const loom_train_options *options, const char *path, loom_error *error) {
+static bool write_text(const loom_train_options *given, const loom_train_options *options, const char *path,
+                       loom_error *error) {
     char *text = NULL;
     size_t size = 0;
-    if (!loom_train_options_text(options, &text, &size, error)) return false;
+    if (!make_text(given, options, &text, &size, error)) return false;
     const bool ok = loom_file_replace(path, text, size, error);
     free(text);
+    return ok;
+}
+
+bool loom_train_options_text(const loom_train_options *options, char **text, size_t *size, loom_error *error) {
+    return make_text(NULL, options, text, size, error);
+}
+
+bool loom_train_options_write(const loom_train_options *options, const char *path, loom_error *error) {
+    return write_text(NULL, options, path, error);
+}
+
+bool loom_train_options_write_run(const loom_train_options *given, const loom_train_options *options, const char *path,
+                                  loom_error *error) {
+    return write_text(given, options, path, error);
+}
+
+/* ------------------------------------------------------------------------------------------------------- run's options */
+
+/* Whether a path of --data is there, or a pattern finds something. */
+static bool is_found(const char *path) {
+    glob_t found;
+    if (loom_path_exists(path)) return true;
+    if (!strpbrk(path, "*?[")) return false;
+    const bool any = glob(path, GLOB_NOSORT, NULL, &found) == 0;
+    if (any) globfree(&found);
+    return any;
+}
+
+/* Puts the path from `directory` in its place, unless it is found from here. */
+static bool find_path(char **path, const char *directory, loom_error *error) {
+    char there[PATH_MAX];
+    if (!*path || **path == '/' || !*directory || is_found(*path)) return true;
+    if (!loom_join_path(there, sizeof there, directory, *path, NULL)) return true;
+    char *copy = strdup(there);
+    if (!copy) return loom_fail(error, "%s: no memory to keep it", there);
+    free(*path);
+    *path = copy;
+    return true;
+}
+
+const char *loom_train_options_missing_data(const loom_train_options *options) {
+    for (int i = 0; i < options->n_data; i++)
+        if (!is_found(options->data[i])) return options->data[i];
+    for (int i = 0; i < options->n_val_data; i++)
+        if (!is_found(options->val_data[i])) return options->val_data[i];
+    return NULL;
+}
+
+bool loom_train_options_read_run(loom_train_options *options, const char *path, loom_error *error) {
+    char directory[PATH_MAX] = "";
+    reading file = {.path = path, .directory = directory, .error = error};
+    bool ok = read_file(&file, options) && find_path(&options->init, directory, error);
+    for (int i = 0; ok && i < options->n_data; i++) ok = find_path(&options->data[i], directory, error);
+    for (int i = 0; ok && i < options->n_val_data; i++) ok = find_path(&options->val_data[i], directory, error);
     return ok;
 }
 
@@ -459,6 +572,8 @@ static bool check_conflicts(const loom_train_options *options, loom_error *error
     if (options->deterministic_reduce && !options->micro_batch && !options->resume)
         return loom_fail(error, "--deterministic-reduce: needs --micro-batch, on which the bits hang; what fits into "
                                 "memory, its default, hangs on the number of ranks");
+    if (options->resume_from > 0 && !options->resume)
+        return loom_fail(error, "--resume-from: goes with --resume, which goes on with the run in --out");
     if (options->choices && options->resume)
         return loom_fail(error, "--choices: does not go with --resume, which takes the run's own");
     if (options->fresh_choices && !options->resume)
@@ -540,7 +655,9 @@ static bool resolve_schedule(loom_train_options *options, loom_error *error) {
     if (options->warmup < 0 && options->steps > 0) options->warmup = loom_train_default_warmup(options->steps);
     if (options->min_lr < 0) options->min_lr = options->lr / 10;
     if (options->min_lr > options->lr)
-        return loom_fail(error, "--min-lr: %g is above --lr, %g", options->min_lr, options->lr);
+        return loom_fail(error, "--min-lr: %g is above --lr, %g; give a lower --min-lr too", options->min_lr,
+                         options->lr);
+    if (options->val_fraction < 0) options->val_fraction = 0.1;
     if (options->n_val_data > 0) options->val_fraction = 0;
     return true;
 }

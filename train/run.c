@@ -1,7 +1,9 @@
+#include "options.h"
 #include "trainer.h"
 
 #include "base/file.h"
 #include "base/printable.h"
+#include "checkpoint/directory.h"
 
 #include <errno.h>
 #include <inttypes.h>
@@ -28,7 +30,7 @@ typedef struct run {
     int64_t saved_step, validated_step;
     double validation_loss;
     bool owes_validation, owes_sample; /* after the step that this session begins with */
-    int not_finite;                    /* steps in a row whose loss or gradient was no number */
+    bool is_good, save_is_due;         /* the last step was no bad one; a checkpoint waits for such a one */
 } run;
 
 /* ------------------------------------------------------------------------------------------------------ the directory */
@@ -74,6 +76,22 @@ static bool is_torn(const char *line, size_t length) {
     static const char begin[] = "{\"step\": ";
     const size_t most = sizeof begin - 1;
     return memcmp(line, begin, length < most ? length : most) == 0;
+}
+
+int64_t loom_run_last_step(const char *out) {
+    char path[PATH_MAX];
+    loom_mapping file;
+    int64_t last = -1;
+    if (!loom_join_path(path, sizeof path, out, "metrics.jsonl", NULL) || !loom_file_map(path, &file, NULL)) return -1;
+    const char *text = file.data;
+    for (size_t end = file.size, line; last < 0 && end > 0; end = line) {
+        const char *newline = memrchr(text, '\n', end - 1);
+        line = newline ? (size_t)(newline - text) + 1 : 0;
+        last = step_of_line(text + line, end - line);
+        if (line == 0) break;
+    }
+    loom_file_unmap(&file);
+    return last;
 }
 
 /* What of metrics stays before a run goes on after `step`: copied to `to` unless that is NULL; the length, and whether it
@@ -173,19 +191,43 @@ int64_t loom_run_logged_step(const char *out, int rank) {
     return step;
 }
 
-/* What all ranks read, rank 0 writes; the others only append to what is their own. */
+/* Where a run goes on from another checkpoint than the newest, what came after it is given up. */
+static bool abandon_newer(run *r, loom_error *error) {
+    const int64_t step = loom_trainer_steps_done(r->trainer);
+    int64_t oldest = 0, newest = 0;
+    char those[64];
+    int n;
+    if (!loom_checkpoint_abandon(r->options->out, step, &n, &oldest, &newest, error)) return false;
+    if (n == 0) return true;
+    snprintf(those, sizeof those,
+             n == 1   ? "%" PRId64
+             : n == 2 ? "%" PRId64 " and %" PRId64
+                      : "%" PRId64 " to %" PRId64,
+             oldest, newest);
+    loom_trainer_add_note(r->trainer,
+                          "goes on from step %" PRId64 ": the newer checkpoint%s, of step%s %s, %s now called "
+                          "abandoned-step-N; delete what is not wanted",
+                          step, n > 1 ? "s" : "", n > 1 ? "s" : "", those, n > 1 ? "are" : "is");
+    return true;
+}
+
+/* What all ranks read, rank 0 writes; the others only append to what is their own. The folder of checkpoints is made
+ * before there are any, so that one that is gone is missed. */
 static bool open_directory(run *r, loom_error *error) {
     const char *out = r->options->out;
+    char checkpoints[PATH_MAX];
     if (r->comm->rank > 0) return true;
-    if (!loom_make_directories(out, error) ||
+    if (!loom_join_path(checkpoints, sizeof checkpoints, out, "checkpoints", error) ||
+        !loom_make_directories(r->options->save ? checkpoints : out, error) ||
+        (r->options->resume && !abandon_newer(r, error)) ||
         !loom_join_path(r->metrics_path, sizeof r->metrics_path, out, "metrics.jsonl", error) ||
         !loom_join_path(r->samples_path, sizeof r->samples_path, out, "samples.txt", error) ||
         !loom_join_path(r->config_path, sizeof r->config_path, out, "config.ini", error) ||
         !loom_join_path(r->choices_path, sizeof r->choices_path, out, "choices.txt", error) ||
         !loom_join_path(r->plan_path, sizeof r->plan_path, out, "plan.json", error) ||
-        !loom_train_options_write(r->options, r->config_path, error) || !loom_trainer_write_data(r->trainer, error) ||
-        !loom_trainer_write_plan(r->trainer, r->plan_path, error) || !write_choices(r, error) ||
-        !drop_metrics_after(r->metrics_path, loom_trainer_steps_done(r->trainer), error))
+        !loom_train_options_write_run(&r->trainer->given, r->options, r->config_path, error) ||
+        !loom_trainer_write_data(r->trainer, error) || !loom_trainer_write_plan(r->trainer, r->plan_path, error) ||
+        !write_choices(r, error) || !drop_metrics_after(r->metrics_path, loom_trainer_steps_done(r->trainer), error))
         return false;
     r->metrics = fopen(r->metrics_path, "ae");
     if (!r->metrics) return loom_fail(error, "%s: cannot be written: %s", r->metrics_path, strerror(errno));
@@ -286,28 +328,108 @@ static bool sample(run *r, int64_t step, bool *stops, loom_error *error) {
     return ok;
 }
 
-static bool save(run *r, int64_t step, loom_error *error) {
-    if (!r->options->save || r->saved_step == step) return true;
-    if (!loom_trainer_save(r->trainer, r->options->out, (int)r->options->keep, error)) return false;
+/* ------------------------------------------------------------------------------------------------- runs that are lost */
+
+/* A word of a command with a space before it, as a shell reads it. */
+static void add_word(char *command, size_t size, const char *format, const char *word) {
+    const size_t used = strlen(command);
+    snprintf(command + used, size - used, format, LOOM_SHELL_WORD(word));
+}
+
+/* The options with which a lost run may go on: what this session has changed as it was before, else a tenth of the rate. */
+static void add_remedy(const run *r, char *command, size_t size) {
+    static const char *const names[] = {"lr",    "min-lr", "schedule", "weight-decay", "beta1",
+                                        "beta2", "eps",    "clip",     "skip-spikes"};
+    const loom_trainer *t = r->trainer;
+    char before[64], now[64], flag[96];
+    bool changed = false;
+    for (size_t i = 0; i < sizeof names / sizeof *names; i++) {
+        const bool follows = !strcmp(names[i], "min-lr") && t->given.min_lr < 0;
+        if (follows || !loom_trainer_has_changed(t, names[i], before, now)) continue;
+        snprintf(flag, sizeof flag, " --%s %%s", names[i]);
+        add_word(command, size, flag, before);
+        changed = true;
+    }
+    snprintf(flag, sizeof flag, "%.3g", r->options->lr / 10);
+    if (!changed) add_word(command, size, " --lr %s", flag);
+    snprintf(flag, sizeof flag, "%.3g", r->options->lr / 100);
+    if (!changed && t->given.min_lr > r->options->lr / 10) add_word(command, size, " --min-lr %s", flag);
+}
+
+/* Ends a run with what has happened, and the command with which its last good checkpoint goes on. */
+static bool fail_lost(const run *r, const char *what, loom_error *error) {
+    const int64_t good = loom_run_last_good(r->options->out);
+    char command[sizeof error->message / 2] = "", step[32];
+    const char *hint = r->options->check_finite ? "" : "; --check-finite tells which tensor goes bad first";
+    if (good < 0) {
+        add_remedy(r, command, sizeof command);
+        return loom_fail(error, "--lr: %s; there is no good checkpoint: begin anew in another --out, with%s%s", what,
+                         command, hint);
+    }
+    add_word(command, sizeof command, "gptloom train --resume --out %s", r->options->out);
+    snprintf(step, sizeof step, "%" PRId64, good);
+    if (good != loom_checkpoint_newest(r->options->out)) add_word(command, sizeof command, " --resume-from %s", step);
+    char ranks[16];
+    snprintf(ranks, sizeof ranks, "%d", r->comm->size);
+    if (r->comm->size > 1) add_word(command, sizeof command, " --ranks %s", ranks);
+    add_remedy(r, command, sizeof command);
+    return loom_fail(error, "--lr: %s; the last good checkpoint is of step %s: %s%s", what, step, command, hint);
+}
+
+/* One step that is not finite is skipped by AdamW; many bad ones in a row, in however many sessions, mean that the
+ * parameters are lost. A loss that has run away is bad too, but may come back. Gradients that overflow because of the loss
+ * scale do not count: it halves until they do not. */
+static bool judge_step(run *r, const loom_step_report *report, loom_error *error) {
+    enum { PATIENCE = 10 };
+    /* So many nats more than a uniform guess are no step on the way to anything. */
+    static const double RUN_AWAY = 10;
+    loom_trainer *t = r->trainer;
+    char what[512];
+    const bool overflow = isfinite(report->loss) && loom_trainer_loss_scale(t) > 1;
+    const bool finite = isfinite(report->loss) && isfinite(report->grad_norm);
+    r->is_good = (finite || overflow) && (double)report->loss < log((double)r->options->vocab_size) + RUN_AWAY;
+    if (!overflow) t->state.bad_steps = r->is_good ? 0 : t->state.bad_steps + 1;
+    if (r->options->check_finite && !finite && !overflow) {
+        snprintf(what, sizeof what, "in step %" PRId64 " %s%s", report->step,
+                 *t->finite.found ? "the first tensor that is not finite is "
+                                  : "all tensors are finite, and the squares of the gradient are too large to be added",
+                 t->finite.found);
+        return fail_lost(r, what, error);
+    }
+    *t->finite.found = 0;
+    if (t->state.bad_steps < PATIENCE) return true;
+    snprintf(what, sizeof what, "the loss or its gradient has been no finite number for %d steps, up to step %" PRId64,
+             PATIENCE, report->step);
+    return fail_lost(r, what, error);
+}
+
+/* Nothing that is not good is ever saved over, or counted as, a good checkpoint: after a bad step it waits for a good one,
+ * and where a session ends with a bad one (`last`) what it leaves takes no other's place. Parameters that are not finite
+ * are never saved. */
+static bool save(run *r, int64_t step, bool last, loom_error *error) {
+    loom_error why;
+    char what[512], directory[PATH_MAX];
+    if (r->saved_step == step) return true;
+    r->save_is_due = true;
+    if (!r->is_good && !last) return true;
+    if (!loom_trainer_check_parameters(r->trainer, &why)) {
+        snprintf(what, sizeof what, "after step %" PRId64 " %.400s", step, why.message);
+        return fail_lost(r, what, error);
+    }
+    r->save_is_due = false;
+    if (!r->options->save) return true;
+    if (!loom_trainer_save(r->trainer, r->options->out, r->is_good ? (int)r->options->keep : 0, error)) return false;
     r->saved_step = step;
-    char directory[PATH_MAX];
     if (!loom_join_path(directory, sizeof directory, r->options->out, "checkpoints/latest", error)) return false;
     if (r->observer->saved) r->observer->saved(r->observer->user, step, directory);
     return true;
 }
 
-/* One bad step is skipped by AdamW; many in a row mean that the parameters are lost, and nothing is saved over the last
- * good checkpoint. Gradients that overflow because of the loss scale do not count: it halves until they do not. */
-static bool check_finite(run *r, const loom_step_report *report, loom_error *error) {
-    enum { PATIENCE = 10 };
-    const bool overflow = isfinite(report->loss) && loom_trainer_loss_scale(r->trainer) > 1;
-    const bool good = isfinite(report->loss) && isfinite(report->grad_norm);
-    r->not_finite = good ? 0 : r->not_finite + (overflow ? 0 : 1);
-    if (r->not_finite < PATIENCE) return true;
-    return loom_fail(error,
-                     "--lr: the loss or its gradient has been no finite number for %d steps, up to step %" PRId64
-                     "; --resume from the last checkpoint with a lower rate or --skip-spikes",
-                     PATIENCE, report->step);
+/* The run's last step: done, unless it is a bad one. */
+static bool finish(run *r, int64_t step, loom_error *error) {
+    if (!save(r, step, true, error)) return false;
+    if (r->is_good || step < loom_trainer_steps_planned(r->trainer)) return true;
+    return fail_lost(r, "the loss at the end of the run is that of lost parameters", error);
 }
 
 /* After an error that has left the state as step `step` did: what is done is saved before the run ends. Ranks cannot do so
@@ -315,7 +437,7 @@ static bool check_finite(run *r, const loom_step_report *report, loom_error *err
 static bool save_what_is_done(run *r, int64_t step, loom_error *error) {
     const loom_error why = *error;
     loom_error ignored;
-    if (r->comm->size == 1 && step > r->first && save(r, step, &ignored))
+    if (r->comm->size == 1 && step > r->first && save(r, step, true, &ignored))
         loom_fail(error, "%s; step %" PRId64 " is saved, and --resume goes on from it", why.message, step);
     return false;
 }
@@ -382,6 +504,16 @@ static bool find_owed(run *r, int64_t step, loom_error *error) {
     return true;
 }
 
+bool loom_run_owes_nothing(loom_trainer *t) {
+    loom_error ignored;
+    run r = {.trainer = t, .options = &t->options, .comm = t->comm};
+    if (!loom_join_path(r.metrics_path, sizeof r.metrics_path, t->options.out, "metrics.jsonl", &ignored) ||
+        !loom_join_path(r.samples_path, sizeof r.samples_path, t->options.out, "samples.txt", &ignored) ||
+        !find_owed(&r, t->state.step, &ignored))
+        return true;
+    return !r.owes_validation && !r.owes_sample;
+}
+
 static bool share_owed(run *r, loom_comm *comm, loom_error *error) {
     bool owes[] = {r->owes_validation, r->owes_sample};
     if (!loom_comm_host_broadcast(comm, owes, sizeof owes, 0, error)) return false;
@@ -441,19 +573,23 @@ static bool run_steps(run *r, loom_error *error) {
     for (int64_t step = first + 1; step <= last; step++) {
         loom_step_report report;
         if (!do_step(r, step, &report, error)) return false;
-        if (report.interrupted) return step - 1 == first || save(r, step - 1, error);
-        if (!check_finite(r, &report, error)) return false;
+        if (report.interrupted) return step - 1 == first || save(r, step - 1, true, error);
+        const bool goes_on = judge_step(r, &report, error);
         log_step(r, &report);
         stops = report.stop;
         if (r->observer->stepped) r->observer->stepped(r->observer->user, &report);
+        if (!goes_on) {
+            write_metrics(r, &report, NULL);
+            return false;
+        }
         if (!stops && validates_after(r, step) && !validate(r, step, &stops, error))
             return write_metrics(r, &report, NULL) && save_what_is_done(r, step, error);
         if (!write_metrics(r, &report, error)) return false;
         if (!stops && samples_after(r, step) && !sample(r, step, &stops, error)) return false;
-        if ((stops || is_due(o->checkpoint_every, step)) && !save(r, step, error)) return false;
-        if (stops) return true;
+        if (stops) return finish(r, step, error);
+        if ((is_due(o->checkpoint_every, step) || r->save_is_due) && !save(r, step, false, error)) return false;
     }
-    return save(r, last, error);
+    return finish(r, last, error);
 }
 
 /* The run's end, as its log is told; `error` says why, if not `ok`. */
@@ -470,12 +606,18 @@ bool loom_train(const loom_train_options *options, loom_comm *comm, const loom_t
                 loom_error *error) {
     static const loom_train_observer nobody;
     loom_error why;
-    run r = {.observer = observer ? observer : &nobody, .saved_step = -1, .validated_step = -1};
+    run r = {.observer = observer ? observer : &nobody, .saved_step = -1, .validated_step = -1, .is_good = true};
     if (!check_place(options, error)) {
         if (comm && comm->size == 1) loom_comm_close(comm);
         return false;
     }
-    if (!loom_trainer_open(&r.trainer, options, comm, r.observer, error)) return false;
+    bool done;
+    int64_t step;
+    if (!loom_trainer_open_unless_done(&r.trainer, options, comm, r.observer, &done, &step, error)) return false;
+    if (done) {
+        if (r.observer->already_done) r.observer->already_done(r.observer->user, step);
+        return true;
+    }
     r.options = loom_trainer_options(r.trainer);
     r.comm = loom_trainer_comm(r.trainer);
     bool ok = open_directory(&r, &why) && (r.comm->rank > 0 || find_owed(&r, loom_trainer_steps_done(r.trainer), &why));

@@ -52,7 +52,8 @@ static bool run(loom_trainer *t, loom_piece piece, bool quiet, loom_error *error
         [LOOM_FURTHER_MICRO_BATCH] = further_micro_batch,
         [LOOM_UPDATE] = update,
     };
-    const bool records = t->device->record_begin && t->options.cuda_graph == LOOM_ON && quiet;
+    const bool records = t->device->record_begin && t->options.cuda_graph == LOOM_ON && quiet &&
+                         !t->options.check_finite;
     if (!records || !t->has_run[piece]) {
         run_piece[piece](t);
         t->has_run[piece] = true;

@@ -1,3 +1,4 @@
+#include "options.h"
 #include "trainer.h"
 
 #include "base/check.h"
@@ -5,6 +6,7 @@
 
 #include <ctype.h>
 #include <inttypes.h>
+#include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -50,6 +52,11 @@ static bool check_vocabulary(const loom_trainer *t, const loom_checkpoint_info *
 static bool open_data(loom_trainer *t, const loom_checkpoint_info *from, loom_error *error) {
     loom_train_options *o = &t->options;
     if (o->n_data == 0) return loom_fail(error, "--data: name the text or token files to train on");
+    const char *missing = o->resume ? loom_train_options_missing_data(o) : NULL;
+    if (missing)
+        return loom_fail(error,
+                         "--data: %s, which the run %s was trained on, is not there (nor here); name where it is now",
+                         missing, o->out);
     if (!loom_train_open_data(o, false, &t->data, error)) return false;
     if (o->n_val_data && !loom_train_open_data(o, true, &t->val_data, error)) return false;
     if (t->val_data && loom_dataset_is_bytes(t->val_data) != loom_dataset_is_bytes(t->data))
@@ -58,10 +65,24 @@ static bool open_data(loom_trainer *t, const loom_checkpoint_info *from, loom_er
     return (!from || check_vocabulary(t, from, error)) && settle_vocabulary(t, error);
 }
 
+/* Data that are too short to hold out what nobody asked for are all for training. */
+static void hold_out(loom_trainer *t) {
+    loom_train_options *o = &t->options;
+    if (t->given.val_fraction >= 0 ||
+        loom_split_by_fraction(t->data, o->vocab_size, o->val_fraction, o->seq_len, &t->training, &t->validation, NULL))
+        return;
+    loom_trainer_add_note(t,
+                          "the data are too short to hold out %g%% of them: there is no validation; --val-data or "
+                          "--val-fraction asks for it",
+                          100 * o->val_fraction);
+    o->val_fraction = 0;
+}
+
 static bool split_data(loom_trainer *t, loom_error *error) {
-    const loom_train_options *o = &t->options;
+    loom_train_options *o = &t->options;
     if (!loom_dataset_check_ids(t->data, o->vocab_size, error)) return false;
     if (!t->val_data) {
+        hold_out(t);
         t->has_validation = o->val_fraction > 0;
         return loom_split_by_fraction(t->data, o->vocab_size, o->val_fraction, o->seq_len, &t->training, &t->validation,
                                       error);
@@ -107,12 +128,12 @@ static bool settle_steps(loom_trainer *t, loom_error *error) {
         o->steps = steps_of_epochs(o->epochs > 0 ? o->epochs : 1, loom_split_windows(&t->training, o->seq_len),
                                    o->batch);
         if (o->steps < 0) return loom_fail(error, "--epochs: %g epochs are too many steps", o->epochs);
-        o->epochs = 0;
     }
-    if (o->warmup < 0) o->warmup = loom_train_default_warmup(o->steps);
+    if (o->warmup < 0 || (t->given.warmup < 0 && o->warmup >= o->steps))
+        o->warmup = loom_train_default_warmup(o->steps);
     if (o->warmup >= o->steps && o->warmup > 0)
-        return loom_fail(error, "--warmup: %" PRId64 " steps of warm-up do not fit into %" PRId64 " steps", o->warmup,
-                         o->steps);
+        return loom_fail(error, "--warmup: %" PRId64 " steps of warm-up do not fit into %" PRId64 " steps; give fewer",
+                         o->warmup, o->steps);
     t->schedule = (loom_schedule){
         .kind = o->schedule, .lr = (float)o->lr, .min_lr = (float)o->min_lr, .warmup = o->warmup, .steps = o->steps};
     return true;
@@ -232,17 +253,25 @@ static bool take_comm(loom_trainer *t, loom_comm *comm, loom_error *error) {
     return true;
 }
 
+/* With *done all is said: nothing more is open. */
 static bool open_everything(loom_trainer *t, loom_checkpoint_info *info, loom_comm *comm,
-                            const loom_train_observer *observer, loom_error *error) {
+                            const loom_train_observer *observer, bool *done, loom_error *error) {
     const loom_checkpoint_info *from;
     if (!take_comm(t, comm, error)) return false;
     if (!loom_trainer_find_checkpoint(t, info, &from, error)) return false;
+    /* A warm-up that nobody chose does not begin again because there are more steps. */
+    if (t->has_before && t->options.warmup < 0) t->options.warmup = t->before.warmup;
     if (!loom_train_options_resolve(&t->options, error) ||
         !loom_recompute_parse(t->options.recompute, &t->recompute, error) || !open_data(t, from, error) ||
         !loom_trainer_check_data(t, error))
         return false;
     if (!split_data(t, error) || !settle_steps(t, error)) return false;
-    if (t->options.resume && from && !loom_trainer_check_resumable(t, from, error)) return false;
+    if (t->options.resume && from) {
+        if (!loom_trainer_check_resumable(t, from, error)) return false;
+        t->state.step = from->state.step;
+        *done = t->state.step == t->options.steps && loom_run_owes_nothing(t);
+        if (*done) return true;
+    }
     if (!open_device(t, error) || !check_agreement(t, from, error) || !loom_trainer_restore_choices(t, from, error))
         return false;
     if (!loom_trainer_plan_memory(t, observer, error) || !allocate(t, error) || !loom_trainer_start(t, from, error))
@@ -259,25 +288,36 @@ static bool open_everything(loom_trainer *t, loom_checkpoint_info *info, loom_co
            loom_feeder_open(&t->feeder, t->device, loader, error);
 }
 
-bool loom_trainer_open(loom_trainer **out, const loom_train_options *options, loom_comm *comm,
-                       const loom_train_observer *observer, loom_error *error) {
+bool loom_trainer_open_unless_done(loom_trainer **out, const loom_train_options *options, loom_comm *comm,
+                                   const loom_train_observer *observer, bool *done, int64_t *step, loom_error *error) {
     loom_trainer *t = calloc(1, sizeof *t);
     loom_checkpoint_info *info = calloc(1, sizeof *info);
     bool ok = t && info;
+    *done = false;
     if (!ok) loom_fail(error, "no memory for a trainer");
     if (ok) {
-        t->options = *options;
+        t->options = t->given = *options;
         t->observer = observer;
-        ok = open_everything(t, info, comm, observer, error);
+        ok = open_everything(t, info, comm, observer, done, error);
     }
     free(info);
-    if (!ok) {
-        if (!comm || comm->size == 1) loom_trainer_close(t);
-        return false;
+    if (ok && *done) *step = t->state.step;
+    if (!ok || *done) {
+        if (ok || !comm || comm->size == 1) loom_trainer_close(t);
+        return ok;
     }
     t->comm->patient = false;
     *out = t;
     return true;
+}
+
+bool loom_trainer_open(loom_trainer **out, const loom_train_options *options, loom_comm *comm,
+                       const loom_train_observer *observer, loom_error *error) {
+    bool done;
+    int64_t step;
+    if (!loom_trainer_open_unless_done(out, options, comm, observer, &done, &step, error)) return false;
+    return !done || loom_fail(error, "--steps: the run %s has done all of its %" PRId64 " steps; ask for more",
+                              options->out, step);
 }
 
 void loom_trainer_close(loom_trainer *t) {
@@ -295,6 +335,7 @@ void loom_trainer_close(loom_trainer *t) {
     loom_device_close(t->device);
     loom_dataset_close(t->val_data);
     loom_dataset_close(t->data);
+    if (t->has_before) loom_train_options_free(&t->before);
     free(t);
 }
 
@@ -306,6 +347,16 @@ int64_t loom_trainer_steps_done(const loom_trainer *t) {
 
 const char *loom_trainer_note(const loom_trainer *t) {
     return t->note;
+}
+
+void loom_trainer_add_note(loom_trainer *t, const char *format, ...) {
+    const size_t used = strlen(t->note), room = sizeof t->note - used;
+    va_list arguments;
+    if (room < 2) return;
+    if (used) strcat(t->note, "\n");
+    va_start(arguments, format);
+    vsnprintf(t->note + strlen(t->note), sizeof t->note - strlen(t->note), format, arguments);
+    va_end(arguments);
 }
 
 float loom_trainer_loss_scale(const loom_trainer *t) {

@@ -21,6 +21,10 @@ typedef struct loom_trainer_prediction {
 
 struct loom_trainer {
     loom_train_options options; /* resolved */
+    loom_train_options given;   /* as they were asked for; the strings are those of `options` */
+    loom_train_options before;  /* of a run that goes on: what it was in its last session, as its config.ini says */
+    bool has_before;
+    bool begins_anew; /* it is to go on, but was ended before its first checkpoint: it is begun with the files it has */
     loom_comm *comm;
     const loom_train_observer *observer; /* NULL: none */
     bool asked, stops; /* this rank's observer has asked to end the run; all ranks know that one has, and end it */
@@ -48,7 +52,11 @@ struct loom_trainer {
     loom_schedule schedule;
     loom_training_state state;
     loom_text_ends ends;
-    char note[384];                         /* which flags a resumed run has otherwise than before; "" if none */
+    struct {
+        const char *parameter;              /* the last that an op worked with */
+        char found[192];                    /* the first tensor of the step that was not finite; "": none */
+    } finite;                               /* with --check-finite */
+    char note[2048];                        /* loom_trainer_note() */
     loom_scalars *host_scalars;             /* pinned: what a step's scalars are copied from and to */
     loom_recording *recording[LOOM_PIECES]; /* NULL until they are made */
     bool has_run[LOOM_PIECES];
@@ -65,6 +73,32 @@ bool loom_trainer_write_data(const loom_trainer *trainer, loom_error *error);
 /* Asks this rank's observer whether the run is to end; once said it stays so. Of several ranks the caller exchanges it, in
  * an operation that all of them come to. */
 bool loom_trainer_should_stop(loom_trainer *trainer);
+
+/* As loom_trainer_open, but that a run to go on with that has all its steps is no error: then *done is true, *step is
+ * the last one, and there is no trainer, nor is the communicator open any more. */
+bool loom_trainer_open_unless_done(loom_trainer **trainer, const loom_train_options *options, loom_comm *comm,
+                                   const loom_train_observer *observer, bool *done, int64_t *step, loom_error *error);
+
+/* Looks at what every op writes from now on, for t->finite. */
+void loom_trainer_check_ops(loom_trainer *trainer);
+
+/* Whether all parameters are finite, of all ranks; the error names the first that is not. */
+bool loom_trainer_check_parameters(loom_trainer *trainer, loom_error *error);
+
+/* Of a run that goes on: whether an option is another than it was before, and as text what it was and is. */
+bool loom_trainer_has_changed(const loom_trainer *trainer, const char *name, char before[64], char now[64]);
+
+/* The run's newest checkpoint that was written after a good step; -1: there is none. */
+int64_t loom_run_last_good(const char *out);
+
+/* Whether a run that has all its steps has their validation and sample too, which an interrupt may have left out. */
+bool loom_run_owes_nothing(loom_trainer *trainer);
+
+/* Adds a line to the note. */
+void loom_trainer_add_note(loom_trainer *trainer, const char *format, ...) __attribute__((format(printf, 2, 3)));
+
+/* The step of the last line of a run's metrics that has one; -1: there is none. */
+int64_t loom_run_last_step(const char *out);
 
 loom_gpt_config loom_trainer_shape(const loom_trainer *trainer);
 loom_sharding loom_trainer_sharding(const loom_trainer *trainer);

@@ -129,6 +129,12 @@ bool loom_checkpoint_is_gone(const loom_checkpoint_info *info) {
     return !loom_is_directory(info->directory);
 }
 
+int64_t loom_checkpoint_bad_steps(const char *directory) {
+    loom_training_state state;
+    bool has_optimizer = false;
+    return open_state(directory, &state, &has_optimizer, NULL) && has_optimizer ? state.bad_steps : -1;
+}
+
 /* ---------------------------------------------------------------------------------------------------------- loading */
 
 static bool same_shape(const loom_gpt_config *a, const loom_gpt_config *b) {

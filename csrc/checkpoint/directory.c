@@ -318,6 +318,56 @@ bool loom_checkpoint_publish(const char *checkpoints, int64_t step, const char *
     return loom_fail(error, "%s; the checkpoint %s is whole and stays", why.message, final);
 }
 
+bool loom_checkpoint_of_step(const char *run, int64_t step, char *path, size_t size, loom_error *error) {
+    char checkpoints[PATH_MAX], list[256] = "";
+    if (!loom_join_path(checkpoints, sizeof checkpoints, run, "checkpoints", error) ||
+        !step_path(checkpoints, step, "", path, size, error))
+        return false;
+    if (loom_is_directory(path)) return true;
+    int n;
+    int64_t *steps = list_steps(checkpoints, &n);
+    for (int i = n - 1; i >= 0; i--) {
+        const size_t used = strlen(list);
+        snprintf(list + used, sizeof list - used, "%s%" PRId64, used ? ", " : "", steps[i]);
+    }
+    free(steps);
+    return loom_fail(error, "%s: has no checkpoint of step %" PRId64 "; %s%s", checkpoints, step,
+                     *list ? "there are those of steps " : "there is none at all", list);
+}
+
+/* The same step may be abandoned more than once. */
+static bool abandon_step(const char *checkpoints, int64_t step, loom_error *error) {
+    char from[PATH_MAX], to[PATH_MAX], name[NAME_SIZE + 16], numbered[NAME_SIZE + 32];
+    step_name(step, "abandoned-", name);
+    if (!step_path(checkpoints, step, "", from, sizeof from, error) ||
+        !loom_join_path(to, sizeof to, checkpoints, name, error))
+        return false;
+    for (int i = 2; loom_path_exists(to); i++) {
+        snprintf(numbered, sizeof numbered, "%s.%d", name, i);
+        if (!loom_join_path(to, sizeof to, checkpoints, numbered, error)) return false;
+    }
+    return rename_or_fail(from, to, error);
+}
+
+bool loom_checkpoint_abandon(const char *run, int64_t step, int *n, int64_t *oldest, int64_t *newest,
+                             loom_error *error) {
+    char checkpoints[PATH_MAX];
+    int all;
+    *n = 0;
+    if (!loom_join_path(checkpoints, sizeof checkpoints, run, "checkpoints", error)) return false;
+    int64_t *steps = list_steps(checkpoints, &all);
+    bool ok = true;
+    /* The newest, which `latest` may mean, last: until then an end at any instant leaves what was there to find. */
+    for (int i = all - 1; ok && i >= 0; i--) {
+        if (steps[i] <= step) continue;
+        ok = abandon_step(checkpoints, steps[i], error);
+        if ((*n)++ == 0) *oldest = steps[i];
+        *newest = steps[i];
+    }
+    free(steps);
+    return ok && (*n == 0 || loom_sync_directory(checkpoints, error));
+}
+
 /* Renamed first, so that no half-deleted directory looks like a checkpoint. */
 static void delete_step(const char *checkpoints, int64_t step) {
     char path[PATH_MAX], leaving[PATH_MAX];

@@ -37,6 +37,14 @@ bool loom_checkpoint_publish(const char *checkpoints, int64_t step, const char *
  * deleted stays for the next time: that is no reason to end a run. */
 void loom_checkpoint_prune(const char *checkpoints, int64_t written, int keep);
 
+/* The path of a run's checkpoint of a step; where there is none the error lists those that there are. */
+bool loom_checkpoint_of_step(const char *run, int64_t step, char *path, size_t size, loom_error *error);
+
+/* Renames a run's checkpoints that are newer than `step`, so that they are not found any more: abandoned-step-N. `latest`
+ * may then lead nowhere, which means the newest that is left. Returns how many, with the oldest and the newest of them. */
+bool loom_checkpoint_abandon(const char *run, int64_t step, int *n, int64_t *oldest, int64_t *newest,
+                             loom_error *error);
+
 /* The newest checkpoint beside this one that is older than it; false if there is none or this is no step-N. */
 bool loom_checkpoint_older(const char *directory, char *older, size_t size);
 

@@ -60,7 +60,9 @@ static bool add_state(cJSON *json, const loom_training_state *state) {
         !add_count(json, "tokens", state->tokens) || !add_bits(json, "seed", state->seed) ||
         !add_bits(json, "data_identity", state->data_identity) || !add_count(json, "batch", state->batch) ||
         !add_count(json, "seq_len", state->seq_len) || !add_count(json, "training_tokens", state->training_tokens) ||
-        !cJSON_AddStringToObject(json, "dtype", loom_dtype_name(state->dtype)) || !add_settings(json, &state->settings))
+        !cJSON_AddStringToObject(json, "dtype", loom_dtype_name(state->dtype)) ||
+        (state->bad_steps > 0 && !add_count(json, "bad_steps", state->bad_steps)) ||
+        !add_settings(json, &state->settings))
         return false;
     cJSON *scalars = cJSON_AddObjectToObject(json, "scalars");
     return scalars && add_count(scalars, "updates", state->scalars.updates) &&
@@ -214,6 +216,12 @@ static bool read_settings(const cJSON *json, const char *path, loom_training_set
     return settings->micro_batch > 0 || loom_fail(error, "%s: \"micro_batch\" is 0", path);
 }
 
+/* Most states have none. */
+static bool read_bad_steps(const cJSON *json, const char *path, loom_training_state *state, loom_error *error) {
+    state->bad_steps = 0;
+    return !cJSON_HasObjectItem(json, "bad_steps") || get_count(json, path, "bad_steps", &state->bad_steps, error);
+}
+
 static bool read_state(const cJSON *json, const char *path, loom_training_state *state, loom_error *error) {
     int64_t version;
     if (!loom_json_get_whole(json, path, "format_version", 1, INT32_MAX, &version, error)) return false;
@@ -236,7 +244,8 @@ static bool read_state(const cJSON *json, const char *path, loom_training_state 
            get_double(scalars, path, "loss_square", &state->scalars.loss_square, error) &&
            get_double(scalars, path, "norm_mean", &state->scalars.norm_mean, error) &&
            get_double(scalars, path, "norm_square", &state->scalars.norm_square, error) &&
-           read_precision(json, path, state, error) && read_settings(json, path, &state->settings, error);
+           read_bad_steps(json, path, state, error) && read_precision(json, path, state, error) &&
+           read_settings(json, path, &state->settings, error);
 }
 
 bool loom_state_read(const char *path, loom_training_state *state, loom_error *error) {

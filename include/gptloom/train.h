@@ -16,7 +16,7 @@ extern "C" {
 
 /* ----------------------------------------------------------------------------------------------------------- options
  * Every field is a flag of `gptloom train` and a key of a config file (underscores become dashes). A field that was not
- * given, and whose default is derived, is 0 or NULL (min_lr and warmup: -1). Strings and lists of them are owned by the
+ * given, and whose default is derived, is 0 or NULL (min_lr, warmup and val_fraction: -1). Strings and lists of them are owned by the
  * options. */
 
 typedef enum loom_switch { LOOM_OFF, LOOM_ON } loom_switch;
@@ -52,7 +52,8 @@ typedef struct loom_train_options {
     loom_attention_kind attention;
     loom_switch cuda_graph;
     char *init;
-    bool resume, fresh_choices;
+    bool resume, fresh_choices, check_finite;
+    int64_t resume_from; /* the step of the checkpoint to go on from; 0: the newest */
     char *choices;
     double memory;   /* bytes the run may use; 0: what the device has */
     char *recompute; /* as loom_recompute_parse reads it */
@@ -152,7 +153,7 @@ bool loom_trainer_sample(loom_trainer *trainer, int64_t n, bool (*emit)(void *us
 bool loom_trainer_save(loom_trainer *trainer, const char *run, int keep, loom_error *error);
 
 int64_t loom_trainer_steps_done(const loom_trainer *trainer);
-const char *loom_trainer_note(const loom_trainer *trainer);      /* a line on what resuming changed; "" if nothing */
+const char *loom_trainer_note(const loom_trainer *trainer); /* lines on what is not as asked for, or as it was; or "" */
 float loom_trainer_loss_scale(const loom_trainer *trainer);      /* of the next step */
 int64_t loom_trainer_steps_planned(const loom_trainer *trainer); /* --steps, or what --epochs comes to */
 bool loom_trainer_has_validation(const loom_trainer *trainer);
@@ -174,6 +175,7 @@ const loom_dataset *loom_trainer_data(const loom_trainer *trainer);
 struct loom_train_observer {
     void *user;
     void (*planned)(void *user, const loom_plan *plan); /* before anything is allocated; it may not fit */
+    void (*already_done)(void *user, int64_t step); /* in place of all else: the run to go on with has all its steps */
     void (*started)(void *user, loom_trainer *trainer); /* after everything is open, before the first step */
     void (*stepped)(void *user, const loom_step_report *report);
     void (*validating)(void *user, int64_t step, double part); /* `part` of the way, from 0 to 1 */
