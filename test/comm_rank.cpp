@@ -1,6 +1,6 @@
 /* One rank of a test of the communicator: test_comm starts several of these.
  *
- *     comm_rank SCENARIO,... BACKEND DEVICE [SECONDS]
+ *     comm_rank SCENARIO,... BACKEND DEVICE [SECONDS [SECONDS OF WHAT FAILS]]
  *
  * Ends with status 0, or with 1 and lines that say what is wrong with its results; 2 is an error of the communicator. */
 #include "gptloom/gptloom.h"
@@ -8,6 +8,7 @@
 #include "base/clock.h"
 #include "base/half.h"
 
+#include <algorithm>
 #include <cmath>
 #include <csignal>
 #include <cstdio>
@@ -27,6 +28,7 @@ namespace {
 loom_comm *comm;
 loom_device *device;
 int wrong;
+double limit; /* of the operations that are to fail: ranks do not start at the same time, whatever that takes */
 
 /* What an error of the communicator does in a program. */
 void require(const std::function<bool(loom_error *)> &run) {
@@ -367,6 +369,7 @@ void steps(const std::function<void()> &instead) {
     Buffer buffer(1000, LOOM_F32);
     buffer.write(values(comm->rank, 0, 1000, 6, LOOM_F32));
     for (comm->step = 1; comm->step < 100; comm->step++) {
+        if (comm->step == 3) comm->timeout = limit;
         if (comm->step == 3 && comm->rank == 1) instead();
         char *data = buffer.at(0, LOOM_F32);
         wait(loom_comm_all_reduce(comm, nullptr, data, data, 1000, LOOM_F32));
@@ -382,8 +385,10 @@ void hang() {
 
 /* Rank 1 is at work alone for three times the limit: before what is on host memory, and in a step. */
 void patient() {
-    const auto work = [] { usleep((useconds_t)(3e6 * comm->timeout)); };
+    const auto work = [] { usleep((useconds_t)(3e6 * limit)); };
     comm->patient = true;
+    require([](loom_error *error) { return loom_comm_barrier(comm, error); });
+    comm->timeout = limit;
     if (comm->rank == 1) work();
     require([](loom_error *error) { return loom_comm_barrier(comm, error); });
     steps(work);
@@ -405,7 +410,12 @@ void own_work() {
         device->copy(device, nullptr, out.at(0, LOOM_F32), in.at(0, LOOM_F32), (size_t)n * 4, LOOM_DEVICE_TO_DEVICE);
     wait(loom_comm_all_reduce(comm, nullptr, out.at(0, LOOM_F32), out.at(0, LOOM_F32), 10, LOOM_F32));
     const double seconds = loom_seconds_now() - begin, waited = comm->traffic.seconds_waited - before;
-    expect(waited < 0.5 * seconds, "waited " + std::to_string(waited) + " of " + std::to_string(seconds) + " s");
+    /* On a busy machine some wait for the slowest, which waits for nobody. */
+    const double mine = waited / seconds;
+    std::vector<double> all((size_t)comm->size);
+    require([&](loom_error *error) { return loom_comm_host_gather(comm, all.data(), &mine, sizeof mine, error); });
+    const double least = *std::min_element(all.begin(), all.end());
+    expect(least < 0.5, "even the slowest rank waited " + std::to_string(least) + " of its time");
 }
 
 void stop() {
@@ -417,6 +427,8 @@ void stop_in_pairs() {
     Buffer in(10, LOOM_F32), out(10, LOOM_F32);
     in.write(values(comm->rank, 0, 10, 6, LOOM_F32));
     comm->step = 1;
+    require([](loom_error *error) { return loom_comm_barrier(comm, error); });
+    comm->timeout = limit;
     if (comm->rank == 1) raise(SIGSTOP);
     if (comm->rank > 1) usleep(300000);
     for (const int distance : {1, 2}) {
@@ -495,7 +507,8 @@ int main(int argc, char **argv) {
     if (argc < 4) return fprintf(stderr, "what is to be done?\n"), 1;
     loom_comm_options options = {};
     options.backend = argv[2];
-    options.timeout = argc > 4 ? atof(argv[4]) : 60;
+    options.timeout = argc > 4 ? atof(argv[4]) : 120;
+    limit = argc > 5 ? atof(argv[5]) : options.timeout;
     require([&](loom_error *error) { return loom_comm_open(&comm, &options, error); });
     loom_device_options how = {};
     how.threads = 1;

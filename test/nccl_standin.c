@@ -149,9 +149,6 @@ int ncclGetUniqueId(loom_nccl_id *id) {
     memset(id, 0, sizeof *id);
     snprintf(id->bytes, sizeof id->bytes, "/gptloom-nccl-%d-%lld", (int)getpid(), (long long)now.tv_nsec);
     id->bytes[sizeof id->bytes - 1] = ID_MARK; /* all of it must get through */
-    const int file = shm_open(id->bytes, O_RDWR | O_CREAT | O_EXCL, 0600);
-    if (file < 0 || ftruncate(file, sizeof(segment)) != 0) return SYSTEM_ERROR;
-    close(file);
     return SUCCESS;
 }
 
@@ -176,8 +173,9 @@ int ncclCommInitRankConfig(void **comm, int ranks, loom_nccl_id id, int rank, lo
         return INVALID_ARGUMENT;
     if (id.bytes[sizeof id.bytes - 1] != ID_MARK) return INVALID_ARGUMENT;
     communicator *c = calloc(1, sizeof *c);
-    const int file = shm_open(id.bytes, O_RDWR, 0600);
-    if (!c || file < 0) return SYSTEM_ERROR;
+    /* Whoever comes first makes it: an id that nobody uses leaves nothing. */
+    const int file = shm_open(id.bytes, O_RDWR | O_CREAT, 0600);
+    if (!c || file < 0 || ftruncate(file, sizeof *c->shared) != 0) return SYSTEM_ERROR;
     c->shared = mmap(NULL, sizeof *c->shared, PROT_READ | PROT_WRITE, MAP_SHARED, file, 0);
     close(file);
     if (c->shared == MAP_FAILED) return SYSTEM_ERROR;

@@ -63,7 +63,8 @@ class Process {
         close(file), close(nothing);
         setpgid(0, 0);
         putenv(const_cast<char *>(mark.c_str()));
-        setenv("TMPDIR", directory.c_str(), 1);      /* for what mpirun leaves if it is killed */
+        /* For what mpirun leaves if it is killed. */
+        for (const std::string &setting : support::words(open_mpi_files(directory))) putenv(strdup(setting.c_str()));
         setenv("ASAN_OPTIONS", "detect_leaks=0", 0); /* of MPI's */
         execvp(argv[0], argv.data());
         _exit(121);
@@ -89,10 +90,15 @@ class Process {
         }
         return ended_;
     }
-    /* Its status, 128 + N after signal N; -1 if it has not ended in so many seconds. */
-    int wait(double seconds) {
-        for (const double end = now() + seconds; !has_ended() && now() < end;) usleep(1000);
+    /* Its status, 128 + N after signal N; -1 if it hangs. */
+    int wait() {
+        for (const double end = now() + seconds_to_hang; !has_ended() && now() < end;) usleep(1000);
         return ended_ ? status_ : -1;
+    }
+    /* Sends a signal, and waits until it has been taken: two of a kind that wait are one. */
+    void deliver(int number) {
+        kill(pid_, number);
+        for (const double end = now() + seconds_to_hang; pending(number) && !has_ended() && now() < end;) usleep(1000);
     }
     /* Whether a process came of it. */
     bool has(pid_t pid) const {
@@ -100,8 +106,8 @@ class Process {
         return std::find(all.begin(), all.end(), pid) != all.end();
     }
     /* Whether nothing that carries the mark is left, or will be in a moment: mpirun's own helpers may take one. */
-    testing::AssertionResult is_gone(double seconds = 5) {
-        const double end = now() + seconds;
+    testing::AssertionResult is_gone() {
+        const double end = now() + seconds_to_hang;
         std::vector<pid_t> left;
         while (!(left = pids_with(mark_)).empty() && now() < end) usleep(20000);
         if (left.empty()) return testing::AssertionSuccess();
@@ -116,6 +122,16 @@ class Process {
     }
 
   private:
+    bool pending(int number) const {
+        std::ifstream status("/proc/" + std::to_string(pid_) + "/status");
+        for (std::string word; status >> word;)
+            if (word == "SigPnd:" || word == "ShdPnd:") {
+                status >> word;
+                if (std::stoull(word, nullptr, 16) >> (number - 1) & 1) return true;
+            }
+        return false;
+    }
+
     std::string mark_, output_;
     pid_t pid_;
     bool ended_ = false;
@@ -172,7 +188,7 @@ class RunsTest : public MpiTest {
 
     /* A rank's process, once it has done a step. */
     pid_t rank_after(Process &process, const std::string &out, int rank, int64_t step) {
-        const double end = now() + 120;
+        const double end = now() + seconds_to_hang;
         while (logged(out, rank) < step && !process.has_ended() && now() < end) usleep(500);
         const std::string text = log(out, rank);
         const size_t at = text.rfind(", process ");
@@ -196,7 +212,7 @@ class RunsTest : public MpiTest {
         std::string &bits = bits_after[step];
         if (bits.empty()) {
             const std::string out = "alone-" + std::to_string(step);
-            EXPECT_EQ(start(train(out, "--stop-after " + std::to_string(step)))->wait(60), 0);
+            EXPECT_EQ(start(train(out, "--stop-after " + std::to_string(step)))->wait(), 0);
             bits = bits_in(here.path() / out);
             EXPECT_GT(bits.size(), 10000u);
         }
@@ -212,7 +228,7 @@ class RunsTest : public MpiTest {
         const Words program = begun ? words(gptloom_program() + " train --resume -q --out " + out + " " + stop)
                                     : train(out, stop);
         auto process = start(before + program);
-        ASSERT_EQ(process->wait(120), 0) << process->output();
+        ASSERT_EQ(process->wait(), 0) << process->output();
         EXPECT_EQ(saved(out), from + steps);
         EXPECT_TRUE(bits_in(here.path() / out) == bits_without_failures(from + steps)) << "other bits";
         for (const auto &entry : fs::directory_iterator(here.path() / out / "checkpoints"))

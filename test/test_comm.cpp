@@ -10,7 +10,6 @@
 #include <string>
 #include <sys/socket.h>
 #include <sys/wait.h>
-#include <thread>
 #include <vector>
 
 /* In nccl_header.cpp, which is linked where the CUDA Toolkit and NCCL's header are; null else. */
@@ -162,16 +161,15 @@ TEST_F(Mpi, FourRanksOnEmulatedCuda) {
 
 TEST_F(Mpi, AHungRankIsNamed) {
     for (const int ranks : {2, 4}) {
-        const Outcome o = mpirun(ranks, "hang mpi cpu 1");
+        const Outcome o = mpirun(ranks, "hang mpi cpu 120 1");
         all_end(o, "gptloom: rank 1 did not come to all_reduce 3 (1000 of fp32) within 1 s: in step 2, "
                    "while the others are in step 3");
-        EXPECT_LT(o.seconds, 40);
     }
 }
 
 TEST_F(Mpi, ThoseAtWorkAloneHaveTenTimesTheLimit) {
-    all_works(2, "cpu 0.5", "", "patient");
-    all_end(mpirun(2, "patient_hang mpi cpu 0.5"),
+    all_works(2, "cpu 120 0.5", "", "patient");
+    all_end(mpirun(2, "patient_hang mpi cpu 120 0.5"),
             "gptloom: rank 1 did not come to all_reduce 3 (1000 of fp32) within 5 s: in step 2, "
             "while the others are in step 3");
 }
@@ -181,7 +179,7 @@ TEST_F(Mpi, TheDevicesOwnWorkIsNotWaitingForOthers) {
 }
 
 TEST_F(Mpi, AStoppedRankIsNamed) {
-    const Outcome o = mpirun(4, "stop mpi cuda 1");
+    const Outcome o = mpirun(4, "stop mpi cuda 120 1");
     EXPECT_EQ(o.status, 2) << o.output;
     ASSERT_EQ(lines_of(o.output).size(), 1u) << o.output;
     EXPECT_EQ(lines_of(o.output)[0].find("gptloom: rank 1: no answer for 1 s, to all_reduce 3 (1000 of fp32)"), 0u)
@@ -191,35 +189,35 @@ TEST_F(Mpi, AStoppedRankIsNamed) {
 
 /* As rank 0 ends all, mpirun wakes the stopped rank, which then answers rank 2, too. */
 TEST_F(Mpi, WhatIsFoundOutAfterTheEndIsNotSaid) {
-    all_end(mpirun(4, "stop_in_pairs mpi cpu 1"),
-            "gptloom: rank 1: no answer for 1 s, to exchange 1 (10 of fp32) of the other ranks, in step 1: it hangs, "
+    all_end(mpirun(4, "stop_in_pairs mpi cpu 120 1"),
+            "gptloom: rank 1: no answer for 1 s, to exchange 2 (10 of fp32) of the other ranks, in step 1: it hangs, "
             "or its machine or the link to it is down");
 }
 
 TEST_F(Mpi, ARankThatLeavesEarlyIsNamed) {
-    all_end(mpirun(2, "leave mpi cpu 1"),
+    all_end(mpirun(2, "leave mpi cpu 120 1"),
             "gptloom: rank 1 did not come to all_reduce 3 (1000 of fp32) within 1 s: in step 2, "
             "while the others are in step 3");
 }
 
 TEST_F(Mpi, AKilledRankEndsAll) {
-    const Outcome o = mpirun(4, "die mpi cpu 60");
+    const Outcome o = mpirun(4, "die mpi cpu");
     EXPECT_NE(o.status, 0) << o.output;
     EXPECT_NE(o.output.find("exited on signal 9"), std::string::npos) << "mpirun's own banner:\n" << o.output;
     EXPECT_EQ(lines_of(o.output).size(), 0u) << o.output;
 }
 
 TEST_F(Mpi, ARanksOwnErrorEndsAll) {
-    all_end(mpirun(4, "own_error mpi cpu 60"), "gptloom: rank 1: data.bin: no such file");
+    all_end(mpirun(4, "own_error mpi cpu"), "gptloom: rank 1: data.bin: no such file");
 }
 
 TEST_F(Mpi, WhatDiffersBetweenRanksIsSaidOnce) {
-    all_end(mpirun(4, "disagree mpi cpu 60"), "gptloom: the configuration of rank 1 is not that of rank 0: "
-                                              "start all ranks alike");
+    all_end(mpirun(4, "disagree mpi cpu"), "gptloom: the configuration of rank 1 is not that of rank 0: "
+                                           "start all ranks alike");
 }
 
 TEST_F(Mpi, AnErrorThatRanksShareIsSaidOnce) {
-    all_end(mpirun(4, "all_end mpi cpu 60"), "gptloom: rank 1: the disk is full");
+    all_end(mpirun(4, "all_end mpi cpu"), "gptloom: rank 1: the disk is full");
 }
 
 /* --ranks N: our line comes back to who started them. */
@@ -232,7 +230,7 @@ TEST_F(Mpi, LaunchedRanksLeaveTheirLastLine) {
         for (std::string &a : arguments) argv.push_back(a.data());
         argv.push_back(nullptr);
         setenv("ASAN_OPTIONS", "detect_leaks=0", 1);
-        EXPECT_TRUE(works([&](loom_error *error) { return loom_launch_ranks(2, argv.data(), &end, error); }));
+        EXPECT_TRUE(works([&](loom_error *error) { return loom_launch_ranks(2, argv.data(), nullptr, &end, error); }));
         *status = end.status;
         return std::string(end.line.message);
     };
@@ -249,7 +247,7 @@ TEST_F(Mpi, LaunchedRanksLeaveTheirLastLine) {
     const std::string path = std::getenv("PATH");
     setenv("PATH", "/nowhere", 1);
     char *argv[] = {nullptr};
-    refusal([&](loom_error *error) { return loom_launch_ranks(2, argv, &end, error); },
+    refusal([&](loom_error *error) { return loom_launch_ranks(2, argv, nullptr, &end, error); },
             {"--ranks", "mpirun", "apt-get install"});
     setenv("PATH", path.c_str(), 1);
 }
@@ -298,7 +296,8 @@ TEST_F(Nccl, TorchrunsAgentHasMasterPort) {
     ASSERT_EQ(bind(s, (sockaddr *)&address, sizeof address), 0);
     ASSERT_EQ(listen(s, 1), 0);
     all_works(torchrun(2, "host nccl cuda", at_port(port) + " TORCHELASTIC_USE_AGENT_STORE=True"));
-    const Outcome o = torchrun(2, "host nccl cuda 2", at_port(port));
+    const Outcome o = shell("env RANK=0 LOCAL_RANK=0 WORLD_SIZE=2 LOOM_NCCL=" + standin() + " " + at_port(port) + " " +
+                            (folder() / "comm_rank").string() + " host nccl cuda 2");
     EXPECT_EQ(o.status, 2) << o.output;
     EXPECT_NE(o.output.find("choose another MASTER_PORT"), std::string::npos) << o.output;
     close(s);
@@ -331,29 +330,6 @@ TEST_F(Nccl, VariablesThatMakeNoSenseAreNamed) {
     EXPECT_NE(o.output.find("--comm nccl: NCCL is between GPUs"), std::string::npos) << o.output;
 }
 
-/* Strangers that connect to rank 0 and say nothing, or something else, are no ranks. */
-TEST_F(Nccl, StrangersAtThePortAreSentAway) {
-    const int port = free_port();
-    std::thread strangers([port] {
-        for (int tried = 0, met = 0; tried < 200 && met < 2; tried++) {
-            const int s = socket(AF_INET, SOCK_STREAM, 0);
-            sockaddr_in address = {};
-            address.sin_family = AF_INET;
-            address.sin_port = htons((uint16_t)port);
-            address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
-            if (connect(s, (sockaddr *)&address, sizeof address) == 0) {
-                met++;
-                const char words[] = "GET / HTTP/1.1\r\n\r\n";
-                if (met == 1 && send(s, words, sizeof words, MSG_NOSIGNAL) < 0) ADD_FAILURE() << "not sent";
-            }
-            close(s);
-            usleep(20000);
-        }
-    });
-    all_works(torchrun(2, "host nccl cuda", at_port(port)));
-    strangers.join();
-}
-
 /* The calls that NCCL gets, in order: the same on all ranks. */
 TEST_F(Nccl, CallsAreThoseAskedForInOrder) {
     all_works(torchrun(2, "outstanding nccl cuda", at_port(free_port()) + " NCCL_STANDIN_LOG=" + here.at("calls")));
@@ -376,7 +352,7 @@ TEST_F(Nccl, CallsAreThoseAskedForInOrder) {
 }
 
 TEST_F(Nccl, AHungRankEndsTheOthers) {
-    const Outcome o = torchrun(2, "hang nccl cuda 1", at_port(free_port()), 1);
+    const Outcome o = torchrun(2, "hang nccl cuda 120 1", at_port(free_port()), 1);
     EXPECT_EQ(o.status, 2) << o.output;
     ASSERT_EQ(lines_of(o.output).size(), 1u) << o.output;
     EXPECT_NE(o.output.find("rank 0 waited 1 s in step 3 for other ranks to come to all_reduce 3 (1000 of fp32)"),
@@ -385,11 +361,11 @@ TEST_F(Nccl, AHungRankEndsTheOthers) {
 }
 
 TEST_F(Nccl, ThoseAtWorkAloneHaveTenTimesTheLimit) {
-    all_works(torchrun(2, "patient nccl cuda 0.5", at_port(free_port())));
+    all_works(torchrun(2, "patient nccl cuda 120 0.5", at_port(free_port())));
 }
 
 TEST_F(Nccl, AnErrorOfTheLibraryNamesCallAndRank) {
-    const Outcome o = torchrun(2, "outstanding nccl cuda 5", at_port(free_port()) + " NCCL_STANDIN_FAIL=0:5");
+    const Outcome o = torchrun(2, "outstanding nccl cuda", at_port(free_port()) + " NCCL_STANDIN_FAIL=0:5");
     EXPECT_EQ(o.status, 2) << o.output;
     EXPECT_NE(o.output.find("gptloom: rank 0, reduce_scatter 5 (58 of fp32): NCCL: unhandled system error: the cable "
                             "has been pulled\n"),
@@ -400,7 +376,7 @@ TEST_F(Nccl, AnErrorOfTheLibraryNamesCallAndRank) {
 }
 
 TEST_F(Nccl, RanksThatShareAGpuAreRefused) {
-    const Outcome o = torchrun(2, "host nccl cuda 5", at_port(free_port()) + " LOOM_EMULATION_GPUS=1");
+    const Outcome o = torchrun(2, "host nccl cuda", at_port(free_port()) + " LOOM_EMULATION_GPUS=1");
     EXPECT_EQ(o.status, 2) << o.output;
     EXPECT_NE(
         o.output.find("ranks 0 and 1 are both on GPU 0 (NCCL wants a GPU for each rank; with --comm mpi ranks may "
@@ -427,13 +403,13 @@ TEST_F(NcclUnderMpi, Works) {
 }
 
 TEST_F(NcclUnderMpi, ThoseAtWorkAloneHaveTenTimesTheLimit) {
-    const Outcome o = mpirun(2, "patient nccl cuda 0.5", library);
+    const Outcome o = mpirun(2, "patient nccl cuda 120 0.5", library);
     EXPECT_EQ(o.status, 0) << o.output;
     EXPECT_EQ(o.output, "");
 }
 
 TEST_F(NcclUnderMpi, AHungRankIsNamed) {
-    all_end(mpirun(3, "hang nccl cuda 1", library),
+    all_end(mpirun(3, "hang nccl cuda 120 1", library),
             "gptloom: rank 1 did not come to all_reduce 3 (1000 of fp32) within 1 s: in step 2, "
             "while the others are in step 3");
 }

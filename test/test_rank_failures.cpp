@@ -18,9 +18,11 @@ class RankFailures : public RunsTest {};
 
 /* Whoever is killed, our line is the last one, and says who, when, and what is left. */
 TEST_F(RankFailures, AKilledRankIsNamedAndTheRunGoesOn) {
-    auto process = start(train("run", "--ranks 4 --zero 2"));
+    Words loud = train("run", "--ranks 4 --zero 2");
+    loud.erase(std::find(loud.begin(), loud.end(), "-q"));
+    auto process = start(loud);
     kill(rank_after(*process, "run", 2, 7), SIGKILL);
-    EXPECT_EQ(process->wait(20), 137) << process->output();
+    EXPECT_EQ(process->wait(), 137) << process->output();
     EXPECT_TRUE(process->is_gone());
     EXPECT_GE(logged("run", 2), 7);
     EXPECT_EQ(last_line(process->output()), "gptloom: rank 2 was ended by signal 9 (Killed) after step " +
@@ -34,44 +36,102 @@ TEST_F(RankFailures, AKilledRankIsNamedAndTheRunGoesOn) {
 TEST_F(RankFailures, ARankThatIsKilledAsItStartsIsNamedToo) {
     auto process = start(train("run", "--ranks 2"));
     pid_t rank = 0;
-    for (const double end = now() + 20; !rank && now() < end && !process->has_ended(); usleep(1000))
+    for (const double end = now() + seconds_to_hang; !rank && now() < end && !process->has_ended(); usleep(1000))
         for (const pid_t pid : pids_with("OMPI_COMM_WORLD_RANK=1"))
             if (process->has(pid)) rank = pid;
     ASSERT_GT(rank, 0) << process->output();
     kill(rank, SIGKILL);
-    EXPECT_EQ(process->wait(20), 137) << process->output();
+    EXPECT_EQ(process->wait(), 137) << process->output();
     EXPECT_TRUE(process->is_gone());
     const std::string step = logged("run", 1) < 0 ? "" : " after step " + std::to_string(logged("run", 1));
-    EXPECT_EQ(last_line(process->output()),
-              "gptloom: rank 1 was ended by signal 9 (Killed)" + step + "; there is no checkpoint yet" +
-                  (fs::exists(here.at("run/config.ini")) ? ": --resume begins anew" : ""));
+    const std::string how = " was ended by signal 9 (Killed)",
+                      rest = "; there is no checkpoint yet" +
+                             std::string(fs::exists(here.at("run/config.ini")) ? ": --resume begins anew" : "");
+    const std::string last = last_line(process->output());
+    /* Open MPI does not always say which one it was, so early. */
+    EXPECT_TRUE(last == "gptloom: rank 1" + how + step + rest || last == "gptloom: a rank" + how + rest)
+        << process->output();
 }
 
-/* Open MPI 4 may wait for ever for a rank that was killed while it joined the others; it is ended after ten seconds, and
- * killed after ten more. */
-TEST_F(RankFailures, AnMpirunThatWaitsForADeadRankIsEnded) {
-    fs::create_directory(here.at("bin"));
-    for (const char *ignored : {"", "trap '' TERM; "}) {
-        write_file(here.at("bin/mpirun"), std::string("#!/bin/sh\n") + ignored +
-                                              "echo 'mpirun noticed that process rank 1 with PID 0 on node here exited "
-                                              "on signal 9 (Killed).' >&2\nwhile sleep 0.1; do :; done\n");
+/* What stands in for mpirun. */
+class FakeMpirun : public RunsTest {
+  protected:
+    std::unique_ptr<Process> launch(const std::string &script) {
+        fs::create_directory(here.at("bin"));
+        write_file(here.at("bin/mpirun"), "#!/bin/sh\n" + script);
         fs::permissions(here.at("bin/mpirun"), fs::perms::owner_all);
         const std::string before = std::getenv("PATH");
         setenv("PATH", (here.at("bin") + ":" + before).c_str(), 1);
         auto process = start(train("none", "--ranks 2"));
         setenv("PATH", before.c_str(), 1);
-        EXPECT_EQ(process->wait(*ignored ? 25 : 15), 137) << process->output();
+        return process;
+    }
+    void await(const std::string &file, Process &process) {
+        for (const double end = now() + seconds_to_hang; !fs::exists(here.at(file)) && now() < end;) {
+            if (process.has_ended()) throw std::runtime_error(process.output());
+            usleep(1000);
+        }
+    }
+    const std::string waits = "touch begun\nwhile sleep 0.05; do :; done\n";
+};
+
+/* Open MPI 4 may wait for ever for a rank that was killed while it joined the others. It is ended soon, and killed soon
+ * after that, with ranks that have process groups of their own. Once that took 22 seconds. */
+TEST_F(FakeMpirun, ThatWaitsForADeadRankIsEnded) {
+    for (const char *ignored : {"", "trap '' TERM; setsid sleep 1000 & "}) {
+        const double begin = now();
+        auto process = launch(std::string(ignored) +
+                              "echo 'mpirun noticed that process rank 1 with PID 0 on node here exited on signal 9 "
+                              "(Killed).' >&2\n" +
+                              waits);
+        EXPECT_EQ(process->wait(), 137) << process->output();
+        EXPECT_LT(now() - begin, 15);
         EXPECT_TRUE(process->is_gone());
         EXPECT_EQ(last_line(process->output()),
                   "gptloom: rank 1 was ended by signal 9 (Killed); there is no checkpoint yet");
-        if (!full()) return;
     }
+}
+
+/* What another rank prints is not mpirun's word, and numbers have to make sense. */
+TEST_F(FakeMpirun, LinesThatAreNotItsOwnSayNothingOfRanks) {
+    auto process = launch("echo 'data: process rank 1 exited on signal 9 (Killed).' >&2\n"
+                          "echo 'mpirun noticed that process rank 7 with PID 0 on node here exited on signal 9' >&2\n"
+                          "echo 'mpirun noticed that process rank 1 with PID 0 on node here exited on signal 999' >&2\n"
+                          "exit 3\n");
+    EXPECT_EQ(process->wait(), 3) << process->output();
+    EXPECT_EQ(last_line(process->output()), "gptloom: the ranks ended with status 3: see above");
+}
+
+/* Ranks that have not begun have nothing to save: they are ended. */
+TEST_F(FakeMpirun, RanksThatHaveNotBegunAreEndedAtOnce) {
+    for (const int number : {SIGINT, SIGTERM, SIGHUP}) {
+        fs::remove(here.at("begun"));
+        auto process = launch(waits);
+        await("begun", *process);
+        kill(process->pid(), number);
+        EXPECT_EQ(process->wait(), 128 + number) << process->output();
+        EXPECT_TRUE(process->is_gone());
+        EXPECT_EQ(last_line(process->output()),
+                  "gptloom: the ranks were asked to end before they had begun; there is no checkpoint yet");
+    }
+}
+
+/* A warning that comes early is kept until they all can take it. */
+TEST_F(FakeMpirun, RanksAreWarnedWhenTheyHaveBegun) {
+    auto process = launch("trap 'test -e ready && exit 0; exit 5' USR1\necho ready >>$LOOM_LAST_LINE\ntouch begun\n"
+                          "while test ! -e go; do sleep 0.05; done\ntouch ready\necho ready >>$LOOM_LAST_LINE\n"
+                          "while sleep 0.05; do :; done\n");
+    await("begun", *process);
+    process->deliver(SIGUSR1);
+    write_file(here.at("go"), "");
+    EXPECT_EQ(process->wait(), 0) << process->output();
+    EXPECT_TRUE(process->is_gone());
 }
 
 TEST_F(RankFailures, UnderMpirunItsBannerStandsAndLogsNameTheLastStep) {
     auto process = start(by_mpirun(2, train("run", "--zero 1")));
     kill(rank_after(*process, "run", 0, 4), SIGKILL);
-    EXPECT_EQ(process->wait(20), 137) << process->output();
+    EXPECT_EQ(process->wait(), 137) << process->output();
     EXPECT_TRUE(process->is_gone());
     EXPECT_NE(process->output().find("process rank 0 "), std::string::npos) << process->output();
     EXPECT_EQ(ours(*process).size(), 0u) << process->output();
@@ -80,16 +140,14 @@ TEST_F(RankFailures, UnderMpirunItsBannerStandsAndLogsNameTheLastStep) {
     expect_resumes("run");
 }
 
-TEST_F(RankFailures, AHungRankIsNamedInTime) {
-    auto process = start(train("run", "--ranks 2 --comm-timeout 1"));
+TEST_F(RankFailures, AHungRankIsNamed) {
+    auto process = start(train("run", "--ranks 2 --comm-timeout 3"));
     kill(rank_after(*process, "run", 1, 4), SIGSTOP);
-    const double begin = now();
-    EXPECT_EQ(process->wait(30), 2) << process->output();
-    EXPECT_LT(now() - begin, 12);
+    EXPECT_EQ(process->wait(), 2) << process->output();
     EXPECT_TRUE(process->is_gone());
     ASSERT_EQ(ours(*process).size(), 1u) << process->output();
     const std::string line = last_line(process->output()), step = std::to_string(logged("run", 0) + 1);
-    EXPECT_EQ(line.rfind("gptloom: rank 1: no answer for 1 s, to ", 0), 0u) << line;
+    EXPECT_EQ(line.rfind("gptloom: rank 1: no answer for 3 s, to ", 0), 0u) << line;
     EXPECT_NE(line.find(" in step "), std::string::npos) << line;
     EXPECT_EQ(last_line(log("run", 0)).rfind("ended in step ", 0), 0u) << log("run", 0);
     expect_resumes("run", "--ranks 1");
@@ -100,8 +158,8 @@ TEST_F(RankFailures, NothingOutlivesWhatStartedIt) {
     auto process = start(train("launcher", "--ranks 2"));
     rank_after(*process, "launcher", 0, 2);
     kill(process->pid(), SIGKILL);
-    EXPECT_EQ(process->wait(5), 137);
-    EXPECT_TRUE(process->is_gone(10));
+    EXPECT_EQ(process->wait(), 137);
+    EXPECT_TRUE(process->is_gone());
     if (!full()) return;
     process = start(train("mpirun", "--ranks 2"));
     const pid_t rank = rank_after(*process, "mpirun", 0, 2);
@@ -111,41 +169,91 @@ TEST_F(RankFailures, NothingOutlivesWhatStartedIt) {
         if (word == "PPid:") status >> parent;
     ASSERT_NE(parent, 0);
     kill(parent, SIGKILL);
-    EXPECT_EQ(process->wait(20), 137);
-    EXPECT_EQ(last_line(process->output()).rfind("gptloom: mpirun or a rank was ended by signal 9 (Killed); ", 0), 0u)
+    EXPECT_EQ(process->wait(), 137);
+    EXPECT_EQ(last_line(process->output()).rfind("gptloom: mpirun was ended by signal 9 (Killed); ", 0), 0u)
         << process->output();
-    EXPECT_TRUE(process->is_gone(10));
+    EXPECT_TRUE(process->is_gone());
 }
 
-/* Once: they save and end in order. Twice: at once, even with a rank that hangs. */
+/* They save and end, and what started them says which signal asked for it; but for SIGUSR1, by which Slurm warns of a time
+ * limit. */
 TEST_F(RankFailures, SignalsToWhatStartedThem) {
-    auto process = start(train("once", "--ranks 2"));
-    rank_after(*process, "once", 1, 4);
-    kill(process->pid(), SIGHUP);
-    EXPECT_EQ(process->wait(30), 0) << process->output();
-    EXPECT_TRUE(process->is_gone());
-    EXPECT_EQ(saved("once"), logged("once", 1));
-    EXPECT_EQ(last_line(log("once", 1)), "ended in order");
-    expect_resumes("once", "--ranks 1");
+    for (const auto &[number, status] : {std::pair(SIGHUP, 129), {SIGINT, 130}, {SIGTERM, 143}, {SIGUSR1, 0}}) {
+        const std::string out = "run-" + std::to_string(number);
+        auto process = start(train(out, "--ranks 2"));
+        rank_after(*process, out, 1, 4);
+        kill(process->pid(), number);
+        EXPECT_EQ(process->wait(), status) << process->output();
+        EXPECT_TRUE(process->is_gone());
+        EXPECT_EQ(ours(*process).size(), 0u) << process->output();
+        EXPECT_EQ(saved(out), logged(out, 1));
+        EXPECT_EQ(last_line(log(out, 1)), "ended in order");
+        if (number == SIGHUP || full()) expect_resumes(out, "--ranks 1");
+    }
+}
 
-    process = start(train("twice", "--ranks 2"));
+/* Once more: at once, even with a rank that hangs. */
+TEST_F(RankFailures, ASecondSigtermEndsThemAtOnce) {
+    auto process = start(train("twice", "--ranks 2"));
     kill(rank_after(*process, "twice", 1, 4), SIGSTOP);
-    kill(process->pid(), SIGTERM);
-    usleep(200000);
+    process->deliver(SIGTERM);
     EXPECT_FALSE(process->has_ended()) << process->output();
-    kill(process->pid(), SIGTERM);
-    EXPECT_EQ(process->wait(10), 143) << process->output();
+    process->deliver(SIGTERM);
+    EXPECT_EQ(process->wait(), 143) << process->output();
     EXPECT_TRUE(process->is_gone());
     EXPECT_EQ(last_line(process->output()),
               "gptloom: the ranks were ended at once, as was asked for; the last checkpoint is of step " +
                   std::to_string(saved("twice")) + ": --resume goes on from it");
 }
 
+TEST_F(RankFailures, ASecondCtrlCSaysWhatWouldBeLostAndAThirdEndsThem) {
+    auto process = start(train("thrice", "--ranks 2"));
+    kill(rank_after(*process, "thrice", 1, 4), SIGSTOP);
+    process->deliver(SIGINT);
+    process->deliver(SIGINT);
+    const std::string line = "gptloom: the ranks end and save still; once more ends them at once, and ";
+    const double end = now() + seconds_to_hang;
+    while (process->output().find(line) == std::string::npos && !process->has_ended() && now() < end) usleep(1000);
+    EXPECT_NE(process->output().find(line), std::string::npos) << process->output();
+    EXPECT_FALSE(process->has_ended());
+    process->deliver(SIGINT);
+    EXPECT_EQ(process->wait(), 130) << process->output();
+    EXPECT_TRUE(process->is_gone());
+    EXPECT_NE(last_line(process->output()).find("the ranks were ended at once, as was asked for"), std::string::npos);
+    EXPECT_EQ(ours(*process).size(), 2u) << process->output();
+}
+
+/* Open MPI's files go with the launcher, or if that is killed, as the next one starts. */
+TEST_F(RankFailures, TheNextStartCleansUp) {
+    const auto place = [&](pid_t rank) {
+        std::istringstream environment(read_file("/proc/" + std::to_string(rank) + "/environ"));
+        const std::string name = "OMPI_MCA_orte_tmpdir_base=";
+        for (std::string item; std::getline(environment, item, '\0');)
+            if (item.rfind(name, 0) == 0) return item.substr(name.size());
+        return std::string();
+    };
+    const Words as_users_do = words("env -u OMPI_MCA_orte_tmpdir_base -u OMPI_MCA_btl_vader_backing_directory");
+    auto process = start(as_users_do + train("one", "--ranks 2"));
+    const std::string first = place(rank_after(*process, "one", 1, 1));
+    EXPECT_EQ(first.rfind("/dev/shm/gptloom-ranks-", 0), 0u) << first;
+    kill(process->pid(), SIGKILL);
+    EXPECT_EQ(process->wait(), 137);
+    EXPECT_TRUE(process->is_gone());
+    process = start(as_users_do + train("two", "--ranks 2"));
+    const std::string second = place(rank_after(*process, "two", 1, 1));
+    EXPECT_NE(second, first);
+    EXPECT_TRUE(fs::exists(second));
+    EXPECT_FALSE(fs::exists(first));
+    kill(process->pid(), SIGTERM);
+    EXPECT_EQ(process->wait(), 143) << process->output();
+    EXPECT_FALSE(fs::exists(second));
+}
+
 /* What all ranks meet alike is said once, and so is what one of them alone meets. */
 TEST_F(RankFailures, MistakesAreSaidOnce) {
     const auto said = [&](const Words &words, const std::string &line) {
         auto process = start(words);
-        EXPECT_EQ(process->wait(30), 2) << process->output();
+        EXPECT_EQ(process->wait(), 2) << process->output();
         EXPECT_EQ(ours(*process), Words{line}) << process->output();
         EXPECT_TRUE(process->is_gone());
         return process->output();
@@ -160,7 +268,7 @@ TEST_F(RankFailures, MistakesAreSaidOnce) {
     if (!full()) return;
     /* The loss is all ranks', and so is one that is no number. */
     auto process = start(by_mpirun(2, train("run", "--lr 100 --weight-decay 100 --warmup 0")));
-    EXPECT_EQ(process->wait(60), 2) << process->output();
+    EXPECT_EQ(process->wait(), 2) << process->output();
     ASSERT_EQ(ours(*process).size(), 1u) << process->output();
     EXPECT_EQ(ours(*process)[0].rfind("gptloom: rank 0: --lr: the loss or its gradient has been no finite number", 0),
               0u);
@@ -171,7 +279,7 @@ TEST_F(RankFailures, MistakesAreSaidOnce) {
 
 TEST_F(RankFailures, OneRanksOwnMistakeEndsAll) {
     auto process = start(by_mpirun(1, train("data")) + words(": -np 1") + train("data", "--val-data lost"));
-    EXPECT_EQ(process->wait(30), 2) << process->output();
+    EXPECT_EQ(process->wait(), 2) << process->output();
     ASSERT_EQ(ours(*process).size(), 1u) << process->output();
     EXPECT_EQ(ours(*process)[0].rfind("gptloom: rank 1: lost: there is no such file", 0), 0u) << process->output();
     EXPECT_TRUE(process->is_gone());
@@ -182,7 +290,7 @@ TEST_F(RankFailures, OneRanksOwnMistakeEndsAll) {
     const pid_t pid = rank_after(*process, "disk", 1, 1);
     const rlimit small = {8192, 8192};
     ASSERT_EQ(prlimit(pid, RLIMIT_FSIZE, &small, nullptr), 0);
-    EXPECT_EQ(process->wait(30), 2) << process->output();
+    EXPECT_EQ(process->wait(), 2) << process->output();
     ASSERT_EQ(ours(*process).size(), 1u) << process->output();
     EXPECT_EQ(ours(*process)[0].rfind("gptloom: rank 1: ", 0), 0u) << process->output();
     EXPECT_NE(ours(*process)[0].find("File too large"), std::string::npos) << process->output();
@@ -200,7 +308,7 @@ void await_save(const fs::path &run, Process &process) {
             if (entry.path().filename().string()[0] == '.') return true;
         return false;
     };
-    for (const double end = now() + 30; !saves() && !process.has_ended() && now() < end;) usleep(100);
+    for (const double end = now() + seconds_to_hang; !saves() && !process.has_ended() && now() < end;) usleep(100);
 }
 
 /* Anything may happen to any rank at any moment. LOOM_TEST_SEED repeats what has failed, as far as moments can be. */
@@ -216,7 +324,7 @@ TEST_F(RankFailures, AtRandom) {
         const int ranks = 2 << any(2), victim = any(ranks), stage = any(4), time = any(3),
                   moment = any(time < 2 ? 25 : 8);
         const bool launched = any(2), hangs = any(3) == 0;
-        const std::string out = "run-" + std::to_string(round), timeout = hangs ? " --comm-timeout 1" : "";
+        const std::string out = "run-" + std::to_string(round), timeout = hangs ? " --comm-timeout 3" : "";
         std::ostringstream what;
         what << "seed " << seed << ", round " << round << ": " << (launched ? "--ranks " : "mpirun -np ") << ranks
              << ", stage " << stage << ": rank " << victim << (hangs ? " is stopped " : " is killed ") << moment
@@ -230,8 +338,8 @@ TEST_F(RankFailures, AtRandom) {
         if (time == 2) await_save(here.at(out), *process);
         usleep((useconds_t)moment * 1000);
         kill(pid, hangs ? SIGSTOP : SIGKILL);
-        EXPECT_EQ(process->wait(40), hangs ? 2 : 137) << process->output();
-        EXPECT_TRUE(process->is_gone(10));
+        EXPECT_EQ(process->wait(), hangs ? 2 : 137) << process->output();
+        EXPECT_TRUE(process->is_gone());
         EXPECT_EQ(ours(*process).size(), hangs || launched ? 1u : 0u) << process->output();
         if (launched) {
             EXPECT_EQ(Words{last_line(process->output())}, ours(*process)) << process->output();

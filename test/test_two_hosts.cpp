@@ -19,7 +19,7 @@ class TwoHosts : public RunsTest {
         return words("nsenter -t " + std::to_string(host[i]->pid()) + " -n -u --");
     }
     bool runs(const Words &program) {
-        return start(program)->wait(20) == 0;
+        return start(program)->wait() == 0;
     }
     bool set_link(int i, const std::string &state) {
         return runs(on(i) + words("ip link set link0 " + state));
@@ -102,7 +102,7 @@ TEST_F(TwoHosts, TrainTogetherToTheSameBits) {
         const std::string out = "run-" + std::to_string(ranks);
         const int64_t before[2] = {sent(0), sent(1)};
         auto process = start(across(ranks) + train(out, "--zero 2 --stop-after 4"));
-        EXPECT_EQ(process->wait(60), 0) << process->output();
+        EXPECT_EQ(process->wait(), 0) << process->output();
         EXPECT_TRUE(process->is_gone());
         EXPECT_TRUE(bits_in(here.path() / out) == bits_without_failures(4)) << "other bits";
         EXPECT_NE(log(out, 0).find(" on loom-host-0;"), std::string::npos) << log(out, 0);
@@ -120,8 +120,8 @@ TEST_F(TwoHosts, ALinkThatIsCutForLongerThanMpirunWaits) {
     auto process = start(across(2, 4) + train("run", "--zero 2 --comm-timeout 60"));
     rank_after(*process, "run", 1, 4);
     ASSERT_TRUE(set_link(1, "down"));
-    EXPECT_GT(process->wait(30), 0) << process->output();
-    EXPECT_TRUE(process->is_gone(20));
+    EXPECT_GT(process->wait(), 0) << process->output();
+    EXPECT_TRUE(process->is_gone());
     EXPECT_NE(process->output().find("lost communication with a remote daemon"), std::string::npos)
         << process->output();
     for (int r = 0; r < 2; r++) EXPECT_EQ(last_line(log("run", r)).rfind("step ", 0), 0u) << log("run", r);
@@ -134,14 +134,13 @@ TEST_F(TwoHosts, ALinkThatIsCutForLongerThanMpirunWaits) {
 TEST_F(TwoHosts, ALinkThatIsCutForLongerThanRanksWait) {
     if (!full()) GTEST_SKIP() << "make test-full runs it";
     give_up_soon();
-    auto process = start(across(4) + train("run", "--zero 2 --comm-timeout 2"));
+    auto process = start(across(4) + train("run", "--zero 2 --comm-timeout 5"));
     rank_after(*process, "run", 3, 4);
     ASSERT_TRUE(set_link(1, "down"));
-    const std::string one = ": ranks 2 and 3: no answer for 2 s, to ",
-                      other = ": ranks 0 and 1: no answer for 2 s, to ";
+    const std::string one = ": ranks 2 and 3: no answer for 5 s, to ",
+                      other = ": ranks 0 and 1: no answer for 5 s, to ";
     const std::string why = ": they hang, or their machines or the links to them are down";
-    /* After 2 s of silence, and 2 more in which they could have answered. */
-    const double end = now() + 12;
+    const double end = now() + seconds_to_hang;
     for (int r = 0; r < 4; r++) {
         std::string last;
         while ((last = last_line(log("run", r))).rfind("ended in step ", 0) != 0 && now() < end) usleep(10000);
@@ -149,8 +148,8 @@ TEST_F(TwoHosts, ALinkThatIsCutForLongerThanRanksWait) {
         EXPECT_NE(last.find(r < 2 ? one : other), std::string::npos) << log("run", r);
         EXPECT_NE(last.find(why), std::string::npos) << log("run", r);
     }
-    EXPECT_GT(process->wait(40), 0) << process->output();
-    EXPECT_TRUE(process->is_gone(30));
+    EXPECT_GT(process->wait(), 0) << process->output();
+    EXPECT_TRUE(process->is_gone());
     ASSERT_EQ(ours(*process).size(), 1u) << process->output();
     EXPECT_EQ(ours(*process)[0].rfind("gptloom" + one, 0), 0u) << process->output();
     ASSERT_TRUE(set_link(1, "up"));
@@ -164,8 +163,7 @@ TEST_F(TwoHosts, FindEachOtherForNccl) {
         Words all = on(i) + words("env WORLD_SIZE=2 LOCAL_RANK=0 LOCAL_WORLD_SIZE=1 MASTER_PORT=29500 RANK=" +
                                   std::to_string(i) + " MASTER_ADDR=" + address(0) +
                                   " LOOM_NCCL=" + (folder() / "libnccl_standin.so").string());
-        Words rest = train(out,
-                           "--device cuda --comm nccl --choices alone/choices.txt --stop-after 2 --comm-timeout 20");
+        Words rest = train(out, "--device cuda --comm nccl --choices alone/choices.txt --stop-after 2");
         rest[0] = program;
         return all + rest;
     };
@@ -174,7 +172,7 @@ TEST_F(TwoHosts, FindEachOtherForNccl) {
     ASSERT_TRUE(runs(alone));
     const int64_t before[2] = {sent(0), sent(1)};
     std::unique_ptr<Process> ranks[2] = {start(rank(0, "run")), start(rank(1, "run"))};
-    for (auto &process : ranks) EXPECT_EQ(process->wait(60), 0) << process->output();
+    for (auto &process : ranks) EXPECT_EQ(process->wait(), 0) << process->output();
     EXPECT_EQ(saved("run"), 2);
     for (int i = 0; i < 2; i++) EXPECT_GT(sent(i) - before[i], 128) << "the id's bytes";
     EXPECT_TRUE(bits_in(here.path() / "run") == bits_in(here.path() / "alone")) << "other bits";
@@ -182,7 +180,7 @@ TEST_F(TwoHosts, FindEachOtherForNccl) {
     ASSERT_TRUE(set_link(1, "down"));
     for (int i = 0; i < 2; i++) ranks[i] = start(rank(i, "none") + words("--comm-timeout 2"));
     for (auto &process : ranks) {
-        EXPECT_EQ(process->wait(30), 2) << process->output();
+        EXPECT_EQ(process->wait(), 2) << process->output();
         EXPECT_EQ(ours(*process).size(), 1u) << process->output();
     }
     EXPECT_NE(ranks[0]->output().find("rank 1 did not come to rank 0 at " + address(0) + ":29500 within 2 s"),

@@ -460,6 +460,14 @@ static bool check_comm(const loom_train_options *options, loom_error *error) {
                      (int)options->ranks);
 }
 
+/* At a second Ctrl-C, as far as the run's files tell. */
+static void say_what_would_be_lost(void *out) {
+    const int64_t done = loom_run_logged_step(out, 0), saved = loom_checkpoint_newest(out);
+    char lost[128];
+    loom_interrupts_name_lost(lost, sizeof lost, done, saved > 0 ? saved : 0);
+    fprintf(stderr, "gptloom: the ranks end and save still; once more ends them at once, and %s\n", lost);
+}
+
 /* Starts this command once more for each rank; waits, and prints last why they failed, if they did. */
 static int launch(loom_train_options *options, int argc, char **argv) {
     char program[PATH_MAX] = "";
@@ -474,7 +482,9 @@ static int launch(loom_train_options *options, int argc, char **argv) {
     if (ok) {
         words[0] = program;
         for (int i = 0; i < argc; i++) words[i + 1] = argv[i];
-        ok = check_before_launch(options, &error) && loom_launch_ranks((int)options->ranks, words, &end, &error);
+        const loom_ranks_hooks hooks = {.user = options->out, .asked_again = say_what_would_be_lost};
+        ok = check_before_launch(options, &error) &&
+             loom_launch_ranks((int)options->ranks, words, &hooks, &end, &error);
     }
     free(words);
     if (!ok) return loom_command_failed(&error);

@@ -5,6 +5,7 @@
 #include <signal.h>
 #include <stdatomic.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
 
@@ -58,6 +59,8 @@ void loom_interrupts_catch(void) {
     for (int i = 0; i < SIGNALS; i++) sigaddset(&action.sa_mask, signals[i]);
     for (int i = 0; i < SIGNALS; i++) {
         struct sigaction before;
+        /* mpirun ends its ranks by it, when one has died: there is no time to save, and nobody to do it with. */
+        if (signals[i] == SIGTERM && getenv("OMPI_COMM_WORLD_RANK")) continue;
         if (sigaction(signals[i], NULL, &before) == 0 && before.sa_handler != SIG_IGN)
             sigaction(signals[i], &action, NULL);
     }
@@ -74,13 +77,18 @@ void loom_interrupts_clear_line(void) {
     live = true;
 }
 
-void loom_interrupts_progress(int64_t done, int64_t saved) {
-    const int next = 1 - shown;
-    char lost[128] = "what is at work is lost";
+void loom_interrupts_name_lost(char *lost, size_t size, int64_t done, int64_t saved) {
+    snprintf(lost, size, "what is at work is lost");
     if (done > saved)
-        snprintf(lost, sizeof lost, "the %lld step%s since %s %lld %s lost", (long long)(done - saved),
+        snprintf(lost, size, "the %lld step%s since %s %lld %s lost", (long long)(done - saved),
                  done - saved == 1 ? "" : "s", saved > 0 ? "the checkpoint of step" : "step", (long long)saved,
                  done - saved == 1 ? "is" : "are");
+}
+
+void loom_interrupts_progress(int64_t done, int64_t saved) {
+    const int next = 1 - shown;
+    char lost[128];
+    loom_interrupts_name_lost(lost, sizeof lost, done, saved);
     snprintf(text[next], sizeof text[next], "gptloom: ends and saves still; once more ends at once, and %s\n", lost);
     shown = next;
 }

@@ -6,11 +6,12 @@
  *              terminal that closes sends several times, and SIGUSR1 do not count again
  *
  * Before there is anything to lose, each but SIGUSR1 ends the program as if it were not caught. What the caller ignores, as
- * nohup does, stays ignored. */
+ * nohup does, stays ignored; and mpirun's SIGTERM, by which it ends ranks when one has died, is not caught. */
 #ifndef LOOM_TRAIN_INTERRUPTS_H
 #define LOOM_TRAIN_INTERRUPTS_H
 
 #include <stdbool.h>
+#include <stddef.h>
 #include <stdint.h>
 
 #ifdef __cplusplus
@@ -28,6 +29,9 @@ void loom_interrupts_clear_line(void);
 
 /* The last step that is done, and the last that is in a checkpoint: what would be lost. */
 void loom_interrupts_progress(int64_t done, int64_t saved);
+
+/* The same in words: "the 3 steps since the checkpoint of step 9 are lost". */
+void loom_interrupts_name_lost(char *text, size_t size, int64_t done, int64_t saved);
 
 /* The last signal that asked to end; 0: none. */
 int loom_interrupts_asked(void);

@@ -13,6 +13,24 @@
 
 enum { DEFAULT_TIMEOUT = 600 };
 
+/* -------------------------------------------------------------------------------------------------------- the launcher */
+
+/* In one write, so that lines of ranks do not mix: into the file that loom_launch_ranks() reads, if it started us. */
+static bool write_to_launcher(const char *line) {
+    const char *path = getenv(LOOM_LAST_LINE);
+    const int file = path ? open(path, O_WRONLY | O_APPEND | O_CLOEXEC) : -1;
+    if (file < 0) return false;
+    const bool ok = write(file, line, strlen(line)) == (ssize_t)strlen(line);
+    close(file);
+    return ok;
+}
+
+static void print_line(const char *line) {
+    if (write_to_launcher(line)) return;
+    const ssize_t written = write(STDERR_FILENO, line, strlen(line));
+    (void)written; /* there is nobody left to tell */
+}
+
 /* ----------------------------------------------------------------------------------------------------------- open, close */
 
 /* What a process that was started like this one wants. */
@@ -34,6 +52,7 @@ bool loom_comm_open(loom_comm **comm, const loom_comm_options *options, loom_err
     if (!filled.backend) filled.backend = "auto";
     if (filled.timeout <= 0) filled.timeout = DEFAULT_TIMEOUT;
     *comm = NULL;
+    if (loom_launched()) write_to_launcher(LOOM_RANK_READY);
     const bool automatic = !strcmp(filled.backend, "auto");
     const char *name = automatic ? fitting_backend() : filled.backend;
     if (!strcmp(name, "self")) return (!automatic || loom_is_alone(error)) && loom_comm_self_open(comm, &filled, error);
@@ -56,15 +75,6 @@ void loom_comm_close(loom_comm *comm) {
 }
 
 /* ------------------------------------------------------------------------------------------------------------- failures */
-
-/* To stderr, in one write so that lines of ranks do not mix; or into the file that loom_launch_ranks() reads. */
-static void print_line(const char *line) {
-    const char *path = getenv(LOOM_LAST_LINE);
-    const int file = path ? open(path, O_WRONLY | O_APPEND | O_CLOEXEC) : -1;
-    const ssize_t written = write(file >= 0 ? file : STDERR_FILENO, line, strlen(line));
-    (void)written; /* there is nobody left to tell */
-    if (file >= 0) close(file);
-}
 
 void loom_comm_abort(loom_comm *comm, const loom_error *why, int status) {
     const loom_comm_base *base = comm ? loom_comm_base_of(comm) : NULL;

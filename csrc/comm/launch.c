@@ -2,18 +2,24 @@
 #include "gptloom/comm.h"
 
 #include "base/clock.h"
-#include "comm/backend.h"
+#include "base/file.h"
 #include "comm/rendezvous.h"
 
+#include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <limits.h>
 #include <poll.h>
 #include <signal.h>
+#include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/file.h>
 #include <sys/mman.h>
 #include <sys/prctl.h>
+#include <sys/random.h>
+#include <sys/stat.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -22,16 +28,56 @@
 static const char *const mpirun_arguments[] = {"--oversubscribe", "--mca", "mpi_yield_when_idle", "1",
                                                "--bind-to",       "none"};
 
-static pid_t child;                 /* mpirun, for the handler */
-static volatile sig_atomic_t asked; /* how often ranks were, */
-static volatile sig_atomic_t by;    /* and the signal that did last */
+/* ------------------------------------------------------------------------------------------------------------ signals */
 
-/* The first time ranks are asked to save and end: mpirun passes SIGUSR1 on to them. The second time it ends them. */
-static void pass_on(int number) {
-    if (child > 0) kill(child, asked ? SIGTERM : SIGUSR1);
-    by = number;
-    asked++;
+enum { INTERRUPT, TERMINATE, HANG_UP, USER, SIGNALS };
+static const int signals[SIGNALS] = {SIGINT, SIGTERM, SIGHUP, SIGUSR1};
+static volatile sig_atomic_t got[SIGNALS]; /* how often */
+static volatile sig_atomic_t first, by;    /* the first one; the last one that asks for more than a pause (SIGUSR1) */
+
+static void count_signal(int number) {
+    for (int i = 0; i < SIGNALS; i++)
+        if (signals[i] == number) got[i]++;
+    if (!first) first = number;
+    if (number != SIGUSR1) by = number;
 }
+
+/* What this process ignores, as nohup has it do, stays ignored. */
+static void catch_signals(struct sigaction before[SIGNALS]) {
+    const struct sigaction action = {.sa_handler = count_signal};
+    first = by = 0;
+    for (int i = 0; i < SIGNALS; i++) {
+        got[i] = 0;
+        sigaction(signals[i], &action, &before[i]);
+        if (before[i].sa_handler == SIG_IGN) sigaction(signals[i], &before[i], NULL);
+    }
+}
+
+static void release_signals(const struct sigaction before[SIGNALS]) {
+    for (int i = 0; i < SIGNALS; i++) sigaction(signals[i], &before[i], NULL);
+}
+
+/* -------------------------------------------------------------------------------------------------------------- starting */
+
+typedef struct launch {
+    int ranks;
+    loom_ranks_hooks hooks;
+    pid_t child;          /* mpirun */
+    char mark[48];        /* a variable that all that comes of it has in its environment */
+    char place[PATH_MAX]; /* a directory for the files of Open MPI; "" */
+    int place_lock;
+    int lines;      /* what ranks write: that they are ready, and why they end */
+    int output;     /* mpirun's stderr, to be read; -1 at its end */
+    char line[512]; /* of that, as far as it has come */
+    size_t used;
+    loom_ranks_end *end;
+    bool stopping;   /* the ranks were asked to save and end, */
+    bool warned;     /* were asked again, */
+    bool was_killed; /* or mpirun to end at once */
+    bool on_request; /* by a signal to this process */
+    double told;     /* when mpirun said that a rank was killed; 0 */
+    double asked_at, killed_at;
+} launch;
 
 /* mpirun, its arguments and ours, ended by NULL; the caller frees it. */
 static const char **command_line(char *ranks, char *const argv[], bool root) {
@@ -63,9 +109,8 @@ static void become(const char **line, pid_t parent, int output) {
     execvp(line[0], (char *const *)(uintptr_t)line);
 }
 
-/* Starts mpirun; its stderr is to be read from *output. A pipe that closes when it runs tells whether it could be.
- * Returns errno, or 0. */
-static int start(const char **line, int *output) {
+/* Starts mpirun. A pipe that closes when it runs tells whether it could be. Returns errno, or 0. */
+static int start(launch *l, const char **line) {
     int told[2], printed[2], failure = 0;
     const pid_t self = getpid();
     if (pipe2(told, O_CLOEXEC) != 0) return errno;
@@ -76,55 +121,51 @@ static int start(const char **line, int *output) {
         return failure;
     }
     fflush(NULL);
-    child = fork();
-    if (child == 0) {
+    l->child = fork();
+    if (l->child == 0) {
         become(line, self, printed[1]);
         failure = errno;
         const ssize_t written = write(told[1], &failure, sizeof failure);
         _exit(written == sizeof failure ? 127 : 126);
     }
-    failure = child < 0 ? errno : 0;
+    failure = l->child < 0 ? errno : 0;
     close(told[1]);
     close(printed[1]);
     int theirs;
     if (!failure && read(told[0], &theirs, sizeof theirs) == sizeof theirs) {
         failure = theirs;
-        waitpid(child, NULL, 0);
+        waitpid(l->child, NULL, 0);
     }
     close(told[0]);
     if (failure) close(printed[0]);
-    *output = printed[0];
+    l->output = printed[0];
     return failure;
 }
 
-/* --------------------------------------------------------------------------------------------------- mpirun's stderr
+/* ------------------------------------------------------------------------------------------------------- mpirun's stderr
  * Which rank a signal has ended, mpirun alone knows, and tells in a line: "mpirun noticed that process rank 2 with PID
  * 0 on node here exited on signal 9 (Killed)." */
 
-typedef struct listener {
-    int file;
-    char line[512]; /* as far as it has come */
-    size_t used;
-    loom_ranks_end *end;
-} listener;
-
-static void look_at_line(listener *l) {
+static void look_at_line(launch *l) {
+    static const char begins[] = "mpirun noticed that process rank ";
     int rank, number;
     l->line[l->used] = 0;
     l->used = 0;
-    const char *who = strstr(l->line, "process rank "), *how = strstr(l->line, " exited on signal ");
-    if (l->end->signal || !who || !how || sscanf(who, "process rank %d", &rank) != 1 ||
-        sscanf(how, " exited on signal %d", &number) != 1)
+    const char *who = strstr(l->line, begins), *how = strstr(l->line, " exited on signal ");
+    if (l->end->signal || !who || !how || sscanf(who + strlen(begins), "%6d", &rank) != 1 ||
+        sscanf(how, " exited on signal %6d", &number) != 1 || rank < 0 || rank >= l->ranks || number < 1 ||
+        number > SIGRTMAX)
         return;
     l->end->rank = rank;
     l->end->signal = number;
+    l->told = loom_seconds_now();
 }
 
-/* Passes on what is there, and looks at it. False at the end. */
-static bool listen_once(listener *l) {
+/* Passes on what is there, and looks at it. */
+static void listen_once(launch *l) {
     char text[4096];
-    const ssize_t n = read(l->file, text, sizeof text);
-    if (n < 0) return errno == EINTR;
+    const ssize_t n = read(l->output, text, sizeof text);
+    if (n < 0 && errno == EINTR) return;
     for (ssize_t done = 0, out; done < n; done += out)
         if ((out = write(STDERR_FILENO, text + done, (size_t)(n - done))) <= 0) break;
     for (ssize_t i = 0; i < n; i++) {
@@ -133,111 +174,261 @@ static bool listen_once(listener *l) {
         else if (l->used < sizeof l->line - 1)
             l->line[l->used++] = text[i];
     }
-    return n > 0;
+    if (n > 0) return;
+    close(l->output);
+    l->output = -1;
 }
 
-/* Whether something is there to be read, now or in a moment. */
-static bool has_more(const listener *l, int milliseconds) {
-    struct pollfd polled = {.fd = l->file, .events = POLLIN};
-    return poll(&polled, 1, milliseconds) > 0;
+/* Listens for so long, or less. */
+static void listen_for(launch *l, int milliseconds) {
+    struct pollfd polled = {.fd = l->output, .events = POLLIN}; /* -1 is passed over */
+    if (poll(&polled, 1, milliseconds) > 0) listen_once(l);
+}
+
+/* ---------------------------------------------------------------------------------------------------- what ranks write */
+
+/* The text in the file of lines, and how many ranks have come to where they can be asked to end. */
+static int read_lines(const launch *l, char *text, size_t size) {
+    int ready = 0;
+    const ssize_t length = pread(l->lines, text, size - 1, 0);
+    text[length > 0 ? length : 0] = 0;
+    for (const char *at = text; (at = strstr(at, LOOM_RANK_READY)); at += strlen(LOOM_RANK_READY)) ready++;
+    return ready;
+}
+
+static bool all_ready(const launch *l) {
+    char *text = malloc(LOOM_LAST_LINE_BYTES);
+    const bool ready = text && read_lines(l, text, LOOM_LAST_LINE_BYTES) >= l->ranks;
+    free(text);
+    return ready;
+}
+
+/* ------------------------------------------------------------------------------------------------------------- ending */
+
+/* Whether a process carries the mark. */
+static bool has_mark(const launch *l, const char *pid) {
+    char path[64], *item = NULL;
+    size_t size = 0;
+    bool found = false;
+    snprintf(path, sizeof path, "/proc/%.16s/environ", pid);
+    FILE *file = fopen(path, "re");
+    while (file && !found && getdelim(&item, &size, 0, file) > 0) found = !strcmp(item, l->mark);
+    free(item);
+    if (file) fclose(file);
+    return found;
+}
+
+/* Kills whatever came of mpirun and is there still: ranks have process groups of their own. How many there were. */
+static int kill_the_rest(const launch *l) {
+    int count = 0;
+    DIR *all = opendir("/proc");
+    for (const struct dirent *entry; all && (entry = readdir(all));) {
+        const long pid = strtol(entry->d_name, NULL, 10);
+        if (pid <= 1 || pid == (long)getpid() || !has_mark(l, entry->d_name)) continue;
+        kill((pid_t)pid, SIGKILL);
+        count++;
+    }
+    if (all) closedir(all);
+    return count;
+}
+
+/* mpirun ends its ranks then, which takes it a second where one does not heed it. */
+static void end_at_once(launch *l) {
+    if (!l->was_killed) kill(l->child, SIGTERM);
+    if (!l->was_killed) l->killed_at = loom_seconds_now();
+    l->was_killed = true;
+}
+
+/* Does what signals have asked for. */
+static void heed_signals(launch *l) {
+    static const double seconds_to_ask_again = 5; /* what mpirun got before it had noticed that its ranks run is lost */
+    const double now = loom_seconds_now();
+    const int interrupts = got[INTERRUPT]; /* read before what the handler sets later */
+    const int again = interrupts - (first == SIGINT);
+    if (!first || l->on_request) return;
+    if (!l->stopping || now > l->asked_at + seconds_to_ask_again) {
+        const bool ready = l->stopping || all_ready(l);
+        if (ready) kill(l->child, SIGUSR1);
+        if (ready || by) l->asked_at = now;
+        l->stopping = ready;
+    }
+    /* Ranks that have not begun have nothing to save. */
+    if ((by && !l->stopping) || got[TERMINATE] > 1 || again > 1) {
+        l->on_request = true;
+        end_at_once(l);
+    } else if (again == 1 && !l->warned) {
+        l->warned = true;
+        if (l->hooks.asked_again) l->hooks.asked_again(l->hooks.user);
+    }
 }
 
 /* Until mpirun has ended. What it has left, if anything, may hold its stderr still: that is not waited for. Where a rank
- * is killed while it joins the others, Open MPI 4 says so and then waits for ever: it is ended after a while. */
-static int listen_and_wait(listener *l) {
+ * is killed while it joins the others, Open MPI 4 says so and then waits for ever. Its status, as waitpid() says it. */
+static int wait_for_mpirun(launch *l) {
     enum { LOOK_MILLISECONDS = 50 };
-    static const double seconds_to_end = 10;
-    bool open = true;
+    static const double seconds_to_end = 2, seconds_to_be_killed = 1.5;
     int status = 0;
-    pid_t ended = 0;
-    double told = 0;
-    while (ended == 0 || (ended < 0 && errno == EINTR)) {
-        if (l->end->signal && told == 0) told = loom_seconds_now();
-        if (told > 0 && loom_seconds_now() > told + seconds_to_end) {
-            kill(child, l->end->was_ended ? SIGKILL : SIGTERM);
-            l->end->was_ended = true;
-            told = loom_seconds_now();
+    for (;;) {
+        const double now = loom_seconds_now();
+        heed_signals(l);
+        if (l->told > 0 && now > l->told + seconds_to_end) end_at_once(l);
+        if (l->was_killed && now > l->killed_at + seconds_to_be_killed) {
+            kill(-l->child, SIGKILL);
+            kill_the_rest(l);
+            l->killed_at = now;
         }
-        if (!open)
-            poll(NULL, 0, LOOK_MILLISECONDS);
-        else if (has_more(l, LOOK_MILLISECONDS))
-            open = listen_once(l);
-        ended = waitpid(child, &status, WNOHANG);
+        listen_for(l, LOOK_MILLISECONDS);
+        const pid_t ended = waitpid(l->child, &status, WNOHANG);
+        if (ended > 0 || (ended < 0 && errno != EINTR)) break;
     }
-    while (open && has_more(l, 0)) open = listen_once(l);
+    const double end = loom_seconds_now() + seconds_to_end;
+    while (kill_the_rest(l) && loom_seconds_now() < end) listen_for(l, 10);
+    struct pollfd polled = {.fd = l->output, .events = POLLIN};
+    while (l->output >= 0 && poll(&polled, 1, 0) > 0) listen_once(l);
+    if (l->output >= 0) close(l->output);
     return status;
 }
 
-/* Waits for mpirun, passing on what would end this process meanwhile. */
-static void wait_for_child(int output, loom_ranks_end *end) {
-    static const int passed[] = {SIGINT, SIGTERM, SIGHUP, SIGUSR1};
-    enum { PASSED = sizeof passed / sizeof *passed };
-    struct sigaction before[PASSED], action = {.sa_handler = pass_on};
-    listener l = {.file = output, .end = end};
-    asked = 0;
-    for (int i = 0; i < PASSED; i++) {
-        sigaction(passed[i], &action, &before[i]);
-        if (before[i].sa_handler == SIG_IGN) sigaction(passed[i], &before[i], NULL);
-    }
-    const int status = listen_and_wait(&l);
-    for (int i = 0; i < PASSED; i++) sigaction(passed[i], &before[i], NULL);
-    close(output);
-    child = 0;
-    end->status = end->was_ended ? 128 + end->signal
-                                 : (WIFSIGNALED(status) ? 128 + WTERMSIG(status) : WEXITSTATUS(status));
-}
+/* ------------------------------------------------------------------------------------------------------- how they ended */
 
-/* ------------------------------------------------------------------------------------------------------- the last line */
-
-/* The first line that a rank left, without its end and "gptloom: "; or what the signals and status say. */
-static void find_line(int lines, loom_ranks_end *end) {
+/* The first line of ours that a rank left, without its end and "gptloom: ". */
+static bool find_line(launch *l) {
     static const char program[] = "gptloom: ";
-    char text[sizeof end->line.message];
-    const ssize_t length = pread(lines, text, sizeof text - 1, 0);
-    text[length > 0 ? length : 0] = 0;
-    text[strcspn(text, "\n")] = 0;
-    const char *line = strncmp(text, program, strlen(program)) ? text : text + strlen(program);
-    const int status = end->status;
-    const bool unready = asked == 1 && status == 128 + SIGUSR1; /* that signal found nobody who catches it */
-    end->was_ended = !*line && (status > 128 || (status && asked > 1));
-    if (unready || (end->was_ended && asked > 1)) end->status = 128 + by;
-    if (*line)
-        loom_fail(&end->line, "%s", line);
-    else if (unready)
-        loom_fail(&end->line, "the ranks were asked to end before they had begun");
-    else if (end->was_ended && asked > 1)
-        loom_fail(&end->line, "the ranks were ended at once, as was asked for");
-    else if (end->signal)
-        loom_fail(&end->line, "rank %d was ended by signal %d (%s)", end->rank, end->signal, strsignal(end->signal));
-    else if (end->was_ended)
-        loom_fail(&end->line, "mpirun or a rank was ended by signal %d (%s)", status - 128, strsignal(status - 128));
-    else if (status)
-        loom_fail(&end->line, "the ranks ended with status %d: see above", status);
+    char *text = malloc(LOOM_LAST_LINE_BYTES), *line = NULL;
+    if (text) read_lines(l, text, LOOM_LAST_LINE_BYTES);
+    for (char *at = text; at && *at && !line; at += strcspn(at, "\n"), at += *at == '\n')
+        if (!strncmp(at, program, strlen(program))) line = at + strlen(program);
+    if (line) line[strcspn(line, "\n")] = 0;
+    if (line) loom_fail(&l->end->line, "%s", line);
+    free(text);
+    return line != NULL;
 }
 
-bool loom_launch_ranks(int ranks, char *const argv[], loom_ranks_end *end, loom_error *error) {
-    char path[64], number[16];
-    int output = -1;
-    *end = (loom_ranks_end){.rank = -1};
-    snprintf(number, sizeof number, "%d", ranks);
-    /* A file in memory, which is gone with this process, however it ends. */
-    const int lines = memfd_create("lines of ranks", MFD_CLOEXEC);
-    if (lines < 0) return loom_fail(error, "--ranks: no memory for what ranks say: %s", strerror(errno));
-    snprintf(path, sizeof path, "/proc/%ld/fd/%d", (long)getpid(), lines);
-    setenv(LOOM_LAST_LINE, path, 1);
-    /* A process that ignores its children's end, as it may have been started, could not ask how they ended. */
-    struct sigaction before, standard = {.sa_handler = SIG_DFL};
-    sigaction(SIGCHLD, &standard, &before);
-    const char **line = command_line(number, argv, geteuid() == 0);
-    int failure = line ? start(line, &output) : ENOMEM;
-    free(line);
-    if (!failure) {
-        wait_for_child(output, end);
-        find_line(lines, end);
+/* A rank's own words count most, then what this process has done itself, then what mpirun says. */
+static void tell_end(launch *l, int status) {
+    loom_ranks_end *end = l->end;
+    end->status = WIFSIGNALED(status) ? 128 + WTERMSIG(status) : WEXITSTATUS(status);
+    if (find_line(l)) {
+        if (l->was_killed) end->status = 128 + (l->on_request ? by : end->signal);
+        return;
     }
-    sigaction(SIGCHLD, &before, NULL);
+    end->was_ended = l->was_killed || end->signal || end->status > 128;
+    if (l->on_request) {
+        end->status = 128 + by;
+        loom_fail(&end->line, l->stopping ? "the ranks were ended at once, as was asked for"
+                                          : "the ranks were asked to end before they had begun");
+    } else if (end->signal) {
+        end->status = 128 + end->signal;
+        loom_fail(&end->line, "rank %d was ended by signal %d (%s)", end->rank, end->signal, strsignal(end->signal));
+    } else if (end->status > 128) {
+        /* Open MPI does not always name a rank that ends as it starts. */
+        loom_fail(&end->line, "%s was ended by signal %d (%s)", WIFSIGNALED(status) ? "mpirun" : "a rank",
+                  end->status - 128, strsignal(end->status - 128));
+    } else if (end->status > 0) {
+        loom_fail(&end->line, "the ranks ended with status %d: see above", end->status);
+    } else if (by)
+        end->status = 128 + by;
+}
+
+/* --------------------------------------------------------------------------------------------- files that Open MPI leaves
+ * It keeps sockets and memory that ranks share in files, which stay if it is killed. They are put into a directory of this
+ * process, which removes it, or else the next one does. A lock that ends with this process says that it is in use. */
+
+static const char place_name[] = "gptloom-ranks-";
+
+static int lock_place(const char *path) {
+    struct stat mine, there;
+    const int lock = open(path, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
+    if (lock >= 0 && fstat(lock, &mine) == 0 && mine.st_uid == geteuid() && flock(lock, LOCK_EX | LOCK_NB) == 0 &&
+        lstat(path, &there) == 0 && there.st_ino == mine.st_ino)
+        return lock;
+    if (lock >= 0) close(lock);
+    return -1;
+}
+
+static void remove_left_places(const char *base) {
+    DIR *all = opendir(base);
+    for (const struct dirent *entry; all && (entry = readdir(all));) {
+        char path[PATH_MAX];
+        if (strncmp(entry->d_name, place_name, strlen(place_name)) != 0 ||
+            snprintf(path, sizeof path, "%s/%s", base, entry->d_name) >= (int)sizeof path)
+            continue;
+        const int lock = lock_place(path);
+        if (lock < 0) continue;
+        loom_remove_tree(path, NULL);
+        close(lock);
+    }
+    if (all) closedir(all);
+}
+
+/* What somebody has set already holds. */
+static const char *const place_variables[] = {"OMPI_MCA_orte_tmpdir_base", "OMPI_MCA_btl_vader_backing_directory"};
+enum { PLACE_VARIABLES = sizeof place_variables / sizeof *place_variables };
+
+static void make_place(launch *l) {
+    static const char base[] = "/dev/shm";
+    for (int i = 0; i < PLACE_VARIABLES; i++)
+        if (getenv(place_variables[i])) return;
+    remove_left_places(base);
+    snprintf(l->place, sizeof l->place, "%s/%sXXXXXX", base, place_name);
+    if (mkdtemp(l->place)) l->place_lock = lock_place(l->place);
+    if (l->place_lock < 0) {
+        l->place[0] = 0; /* Open MPI takes its own places */
+        return;
+    }
+    for (int i = 0; i < PLACE_VARIABLES; i++) setenv(place_variables[i], l->place, 1);
+}
+
+static void remove_place(launch *l) {
+    if (!l->place[0]) return;
+    for (int i = 0; i < PLACE_VARIABLES; i++) unsetenv(place_variables[i]);
+    loom_remove_tree(l->place, NULL);
+    close(l->place_lock);
+}
+
+/* --------------------------------------------------------------------------------------------------------------- launch */
+
+static bool prepare(launch *l, loom_error *error) {
+    uint64_t number;
+    char path[64];
+    /* A file in memory, which is gone with this process, however it ends. */
+    l->lines = memfd_create("lines of ranks", MFD_CLOEXEC);
+    if (l->lines < 0 || getrandom(&number, sizeof number, 0) != sizeof number)
+        return loom_fail(error, "--ranks: no memory for what ranks say: %s", strerror(errno));
+    snprintf(path, sizeof path, "/proc/%ld/fd/%d", (long)getpid(), l->lines);
+    snprintf(l->mark, sizeof l->mark, LOOM_RANKS_OF "=%ld-%016llx", (long)getpid(), (unsigned long long)number);
+    setenv(LOOM_LAST_LINE, path, 1);
+    setenv(LOOM_RANKS_OF, strchr(l->mark, '=') + 1, 1);
+    make_place(l);
+    return true;
+}
+
+static void clean_up(launch *l) {
+    remove_place(l);
     unsetenv(LOOM_LAST_LINE);
-    close(lines);
+    unsetenv(LOOM_RANKS_OF);
+    if (l->lines >= 0) close(l->lines);
+}
+
+bool loom_launch_ranks(int ranks, char *const argv[], const loom_ranks_hooks *hooks, loom_ranks_end *end,
+                       loom_error *error) {
+    launch l = {.ranks = ranks, .end = end, .place_lock = -1, .lines = -1, .output = -1};
+    char number[16];
+    *end = (loom_ranks_end){.rank = -1};
+    if (hooks) l.hooks = *hooks;
+    if (!prepare(&l, error)) return clean_up(&l), false;
+    snprintf(number, sizeof number, "%d", ranks);
+    /* A process that ignores its children's end, as it may have been started, could not ask how they ended. */
+    struct sigaction before[SIGNALS], of_children, standard = {.sa_handler = SIG_DFL};
+    sigaction(SIGCHLD, &standard, &of_children);
+    catch_signals(before);
+    const char **line = command_line(number, argv, geteuid() == 0);
+    const int failure = line ? start(&l, line) : ENOMEM;
+    free(line);
+    if (!failure) tell_end(&l, wait_for_mpirun(&l));
+    release_signals(before);
+    sigaction(SIGCHLD, &of_children, NULL);
+    clean_up(&l);
     if (failure == ENOENT)
         return loom_fail(error, "--ranks: mpirun is not on the path; install Open MPI (apt-get install openmpi-bin "
                                 "libopenmpi-dev) and run make again");
