@@ -103,7 +103,8 @@ CUDA_HOST  := $(filter-out csrc/cuda/absent.c $(if $(CUDNN_INCLUDE),$(NO_CUDNN),
 KERNELS    := $(wildcard kernels/*.cu)
 EMULATION  := $(wildcard dev/emulation/*.cpp)
 # The step, the trainer and the run are part of the library; the rest of train/ is the program.
-TRAIN_LIB  := $(addprefix train/,step.c trainer.c checkpoints.c memory.c evaluate.c run.c options.c synonyms.c check_finite.c)
+TRAIN_LIB  := $(addprefix train/,step.c trainer.c checkpoints.c memory.c evaluate.c run.c options.c synonyms.c check_finite.c \
+                data_record.c)
 PROGRAM    := $(filter-out $(TRAIN_LIB),$(wildcard train/*.c train/*/*.c)) $(wildcard test/ops/*.c)
 
 COMMON_OBJECTS := $(HOST:%.c=$(BUILD)/obj/%.o) $(TRAIN_LIB:%.c=$(BUILD)/obj/%.o) $(TUNED:%.c=$(BUILD)/obj/%.o) \
