@@ -32,7 +32,7 @@ CUDA_ARCH ?= 80 90
 CUDNN_INCLUDE ?= $(if $(CUDA),$(shell dev/find-cudnn.sh $(CUDA)))
 # MPI's compiler (Open MPI's). Where it is, libgptloom_mpi.so is built, which the communicator of that name loads.
 MPICC ?= $(shell command -v mpicc 2>/dev/null)
-# Headers and libraries of cJSON, inih and xxHash where they are not installed (dev/third-party.sh collects them).
+# Headers and libraries of cJSON and xxHash where they are not installed (dev/third-party.sh collects them).
 THIRD_PARTY ?= $(wildcard third-party)
 # address,undefined for a sanitizer build; keep it in a build folder of its own (make sanitize does).
 SANITIZE ?=
@@ -71,7 +71,7 @@ CXXFLAGS_ := -std=c++17 $(COMMON) -O0 -g1 $(CXXFLAGS)
 EMULATION_FLAGS = $(CXXFLAGS_) $(EMULATED_FLAGS) -O2
 LINK_FLAGS := -fopenmp $(SANITIZE_FLAGS) $(CXXFLAGS)
 LIBS     := $(MATMUL_LIBS) $(if $(THIRD_PARTY),-L$(THIRD_PARTY)/lib -Wl$(comma)-rpath$(comma)$(abspath $(THIRD_PARTY))/lib) \
-            -lcjson -linih -lxxhash -lm -lpthread -ldl
+            -lcjson -lxxhash -lm -lpthread -ldl
 # cuBLASLt is loaded where a GPU is used, cuDNN too, which is found beside its header where it comes in a Python package.
 CUDNN_RPATH := $(if $(CUDNN_INCLUDE),-Wl$(comma)-rpath$(comma)$(CUDA)/lib64:$(abspath $(CUDNN_INCLUDE)/../lib))
 CUDA_LIBS := $(if $(CUDA),-L$(CUDA)/lib64 -Wl$(comma)-rpath$(comma)$(CUDA)/lib64 -lcudart_static -lrt $(CUDNN_RPATH))

@@ -371,7 +371,6 @@ def check(settings) -> int:
             f"{name} (<{header}>, -l{library})"
             for name, header, library in (
                 ("cJSON", "cjson/cJSON.h", "cjson"),
-                ("inih", "ini.h", "inih"),
                 ("xxHash", "xxhash.h", "xxhash"),
             )
             if not links(header, library)

@@ -34,7 +34,6 @@ missing_required() {
     links "$CXX" c++ cstdio || printf 'g++ '
     links "$CC" c stdio.h -fopenmp || printf 'gcc '
     links "$CC" c cjson/cJSON.h -lcjson || printf 'libcjson-dev '
-    links "$CC" c ini.h -linih || printf 'libinih-dev '
     links "$CC" c xxhash.h -lxxhash || printf 'libxxhash-dev '
     links "$CXX" c++ gtest/gtest.h -lgtest -lgtest_main -pthread || printf 'libgtest-dev '
     case ${MATMUL:-auto} in
@@ -110,7 +109,6 @@ if ! command -v apt-get >/dev/null 2>&1; then
         g++) say "  a C++17 compiler ($CXX; CXX=... names another)" ;;
         gcc) say "  a C11 compiler with OpenMP ($CC; CC=... names another)" ;;
         libcjson-dev) say "  cJSON" ;;
-        libinih-dev) say "  inih" ;;
         libxxhash-dev) say "  xxHash" ;;
         libgtest-dev) say "  GoogleTest" ;;
         libdnnl-dev) say "  oneDNN" ;;

@@ -1,5 +1,5 @@
 #!/bin/sh
-# Collects the headers and libraries of cJSON, inih and xxHash, as they are installed here, in a folder: copied beside the
+# Collects the headers and libraries of cJSON and xxHash, as they are installed here, in a folder: copied beside the
 # Makefile of a machine where nothing can be installed (a lent GPU), they are used from there.
 #
 #     dev/third-party.sh [FOLDER]        FOLDER is third-party where it is not given
@@ -13,7 +13,7 @@ header() {
 }
 
 mkdir -p "$folder/include/cjson" "$folder/lib"
-for name in cjson/cJSON.h ini.h xxhash.h; do
+for name in cjson/cJSON.h xxhash.h; do
     found=$(header "$name")
     if [ -z "$found" ]; then
         echo "third-party: <$name> is not installed; dev/setup.sh installs it" >&2
@@ -25,10 +25,10 @@ for name in cjson/cJSON.h ini.h xxhash.h; do
         [ ! -f "$beside" ] || cp "$beside" "$folder/include/"
     done
 done
-for name in cjson inih xxhash; do
+for name in cjson xxhash; do
     found=$($CC -print-file-name=lib$name.so)
     cp -L "$found" "$folder/lib/lib$name.so"
     soname=$(objdump -p "$found" | sed -n 's/^ *SONAME *//p')
     [ -z "$soname" ] || ln -sf "lib$name.so" "$folder/lib/$soname"
 done
-echo "third-party: $folder has cJSON, inih and xxHash of $(uname -m)"
+echo "third-party: $folder has cJSON and xxHash of $(uname -m)"

@@ -900,6 +900,8 @@ TEST_F(Program, OldConfigFilesBoundValidationByMicroBatches) {
     fs::remove_all(folder / "run");
     write("run.ini", "val-batches = 3\n");
     expect_training_mistake({"--config", "run.ini"}, {"run.ini: val-batches", "val-tokens"});
+    write("words.ini", "val-batches = many\n");
+    expect_training_mistake({"--config", "words.ini"}, {"words.ini:1: val-batches: 'many' is not a whole number"});
 }
 
 TEST_F(Program, OneIsSingularAndMoreThreadsThanProcessorsAreTold) {

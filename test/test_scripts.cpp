@@ -382,7 +382,7 @@ TEST_F(Setup, InstallsAsRoot) {
 TEST_F(Setup, InstallsCompilers) {
     write(here / "lacking", "c++\nc\n");
     EXPECT_EQ(setup().status, 0);
-    EXPECT_TRUE(contains(calls(), "install -y --no-install-recommends g++ gcc libcjson-dev libinih-dev")) << calls();
+    EXPECT_TRUE(contains(calls(), "install -y --no-install-recommends g++ gcc libcjson-dev libxxhash-dev")) << calls();
 }
 
 TEST_F(Setup, PrintsTheOneCommandWhereItMayNotInstall) {
@@ -400,14 +400,14 @@ TEST_F(Setup, PrintsTheOneCommandWhereItMayNotInstall) {
 }
 
 TEST_F(Setup, InstallsWithSudo) {
-    write(here / "lacking", "-linih\n");
+    write(here / "lacking", "-lxxhash\n");
     no_root();
     tool("sudo", "[ \"$1\" = -n ] && shift && touch " + in_here("sudo-was-used") + " && exec \"$@\"\n");
     tool("true", "");
     const result result = setup();
     EXPECT_EQ(result.status, 0) << result.output;
     EXPECT_TRUE(fs::exists(here / "sudo-was-used"));
-    EXPECT_TRUE(contains(calls(), "install -y --no-install-recommends libinih-dev\n")) << calls();
+    EXPECT_TRUE(contains(calls(), "install -y --no-install-recommends libxxhash-dev\n")) << calls();
 }
 
 TEST_F(Setup, TakesOpenblasWhereTheReleaseHasNoOnednn) {
@@ -455,9 +455,9 @@ TEST_F(Setup, InstallsOpenMpiWhereItCanAndDoesNotStopForIt) {
         << no_root.output;
     EXPECT_TRUE(contains(no_root.output, "several ranks") && !contains(no_root.output, "matrix")) << no_root.output;
     tool("id", "echo 0\n");
-    write(here / "lacking", "-linih\n-ldnnl\n");
+    write(here / "lacking", "-lxxhash\n-ldnnl\n");
     EXPECT_EQ(setup().status, 0);
-    EXPECT_TRUE(contains(calls(), "install -y --no-install-recommends libinih-dev libdnnl-dev libopenmpi-dev "
+    EXPECT_TRUE(contains(calls(), "install -y --no-install-recommends libxxhash-dev libdnnl-dev libopenmpi-dev "
                                   "openmpi-bin\n"))
         << calls();
     write(here / "apt-calls", "");

@@ -326,7 +326,12 @@ static bool take_option(reading *file, const char *name, const char *value) {
         snprintf(file->directory, PATH_MAX, "%s", value);
     if (file->in_derived && (!file->has_derived || !strcmp(name, DIRECTORY))) return true;
     snprintf(where, sizeof where, "%.256s:%d: ", file->path, file->line);
-    if (!strcmp(name, "val-batches")) return (file->val_batches = strtoll(value, NULL, 10)) >= 0;
+    if (!strcmp(name, "val-batches")) {
+        char *end;
+        file->val_batches = strtoll(value, &end, 10);
+        return (end != value && !*end && file->val_batches >= 0) ||
+               loom_fail(file->error, "%sval-batches: '%.60s' is not a whole number", where, value);
+    }
     const loom_flag *flag = find_option(name, where, file->error);
     if (flag && flag->type != LOOM_FLAG_STRINGS && loom_flag_given(&file->source, flag->name))
         return loom_fail(file->error, "%s%s: is given twice; keep one", where, flag->name);

@@ -60,7 +60,7 @@ ERRNOS = {
 
 # What a scenario trains with, beside MODEL: every dtype and state of the optimizer, the emulation, ranks.
 TINY = "--n-layer 1 --n-head 1 --n-embd 16 --block-size 16 --batch 2 --lr 1e-3 --threads 1 --memory 64MiB -q".split()
-RHYTHM = f"--steps {STEPS} --checkpoint-every 2 --val-every 3 --val-batches 1 --sample-every 4 --sample-tokens 4 --keep 2".split()
+RHYTHM = f"--steps {STEPS} --checkpoint-every 2 --val-every 3 --val-tokens 32 --sample-every 4 --sample-tokens 4 --keep 2".split()
 VARIANTS = {
     "fp32": [],
     "bf16": ["--dtype", "bf16"],
