@@ -121,9 +121,30 @@ PROGRAM_OBJECTS := $(PROGRAM:%.c=$(BUILD)/obj/%.o)
 TEST_OBJECTS    := $(filter-out $(BUILD)/obj/train/main.o,$(PROGRAM_OBJECTS))
 TESTS           := $(patsubst test/%.cpp,$(BUILD)/test/%,$(filter-out $(if $(CUDA),,test/test_cublaslt_load.cpp) \
                      $(if $(CUDNN_INCLUDE),,test/test_cudnn.cpp),$(wildcard test/test_*.cpp)))
+# `make test` compiles test sources in groups, each as one source, which takes half the time; a source that is in none is
+# compiled alone. Suites of one name that have other fixtures cannot be of one group. Of each source there is a program of
+# its own too, BUILD/test/test_NAME, for those who work on it.
+GROUPS := base checkpoint train precision scripts cli ranks emulation products cuda memory comm
+GROUP_base       := base options machine cpu_products data
+GROUP_checkpoint := checkpoint checkpoint_read checkpoint_ranks golden
+GROUP_train      := train plot
+GROUP_precision  := precision ops
+GROUP_scripts    := gpu_report install scaling scripts
+GROUP_cli        := cli model
+GROUP_ranks      := ranks rank_failures two_hosts
 # Those of CUDA run on the emulation.
-EMULATED_TESTS  := $(patsubst %,$(BUILD)/test/test_%,emulation ptx runtime cublaslt matmul_plans adamw bias_gradient plan \
-                     recompute offload cuda_ops cuda_device cuda_train nccl_train comm)
+EMULATED_GROUPS  := emulation products cuda memory comm
+GROUP_emulation  := emulation ptx cuda_device
+GROUP_products   := cublaslt matmul_plans adamw bias_gradient
+GROUP_cuda       := cuda_ops cuda_train runtime
+GROUP_memory     := plan offload
+GROUP_comm       := comm nccl_train
+EMULATED_TESTS  := $(patsubst %,$(BUILD)/test/test_%,$(foreach g,$(EMULATED_GROUPS),$(GROUP_$g)) recompute)
+GROUPED         := $(foreach g,$(GROUPS),$(GROUP_$g))
+TESTS_ALONE     := $(filter-out $(GROUPED:%=$(BUILD)/test/test_%),$(TESTS))
+TEST_PROGRAMS   := $(GROUPS:%=$(BUILD)/test/group_%) $(TESTS_ALONE)
+# What test/run.py is given: a program, or a program and which of its sources.
+TEST_RUNS       := $(foreach g,$(GROUPS),$(GROUP_$g:%=$(BUILD)/test/group_$g:test_%)) $(TESTS_ALONE)
 
 # One short line per file; V=1 shows the commands.
 V ?= 0
@@ -132,7 +153,7 @@ quiet = $(if $(filter 0,$(V)),@echo "  $(1) $@" &&,)
 .SECONDARY:
 .PHONY: all without-mpi tests setup run test test-full test-faults fuzz sanitize gpu-report install format clean help
 all: $(BUILD)/gptloom $(BUILD)/libgptloom.a $(BUILD)/emulated/gptloom $(if $(MPICC),$(BUILD)/libgptloom_mpi.so,without-mpi)
-tests: all $(TESTS)
+tests: all $(TEST_PROGRAMS)
 
 $(BUILD)/libgptloom.a: $(LIB_OBJECTS)
 	@rm -f $@
@@ -192,7 +213,17 @@ $(BUILD)/obj/%.o: %.cpp
 	@mkdir -p $(@D)
 	$(call quiet,CXX) $(CXX) $(CXXFLAGS_) -Itest -Itrain -c $< -o $@
 
-$(EMULATED_TESTS): $(BUILD)/test/%: $(BUILD)/obj/test/%.o $(TEST_OBJECTS) $(BUILD)/emulated/libgptloom.a
+# A group of tests: first all that they include, then each source in a namespace of its own.
+.SECONDEXPANSION:
+$(BUILD)/obj/test/group_%.cpp: $$(foreach t,$$(GROUP_$$*),test/test_$$t.cpp) Makefile
+	@mkdir -p $(@D)
+	@{ grep -h '^#include' $(filter %.cpp,$^) | awk '!seen[$$0]++'; \
+	   for t in $(GROUP_$*); do printf 'namespace test_%s {\n#include "test_%s.cpp"\n}\n' $$t $$t; done; } >$@
+$(BUILD)/obj/test/group_%.o: $(BUILD)/obj/test/group_%.cpp
+	$(call quiet,CXX) $(CXX) $(CXXFLAGS_) -Itest -Itrain -c $< -o $@
+
+EMULATED_PROGRAMS := $(EMULATED_TESTS) $(EMULATED_GROUPS:%=$(BUILD)/test/group_%)
+$(EMULATED_PROGRAMS): $(BUILD)/test/%: $(BUILD)/obj/test/%.o $(TEST_OBJECTS) $(BUILD)/emulated/libgptloom.a
 	@mkdir -p $(@D)
 	$(call quiet,LD) $(CXX) $(LINK_FLAGS) -o $@ $^ -lgtest -lgtest_main $(LIBS)
 
@@ -201,7 +232,7 @@ $(BUILD)/test/%: $(BUILD)/obj/test/%.o $(TEST_OBJECTS) $(BUILD)/libgptloom.a
 	$(call quiet,LD) $(CXX) $(LINK_FLAGS) -o $@ $^ -lgtest -lgtest_main $(CUDA_LIBS) $(LIBS)
 
 # Test sources that are of the emulation see its headers.
-$(patsubst $(BUILD)/test/%,$(BUILD)/obj/test/%.o,$(EMULATED_TESTS)): CXXFLAGS_ += $(EMULATED_FLAGS)
+$(patsubst $(BUILD)/test/%,$(BUILD)/obj/test/%.o,$(EMULATED_PROGRAMS)): CXXFLAGS_ += $(EMULATED_FLAGS)
 
 # test_cuda_headers compares the emulation's headers with NVIDIA's.
 $(BUILD)/obj/test/test_cuda_headers.o: CXXFLAGS_ += -Idev/emulation/include
@@ -224,16 +255,16 @@ $(BUILD)/test/libcuda.so.1: test/cuda_driver.c
 
 # Tests of ranks start them: each is a program of its own. Those of test_comm load a stand-in for NCCL that puts its work
 # into the emulated device's streams.
-$(BUILD)/test/test_checkpoint_ranks: | $(BUILD)/test/checkpoint_rank $(if $(MPICC),$(BUILD)/libgptloom_mpi.so)
+$(addprefix $(BUILD)/test/,test_checkpoint_ranks group_checkpoint): | $(BUILD)/test/checkpoint_rank $(if $(MPICC),$(BUILD)/libgptloom_mpi.so)
 $(BUILD)/obj/test/comm_rank.o: CXXFLAGS_ += $(EMULATED_FLAGS)
-$(BUILD)/test/test_comm: | $(BUILD)/test/comm_rank $(BUILD)/test/libnccl_standin.so $(if $(MPICC),$(BUILD)/libgptloom_mpi.so)
+$(addprefix $(BUILD)/test/,test_comm group_comm): | $(BUILD)/test/comm_rank $(BUILD)/test/libnccl_standin.so $(if $(MPICC),$(BUILD)/libgptloom_mpi.so)
 ifneq ($(and $(CUDA),$(wildcard $(addsuffix /nccl.h,$(CUDA)/include /usr/include /usr/local/include))),)
 $(BUILD)/obj/test/nccl_header.o: CXXFLAGS_ += $(CUDA_INCLUDE)
-$(BUILD)/test/test_comm: $(BUILD)/obj/test/nccl_header.o
+$(addprefix $(BUILD)/test/,test_comm group_comm): $(BUILD)/obj/test/nccl_header.o
 endif
 # test_nccl_train and test_gpu_report start the emulated program so.
-$(BUILD)/test/test_gpu_report: | $(BUILD)/emulated/gptloom $(BUILD)/test/libnccl_standin.so
-$(BUILD)/test/test_nccl_train: | $(BUILD)/emulated/gptloom $(BUILD)/test/libnccl_standin.so $(if $(MPICC),$(BUILD)/libgptloom_mpi.so)
+$(addprefix $(BUILD)/test/,test_gpu_report group_scripts): | $(BUILD)/emulated/gptloom $(BUILD)/test/libnccl_standin.so
+$(addprefix $(BUILD)/test/,test_nccl_train group_comm): | $(BUILD)/emulated/gptloom $(BUILD)/test/libnccl_standin.so $(if $(MPICC),$(BUILD)/libgptloom_mpi.so)
 $(BUILD)/test/comm_rank $(BUILD)/test/checkpoint_rank: $(BUILD)/test/%: $(BUILD)/obj/test/%.o $(BUILD)/emulated/libgptloom.a
 	@mkdir -p $(@D)
 	$(call quiet,LD) $(CXX) $(LINK_FLAGS) -Wl,--export-dynamic-symbol='emulation_*' -o $@ $^ $(LIBS)
@@ -258,12 +289,12 @@ $(BUILD)/test/test_faults: | $(BUILD)/gptloom $(BUILD)/emulated/gptloom $(BUILD)
                              $(if $(MPICC),$(BUILD)/libgptloom_mpi.so)
 
 # These start the program, as users do.
-$(addprefix $(BUILD)/test/test_,rank_failures two_hosts): | $(BUILD)/gptloom $(if $(MPICC),$(BUILD)/libgptloom_mpi.so)
-$(BUILD)/test/test_two_hosts: | $(BUILD)/emulated/gptloom $(BUILD)/test/libnccl_standin.so
+$(addprefix $(BUILD)/test/,test_rank_failures test_two_hosts group_ranks): | $(BUILD)/gptloom $(if $(MPICC),$(BUILD)/libgptloom_mpi.so)
+$(addprefix $(BUILD)/test/,test_two_hosts group_ranks): | $(BUILD)/emulated/gptloom $(BUILD)/test/libnccl_standin.so
 
 # test_ranks starts ranks that train many times each: with an MPI that outlives a communicator.
 $(BUILD)/obj/test/train_rank.o: CXXFLAGS_ += $(EMULATED_FLAGS)
-$(BUILD)/test/test_ranks: | $(BUILD)/test/train_rank $(BUILD)/test/libmpi_lasting.so $(BUILD)/gptloom \
+$(addprefix $(BUILD)/test/,test_ranks group_ranks): | $(BUILD)/test/train_rank $(BUILD)/test/libmpi_lasting.so $(BUILD)/gptloom \
                             $(BUILD)/emulated/gptloom $(if $(MPICC),$(BUILD)/libgptloom_mpi.so)
 $(BUILD)/test/train_rank: $(BUILD)/obj/test/train_rank.o $(BUILD)/emulated/libgptloom.a
 	@mkdir -p $(@D)
@@ -288,19 +319,20 @@ run: setup
 #  make test        set up, build, run the tests
 test: setup
 	@$(MAKE) --no-print-directory tests
-	@test/run.py --logs $(BUILD)/test/logs $(TESTS)
+	@test/run.py --logs $(BUILD)/test/logs $(TEST_RUNS)
 
 #  make test-full   all tests, and again in sanitizer builds and with the other libraries for matrix products (these
 #                   builds take no toolkit, and so show that none is needed)
 # What no sanitizer sees: tests of scripts and of headers, and one that plans with a library of the toolkit.
-UNSANITIZED := $(addprefix %/test_,cublaslt_load cudnn cuda_headers faults gpu_report install scaling scripts)
-FULL := $(TESTS) $(patsubst $(BUILD)/%,$(BUILD)/sanitized/%,$(filter-out $(UNSANITIZED),$(TESTS))) \
+UNSANITIZED := $(addprefix $(BUILD)/test/,test_cublaslt_load test_cudnn test_cuda_headers test_faults group_scripts)
+SANITIZED = $(patsubst $(BUILD)/%,$(BUILD)/sanitized/%,$(filter-out $(UNSANITIZED) $(UNSANITIZED:%=%:%),$(1)))
+FULL := $(TEST_RUNS) $(call SANITIZED,$(TEST_RUNS)) \
         $(foreach m,openblas plain,$(BUILD)/$(m)/test/test_ops=*matmul*)
 test-full: setup
 	@MATMUL=openblas dev/setup.sh
 	@$(MAKE) --no-print-directory tests
 	@$(MAKE) --no-print-directory BUILD=$(BUILD)/sanitized CUDA= SANITIZE=address,undefined all \
-	    $(patsubst $(BUILD)/%,$(BUILD)/sanitized/%,$(filter-out $(UNSANITIZED),$(TESTS)))
+	    $(call SANITIZED,$(TEST_PROGRAMS))
 	@$(MAKE) --no-print-directory BUILD=$(BUILD)/openblas CUDA= MATMUL=openblas $(BUILD)/openblas/gptloom $(BUILD)/openblas/test/test_ops
 	@$(MAKE) --no-print-directory BUILD=$(BUILD)/plain CUDA= MATMUL=plain $(BUILD)/plain/gptloom $(BUILD)/plain/test/test_ops
 	@LOOM_TEST_FULL=1 test/run.py --logs $(BUILD)/test/logs $(FULL)

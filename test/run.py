@@ -1,21 +1,28 @@
 #!/usr/bin/env python3
 """Runs GoogleTest programs, as many at once as there are processors, and adds up what they say.
 
-    test/run.py [--logs DIR] [--timeout SECONDS] [--jobs N] PROGRAM[=FILTER]...
+    test/run.py [--logs DIR] [--timeout SECONDS] [--jobs N] PROGRAM[:SOURCE][=FILTER]...
 
-With a FILTER only the tests whose names match it are run, as GoogleTest's --gtest_filter says. Each program gets a line
-with its counts and its time, in the order in which they were given; what it prints goes to a log. Of failures the part
-of the log is shown; of skips the reason. Those that took longest the last time, as the logs say, begin first. A program
-that crashes, runs out of time, or ends badly after good tests (a leak, say) counts as a failure. The last line is "N passed, N failed, N skipped"; the status is 1 if any failed or nothing was run.
+With a SOURCE only the tests of that file are run (test_base is those of test/test_base.cpp), under the name of the program
+that has these alone. With a FILTER only the tests whose names match it are run, as GoogleTest's --gtest_filter says. Each
+gets a line with its counts and its time, in the order in which they were given; what it prints goes to a log. Of failures
+the part of the log is shown; of skips the reason. Those that took longest the last time, as the logs say, begin first;
+where there are no logs, those that are given first. A program that crashes, runs out of time, or ends badly after good
+tests (a leak, say) counts as a failure, and so do files that are left in TMPDIR, of which each has its own, or in
+/dev/shm. The last line is "N passed, N failed, N skipped"; the status is 1 if any failed or nothing was run.
 """
 
 import argparse
 import concurrent.futures
+import glob
+import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 import xml.etree.ElementTree as ElementTree
 
@@ -81,12 +88,12 @@ def read_broken_log(log, what, outcome):
         outcome.failed.append(("the program itself", f"{log.rstrip()}\n({what})".strip()))
 
 
-def environment(test):
+def environment(test, temporary):
     """A test of BUILD/test tries the program of the same build, BUILD/gptloom. Threads of programs that run beside each
     other wait for each other without keeping a processor."""
     program = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(test))), "gptloom")
     named = {"GPTLOOM": program} if os.path.exists(program) else {}
-    return {"OMP_WAIT_POLICY": "passive", **named, **os.environ}
+    return {"OMP_WAIT_POLICY": "passive", **named, **os.environ, "TMPDIR": temporary}
 
 
 def end_group(process):
@@ -96,7 +103,7 @@ def end_group(process):
         pass
 
 
-def run(command, log_path, timeout):
+def run(command, log_path, timeout, temporary):
     """Runs a program with its output in a file; returns None if it ended well, else what happened, in words."""
     with open(log_path, "wb") as log:
         try:
@@ -106,7 +113,7 @@ def run(command, log_path, timeout):
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
-                env=environment(command[0]),
+                env=environment(command[0], temporary),
             )
         except OSError as error:
             return f"it could not be started: {error.strerror}"
@@ -125,15 +132,72 @@ def run(command, log_path, timeout):
     return None if status == 0 else f"it ended with status {status}"
 
 
+def left_in(temporary):
+    """What a program left in its TMPDIR, in words; None if that is nothing."""
+    left = sorted(os.listdir(temporary))
+    return "it left " + ", ".join(left) + " in TMPDIR" if left else None
+
+
+def shared_memory():
+    """Our files in /dev/shm that no process has mapped: once made, those would stay."""
+    files = [os.path.join("/dev/shm", name) for name in os.listdir("/dev/shm")] if os.path.isdir("/dev/shm") else []
+    mine = {file for file in files if os.path.lexists(file) and os.lstat(file).st_uid == os.getuid()}
+    for maps in glob.glob("/proc/[0-9]*/maps") if mine else []:
+        try:
+            with open(maps, encoding="utf-8", errors="replace") as lines:
+                mine -= {line.split(None, 5)[5].rstrip("\n") for line in lines if "/dev/shm/" in line}
+        except OSError:
+            pass  # it ended, or is another user's
+    return mine
+
+
+def default_signals():
+    """What was ignored from the start, as by nohup, is ignored here, but not by the tests, which send some of these: what
+    has a handler is back at its default in a program that is started."""
+    for number in (signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGTERM):
+        if signal.getsignal(number) == signal.SIG_IGN:
+            signal.signal(number, lambda *_: None)
+        elif number == signal.SIGINT:
+            signal.signal(number, interrupt)
+
+
 def interrupt(number, frame):
     """Once: what asks again, as timeout does of its group, does not disturb ending what runs."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     raise KeyboardInterrupt
 
 
+def name_of(program):
+    """A program, or what has the tests of one of its sources alone."""
+    path, _, source = program.partition(":")
+    return os.path.join(os.path.dirname(path), source) if source else path
+
+
+def filter_of_source(path, source, listing):
+    """The filter of the tests of a source, of which a program is to have some."""
+    subprocess.run(
+        [os.path.abspath(path), "--gtest_list_tests", f"--gtest_output=json:{listing}"],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        check=True,
+    )
+    with open(listing, encoding="utf-8") as file:
+        suites = json.load(file)["testsuites"]
+    os.remove(listing)
+    names = []
+    for suite in suites:
+        tests = [t["name"] for t in suite["testsuite"] if os.path.splitext(os.path.basename(t["file"]))[0] == source]
+        whole = len(tests) == len(suite["testsuite"])
+        names += [f"{suite['name']}.*"] if tests and whole else [f"{suite['name']}.{test}" for test in tests]
+    if not names:
+        raise ValueError(f"it has no tests of {source}")
+    return ":".join(names)
+
+
 def paths_in(logs, program):
     """Where a program's log and its report are."""
-    stem = os.path.join(logs, os.path.relpath(program).replace("../", "").replace("/", "-"))
+    stem = os.path.join(logs, os.path.relpath(name_of(program)).replace("../", "").replace("/", "-"))
     return f"{stem}.log", f"{stem}.xml"
 
 
@@ -145,20 +209,28 @@ def seconds_before(argument, logs):
         return float("inf")
 
 
-def run_program(program, only, logs, timeout):
+def run_program(program, only, logs, timeout, temporary):
     """Runs one program, or what the filter `only` leaves of it; returns its outcome, the path of its log, and how long it
     took."""
     begin = time.monotonic()
     log_path, report_path = paths_in(logs, program)
     if os.path.exists(report_path):
         os.remove(report_path)
-    command = [os.path.abspath(program), f"--gtest_output=xml:{os.path.abspath(report_path)}", "--gtest_color=no"]
+    path, _, source = program.partition(":")
+    os.mkdir(temporary)
+    outcome = Outcome()
+    if source:
+        try:
+            only = filter_of_source(path, source, f"{temporary}.json")
+        except (OSError, subprocess.CalledProcessError, ValueError) as error:
+            outcome.failed.append(("the program itself", f"its tests are not known: {error}"))
+            return outcome, log_path, time.monotonic() - begin
+    command = [os.path.abspath(path), f"--gtest_output=xml:{os.path.abspath(report_path)}", "--gtest_color=no"]
     if only:
         command.append(f"--gtest_filter={only}")
-    trouble = run(command, log_path, timeout)
+    trouble = run(command, log_path, timeout, temporary) or left_in(temporary)
     with open(log_path, encoding="utf-8", errors="replace") as file:
         log = file.read()
-    outcome = Outcome()
     try:
         read_report(report_path, log, outcome)
     except (OSError, ElementTree.ParseError):
@@ -178,17 +250,26 @@ def main():
     parser.add_argument("programs", nargs="*", metavar="PROGRAM[=FILTER]")
     arguments = parser.parse_args()
     os.makedirs(arguments.logs, exist_ok=True)
-    if signal.getsignal(signal.SIGINT) != signal.SIG_IGN:
-        signal.signal(signal.SIGINT, interrupt)
+    default_signals()
+    temporary = tempfile.mkdtemp(prefix="gptloom-tests-")
+    try:
+        return run_all(arguments, temporary)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
 
+
+def run_all(arguments, temporary):
+    """Runs the programs, each with a TMPDIR of its own in that folder; returns the exit status."""
     total = Outcome()
-    width = max((len(program) for program in arguments.programs), default=0)
+    before = shared_memory()
+    width = max((len(argument.partition(":")[0]) for argument in arguments.programs), default=0)
     longest_first = sorted(arguments.programs, key=lambda argument: -seconds_before(argument, arguments.logs))
     pool = concurrent.futures.ThreadPoolExecutor(max(1, arguments.jobs))
     running = {}
-    for argument in longest_first:
+    for number, argument in enumerate(longest_first):
         program, _, only = argument.partition("=")
-        running[argument] = pool.submit(run_program, program, only, arguments.logs, arguments.timeout)
+        own = os.path.join(temporary, str(number))
+        running[argument] = pool.submit(run_program, program, only, arguments.logs, arguments.timeout, own)
     for argument in arguments.programs:
         try:
             outcome, log_path, seconds = running[argument].result()
@@ -198,8 +279,10 @@ def main():
             for process in list(RUNNING):
                 end_group(process)
             raise
-        program = argument.partition("=")[0]
-        print(f"{argument:{width}}  {outcome.counts():38}  {seconds:6.1f} s", flush=True)
+        program, _, only = argument.partition("=")
+        program = name_of(program)
+        shown = f"{program}={only}" if only else program
+        print(f"{shown:{width}}  {outcome.counts():38}  {seconds:6.1f} s", flush=True)
         for name, part in outcome.failed:
             lines = part.splitlines()
             if len(lines) > LINES_SHOWN:
@@ -208,6 +291,10 @@ def main():
         for kind in ("passed", "failed", "skipped"):
             getattr(total, kind).extend((program, test) for test in getattr(outcome, kind))
 
+    left = sorted(shared_memory() - before)
+    if left:
+        total.failed.append(("all of them", ("left files", "")))
+        print(f"    FAILED: these were left: {', '.join(left)}")
     if total.skipped:
         print("\nSkipped:")
         for program, (name, reason) in total.skipped:

@@ -471,6 +471,10 @@ TEST(Harness, SeesBitsThatDependOnThreads) {
     });
 }
 
+loom_device *cpu_device() {
+    return device("cpu");
+}
+
 /* A device whose memory the host may only touch through the device: elsewhere it is out of reach. */
 struct FarDevice : SabotagedDevice {
     static std::map<void *, size_t> &memories() {
@@ -481,21 +485,21 @@ struct FarDevice : SabotagedDevice {
         for (const auto &memory : memories()) ASSERT_EQ(mprotect(memory.first, memory.second, protection), 0);
     }
     static bool allocate(loom_device *, void **memory, size_t bytes, loom_error *error) {
-        if (!::device("cpu")->allocate(::device("cpu"), memory, bytes, error)) return false;
+        if (!cpu_device()->allocate(cpu_device(), memory, bytes, error)) return false;
         memories()[*memory] = bytes;
         return mprotect(*memory, bytes, PROT_NONE) == 0;
     }
     static void release(loom_device *, void *memory, size_t bytes) {
         mprotect(memory, bytes, PROT_READ | PROT_WRITE);
         memories().erase(memory);
-        ::device("cpu")->release(::device("cpu"), memory, bytes);
+        cpu_device()->release(cpu_device(), memory, bytes);
     }
     static void copy(loom_device *, loom_stream *, void *to, const void *from, size_t bytes, loom_copy_kind) {
         reach(PROT_READ | PROT_WRITE);
         std::memcpy(to, from, bytes);
         reach(PROT_NONE);
     }
-    FarDevice() : SabotagedDevice(::device("cpu")) {
+    FarDevice() : SabotagedDevice(cpu_device()) {
         device.host_memory = false;
         device.allocate = allocate;
         device.release = release;

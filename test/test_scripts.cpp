@@ -586,8 +586,11 @@ const bool acting = [] {
         {"Fail", [] { FAIL() << "two and two are five"; }},
         {"Skip", [] { GTEST_SKIP() << "no such thing here"; }},
         {"Crash", [] { raise(SIGKILL); }},
+        {"HangUp", [] { raise(SIGHUP); }},
+        {"Elsewhere", [] {}},
         {"Hang", [] { sleep(60); }},
         {"Slow", [] { usleep(100000); }},
+        {"Litter", [] { std::ofstream(fs::temp_directory_path() / "litter"); }},
         {"Leak", [] { std::atexit([] { _exit(23); }); }},
         {"DISABLED_Act", [] {}},
     };
@@ -596,7 +599,8 @@ const bool acting = [] {
     std::istringstream names(parts);
     for (std::string name; names >> name;) {
         const std::function<void()> act = acts.at(name);
-        ::testing::RegisterTest("Act", name.c_str(), nullptr, nullptr, __FILE__, __LINE__,
+        ::testing::RegisterTest("Act", name.c_str(), nullptr, nullptr,
+                                name == "Elsewhere" ? "elsewhere.cpp" : "test_scripts.cpp", __LINE__,
                                 [act]() -> ::testing::Test * { return new Act(act); });
     }
     return true;
@@ -610,11 +614,12 @@ class Runner : public ScriptTest {
     }
     /* A test program called test_N with these tests, of which the next run takes those that `only` matches; first it does
      * what `before` says. */
-    void program(const std::string &tests, const std::string &only = "", const std::string &before = "") {
+    void program(const std::string &tests, const std::string &only = "", const std::string &before = "",
+                 const std::string &source = "") {
         const fs::path path = here / ("test_" + std::to_string(++n_));
         script(path, before + "ACT='" + tests + "' exec " + quoted(fs::read_symlink("/proc/self/exe").string()) +
                          " --gtest_filter='Act.*' \"$@\"\n");
-        programs_ += " " + quoted(path.string() + (only.empty() ? "" : "=" + only));
+        programs_ += " " + quoted(path.string() + source + (only.empty() ? "" : "=" + only));
     }
     result run(const std::string &flags = "", const std::string &by = "") {
         return shell(by + "python3 " + quoted((project() / "test/run.py").string()) + " --logs " +
@@ -674,6 +679,42 @@ TEST_F(Runner, EndsWhatTakesTooLong) {
     EXPECT_EQ(result.status, 1);
     EXPECT_EQ(last_line(result.output), "1 passed, 1 failed, 0 skipped") << result.output;
     EXPECT_TRUE(contains(result.output, "ended after 1.5 s")) << result.output;
+}
+
+/* By its source: of these two tests each is of another file, as this program is of many. */
+TEST_F(Runner, RunsTheTestsOfOneSource) {
+    program("Pass Elsewhere", "", "", ":test_scripts");
+    program("Pass Elsewhere", "", "", ":elsewhere");
+    program("Pass Elsewhere", "", "", ":nowhere");
+    const result result = run();
+    EXPECT_EQ(last_line(result.output), "2 passed, 1 failed, 0 skipped") << result.output;
+    EXPECT_TRUE(contains(result.output, "/elsewhere ")) << result.output;
+    EXPECT_TRUE(contains(result.output, "it has no tests of nowhere")) << result.output;
+}
+
+TEST_F(Runner, CountsWhatIsLeftInTheTemporaryDirectory) {
+    program("Pass Litter");
+    const result result = run();
+    EXPECT_EQ(result.status, 1);
+    EXPECT_EQ(last_line(result.output), "2 passed, 1 failed, 0 skipped") << result.output;
+    EXPECT_TRUE(contains(result.output, "it left litter in TMPDIR")) << result.output;
+    EXPECT_FALSE(fs::exists(fs::temp_directory_path() / "litter"));
+}
+
+TEST_F(Runner, CountsWhatIsLeftInSharedMemory) {
+    const std::string left = "/dev/shm/gptloom-test-" + std::to_string(getpid());
+    program("Pass", "", "touch " + left + "\n");
+    const result result = run();
+    fs::remove(left);
+    EXPECT_EQ(result.status, 1);
+    EXPECT_TRUE(contains(result.output, left)) << result.output;
+}
+
+/* Where the runner is to outlive a terminal the tests, which send these signals, are not to. */
+TEST_F(Runner, StartsProgramsThatSignalsEnd) {
+    program("HangUp");
+    const result result = run("", "nohup ");
+    EXPECT_TRUE(contains(result.output, "killed by SIGHUP")) << result.output;
 }
 
 TEST_F(Runner, CountsABadEndAfterGoodTests) {
