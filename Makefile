@@ -101,6 +101,12 @@ CUDNN      := csrc/cuda/attention_cudnn.c $(wildcard csrc/cuda/cudnn_*.c)
 NO_CUDNN   := csrc/cuda/attention_cudnn_absent.c
 CUDA_HOST  := $(filter-out csrc/cuda/absent.c $(if $(CUDNN_INCLUDE),$(NO_CUDNN),$(CUDNN)),$(wildcard csrc/cuda/*.c))
 KERNELS    := $(wildcard kernels/*.cu)
+# nvcc reads CUDA's headers three times for each source: small kernels, and those that differ in a type alone, are one.
+KERNEL_GROUPS := small rows forward backward
+KERNELS_small    := add attention bias_gradient block_sum cast fill gelu relu step_scalars
+KERNELS_rows     := cross_entropy softmax
+KERNELS_forward  := attention_forward_bf16 attention_forward_fp16
+KERNELS_backward := attention_backward_bf16 attention_backward_fp16
 EMULATION  := $(wildcard dev/emulation/*.cpp)
 # The step, the trainer and the run are part of the library; the rest of train/ is the program.
 TRAIN_LIB  := $(addprefix train/,step.c trainer.c checkpoints.c memory.c evaluate.c run.c options.c synonyms.c check_finite.c \
@@ -113,7 +119,9 @@ COMMON_OBJECTS := $(HOST:%.c=$(BUILD)/obj/%.o) $(TRAIN_LIB:%.c=$(BUILD)/obj/%.o)
 # own cuBLASLt in the place of what loads the library.
 LOADER         := $(BUILD)/obj/csrc/cuda/cublaslt_api.o
 CUDA_OBJECTS   := $(filter-out $(LOADER),$(CUDA_HOST:%.c=$(BUILD)/obj/%.o))
-LIB_OBJECTS := $(COMMON_OBJECTS) $(if $(CUDA),$(LOADER) $(CUDA_OBJECTS) $(KERNELS:%.cu=$(BUILD)/obj/%.o),$(BUILD)/obj/csrc/cuda/absent.o)
+KERNEL_OBJECTS := $(filter-out $(foreach g,$(KERNEL_GROUPS),$(KERNELS_$g:%=$(BUILD)/obj/kernels/%.o)),$(KERNELS:%.cu=$(BUILD)/obj/%.o)) \
+                  $(KERNEL_GROUPS:%=$(BUILD)/obj/kernels/group_%.o)
+LIB_OBJECTS := $(COMMON_OBJECTS) $(if $(CUDA),$(LOADER) $(CUDA_OBJECTS) $(KERNEL_OBJECTS),$(BUILD)/obj/csrc/cuda/absent.o)
 EMULATED_OBJECTS := $(COMMON_OBJECTS) $(CUDA_OBJECTS) $(KERNELS:%.cu=$(BUILD)/obj/emulated/%.o) \
                     $(EMULATION:%.cpp=$(BUILD)/obj/emulated/%.o)
 PROGRAM_OBJECTS := $(PROGRAM:%.c=$(BUILD)/obj/%.o)
@@ -131,20 +139,23 @@ GROUP_train      := train plot
 GROUP_precision  := precision ops
 GROUP_scripts    := gpu_report install scaling scripts
 GROUP_cli        := cli model
-GROUP_ranks      := ranks rank_failures two_hosts
+GROUP_ranks      := ranks rank_failures two_hosts rendezvous
 # Those of CUDA run on the emulation.
 EMULATED_GROUPS  := emulation products cuda memory comm
 GROUP_emulation  := emulation ptx cuda_device
-GROUP_products   := cublaslt matmul_plans adamw bias_gradient
+GROUP_products   := cublaslt matmul_plans adamw bias_gradient recompute
 GROUP_cuda       := cuda_ops cuda_train runtime
 GROUP_memory     := plan offload
 GROUP_comm       := comm nccl_train
-EMULATED_TESTS  := $(patsubst %,$(BUILD)/test/test_%,$(foreach g,$(EMULATED_GROUPS),$(GROUP_$g)) recompute)
+EMULATED_TESTS  := $(patsubst %,$(BUILD)/test/test_%,$(foreach g,$(EMULATED_GROUPS),$(GROUP_$g)))
 GROUPED         := $(foreach g,$(GROUPS),$(GROUP_$g))
 TESTS_ALONE     := $(filter-out $(GROUPED:%=$(BUILD)/test/test_%),$(TESTS))
 TEST_PROGRAMS   := $(GROUPS:%=$(BUILD)/test/group_%) $(TESTS_ALONE)
 # What test/run.py is given: a program, or a program and which of its sources.
 TEST_RUNS       := $(foreach g,$(GROUPS),$(GROUP_$g:%=$(BUILD)/test/group_$g:test_%)) $(TESTS_ALONE)
+
+# What is made anew but has not changed is as old as it was, and so is not compiled again.
+keep_if_same = if cmp -s $(1).new $(1); then rm $(1).new; else mv $(1).new $(1); fi
 
 # One short line per file; V=1 shows the commands.
 V ?= 0
@@ -185,6 +196,12 @@ $(BUILD)/obj/kernels/%.o: kernels/%.cu
 	@mkdir -p $(@D)
 	$(call quiet,NVCC) $(NVCC) -ccbin $(lastword $(CXX)) $(NVCC_FLAGS) -c $< -o $@
 
+$(BUILD)/obj/kernels/group_%.cu: Makefile
+	@mkdir -p $(@D)
+	@printf '#include "kernels/%s.cu"\n' $(KERNELS_$*) >$@.new; $(call keep_if_same,$@)
+$(BUILD)/obj/kernels/group_%.o: $(BUILD)/obj/kernels/group_%.cu
+	$(call quiet,NVCC) $(NVCC) -ccbin $(lastword $(CXX)) $(NVCC_FLAGS) -c $< -o $@
+
 $(BUILD)/obj/emulated/kernels/%.o: kernels/%.cu
 	@mkdir -p $(@D)
 	$(call quiet,CXX) $(CXX) $(EMULATION_FLAGS) -x c++ -c $< -o $@
@@ -218,7 +235,8 @@ $(BUILD)/obj/%.o: %.cpp
 $(BUILD)/obj/test/group_%.cpp: $$(foreach t,$$(GROUP_$$*),test/test_$$t.cpp) Makefile
 	@mkdir -p $(@D)
 	@{ grep -h '^#include' $(filter %.cpp,$^) | awk '!seen[$$0]++'; \
-	   for t in $(GROUP_$*); do printf 'namespace test_%s {\n#include "test_%s.cpp"\n}\n' $$t $$t; done; } >$@
+	   for t in $(GROUP_$*); do printf 'namespace test_%s {\n#include "test_%s.cpp"\n}\n' $$t $$t; done; } >$@.new; \
+	 $(call keep_if_same,$@)
 $(BUILD)/obj/test/group_%.o: $(BUILD)/obj/test/group_%.cpp
 	$(call quiet,CXX) $(CXX) $(CXXFLAGS_) -Itest -Itrain -c $< -o $@
 

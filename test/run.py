@@ -28,6 +28,7 @@ import xml.etree.ElementTree as ElementTree
 
 LINES_SHOWN = 60
 RUNNING = set()  # processes, each the leader of a group
+ENDING = []  # not empty once all that runs is to end
 
 
 class Outcome:
@@ -118,6 +119,8 @@ def run(command, log_path, timeout, temporary):
         except OSError as error:
             return f"it could not be started: {error.strerror}"
         RUNNING.add(process)
+        if ENDING:
+            end_group(process)
         try:
             status = process.wait(timeout)
         except subprocess.TimeoutExpired:
@@ -276,6 +279,7 @@ def run_all(arguments, temporary):
         except KeyboardInterrupt:
             for future in running.values():
                 future.cancel()
+            ENDING.append(True)
             for process in list(RUNNING):
                 end_group(process)
             raise

@@ -202,10 +202,17 @@ TEST_F(GpuReport, EndsWhatTakesTooLong) {
     trouble("if [ $command = bench ]; then\n"
             "    echo '{\"results\": [{\"op\": \"fill\", \"shape\": \"N=9\", \"by\": \"ours\", \"ms\": 0.25}]}' "
             ">\"$json\"\n"
-            "    sleep 60\nfi");
-    EXPECT_EQ(run(at("gptloom"), "--bench-limit 1"), 1);
-    EXPECT_TRUE(contains(output, "| benchmark | ended after its limit of 1 s |")) << output;
-    EXPECT_TRUE(contains(output, "| fill | N=9 | ours | 0.2500 |")) << output;
+            "    sleep 600\nfi");
+    /* A machine may be so busy that it takes as long to write that: then once more, with more time. */
+    const std::string row = "| fill | N=9 | ours | 0.2500 |";
+    std::string limit;
+    for (const char *seconds : {"1", "10", "100"}) {
+        if (contains(output, row)) break;
+        EXPECT_EQ(run(at("gptloom"), std::string("--bench-limit ") + seconds), 1);
+        limit = seconds;
+    }
+    EXPECT_TRUE(contains(output, "| benchmark | ended after its limit of " + limit + " s |")) << output;
+    EXPECT_TRUE(contains(output, row)) << output;
     EXPECT_TRUE(contains(output, "| gptloom | 16,000 |")) << output;
 }
 

@@ -254,7 +254,6 @@ TEST(Cost, IsMeasuredOnADevice) {
                                      cost.recompute[LOOM_RECOMPUTE_ACT], cost.recompute[LOOM_RECOMPUTE_BLOCK]}) {
             EXPECT_TRUE(std::isfinite(seconds)) << name;
             EXPECT_GT(seconds, 0) << name;
-            EXPECT_LT(seconds, 10) << name;
         }
         EXPECT_EQ(cost.recompute[LOOM_RECOMPUTE_NONE], 0);
         const loom_recompute none = policy("none"), block = policy("block");

@@ -283,12 +283,11 @@ TEST_F(GetText, RefusesAWrongSum) {
     expect_headers(result);
 }
 
+/* One that would never end by itself; where the machine is slow the time is over before it begins. */
 TEST_F(GetText, EndsASlowDownload) {
     Server server(content);
-    const auto begin = std::chrono::steady_clock::now();
     const result result = get("DATA_TIMEOUT=0.5 DATA_URL=" + server.url + "/slow");
-    EXPECT_LT(std::chrono::steady_clock::now() - begin, std::chrono::seconds(8));
-    EXPECT_EQ(server.requests, 1);
+    EXPECT_LE(server.requests, 1);
     EXPECT_TRUE(contains(result.output, "not there within 0.5 seconds")) << result.output;
     expect_headers(result);
 }
@@ -588,7 +587,11 @@ const bool acting = [] {
         {"Crash", [] { raise(SIGKILL); }},
         {"HangUp", [] { raise(SIGHUP); }},
         {"Elsewhere", [] {}},
-        {"Hang", [] { sleep(60); }},
+        {"Hang",
+         [] {
+             if (const char *begun = std::getenv("BEGUN")) std::ofstream(begun) << getpid();
+             sleep(600);
+         }},
         {"Slow", [] { usleep(100000); }},
         {"Litter", [] { std::ofstream(fs::temp_directory_path() / "litter"); }},
         {"Leak", [] { std::atexit([] { _exit(23); }); }},
@@ -673,12 +676,20 @@ TEST_F(Runner, CountsACrashAndWhatCameBefore) {
     EXPECT_TRUE(contains(result.output, "killed by SIGKILL")) << result.output;
 }
 
+/* A machine may be so busy that it takes as long to come to what hangs: then once more, with more time. */
 TEST_F(Runner, EndsWhatTakesTooLong) {
-    program("Pass Hang");
-    const result result = run("--timeout 1.5");
+    const fs::path begun = here / "begun";
+    program("Pass Hang", "", "export BEGUN=" + quoted(begun.string()) + "\n");
+    result result;
+    std::string limit;
+    for (const char *seconds : {"0.5", "5", "60"}) {
+        if (fs::exists(begun)) break;
+        result = run(std::string("--timeout ") + seconds);
+        limit = seconds;
+    }
     EXPECT_EQ(result.status, 1);
     EXPECT_EQ(last_line(result.output), "1 passed, 1 failed, 0 skipped") << result.output;
-    EXPECT_TRUE(contains(result.output, "ended after 1.5 s")) << result.output;
+    EXPECT_TRUE(contains(result.output, "ended after " + limit + " s")) << result.output;
 }
 
 /* By its source: of these two tests each is of another file, as this program is of many. */
@@ -730,7 +741,7 @@ TEST_F(Runner, RunsProgramsBesideEachOther) {
     const std::string mine = quoted((here / "one").string()), theirs = quoted((here / "two").string());
     program("Pass", "", "touch " + mine + "; until [ -e " + theirs + " ]; do sleep 0.01; done; sleep 0.3\n");
     program("Fail", "", "touch " + theirs + "; until [ -e " + mine + " ]; do sleep 0.01; done\n");
-    const result result = run("--jobs 2 --timeout 20");
+    const result result = run("--jobs 2");
     EXPECT_EQ(last_line(result.output), "1 passed, 1 failed, 0 skipped") << result.output;
     EXPECT_LT(result.output.find("test_1 "), result.output.find("test_2 ")) << result.output;
 }
@@ -745,11 +756,11 @@ TEST_F(Runner, BeginsWithWhatTookLongest) {
     EXPECT_EQ(read(here / "order"), "quick\nslow\nslow\nquick\n");
 }
 
-/* Neither what runs nor what waits is left behind. */
+/* Neither what runs nor what waits is left behind; that it is interrupted twice changes nothing. */
 TEST_F(Runner, EndsAllWhenItIsInterrupted) {
-    program("Hang", "", "echo $$ >" + quoted((here / "first").string()) + "\n");
+    program("Hang", "", "echo $$ >" + quoted((here / "first").string()) + "; kill -INT $PPID; kill -INT $PPID\n");
     program("Pass", "", "echo $$ >" + quoted((here / "second").string()) + "\n");
-    const result result = run("--jobs 1", "timeout --preserve-status -k 20 -s INT 3 ");
+    const result result = run("--jobs 1");
     EXPECT_EQ(result.status, 130) << result.output;
     const int hanging = std::atoi(read(here / "first").c_str());
     ASSERT_GT(hanging, 0) << "it was not begun";
