@@ -144,7 +144,7 @@ def left_in(temporary):
 def shared_memory():
     """Our files in /dev/shm that no process has mapped: once made, those would stay."""
     files = [os.path.join("/dev/shm", name) for name in os.listdir("/dev/shm")] if os.path.isdir("/dev/shm") else []
-    mine = {file for file in files if os.path.lexists(file) and os.lstat(file).st_uid == os.getuid()}
+    mine = {file for file in files if os.path.isfile(file) and os.stat(file).st_uid == os.getuid()}
     for maps in glob.glob("/proc/[0-9]*/maps") if mine else []:
         try:
             with open(maps, encoding="utf-8", errors="replace") as lines:
@@ -265,7 +265,7 @@ def run_all(arguments, temporary):
     """Runs the programs, each with a TMPDIR of its own in that folder; returns the exit status."""
     total = Outcome()
     before = shared_memory()
-    width = max((len(argument.partition(":")[0]) for argument in arguments.programs), default=0)
+    width = max((len(name_of(argument)) for argument in arguments.programs), default=0)
     longest_first = sorted(arguments.programs, key=lambda argument: -seconds_before(argument, arguments.logs))
     pool = concurrent.futures.ThreadPoolExecutor(max(1, arguments.jobs))
     running = {}
