@@ -196,10 +196,10 @@ $(BUILD)/obj/kernels/%.o: kernels/%.cu
 	@mkdir -p $(@D)
 	$(call quiet,NVCC) $(NVCC) -ccbin $(lastword $(CXX)) $(NVCC_FLAGS) -c $< -o $@
 
-$(BUILD)/obj/kernels/group_%.cu: Makefile
+$(KERNEL_GROUPS:%=$(BUILD)/obj/kernels/group_%.cu): $(BUILD)/obj/kernels/group_%.cu: Makefile
 	@mkdir -p $(@D)
 	@printf '#include "kernels/%s.cu"\n' $(KERNELS_$*) >$@.new; $(call keep_if_same,$@)
-$(BUILD)/obj/kernels/group_%.o: $(BUILD)/obj/kernels/group_%.cu
+$(KERNEL_GROUPS:%=$(BUILD)/obj/kernels/group_%.o): %.o: %.cu
 	$(call quiet,NVCC) $(NVCC) -ccbin $(lastword $(CXX)) $(NVCC_FLAGS) -c $< -o $@
 
 $(BUILD)/obj/emulated/kernels/%.o: kernels/%.cu
@@ -232,12 +232,12 @@ $(BUILD)/obj/%.o: %.cpp
 
 # A group of tests: first all that they include, then each source in a namespace of its own.
 .SECONDEXPANSION:
-$(BUILD)/obj/test/group_%.cpp: $$(foreach t,$$(GROUP_$$*),test/test_$$t.cpp) Makefile
+$(GROUPS:%=$(BUILD)/obj/test/group_%.cpp): $(BUILD)/obj/test/group_%.cpp: $$(foreach t,$$(GROUP_$$*),test/test_$$t.cpp) Makefile
 	@mkdir -p $(@D)
 	@{ grep -h '^#include' $(filter %.cpp,$^) | awk '!seen[$$0]++'; \
 	   for t in $(GROUP_$*); do printf 'namespace test_%s {\n#include "test_%s.cpp"\n}\n' $$t $$t; done; } >$@.new; \
 	 $(call keep_if_same,$@)
-$(BUILD)/obj/test/group_%.o: $(BUILD)/obj/test/group_%.cpp
+$(GROUPS:%=$(BUILD)/obj/test/group_%.o): %.o: %.cpp
 	$(call quiet,CXX) $(CXX) $(CXXFLAGS_) -Itest -Itrain -c $< -o $@
 
 EMULATED_PROGRAMS := $(EMULATED_TESTS) $(EMULATED_GROUPS:%=$(BUILD)/test/group_%)

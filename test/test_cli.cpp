@@ -70,8 +70,8 @@ class Program : public ::testing::Test {
 
     void SetUp() override {
         ASSERT_FALSE(gptloom.empty()) << "there is no build/gptloom, and GPTLOOM names no program";
-        char name[] = "/tmp/gptloom-cli-XXXXXX";
-        ASSERT_NE(mkdtemp(name), nullptr);
+        std::string name = fs::temp_directory_path() / "gptloom-cli-XXXXXX";
+        ASSERT_NE(mkdtemp(name.data()), nullptr);
         folder = name;
         text("text.txt", 4000);
     }

@@ -17,6 +17,7 @@ extern "C" {
 #include <cstdint>
 #include <cstdlib>
 #include <cstring>
+#include <filesystem>
 #include <fstream>
 #include <sstream>
 #include <string>
@@ -33,8 +34,8 @@ class Options : public ::testing::Test {
     std::string folder;
 
     void SetUp() override {
-        char name[] = "/tmp/gptloom-options-XXXXXX";
-        ASSERT_NE(mkdtemp(name), nullptr);
+        std::string name = std::filesystem::temp_directory_path() / "gptloom-options-XXXXXX";
+        ASSERT_NE(mkdtemp(name.data()), nullptr);
         folder = name;
     }
 
