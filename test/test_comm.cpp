@@ -267,7 +267,7 @@ class Nccl : public RanksTest {
 };
 
 TEST_F(Nccl, TwoRanksFindEachOtherByTcp) {
-    for (const char *schedule : {"order", "reverse", "random:1", "random:2"})
+    for (const char *schedule : {"order LOOM_SECRET=known", "reverse", "random:1", "random:2"})
         all_works(torchrun(2, everything, at_port(free_port()) + " LOOM_EMULATION_SCHEDULE=" + schedule));
 }
 

@@ -1,4 +1,4 @@
-/* OUT/data.json: what the data of a run were when it began, file by file, so that a resumed run goes on with the same. */
+/* OUT/data.json: the data of a run as they were when it began, file by file; a resumed run goes on with the same. */
 #include "trainer.h"
 
 #include "base/file.h"
