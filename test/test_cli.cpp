@@ -755,6 +755,38 @@ TEST_F(Program, ARunLeavesItsFiles) {
     EXPECT_NE(slurp(folder / "run/samples.txt").find("step 4"), std::string::npos);
 }
 
+/* What a shell makes of a pattern. */
+TEST_F(Program, AHundredShardsAreNamedOneByOne) {
+    fs::create_directory(folder / "m");
+    std::string shard(1024, '\0');
+    const uint32_t header[] = {20240520, 1, 40};
+    memcpy(shard.data(), header, sizeof header);
+    for (int i = 0; i < 40; i++) shard += {(char)i, '\0'};
+    Words shards;
+    for (int i = 0; i < 103; i++) {
+        shards.push_back("m/" + std::to_string(i) + ".bin");
+        write(shards.back(), shard);
+    }
+    const Words more = {"--vocab-size", "64", "--stop-after", "2"};
+    const Outcome outcome = run(training_on(shards, more));
+    ASSERT_EQ(outcome.code, 0) << outcome.err;
+    EXPECT_NE(outcome.out.find("tokens: m/0.bin and 102 others"), std::string::npos) << outcome.out;
+    expect_run({"train", "--resume", "--out", "run", "--quiet"});
+    EXPECT_EQ(latest(), "step-00000004");
+}
+
+TEST_F(Program, DataThatAreNoTextAreRefused) {
+    write("text.gz", std::string("\x1f\x8b\x08\x00 and so on", 16));
+    write("page", "<!doctype html><p>" + std::string(1000, 'x'));
+    expect_mistake(training_on({"text.gz"}), {"text.gz: is compressed by gzip: gunzip it first", "--any-bytes"});
+    const Outcome outcome = run(training_on({"page"}));
+    EXPECT_EQ(outcome.code, 0) << outcome.err;
+    EXPECT_NE(outcome.out.find("  note        page is HTML: its tags are trained on"), std::string::npos)
+        << outcome.out;
+    expect_run(
+        training_on({"text.gz"}, {"--any-bytes", "--val-fraction", "0", "--out", "any", "--quiet", "--seq-len", "4"}));
+}
+
 TEST_F(Program, QuietSaysNothing) {
     const Outcome outcome = run(training({"--quiet"}));
     EXPECT_EQ(outcome.code, 0);
