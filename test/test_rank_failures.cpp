@@ -53,6 +53,37 @@ TEST_F(RankFailures, ARankThatIsKilledAsItStartsIsNamedToo) {
         << process->output();
 }
 
+/* The data, too large to be kept in memory, lose their end: sooner or later a rank, most times one alone, is given none.
+ * What was done is saved by all, and once the data are back the run goes on to the bits of one that nothing happened to. */
+TEST_F(RankFailures, ARankWithoutDataEndsTheRunAndNothingIsLost) {
+    const std::string data = here.at("text"), more = " --any-bytes --steps 100000 --checkpoint-every 100000 ";
+    int runs = 0;
+    for (const char *const flags : {"--ranks 2 --zero 3", "--ranks 4 --zero 1"}) {
+        const std::string ranks = flags, out = "run-" + std::to_string(++runs), whole = "whole-" + std::to_string(runs);
+        fs::resize_file(data, 65 << 20);
+        auto process = start(train(out, ranks + more));
+        rank_after(*process, out, 0, 5);
+        fs::resize_file(data, 60 << 20);
+        EXPECT_EQ(process->wait(), 2) << process->output();
+        EXPECT_TRUE(process->is_gone());
+        ASSERT_GE(saved(out), 5) << process->output();
+        for (int r = 0; r < 2; r++) EXPECT_EQ(logged(out, r), saved(out)) << log(out, r);
+        const Words said = ours(*process);
+        ASSERT_EQ(said.size(), 1u) << process->output();
+        for (const std::string &words :
+             {std::string("text: has become shorter"), "step " + std::to_string(saved(out)) + " is saved"})
+            EXPECT_NE(said[0].find(words), std::string::npos) << said[0];
+        fs::resize_file(data, 65 << 20);
+        const std::string end = std::to_string(saved(out) + 2);
+        auto resumed = start(words(gptloom_program() + " train --resume -q --stop-after 2 --out " + out + " " + ranks));
+        EXPECT_EQ(resumed->wait(), 0) << resumed->output();
+        auto alone = start(train(whole, more + "--stop-after " + end));
+        EXPECT_EQ(alone->wait(), 0) << alone->output();
+        EXPECT_TRUE(bits_in(here.path() / out) == bits_in(here.path() / whole)) << ranks << ", step " << end;
+        if (!full()) return;
+    }
+}
+
 /* What stands in for mpirun. */
 class FakeMpirun : public RunsTest {
   protected:

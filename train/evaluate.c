@@ -89,25 +89,41 @@ static void validation_close(validation *v) {
     free(v->mine);
 }
 
+/* What a rank says that cannot read its data, in place of whether the run is to end. */
+enum { NO_DATA = 2 };
+
+/* A rank without data stays with the others: no targets. */
+static void clear_validation_batch(const loom_trainer *t, const validation *v) {
+    for (int64_t i = 0; i < t->options.micro_batch * t->options.seq_len; i++) {
+        v->inputs[i] = 0;
+        v->targets[i] = -1;
+    }
+}
+
 /* One micro-batch on each rank, from window `first` of those that are taken. */
 static bool validate_round(loom_trainer *t, validation *v, int64_t first, loom_error *error) {
     const int64_t B = t->options.micro_batch;
-    if (!fill_validation_batch(t, v, first + t->comm->rank * B, error)) return false;
+    loom_error why;
+    const bool has_data = fill_validation_batch(t, v, first + t->comm->rank * B, &why);
+    if (!has_data) t->no_data = true;
+    if (!has_data && t->comm->size == 1) return loom_fail(error, "%s", why.message);
+    if (!has_data) clear_validation_batch(t, v);
     loom_gpt_set_batch(t->gpt, v->inputs, v->targets, LOOM_HOST_TO_DEVICE);
     loom_gpt_forward_alone(t->gpt);
     loom_gpt_loss(t->gpt, false, false);
     if (!sum_windows(t, v->losses, v->mine, error)) return false;
-    v->mine[B] = loom_trainer_should_stop(t);
+    v->mine[B] = has_data ? loom_trainer_should_stop(t) : NO_DATA;
     if (!loom_comm_host_gather(t->comm, v->each, v->mine, (size_t)(B + 1) * sizeof *v->mine, error)) return false;
     for (int r = 0; r < t->comm->size; r++) {
         const double *theirs = v->each + r * (B + 1);
         t->stops = t->stops || theirs[B] != 0;
+        t->no_data = t->no_data || theirs[B] == NO_DATA;
         for (int64_t b = 0; b < B && first + r * B + b < v->taken; b++) {
             v->sum += theirs[b];
             v->rows += loom_window_pairs(&t->validation, t->options.seq_len, place_of(v, first + r * B + b));
         }
     }
-    return true;
+    return !t->no_data || loom_comm_all(t->comm, has_data, &why) || loom_fail(error, "%s", why.message);
 }
 
 bool loom_trainer_validate(loom_trainer *t, int64_t tokens, loom_validation *result, loom_error *error) {

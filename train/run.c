@@ -432,12 +432,13 @@ static bool finish(run *r, int64_t step, loom_error *error) {
     return fail_lost(r, "the loss at the end of the run is that of lost parameters", error);
 }
 
-/* After an error that has left the state as step `step` did: what is done is saved before the run ends. Ranks cannot do so
- * without the one that failed. */
+/* After an error that has left the state as step `step` did: what is done is saved before the run ends. Of several ranks
+ * all know of data that could not be read, and of nothing else. */
 static bool save_what_is_done(run *r, int64_t step, loom_error *error) {
     const loom_error why = *error;
     loom_error ignored;
-    if (r->comm->size == 1 && step > r->first && save(r, step, true, &ignored))
+    if ((r->comm->size == 1 || r->trainer->no_data) && step > r->first && save(r, step, true, &ignored) &&
+        r->saved_step == step)
         loom_fail(error, "%s; step %" PRId64 " is saved, and --resume goes on from it", why.message, step);
     return false;
 }
@@ -445,7 +446,7 @@ static bool save_what_is_done(run *r, int64_t step, loom_error *error) {
 /* A step that was given no data has changed nothing. */
 static bool do_step(run *r, int64_t step, loom_step_report *report, loom_error *error) {
     if (loom_trainer_step(r->trainer, report, error)) return true;
-    return r->trainer->feeder.failed && save_what_is_done(r, step - 1, error);
+    return r->trainer->no_data && save_what_is_done(r, step - 1, error);
 }
 
 static bool validates_after(const run *r, int64_t step) {

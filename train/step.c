@@ -80,8 +80,9 @@ bool loom_trainer_should_stop(loom_trainer *t) {
 
 /* What a rank tells the others. */
 typedef struct told {
-    double worked; /* milliseconds of the step before */
-    double stop;   /* not 0: it was asked to end the run */
+    double worked;  /* milliseconds of the step before */
+    double stop;    /* not 0: it was asked to end the run */
+    double no_data; /* not 0: it has none for this step */
 } told;
 
 /* Ranks that ask each other wait for the slowest. So they do it where they meet anyway, before the update, and between
@@ -96,7 +97,7 @@ static int64_t stride(const loom_trainer *t, double slowest_ms) {
 /* Compares the step before, and asks whether one of the ranks is to end the run. */
 static bool meet(loom_trainer *t, loom_error *error) {
     const int ranks = t->comm->size;
-    const told mine = {t->meeting.ms_worked, loom_trainer_should_stop(t)};
+    const told mine = {t->meeting.ms_worked, loom_trainer_should_stop(t), t->feeder.failed};
     told *all = calloc((size_t)ranks, sizeof *all);
     const bool ok = all ? loom_comm_host_gather(t->comm, all, &mine, sizeof mine, error)
                         : loom_fail(error, "no memory for %d ranks", ranks);
@@ -105,6 +106,7 @@ static bool meet(loom_trainer *t, loom_error *error) {
         least = all[r].worked < least ? all[r].worked : least;
         most = all[r].worked > most ? all[r].worked : most;
         t->stops = t->stops || all[r].stop != 0;
+        t->no_data = t->no_data || all[r].no_data != 0;
     }
     t->meeting.ms_spread = most - least;
     t->meeting.stride = stride(t, most);
@@ -119,10 +121,10 @@ static bool ask(loom_trainer *t, int64_t i, bool *gives_up, loom_error *error) {
     bool ok = true;
     if (t->comm->size == 1)
         loom_trainer_should_stop(t);
-    else if (!t->stops && is_time)
+    else if (!t->stops && !t->no_data && is_time)
         ok = meet(t, error);
     t->comm->traffic.bytes = bytes; /* how often ranks ask depends on time; what a step moves does not */
-    *gives_up = t->stops;
+    *gives_up = t->stops || t->no_data;
     return ok;
 }
 
@@ -157,10 +159,12 @@ static bool compute(loom_trainer *t, bool *gives_up, loom_error *error) {
 }
 
 /* The ranks meet before the update, as what it leaves to the communicator (weights on their way) is to be done beside the
- * next step. A run that ends from here on does the step to its end. */
-static bool meet_and_update(loom_trainer *t, loom_error *error) {
+ * next step. A run that ends from here on does the step to its end, if all ranks had data for it. */
+static bool meet_and_update(loom_trainer *t, bool *gives_up, loom_error *error) {
     const bool alone = t->comm->size == 1;
-    return (alone || meet(t, error)) && run(t, LOOM_UPDATE, alone, error);
+    if (!alone && !meet(t, error)) return false;
+    *gives_up = t->no_data;
+    return *gives_up || run(t, LOOM_UPDATE, alone, error);
 }
 
 /* A step that was given up: the batch is the next one again, and what is on its way between ranks is awaited. Gradients and
@@ -173,6 +177,19 @@ static bool give_up(loom_trainer *t, loom_step_report *report, loom_error *error
     return loom_parallel_ok(&t->parallel, error) && loom_comm_synchronize(t->comm, NULL, error);
 }
 
+/* The step's batch. A rank among several that has none goes on without targets until they meet: it could not leave the
+ * others waiting. */
+static bool take_batch(loom_trainer *t, int64_t *step, int64_t *targets, bool *has_data, loom_error *error) {
+    *has_data = loom_feeder_take(&t->feeder, step, targets, error);
+    if (*has_data) return true;
+    t->no_data = t->feeder.failed && t->comm->size == 1;
+    if (!t->feeder.failed || t->comm->size == 1) return false;
+    loom_feeder_take_nothing(&t->feeder);
+    *step = t->state.step;
+    *targets = 1;
+    return true;
+}
+
 /* ------------------------------------------------------------------------------------------------------------- the step */
 
 bool loom_trainer_step(loom_trainer *t, loom_step_report *report, loom_error *error) {
@@ -182,14 +199,16 @@ bool loom_trainer_step(loom_trainer *t, loom_step_report *report, loom_error *er
     loom_scalars *host = t->host_scalars;                 /* pinned */
 
     int64_t step, targets;
-    if (!loom_feeder_take(&t->feeder, &step, &targets, error)) return false;
+    bool has_data, gives_up = false;
+    loom_error why;
+    if (!take_batch(t, &step, &targets, &has_data, &why)) return loom_fail(error, "%s", why.message);
     t->comm->step = step + 1;
     host->in = step_inputs(t, step, targets);
     t->device->copy(t->device, NULL, &scalars->in, &host->in, sizeof host->in, LOOM_HOST_TO_DEVICE);
-    bool gives_up;
-    if (!compute(t, &gives_up, error)) return false;
-    if (gives_up) return give_up(t, report, error);
-    if (!meet_and_update(t, error)) return false;
+    if (!compute(t, &gives_up, error) || (!gives_up && !meet_and_update(t, &gives_up, error))) return false;
+    if (gives_up && !give_up(t, report, error)) return false;
+    if (t->no_data) return loom_comm_all(t->comm, has_data, &why) || loom_fail(error, "%s", why.message);
+    if (gives_up) return true;
     loom_feeder_send_ahead(&t->feeder);
     t->device->copy(t->device, NULL, &host->out, &scalars->out, sizeof host->out, LOOM_DEVICE_TO_HOST);
     t->device->copy(t->device, NULL, &host->state, &scalars->state, sizeof host->state, LOOM_DEVICE_TO_HOST);

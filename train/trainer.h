@@ -27,6 +27,7 @@ struct loom_trainer {
     bool begins_anew; /* it is to go on, but was ended before its first checkpoint: it is begun with the files it has */
     loom_comm *comm;
     const loom_train_observer *observer; /* NULL: none */
+    bool no_data;                        /* one of the ranks could not read its data: no further step is done */
     bool asked, stops; /* this rank's observer has asked to end the run; all ranks know that one has, and end it */
     struct {
         double ms_worked, ms_spread; /* of the step before: of this rank; the slowest's from the fastest's */

@@ -75,3 +75,14 @@ bool loom_feeder_take(loom_feeder *f, int64_t *step, int64_t *targets, loom_erro
     *targets = f->next.targets_in_step;
     return true;
 }
+
+void loom_feeder_take_nothing(loom_feeder *f) {
+    const size_t half = f->ids / 2, bytes = half * sizeof(int32_t);
+    int32_t *pinned = f->pinned[f->turn];
+    for (size_t i = 0; i < half; i++) {
+        pinned[i] = 0;
+        pinned[half + i] = -1;
+    }
+    f->device->copy(f->device, NULL, f->inputs, pinned, bytes, LOOM_HOST_TO_DEVICE);
+    f->device->copy(f->device, NULL, f->targets, pinned + half, bytes, LOOM_HOST_TO_DEVICE);
+}

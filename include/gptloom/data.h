@@ -149,6 +149,8 @@ void loom_feeder_close(loom_feeder *feeder);
 bool loom_feeder_take(loom_feeder *feeder, int64_t *step, int64_t *targets, loom_error *error);
 /* After a take, with nothing sent ahead since: the next take brings the same batch again. */
 void loom_feeder_give_back(loom_feeder *feeder);
+/* In place of a batch that could not be read: one without targets, for a rank that computes it to stay with the others. */
+void loom_feeder_take_nothing(loom_feeder *feeder);
 /* Sends the following batch ahead. Best called when the device has been given its work; what fails here fails at the
  * next take. */
 void loom_feeder_send_ahead(loom_feeder *feeder);
