@@ -104,8 +104,7 @@ static bool bad_file(const char *path, loom_error *error) {
 static const char *const row_keys[] = {"op", "shape", "dtype", "by"};
 enum { ROW_KEYS = 4 };
 
-/* Reads a saved document and checks all that will be used of it. */
-static bool read_saved(const char *path, cJSON **saved, loom_error *error) {
+bool loom_bench_read(const char *path, cJSON **saved, loom_error *error) {
     char *text = loom_file_read_text(path, LARGEST_FILE, error);
     if (!text) return false;
     *saved = cJSON_Parse(text);
@@ -325,7 +324,7 @@ static void choose_shapes(bench *b) {
 static bool measure(bench *b, loom_error *error) {
     const settings *mine = b->mine;
     if (mine->json && !loom_output_check(mine->json, error)) return false;
-    if (mine->against && !read_saved(mine->against, &b->saved, error)) return false;
+    if (mine->against && !loom_bench_read(mine->against, &b->saved, error)) return false;
     if (!open_devices(b, error)) return false;
     if (b->saved) warn_of_other_device(b);
     choose_shapes(b);

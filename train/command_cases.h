@@ -5,6 +5,8 @@
 #include "base/flag.h"
 #include "gptloom/device.h"
 
+#include <cjson/cJSON.h>
+
 #ifdef __cplusplus
 extern "C" {
 #endif
@@ -24,6 +26,9 @@ extern const char *const loom_case_dtype_names[];
  * refused. After an error, `device` is NULL. */
 bool loom_case_choice_open(const loom_case_choice *choice, bool cudnn_attention, loom_device **device,
                            loom_error *error);
+
+/* Reads what `gptloom bench --json` wrote, and checks all that is used of it; the caller deletes it, after an error too. */
+bool loom_bench_read(const char *path, cJSON **saved, loom_error *error);
 
 #ifdef __cplusplus
 }

@@ -4,11 +4,13 @@
 #include "base/file.h"
 #include "base/nearest.h"
 #include "base/printable.h"
+#include "checkpoint/directory.h"
 #include "checkpoint/documents.h"
 #include "checkpoint/manifest.h"
 #include "checkpoint/safetensors.h"
 #include "checkpoint/tensors.h"
 #include "comm/handshake.h"
+#include "command_cases.h"
 #include "command_line.h"
 #include "cuda/choices.h"
 #include "gptloom/gptloom.h"
@@ -23,6 +25,10 @@
 #include <map>
 #include <sys/stat.h>
 #include <unistd.h>
+
+extern "C" {
+#include "trainer.h"
+}
 
 namespace fuzz {
 
@@ -282,6 +288,42 @@ void plain_text(const uint8_t *data, size_t size) {
 
 /* -------------------------------------------------------------------------------------------------------------- runs */
 
+/* What a run's data.json says of its data, against a file of them. */
+void data_record(const uint8_t *data, size_t size) {
+    static loom_comm alone; /* rank 0 */
+    static loom_trainer trainer;
+    loom_error error;
+    const std::string path = disk_file("data.txt", "some text", 9);
+    const char *paths[] = {path.c_str()};
+    if (!files.count(file("data.json", data, size))) disk_file("data.json", "", 0); /* it looks whether it is there */
+    trainer.comm = &alone;
+    trainer.options.resume = true;
+    trainer.options.out = folder.data();
+    REQUIRE(loom_dataset_open(&trainer.data, paths, 1, &error));
+    if (!loom_trainer_check_data(&trainer, &error)) check_error(error);
+    loom_dataset_close(trainer.data);
+}
+
+/* `latest`, where links cannot be. */
+void latest(const uint8_t *data, size_t size) {
+    char found[4096];
+    loom_error error;
+    const std::string checkpoints = folder + "/checkpoints", real = checkpoints + "/step-00000002";
+    mkdir(checkpoints.c_str(), 0700), mkdir(real.c_str(), 0700);
+    disk_file("checkpoints/step-00000002/config.json", "{}", 2);
+    file("checkpoints/latest", data, size);
+    disk_file("checkpoints/latest", data, size);
+    REQUIRE(loom_checkpoint_find(folder.c_str(), found, sizeof found, &error));
+    REQUIRE(found == real); /* it or, where `latest` is no name, the newest */
+}
+
+void bench(const uint8_t *data, size_t size) {
+    loom_error error;
+    cJSON *saved = nullptr;
+    if (!loom_bench_read(file("bench.json", data, size).c_str(), &saved, &error)) check_error(error);
+    cJSON_Delete(saved);
+}
+
 void metrics(const uint8_t *data, size_t size) {
     loom_error error;
     loom_curves curves = {};
@@ -291,6 +333,7 @@ void metrics(const uint8_t *data, size_t size) {
         disk_file("metrics.jsonl", "", 0); /* it looks whether it is there */
     if (loom_curves_read(&curves, folder.c_str(), &error)) {
         REQUIRE(curves.n > 0);
+        loom_run_last_step(folder.c_str());
         for (int64_t i = 1; i < curves.n; i++)
             REQUIRE(curves.column[LOOM_CURVE_STEP][i] > curves.column[LOOM_CURVE_STEP][i - 1]);
         if (!loom_plot_draw(&svg, &curves, 1, &options, &error)) check_error(error);
@@ -409,6 +452,9 @@ const std::vector<Target> &targets() {
         {"text", plain_text},
         {"metrics", metrics},
         {"rank_log", rank_log},
+        {"data_record", data_record},
+        {"latest", latest},
+        {"bench", bench},
         {"printable", printable},
         {"nearest", nearest},
     };
