@@ -488,7 +488,9 @@ static int launch(loom_train_options *options, int argc, char **argv) {
     }
     free(words);
     if (!ok) return loom_command_failed(&error);
-    if (!end.line.message[0]) return end.status;
+    const int number = end.status - 128;
+    const bool by_signal = number == SIGINT || number == SIGTERM || number == SIGHUP;
+    if (!end.line.message[0]) return by_signal ? loom_interrupts_end_by(number) : end.status;
     if (end.was_ended) add_where(&end.line, options->out, end.rank);
     loom_command_failed(&end.line);
     return end.status;

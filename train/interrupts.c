@@ -100,14 +100,16 @@ int loom_interrupts_asked(void) {
 int loom_interrupts_end(bool alone) {
     const int number = asked;
     if (!number || number == SIGUSR1) return 0;
-    if (alone) {
-        fflush(NULL);
-        sigset_t one;
-        sigemptyset(&one);
-        sigaddset(&one, number);
-        signal(number, SIG_DFL);
-        pthread_sigmask(SIG_UNBLOCK, &one, NULL);
-        raise(number);
-    }
+    return alone ? loom_interrupts_end_by(number) : 128 + number;
+}
+
+int loom_interrupts_end_by(int number) {
+    sigset_t one;
+    fflush(NULL);
+    sigemptyset(&one);
+    sigaddset(&one, number);
+    signal(number, SIG_DFL);
+    pthread_sigmask(SIG_UNBLOCK, &one, NULL);
+    raise(number);
     return 128 + number;
 }

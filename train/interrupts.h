@@ -41,6 +41,9 @@ int loom_interrupts_asked(void);
  * last. A rank returns: to mpirun one that is ended by a signal has failed. SIGUSR1 asks for a pause, not for an end: 0. */
 int loom_interrupts_end(bool alone);
 
+/* Ends this process by the signal; returns the exit code that says the same where it does not, being blocked or ignored. */
+int loom_interrupts_end_by(int number);
+
 #ifdef __cplusplus
 }
 #endif
