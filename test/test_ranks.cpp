@@ -581,6 +581,17 @@ TEST_F(Program, MistakesUnderMpirunEndAllRanks) {
     EXPECT_FALSE(fs::exists(here.at("run"))) << "something was written";
 }
 
+/* mpirun ends its ranks where its stdout breaks, so it gets one that does not. */
+TEST_F(Program, AStdoutThatBreaksEndsNoRanks) {
+    const std::string ranks = run + "--ranks 2 --stop-after 60 --out ";
+    const Outcome o = shell("{ (" + ranks + "pipe; echo $? >status) | head -c 1; " + ranks + "full >/dev/full; }");
+    EXPECT_EQ(o.status, 0) << o.err;
+    EXPECT_EQ(read_file(here.at("status")), "0\n") << o.err;
+    EXPECT_EQ(lines_of(o.err, "gptloom: standard output: could not be written (").size(), 2u) << o.err;
+    for (const char *out : {"pipe", "full"})
+        EXPECT_EQ(fs::read_symlink(here.at(std::string(out) + "/checkpoints/latest")), "step-00000060");
+}
+
 /* Ctrl-C at the launcher saves and ends all ranks cleanly, and so does Slurm's warning, after which the job is to go on: one
  * rank goes on to the bits of a run that never stopped. */
 TEST_F(Program, CtrlCSavesAndEndsAllRanks) {
@@ -604,7 +615,7 @@ TEST_F(Program, CtrlCSavesAndEndsAllRanks) {
         kill(child, number);
         for (looks = 0; !has_ended(); usleep(20000))
             if (++looks == 50 * (int)seconds_to_hang) kill(child, SIGKILL);
-        EXPECT_TRUE(WIFEXITED(ended) && WEXITSTATUS(ended) == status) << ended << "\n" << read_file(here.at("err"));
+        EXPECT_TRUE((WIFEXITED(ended) ? WEXITSTATUS(ended) : 128 + WTERMSIG(ended)) == status) << ended << "\n" << read_file(here.at("err"));
         const size_t done = steps();
         ASSERT_GE(done, 3u);
         ASSERT_LT(done, 100000u);

@@ -380,14 +380,15 @@ static void show_end(session *now, const char *out) {
 }
 
 /* The last line of a training whose stdout broke on the way: a closed pipe, a full disk, a pager that was left. */
-static void tell_of_output(const session *now, const char *out) {
+static void tell_of_output(int failure, int64_t step, const char *out) {
     loom_error line;
-    const int failure = loom_output_failure();
+    char after[48] = "";
     if (!failure) return;
-    loom_fail(&line,
-              "standard output: could not be written after step %lld (%s); the training went on without it; "
-              "%s/metrics.jsonl tells all",
-              (long long)now->unwritten_from, failure == EAGAIN ? "nobody read it" : strerror(failure), out);
+    if (step >= 0) snprintf(after, sizeof after, " after step %lld", (long long)step);
+    loom_fail(
+        &line,
+        "standard output: could not be written%s (%s); the training went on without it; %s/metrics.jsonl tells all",
+        after, failure == EAGAIN ? "nobody read it" : strerror(failure), out);
     loom_command_failed(&line);
 }
 
@@ -423,7 +424,7 @@ static int train(const loom_train_options *options, bool quiet) {
         return loom_command_failed(&error);
     }
     if (!now.quiet && now.progress.out) show_end(&now, options->out);
-    tell_of_output(&now, options->out);
+    tell_of_output(loom_output_failure(), now.unwritten_from, options->out);
     return loom_interrupts_end(!loom_launched());
 }
 
@@ -473,7 +474,7 @@ static int launch(loom_train_options *options, int argc, char **argv) {
     char program[PATH_MAX] = "";
     loom_error error;
     loom_ranks_end end;
-    loom_output_ignore_sigpipe(); /* mpirun inherits it: the ranks outlive their stdout too */
+    loom_output_ignore_sigpipe();
     char **words = calloc((size_t)argc + 2, sizeof *words);
     bool ok = words && readlink("/proc/self/exe", program, sizeof program - 1) > 0;
     if (!ok) loom_fail(&error, "--ranks: this program cannot be found to be started again");
@@ -490,6 +491,7 @@ static int launch(loom_train_options *options, int argc, char **argv) {
     if (!ok) return loom_command_failed(&error);
     const int number = end.status - 128;
     const bool by_signal = number == SIGINT || number == SIGTERM || number == SIGHUP;
+    if (!end.line.message[0]) tell_of_output(end.unwritten, -1, options->out);
     if (!end.line.message[0]) return by_signal ? loom_interrupts_end_by(number) : end.status;
     if (end.was_ended) add_where(&end.line, options->out, end.rank);
     loom_command_failed(&end.line);

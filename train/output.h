@@ -11,8 +11,7 @@ extern "C" {
 /* Opens descriptors 0 to 2, where they are closed, so that no file of a run gets one of these numbers. */
 void loom_output_open_descriptors(void);
 
-/* For a command that is to outlive its stdout: a write into a pipe that nobody reads is a failed write, no signal. The
- * programs that it starts inherit that. */
+/* For a command that is to outlive its stdout: a write into a pipe that nobody reads is a failed write, no signal. */
 void loom_output_ignore_sigpipe(void);
 
 /* Flushes stdout. False where that, or a write before it, has failed. */

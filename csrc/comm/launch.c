@@ -68,6 +68,7 @@ typedef struct launch {
     int place_lock;
     int lines;      /* what ranks write: that they are ready, and why they end */
     int output;     /* mpirun's stderr, to be read; -1 at its end */
+    int prints;     /* and its stdout */
     char line[512]; /* of that, as far as it has come */
     size_t used;
     loom_ranks_end *end;
@@ -99,45 +100,46 @@ static const char **command_line(char *ranks, char *const argv[], bool root) {
 
 /* In the child: becomes mpirun, or returns. A terminal's Ctrl-C is for the parent, which passes it on. If the parent
  * ends, however it does, mpirun is ended, which ends the ranks. */
-static void become(const char **line, pid_t parent, int output) {
+static void become(const char **line, pid_t parent, int prints, int output) {
     const int nothing = open("/dev/null", O_RDONLY);
     setpgid(0, 0);
     prctl(PR_SET_PDEATHSIG, SIGTERM);
     if (getppid() != parent) _exit(126);
     if (nothing >= 0) dup2(nothing, STDIN_FILENO);
+    dup2(prints, STDOUT_FILENO);
     dup2(output, STDERR_FILENO);
     execvp(line[0], (char *const *)(uintptr_t)line);
 }
 
 /* Starts mpirun. A pipe that closes when it runs tells whether it could be. Returns errno, or 0. */
 static int start(launch *l, const char **line) {
-    int told[2], printed[2], failure = 0;
+    int pipes[3][2], failure = 0;
     const pid_t self = getpid();
-    if (pipe2(told, O_CLOEXEC) != 0) return errno;
-    if (pipe2(printed, O_CLOEXEC) != 0) {
+    for (int i = 0; i < 3; i++) {
+        if (pipe2(pipes[i], O_CLOEXEC) == 0) continue;
         failure = errno;
-        close(told[0]);
-        close(told[1]);
+        while (i-- > 0) close(pipes[i][0]), close(pipes[i][1]);
         return failure;
     }
+    const int *told = pipes[0], *prints = pipes[1], *printed = pipes[2];
     fflush(NULL);
     l->child = fork();
     if (l->child == 0) {
-        become(line, self, printed[1]);
+        become(line, self, prints[1], printed[1]);
         failure = errno;
         const ssize_t written = write(told[1], &failure, sizeof failure);
         _exit(written == sizeof failure ? 127 : 126);
     }
     failure = l->child < 0 ? errno : 0;
-    close(told[1]);
-    close(printed[1]);
+    for (int i = 0; i < 3; i++) close(pipes[i][1]);
     int theirs;
     if (!failure && read(told[0], &theirs, sizeof theirs) == sizeof theirs) {
         failure = theirs;
         waitpid(l->child, NULL, 0);
     }
     close(told[0]);
-    if (failure) close(printed[0]);
+    if (failure) close(prints[0]), close(printed[0]);
+    l->prints = prints[0];
     l->output = printed[0];
     return failure;
 }
@@ -179,10 +181,37 @@ static void listen_once(launch *l) {
     l->output = -1;
 }
 
-/* Listens for so long, or less. */
-static void listen_for(launch *l, int milliseconds) {
-    struct pollfd polled = {.fd = l->output, .events = POLLIN}; /* -1 is passed over */
-    if (poll(&polled, 1, milliseconds) > 0) listen_once(l);
+static bool takes_more(int file) {
+    struct pollfd polled = {.fd = file, .events = POLLOUT};
+    return poll(&polled, 1, 0) != 0;
+}
+
+/* Passes on what ranks print. mpirun would end them where its stdout breaks; where ours does, nothing more is passed on. Nor
+ * does a reader that does not read, as a pager, hold up what signals ask for. */
+static void pass_on(launch *l) {
+    char text[4096];
+    const ssize_t n = read(l->prints, text, sizeof text);
+    if (n < 0 && errno == EINTR) return;
+    for (ssize_t done = 0; done < n && !l->end->unwritten;) {
+        const bool may = !first || takes_more(STDOUT_FILENO);
+        const ssize_t out = may ? write(STDOUT_FILENO, text + done, (size_t)(n - done)) : -1;
+        if (out >= 0)
+            done += out;
+        else if (!may || errno != EINTR)
+            l->end->unwritten = may ? errno : EAGAIN;
+    }
+    if (n > 0) return;
+    close(l->prints);
+    l->prints = -1;
+}
+
+/* Listens for so long, or less; false where there was nothing. */
+static bool listen_for(launch *l, int milliseconds) {
+    struct pollfd polled[] = {{.fd = l->output, .events = POLLIN}, {.fd = l->prints, .events = POLLIN}};
+    if (poll(polled, 2, milliseconds) <= 0) return false; /* a descriptor of -1 is passed over */
+    if (polled[0].revents) listen_once(l);
+    if (polled[1].revents) pass_on(l);
+    return true;
 }
 
 /* ---------------------------------------------------------------------------------------------------- what ranks write */
@@ -283,9 +312,10 @@ static int wait_for_mpirun(launch *l) {
     }
     const double end = loom_seconds_now() + seconds_to_end;
     while (kill_the_rest(l) && loom_seconds_now() < end) listen_for(l, 10);
-    struct pollfd polled = {.fd = l->output, .events = POLLIN};
-    while (l->output >= 0 && poll(&polled, 1, 0) > 0) listen_once(l);
+    while (listen_for(l, 0)) {
+    }
     if (l->output >= 0) close(l->output);
+    if (l->prints >= 0) close(l->prints);
     return status;
 }
 
@@ -412,7 +442,7 @@ static void clean_up(launch *l) {
 
 bool loom_launch_ranks(int ranks, char *const argv[], const loom_ranks_hooks *hooks, loom_ranks_end *end,
                        loom_error *error) {
-    launch l = {.ranks = ranks, .end = end, .place_lock = -1, .lines = -1, .output = -1};
+    launch l = {.ranks = ranks, .end = end, .place_lock = -1, .lines = -1, .output = -1, .prints = -1};
     char number[16];
     *end = (loom_ranks_end){.rank = -1};
     if (hooks) l.hooks = *hooks;

@@ -168,6 +168,7 @@ typedef struct loom_ranks_end {
     int status;       /* mpirun's; 128 + N if a signal N ended it, or asked for the end (SIGUSR1, for a pause: 0) */
     bool was_ended;   /* by a signal, and not by themselves: */
     int rank, signal; /* that ended a rank, and which; -1 and 0 if that is not known */
+    int unwritten;    /* errno if what they print could not be written to stdout, which ends nothing; else 0 */
     loom_error line;  /* what loom_comm_abort() said, or else how they ended; "" if all is well */
 } loom_ranks_end;
 
