@@ -110,7 +110,7 @@ KERNELS_backward := attention_backward_bf16 attention_backward_fp16
 EMULATION  := $(wildcard dev/emulation/*.cpp)
 # The step, the trainer and the run are part of the library; the rest of train/ is the program.
 TRAIN_LIB  := $(addprefix train/,step.c trainer.c checkpoints.c memory.c evaluate.c run.c options.c synonyms.c check_finite.c \
-                data_record.c)
+                data_record.c run_directory.c)
 PROGRAM    := $(filter-out $(TRAIN_LIB),$(wildcard train/*.c train/*/*.c)) $(wildcard test/ops/*.c)
 
 COMMON_OBJECTS := $(HOST:%.c=$(BUILD)/obj/%.o) $(TRAIN_LIB:%.c=$(BUILD)/obj/%.o) $(TUNED:%.c=$(BUILD)/obj/%.o) \
@@ -307,6 +307,7 @@ $(BUILD)/test/test_faults: | $(BUILD)/gptloom $(BUILD)/emulated/gptloom $(BUILD)
                              $(if $(MPICC),$(BUILD)/libgptloom_mpi.so)
 
 # These start the program, as users do.
+$(addprefix $(BUILD)/test/,test_cli group_cli): | $(BUILD)/gptloom $(BUILD)/test/libfaults.so
 $(addprefix $(BUILD)/test/,test_rank_failures test_two_hosts group_ranks): | $(BUILD)/gptloom $(if $(MPICC),$(BUILD)/libgptloom_mpi.so)
 $(addprefix $(BUILD)/test/,test_two_hosts group_ranks): | $(BUILD)/emulated/gptloom $(BUILD)/test/libnccl_standin.so
 

@@ -2,6 +2,7 @@
 #include "base/check.h"
 #include "base/file.h"
 #include "base/finite.h"
+#include "base/lock.h"
 #include "base/nearest.h"
 #include "base/printable.h"
 #include "support.h"
@@ -11,6 +12,7 @@
 #include <climits>
 #include <cstdint>
 #include <set>
+#include <thread>
 
 #include <fcntl.h>
 #include <sys/stat.h>
@@ -804,6 +806,146 @@ TEST_F(Files, ADirectoryIsFlushed) {
     EXPECT_TRUE(works([&](loom_error *error) { return loom_sync_directory(directory.path().c_str(), error); }));
     refusal([&](loom_error *error) { return loom_sync_directory(at("none").c_str(), error); }, {at("none"), "flushed"});
     refusal([&](loom_error *error) { return loom_sync_directory(write("file", "").c_str(), error); }, {at("file")});
+}
+
+/* ------------------------------------------------------------------------------------------------------------ locks */
+
+/* Locks with short times, and what was told. */
+class Locks : public Files {
+  protected:
+    static void tell(void *user, const char *line) {
+        static_cast<std::vector<std::string> *>(user)->push_back(line);
+    }
+    std::vector<std::string> told;
+    const loom_lock_listener listener = {tell, &told};
+    loom_lock_times times = {.heartbeat = 0.02, .patience = 0.3, .old = 600, .settle = 0.01};
+    const std::string path = at("lock");
+
+    bool take(loom_lock **lock, loom_error *error) {
+        told.clear();
+        return loom_lock_take(lock, path.c_str(), "the run", &times, &listener, error);
+    }
+    bool takes(loom_lock **lock) {
+        return works([&](loom_error *error) { return take(lock, error); });
+    }
+    void refuses(std::initializer_list<std::string> words) {
+        loom_lock *lock = nullptr;
+        refusal([&](loom_error *error) { return take(&lock, error); }, words);
+        EXPECT_EQ(lock, nullptr);
+    }
+    /* A file as process 77 of another machine would have made it. */
+    void write_other(long long beat, const char *host = "elsewhere") {
+        write("lock", std::string("gptloom ") + host + " a-boot pid:[1] 77 5 " + std::to_string(beat) + "\n");
+    }
+    static long long now() {
+        return static_cast<long long>(time(nullptr));
+    }
+    static void await(const std::function<bool()> &event) {
+        for (int i = 0; i < 12000 && !event(); i++) usleep(10000);
+        EXPECT_TRUE(event());
+    }
+};
+
+TEST_F(Locks, OnlyOneHasIt) {
+    loom_lock *lock = nullptr, *second = nullptr;
+    ASSERT_TRUE(takes(&lock));
+    EXPECT_TRUE(told.empty());
+    const std::string own = "process " + std::to_string(getpid()) + " on ";
+    refuses({"the run: is in use by ", own, "last sign of life"});
+    EXPECT_TRUE(works([&](loom_error *error) { return loom_lock_is_held(lock, error); }));
+    loom_lock_release(lock);
+    EXPECT_TRUE(names().empty());
+    ASSERT_TRUE(takes(&second));
+    loom_lock_release(second);
+    loom_lock_release(NULL);
+}
+
+TEST_F(Locks, ADeadOwnersIsTakenOver) {
+    const pid_t child = fork();
+    ASSERT_GE(child, 0);
+    if (child == 0) {
+        loom_lock *lock = nullptr;
+        _exit(take(&lock, nullptr) ? 0 : 1);
+    }
+    int status = 1;
+    ASSERT_EQ(waitpid(child, &status, 0), child);
+    ASSERT_EQ(status, 0);
+    ASSERT_EQ(names(), std::set<std::string>{"lock"});
+    loom_lock *lock = nullptr;
+    ASSERT_TRUE(takes(&lock));
+    ASSERT_EQ(told.size(), 1u);
+    EXPECT_NE(told[0].find("process " + std::to_string(child) + " on "), std::string::npos) << told[0];
+    EXPECT_NE(told[0].find("taken over"), std::string::npos) << told[0];
+    loom_lock_release(lock);
+    for (const char *nothing : {"", "gptloom half"}) { /* killed when it had made the file */
+        write("lock", nothing);
+        ASSERT_TRUE(takes(&lock)) << nothing;
+        loom_lock_release(lock);
+    }
+    EXPECT_TRUE(names().empty());
+}
+
+/* Nothing but its heartbeat tells whether another machine's is alive. */
+TEST_F(Locks, AnotherMachinesIsWatched) {
+    loom_lock *lock = nullptr;
+    write_other(now());
+    ASSERT_TRUE(takes(&lock));
+    ASSERT_EQ(told.size(), 2u);
+    EXPECT_NE(told[0].find("the run: process 77 on elsewhere may be at work there"), std::string::npos) << told[0];
+    EXPECT_NE(told[1].find("taken over"), std::string::npos) << told[1];
+    loom_lock_release(lock);
+
+    times.patience = 1000; /* an old one is not watched */
+    write_other(now() - 601);
+    ASSERT_TRUE(takes(&lock));
+    EXPECT_EQ(told.size(), 1u);
+    loom_lock_release(lock);
+
+    times.patience = 100; /* which ends as soon as there is a heartbeat */
+    write_other(now());
+    std::thread beats([&] {
+        await([&] { return told.size() == 1; });
+        write_other(now() + 1);
+    });
+    refuses({"the run: is in use by process 77 on elsewhere"});
+    beats.join();
+    EXPECT_EQ(names(), std::set<std::string>{"lock"});
+}
+
+/* As when this process was stopped for minutes, and another machine saw no heartbeat. */
+TEST_F(Locks, ALostOneIsNoticed) {
+    loom_lock *lock = nullptr;
+    ASSERT_TRUE(takes(&lock));
+    write_other(now(), "else\x1b[31mwhere");
+    await([&] { return !loom_lock_is_held(lock, nullptr); });
+    refusal([&](loom_error *error) { return loom_lock_is_held(lock, error); },
+            {"the run: process 77 on else?[31mwhere has taken it over"});
+    loom_lock_release(lock);
+    EXPECT_EQ(names(), std::set<std::string>{"lock"}) << "it is the other's";
+}
+
+TEST_F(Locks, ADeletedFileIsMadeAnew) {
+    loom_lock *lock = nullptr;
+    ASSERT_TRUE(takes(&lock));
+    fs::remove(path);
+    await([&] { return fs::exists(path) && fs::file_size(path) > 0; });
+    refuses({"is in use by"});
+    EXPECT_TRUE(loom_lock_is_held(lock, nullptr));
+    loom_lock_release(lock);
+    EXPECT_TRUE(names().empty());
+}
+
+TEST_F(Locks, WhatIsNoFileIsRefused) {
+    fs::create_symlink(at("elsewhere"), path);
+    refuses({path, "symbolic links"});
+    fs::remove(path);
+    ASSERT_EQ(mkfifo(path.c_str(), 0600), 0);
+    refuses({path, "not a regular file"});
+    fs::remove(path);
+    fs::create_directory(path);
+    refuses({path});
+    fs::remove(path);
+    EXPECT_TRUE(names().empty());
 }
 
 /* ---------------------------------------------------------------------------------------------------- nearest names */

@@ -20,6 +20,7 @@
 #include <functional>
 #include <iterator>
 #include <map>
+#include <set>
 #include <sstream>
 #include <string>
 #include <vector>
@@ -155,12 +156,13 @@ class Program : public ::testing::Test {
         return finish(start(arguments, before));
     }
 
-    /* Every path below the folder with its size and time of change. */
+    /* Every path below the folder with its size and, for files, its time of change: directories change when something
+     * is tried in them. */
     std::map<std::string, std::string> everything() const {
         std::map<std::string, std::string> list;
         for (const auto &entry : fs::recursive_directory_iterator(folder)) {
             const fs::file_status status = entry.symlink_status();
-            const auto changed = fs::is_symlink(status) ? 0 : entry.last_write_time().time_since_epoch().count();
+            const auto changed = fs::is_regular_file(status) ? entry.last_write_time().time_since_epoch().count() : 0;
             list[entry.path()] = (fs::is_regular_file(status) ? std::to_string(entry.file_size()) : "-") + "@" +
                                  std::to_string(changed);
         }
@@ -1500,6 +1502,194 @@ TEST_F(Program, WorksWhereMemoryMayNotBeMadeExecutable) {
     EXPECT_EQ(forbidden.out, allowed.out);
     if (run({"--version"}).out.find("oneDNN") == std::string::npos) return;
     EXPECT_NE(run({"--version"}, forbid).out.find("plain C, which is slow: oneDNN"), std::string::npos);
+}
+
+/* ------------------------------------------------------------------------------------------------ the run's directory */
+
+/* A file system with faults, or another place, for a run. */
+class Places : public Program {
+  protected:
+    fs::path run_folder, checkpoints;
+
+    void SetUp() override {
+        Program::SetUp();
+        run_folder = folder / "run";
+        checkpoints = run_folder / "checkpoints";
+    }
+    /* Starts the program on a file system of the shim's (test/faults/README.md). */
+    std::function<void()> on(const std::string &file_system) {
+        const std::string shim = (fs::path(gptloom).parent_path() / "test/libfaults.so").string();
+        return [this, shim, file_system] {
+            setenv("LD_PRELOAD", shim.c_str(), 1);
+            setenv("LOOM_FAULT_FS", file_system.c_str(), 1);
+            setenv("LOOM_FAULT_UNDER", folder.c_str(), 1);
+        };
+    }
+    void expect_run_on(const std::string &file_system, const Words &arguments) {
+        const Outcome outcome = run(arguments, on(file_system));
+        ASSERT_EQ(outcome.code, 0) << file_system << ": " << outcome.err;
+        EXPECT_EQ(outcome.err, "");
+    }
+    static std::set<std::string> names_in(const fs::path &directory) {
+        std::set<std::string> names;
+        for (const auto &entry : fs::directory_iterator(directory)) names.insert(entry.path().filename());
+        return names;
+    }
+    void await(const std::function<bool()> &event) {
+        for (int i = 0; i < 12000 && !event(); i++) usleep(10000);
+        ASSERT_TRUE(event());
+    }
+    /* What a training without an end has done once it has a checkpoint. */
+    pid_t start_endless(const Words &more = {}) {
+        Words arguments = without(training({"--steps", "1000000", "--checkpoint-every", "5", "-q"}), "--steps");
+        arguments.insert(arguments.end(), more.begin(), more.end());
+        const pid_t child = start(arguments);
+        await([&] { return fs::exists(checkpoints / "latest"); });
+        return child;
+    }
+};
+
+TEST_F(Places, OneRunAtATimeIsInADirectory) {
+    const pid_t first = start_endless();
+    const std::string line = "run: is in use by process " + std::to_string(first) + " on ";
+    const fs::path out = folder.string() + ".out", err = folder.string() + ".err";
+    const auto second = [&](const Words &arguments, const std::function<void()> &before) {
+        fs::rename(err, folder / "err");
+        const Outcome outcome = run(arguments, before);
+        fs::rename(folder / "err", err);
+        return outcome;
+    };
+    expect_one_line(second({"train", "--resume", "--out", "run"}, [] {}), {line, "wait for its end"});
+    expect_one_line(second({"train", "--resume", "--out", "run"}, on("nolocks")), {line});
+    EXPECT_EQ(second({"sample", "--from", "run", "--tokens", "1"}, [] {}).code, 0) << "readers need no lock";
+    kill(first, SIGKILL);
+    EXPECT_EQ(wait_for(first), 128 + SIGKILL);
+    const Outcome resumed = run({"train", "--resume", "--out", "run", "--stop-after", "1"});
+    EXPECT_EQ(resumed.code, 0) << resumed.err;
+    EXPECT_NE(resumed.out.find("note: run: process " + std::to_string(first) + " on "), std::string::npos)
+        << resumed.out;
+    EXPECT_FALSE(fs::exists(run_folder / "lock"));
+}
+
+TEST_F(Places, WithoutLinksLatestIsATextFile) {
+    const char *bare = "nolinks,nofsync,nolocks,noexchange";
+    expect_run_on(bare, training({"--stop-after", "2", "-q"}));
+    EXPECT_EQ(slurp(checkpoints / "latest"), "step-00000002\n");
+    EXPECT_TRUE(fs::is_regular_file(fs::symlink_status(checkpoints / "latest")));
+    expect_run_on(bare, {"train", "--resume", "--out", "run", "-q"});
+    EXPECT_EQ(slurp(checkpoints / "latest"), "step-00000004\n");
+    EXPECT_EQ(names_in(run_folder),
+              (std::set<std::string>{"checkpoints", "config.ini", "data.json", "metrics.jsonl", "plan.json"}));
+    for (const char *from : {"run", "run/checkpoints", "run/checkpoints/latest"})
+        EXPECT_EQ(run({"sample", "--from", from, "--tokens", "1"}, on(bare)).code, 0) << from;
+    EXPECT_EQ(run({"info", "run"}, on(bare)).code, 0);
+}
+
+TEST_F(Places, WhatCannotBeWrittenIsFoundOutBeforeTraining) {
+    expect_run(training({"--stop-after", "2", "-q"}));
+    for (const char *file_system : {"readonly", "full=3"}) {
+        const auto before = everything();
+        const Outcome outcome = run({"train", "--resume", "--out", "run"}, on(file_system));
+        expect_one_line(outcome, {"run/"});
+        EXPECT_EQ(outcome.out.find("step 3"), std::string::npos) << outcome.out;
+        EXPECT_EQ(everything(), before) << file_system;
+    }
+    fs::remove(checkpoints / "latest");
+    fs::create_directory(checkpoints / "latest");
+    write("run/checkpoints/latest/notes", "text");
+    expect_mistake({"train", "--resume", "--out", "run"}, {"run/checkpoints/latest: is a directory", "elsewhere"});
+}
+
+/* cp -rL, zip and object stores follow links. */
+TEST_F(Places, ACopyThatFollowedLinksGoesOn) {
+    expect_run(training({"--stop-after", "2", "-q"}));
+    expect_run(training({"--out", "whole", "-q"}));
+    fs::rename(run_folder, folder / "original");
+    fs::copy(folder / "original", run_folder, fs::copy_options::recursive | fs::copy_options::copy_symlinks);
+    fs::remove(checkpoints / "latest");
+    fs::copy(checkpoints / "step-00000002", checkpoints / "latest", fs::copy_options::recursive);
+    expect_run({"train", "--resume", "--out", "run", "-q"});
+    EXPECT_EQ(latest(), "step-00000004");
+    EXPECT_TRUE(slurp(checkpoints / "latest/model.safetensors") ==
+                slurp(folder / "whole/checkpoints/latest/model.safetensors"));
+}
+
+TEST_F(Places, WhatKilledRunsLeftUnfinishedIsDeleted) {
+    expect_run(training({"--stop-after", "2", "-q"}));
+    const std::set<std::string> whole = names_in(run_folder), steps = names_in(checkpoints);
+    for (const char *name :
+         {".tmp-0123456789abcdef", "config.ini.tmp-4711", "plan.json.tmp-1", "checkpoints/.tmp-latest"})
+        write(fs::path("run") / name, "half");
+    fs::create_directories(checkpoints / ".tmp-1234-step-00000009");
+    write("run/notes.tmp-1", "mine");
+    write("run/config.ini.tmp-mine", "mine");
+    expect_run({"train", "--resume", "--out", "run", "--stop-after", "1", "-q"});
+    std::set<std::string> names = names_in(run_folder);
+    EXPECT_EQ(names.erase("notes.tmp-1") + names.erase("config.ini.tmp-mine"), 2u);
+    EXPECT_EQ(names, whole);
+    EXPECT_EQ(names_in(checkpoints).size(), steps.size() + 1);
+}
+
+/* Links that somebody has put where a run writes lead nothing elsewhere. */
+TEST_F(Places, LinksInTheWayAreNotFollowed) {
+    write("victim", "precious");
+    fs::create_directory(run_folder);
+    for (const char *name : {"plan.json", "choices.txt", "samples.txt"})
+        fs::create_symlink("../victim", run_folder / name);
+    expect_mistake(training({}), {"--out: run holds a run already"});
+    fs::remove(run_folder / "samples.txt");
+    expect_run(training({"--stop-after", "2", "-q"}));
+    EXPECT_FALSE(fs::is_symlink(run_folder / "plan.json"));
+    for (const char *name : {"metrics.jsonl", "samples.txt", "lock"}) {
+        const bool was_there = fs::exists(run_folder / name);
+        if (was_there) fs::rename(run_folder / name, folder / "kept");
+        fs::create_symlink("../victim", run_folder / name);
+        const Outcome outcome = run({"train", "--resume", "--out", "run", "--sample-every", "1", "-q"});
+        expect_one_line(outcome, {std::string("run/") + name, "symbolic link"});
+        fs::remove(run_folder / name);
+        if (was_there) fs::rename(folder / "kept", run_folder / name);
+    }
+    EXPECT_EQ(slurp(folder / "victim"), "precious");
+    expect_run({"train", "--resume", "--out", "run", "-q"});
+}
+
+TEST_F(Places, DirectoriesOfAnotherUserAreRefused) {
+    if (geteuid() != 0) GTEST_SKIP() << "needs two users: run it as root";
+    fs::create_directory(run_folder);
+    ASSERT_EQ(chown(run_folder.c_str(), 4321, 4321), 0);
+    expect_mistake(training({}), {"run: belongs to another user (4321)", "chown"});
+    ASSERT_EQ(chown(run_folder.c_str(), 0, 0), 0);
+    expect_run(training({"--stop-after", "2", "-q"}));
+    ASSERT_EQ(chown(checkpoints.c_str(), 4321, 4321), 0);
+    expect_mistake({"train", "--resume", "--out", "run"}, {"run/checkpoints: belongs to another user"});
+}
+
+/* Steps that are done again are not sampled twice. */
+TEST_F(Places, SamplesAreThoseOfAnUninterruptedRun) {
+    const Words flags = {"--sample-every", "1", "--sample-tokens", "40", "--checkpoint-every", "2", "-q"};
+    const auto sampled = [&](const Words &more) {
+        Words arguments = without(training(more), "--sample-every");
+        arguments.insert(arguments.end(), flags.begin(), flags.end());
+        return arguments;
+    };
+    expect_run(sampled({"--out", "whole"}));
+    expect_run(sampled({"--stop-after", "3"}));
+    fs::remove_all(checkpoints / "step-00000003"); /* as if it had been killed before it was saved */
+    fs::remove(checkpoints / "latest");
+    expect_run({"train", "--resume", "--out", "run", "-q"});
+    EXPECT_EQ(slurp(run_folder / "samples.txt"), slurp(folder / "whole/samples.txt"));
+}
+
+TEST_F(Places, SamplingBesideARunThatPrunes) {
+    const pid_t child = start_endless({"--checkpoint-every", "1", "--keep", "1"});
+    for (int i = 0; i < 8; i++) {
+        fs::rename(folder.string() + ".err", folder / "err");
+        const Outcome outcome = run({"sample", "--from", "run", "--tokens", "1", "--threads", "1"});
+        fs::rename(folder / "err", folder.string() + ".err");
+        EXPECT_EQ(outcome.code, 0) << outcome.err;
+    }
+    kill(child, SIGKILL);
+    wait_for(child);
 }
 
 } // namespace

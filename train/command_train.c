@@ -217,6 +217,14 @@ static void flush(session *now) {
     if (was_good) now->unwritten_from = now->done;
 }
 
+static void on_noted(void *user, const char *line) {
+    session *now = user;
+    if (now->quiet) return;
+    if (now->progress.out) loom_progress_interrupt(&now->progress);
+    printf("note: %s\n", LOOM_PRINTABLE(line));
+    flush(now);
+}
+
 /* A run that fits shows its memory when it starts. */
 static void on_planned(void *user, const loom_plan *plan) {
     session *now = user;
@@ -398,6 +406,7 @@ static int train(const loom_train_options *options, bool quiet) {
     loom_comm *comm;
     session now = {.quiet = quiet};
     const loom_train_observer observer = {.user = &now,
+                                          .noted = on_noted,
                                           .planned = on_planned,
                                           .already_done = on_already_done,
                                           .started = on_started,

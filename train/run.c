@@ -1,4 +1,5 @@
 #include "options.h"
+#include "run_directory.h"
 #include "trainer.h"
 
 #include "base/file.h"
@@ -22,8 +23,9 @@ typedef struct run {
     const loom_train_options *options; /* the trainer's, resolved */
     const loom_train_observer *observer;
     const loom_comm *comm;
-    FILE *metrics; /* rank 0's alone */
-    FILE *log;     /* with several ranks, each its own; else NULL */
+    loom_lock *lock; /* on the directory: rank 0's alone */
+    FILE *metrics;   /* rank 0's alone */
+    FILE *log;       /* with several ranks, each its own; else NULL */
     char metrics_path[PATH_MAX], samples_path[PATH_MAX], config_path[PATH_MAX], plan_path[PATH_MAX],
         choices_path[PATH_MAX];
     int64_t first; /* steps that were done before this session */
@@ -160,8 +162,8 @@ static bool open_log(run *r, loom_error *error) {
     if (!loom_join_path(folder, sizeof folder, r->options->out, "logs", error) ||
         !loom_make_directories(folder, error) || !log_path(path, sizeof path, r->options->out, r->comm->rank, error))
         return false;
-    r->log = fopen(path, "ae");
-    if (!r->log) return loom_fail(error, "%s: cannot be written: %s", path, strerror(errno));
+    r->log = loom_file_append(path, error);
+    if (!r->log) return false;
     setvbuf(r->log, NULL, _IOLBF, 0);
     gethostname(host, sizeof host - 1);
     const loom_device *device = loom_gpt_get_device(loom_trainer_gpt(r->trainer));
@@ -180,7 +182,7 @@ static void log_step(const run *r, const loom_step_report *report) {
 int64_t loom_run_logged_step(const char *out, int rank) {
     char path[PATH_MAX], line[512];
     int64_t step = -1, found;
-    FILE *log = log_path(path, sizeof path, out, rank, NULL) ? fopen(path, "re") : NULL;
+    FILE *log = log_path(path, sizeof path, out, rank, NULL) ? loom_file_open(path, NULL) : NULL;
     if (!log) return -1;
     while (fgets(line, sizeof line, log)) {
         const char *begin = strstr(line, "; after step "); /* of a run's first line */
@@ -217,6 +219,8 @@ static bool open_directory(run *r, loom_error *error) {
     const char *out = r->options->out;
     char checkpoints[PATH_MAX];
     if (r->comm->rank > 0) return true;
+    if (!r->lock && (!loom_run_directory_open(&r->lock, out, r->observer, error) || !check_place(r->options, error)))
+        return false;
     if (!loom_join_path(checkpoints, sizeof checkpoints, out, "checkpoints", error) ||
         !loom_make_directories(r->options->save ? checkpoints : out, error) ||
         (r->options->resume && !abandon_newer(r, error)) ||
@@ -227,11 +231,11 @@ static bool open_directory(run *r, loom_error *error) {
         !loom_join_path(r->plan_path, sizeof r->plan_path, out, "plan.json", error) ||
         !loom_train_options_write_run(&r->trainer->given, r->options, r->config_path, error) ||
         !loom_trainer_write_data(r->trainer, error) || !loom_trainer_write_plan(r->trainer, r->plan_path, error) ||
-        !write_choices(r, error) || !drop_metrics_after(r->metrics_path, loom_trainer_steps_done(r->trainer), error))
+        !write_choices(r, error) || !drop_metrics_after(r->metrics_path, loom_trainer_steps_done(r->trainer), error) ||
+        !loom_run_cut_samples(r->samples_path, loom_trainer_steps_done(r->trainer), error))
         return false;
-    r->metrics = fopen(r->metrics_path, "ae");
-    if (!r->metrics) return loom_fail(error, "%s: cannot be written: %s", r->metrics_path, strerror(errno));
-    return true;
+    r->metrics = loom_file_append(r->metrics_path, error);
+    return r->metrics;
 }
 
 /* ------------------------------------------------------------------------------------------------------------ metrics */
@@ -246,6 +250,7 @@ static void print_number(FILE *file, const char *key, double value) {
 
 static bool write_metrics(run *r, const loom_step_report *report, loom_error *error) {
     if (!r->metrics) return true;
+    if (!loom_lock_is_held(r->lock, error)) return false;
     fprintf(r->metrics, "{\"step\": %" PRId64 ", \"tokens\": %" PRId64, report->step, report->tokens);
     print_number(r->metrics, "loss", (double)report->loss);
     print_number(r->metrics, "lr", (double)report->lr);
@@ -317,10 +322,14 @@ static bool sample(run *r, int64_t step, bool *stops, loom_error *error) {
         return ok;
     }
     if (ok && t.data && r->comm->rank == 0) {
-        FILE *file = fopen(r->samples_path, "ae");
-        ok = file && fprintf(file, "--- step %" PRId64 "\n", step) > 0 && fwrite(t.data, 1, t.used, file) == t.used &&
+        FILE *file = loom_file_append(r->samples_path, error);
+        if (!file) {
+            free(t.data);
+            return false;
+        }
+        ok = fprintf(file, "--- step %" PRId64 "\n", step) > 0 && fwrite(t.data, 1, t.used, file) == t.used &&
              fputc('\n', file) != EOF;
-        if (file && fclose(file) != 0) ok = false;
+        if (fclose(file) != 0) ok = false;
         if (!ok) loom_fail(error, "%s: cannot be written: %s", r->samples_path, strerror(errno));
     }
     if (ok && r->observer->sampled) r->observer->sampled(r->observer->user, step, t.data ? t.data : "");
@@ -418,6 +427,7 @@ static bool save(run *r, int64_t step, bool last, loom_error *error) {
     }
     r->save_is_due = false;
     if (!r->options->save) return true;
+    if (r->lock && !loom_lock_is_held(r->lock, error)) return false;
     if (!loom_trainer_save(r->trainer, r->options->out, r->is_good ? (int)r->options->keep : 0, error)) return false;
     r->saved_step = step;
     if (!loom_join_path(directory, sizeof directory, r->options->out, "checkpoints/latest", error)) return false;
@@ -612,10 +622,21 @@ bool loom_train(const loom_train_options *options, loom_comm *comm, const loom_t
         if (comm && comm->size == 1) loom_comm_close(comm);
         return false;
     }
+    /* A run that goes on is locked before its checkpoint is looked for: the one that is in it may delete that. */
+    const bool leads = !comm || comm->rank == 0;
+    if (options->resume && leads && loom_is_directory(options->out) &&
+        !loom_run_directory_open(&r.lock, options->out, r.observer, error)) {
+        if (comm && comm->size == 1) loom_comm_close(comm);
+        return false;
+    }
     bool done;
     int64_t step;
-    if (!loom_trainer_open_unless_done(&r.trainer, options, comm, r.observer, &done, &step, error)) return false;
+    if (!loom_trainer_open_unless_done(&r.trainer, options, comm, r.observer, &done, &step, error)) {
+        loom_lock_release(r.lock);
+        return false;
+    }
     if (done) {
+        loom_lock_release(r.lock);
         if (r.observer->already_done) r.observer->already_done(r.observer->user, step);
         return true;
     }
@@ -629,6 +650,7 @@ bool loom_train(const loom_train_options *options, loom_comm *comm, const loom_t
         ok = run_steps(&r, &why);
     }
     ok = close_files(&r, ok, &why);
+    loom_lock_release(r.lock);
     const bool others_wait = !ok && r.comm->size > 1;
     if (!others_wait) loom_trainer_close(r.trainer);
     return ok || loom_fail(error, "%s", why.message);

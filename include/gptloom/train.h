@@ -174,6 +174,7 @@ const loom_dataset *loom_trainer_data(const loom_trainer *trainer);
  * and tells an observer, all of whose functions may be NULL. */
 struct loom_train_observer {
     void *user;
+    void (*noted)(void *user, const char *line); /* at any time: what a user should know, a line without its end */
     void (*planned)(void *user, const loom_plan *plan); /* before anything is allocated; it may not fit */
     void (*already_done)(void *user, int64_t step); /* in place of all else: the run to go on with has all its steps */
     void (*started)(void *user, loom_trainer *trainer); /* after everything is open, before the first step */

@@ -1,0 +1,108 @@
+#include "run_directory.h"
+
+#include "base/file.h"
+#include "checkpoint/directory.h"
+
+#include <dirent.h>
+#include <inttypes.h>
+#include <limits.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+/* --------------------------------------------------------------------------------------------------------- the place */
+
+/* Whether a name is that of an unfinished file of a run; earlier versions added ".tmp-PID" to the file's own. */
+static bool is_litter(const char *name) {
+    static const char *const files[] = {"config.ini", "plan.json", "choices.txt", "metrics.jsonl", "loss.svg"};
+    if (loom_is_temporary(name)) return true;
+    for (size_t i = 0; i < sizeof files / sizeof *files; i++) {
+        const size_t length = strlen(files[i]), prefix = length + strlen(LOOM_TEMPORARY);
+        if (!strncmp(name, files[i], length) && !strncmp(name + length, LOOM_TEMPORARY, strlen(LOOM_TEMPORARY)) &&
+            name[prefix] && strspn(name + prefix, "0123456789") == strlen(name + prefix))
+            return true;
+    }
+    return false;
+}
+
+/* What cannot be deleted stays: that is no reason not to train. */
+static void remove_litter(const char *out) {
+    char path[PATH_MAX];
+    DIR *listing = opendir(out);
+    if (!listing) return;
+    for (const struct dirent *entry; (entry = readdir(listing));)
+        if (is_litter(entry->d_name) && loom_join_path(path, sizeof path, out, entry->d_name, NULL))
+            loom_remove_tree(path, NULL);
+    closedir(listing);
+}
+
+/* What is appended to must be a file: a link may lead anywhere, a pipe would be waited for. */
+static bool check_files(const char *out, loom_error *error) {
+    static const char *const files[] = {"metrics.jsonl", "samples.txt"};
+    char path[PATH_MAX];
+    struct stat status;
+    for (size_t i = 0; i < sizeof files / sizeof *files; i++) {
+        if (!loom_join_path(path, sizeof path, out, files[i], error)) return false;
+        if (lstat(path, &status) == 0 && !S_ISREG(status.st_mode))
+            return loom_fail(error, "%s: is %s, where a file should be; move it elsewhere", path,
+                             S_ISLNK(status.st_mode) ? "a symbolic link" : "no regular file");
+    }
+    return true;
+}
+
+static bool ready(const char *out, loom_error *error) {
+    char checkpoints[PATH_MAX];
+    remove_litter(out);
+    return check_files(out, error) && loom_try_directory(out, error) &&
+           loom_join_path(checkpoints, sizeof checkpoints, out, "checkpoints", error) &&
+           loom_checkpoint_prepare(checkpoints, error);
+}
+
+bool loom_run_directory_open(loom_lock **lock, const char *out, const loom_train_observer *observer,
+                             loom_error *error) {
+    char path[PATH_MAX], logs[PATH_MAX];
+    const loom_lock_listener listener = {observer->noted, observer->user};
+    const bool made = !loom_path_exists(out);
+    *lock = NULL;
+    if (!loom_join_path(path, sizeof path, out, "lock", error) ||
+        !loom_join_path(logs, sizeof logs, out, "logs", error) || !loom_make_directories(out, error))
+        return false;
+    if (loom_check_owner(out, error) && (!loom_path_exists(logs) || loom_check_owner(logs, error)) &&
+        loom_lock_take(lock, path, out, NULL, &listener, error) && ready(out, error))
+        return true;
+    loom_lock_release(*lock);
+    *lock = NULL;
+    if (made) rmdir(out);
+    return false;
+}
+
+/* ----------------------------------------------------------------------------------------------------------- samples */
+
+/* A sample's text may have lines like the one that begins a sample: what is cut begins with the first of the last lines
+ * that are all of later steps. */
+bool loom_run_cut_samples(const char *path, int64_t step, loom_error *error) {
+    loom_mapping file;
+    if (!loom_path_exists(path)) return true;
+    if (!loom_file_map(path, &file, error)) return false;
+    const char *text = file.data, *end = text + file.size;
+    size_t kept = file.size;
+    for (const char *line = text; line && line < end;) {
+        char begin[64];
+        int64_t of;
+        const size_t length = (size_t)(end - line) < sizeof begin - 1 ? (size_t)(end - line) : sizeof begin - 1;
+        memcpy(begin, line, length);
+        begin[length] = 0;
+        if (sscanf(begin, "--- step %" SCNd64, &of) == 1 && !strncmp(begin, "--- step ", 9)) {
+            if (of <= step)
+                kept = file.size;
+            else if (kept == file.size)
+                kept = (size_t)(line - text);
+        }
+        const char *newline = memchr(line, '\n', (size_t)(end - line));
+        line = newline ? newline + 1 : NULL;
+    }
+    const uint64_t size = file.size;
+    loom_file_unmap(&file);
+    return kept == size || loom_file_cut(path, kept, error);
+}
