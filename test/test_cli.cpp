@@ -1680,6 +1680,50 @@ TEST_F(Places, SamplesAreThoseOfAnUninterruptedRun) {
     EXPECT_EQ(slurp(run_folder / "samples.txt"), slurp(folder / "whole/samples.txt"));
 }
 
+/* The command that is offered works. */
+TEST_F(Places, ADamagedNewestCheckpointIsLeftForTheOneBefore) {
+    expect_run(training({"--out", "whole", "-q"}));
+    expect_run(training({"--checkpoint-every", "1", "--keep", "9", "--stop-after", "3", "-q"}));
+    fs::resize_file(checkpoints / "step-00000003/model.safetensors", 1000);
+    fs::remove(checkpoints / "step-00000002/config.json");
+    const char *command = "train --resume --resume-from 1 --out run";
+    expect_mistake({"train", "--resume", "--out", "run"},
+                   {"step-00000003/model.safetensors", "damaged", "newest whole checkpoint before it is ",
+                    "/step-00000001; 'gptloom ", command, "goes on from there"});
+    expect_run({"train", "--resume", "--resume-from", "1", "--out", "run", "-q"});
+    EXPECT_TRUE(slurp(checkpoints / "latest/model.safetensors") ==
+                slurp(folder / "whole/checkpoints/latest/model.safetensors"));
+}
+
+/* Wherever memory runs out while the options are written, the run ends, or has them whole. */
+TEST_F(Places, OptionsAreWrittenWholeOrNotAtAll) {
+    expect_run(training({"--out", "whole", "--steps", "1", "-q"}));
+    const auto lines = [&](const char *out) {
+        std::vector<std::string> all = lines_of(slurp(folder / out / "config.ini"));
+        all.erase(
+            std::remove_if(all.begin(), all.end(), [](const std::string &l) { return l.rfind("out = ", 0) == 0; }),
+            all.end());
+        return all;
+    };
+    bool failed = false;
+    for (const std::string fault : {"program open_memstream:ENOMEM:1", "program open_memstream:ENOMEM:2",
+                                    "libc realloc:ENOMEM:1", "libc realloc:ENOMEM:2", "libc realloc:ENOMEM:3"}) {
+        const Outcome outcome = run(training({"--steps", "1", "-q"}), [&] {
+            on("")();
+            unsetenv("LOOM_FAULT_FS");
+            setenv("LOOM_FAULT_FROM", fault.substr(0, fault.find(' ')).c_str(), 1);
+            setenv("LOOM_FAULT", fault.substr(fault.find(' ') + 1).c_str(), 1);
+        });
+        if (outcome.code != 0) expect_one_line(outcome, {"no memory"});
+        if (fs::exists(run_folder / "config.ini")) {
+            EXPECT_EQ(lines("run"), lines("whole")) << fault;
+        }
+        failed = failed || outcome.code == 2;
+        fs::remove_all(run_folder);
+    }
+    EXPECT_TRUE(failed) << "no fault has struck";
+}
+
 TEST_F(Places, SamplingBesideARunThatPrunes) {
     const pid_t child = start_endless({"--checkpoint-every", "1", "--keep", "1"});
     for (int i = 0; i < 8; i++) {

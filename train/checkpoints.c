@@ -4,6 +4,7 @@
 #include "base/check.h"
 #include "base/file.h"
 #include "base/finite.h"
+#include "base/printable.h"
 #include "checkpoint/directory.h"
 
 #include <inttypes.h>
@@ -113,6 +114,14 @@ static bool find_path(const loom_train_options *o, char path[PATH_MAX], loom_err
            loom_fail(error, "%s: the name is too long", place);
 }
 
+/* Adds to what is wrong with a run's checkpoint how to go on from the one before it. */
+static bool offer_older(const loom_train_options *o, const loom_checkpoint_info *info, loom_error *error) {
+    if (!o->resume || info->older_step <= 0 || !error) return false;
+    const loom_error why = *error;
+    return loom_fail(error, "%s; 'gptloom train --resume --resume-from %" PRId64 " --out %s' goes on from there",
+                     why.message, info->older_step, LOOM_SHELL_WORD(o->out));
+}
+
 bool loom_trainer_find_checkpoint(loom_trainer *t, loom_checkpoint_info *info, const loom_checkpoint_info **found,
                                   loom_error *error) {
     loom_train_options *o = &t->options;
@@ -121,7 +130,8 @@ bool loom_trainer_find_checkpoint(loom_trainer *t, loom_checkpoint_info *info, c
     if (o->resume && (!read_before(t, error) || (has_no_checkpoint(o->out) && !begin_anew(t, error)))) return false;
     if (!find_path(o, path, error)) return false;
     if (!*path) return true;
-    if (!loom_checkpoint_open(path, info, error) || !take_shape(o, info, error)) return false;
+    if (!loom_checkpoint_open(path, info, error)) return offer_older(o, info, error);
+    if (!take_shape(o, info, error)) return false;
     *found = info;
     if (!o->resume || !info->has_optimizer) return true;
     return check_order("--batch", o->batch, info->state.batch, o->out, error) &&

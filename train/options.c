@@ -401,15 +401,18 @@ bool loom_train_options_read_all(loom_train_options *options, const char *path, 
     return read_file(&file, options);
 }
 
-static void write_option(FILE *out, const loom_flag *flag, const loom_train_options *options) {
+/* All that writes to the stream in memory says whether it could: its error flag does not tell where memory ran out. */
+static bool write_option(FILE *out, const loom_flag *flag, const loom_train_options *options) {
     char text[LONGEST_STRING + 1];
     const int n = flag->type != LOOM_FLAG_STRINGS ? 1
                                                   : *(const int *)(const void *)((const char *)options + flag->count);
-    for (int i = 0; i < n; i++) {
+    bool ok = true;
+    for (int i = 0; ok && i < n; i++) {
         const bool fits = loom_flag_text(flag, options, i, text, sizeof text);
         LOOM_CHECK(fits); /* strings_can_be_kept */
-        fprintf(out, "%s = %s\n", flag->name, text);
+        ok = fprintf(out, "%s = %s\n", flag->name, text) >= 0;
     }
+    return ok;
 }
 
 /* Whether take_line reads this text back as it is. */
@@ -453,31 +456,38 @@ static bool is_written(const loom_flag *flag, const loom_train_options *options)
     return !flag->session && !loom_flag_is_unset(flag, options);
 }
 
-static void write_what_follows(FILE *out, const loom_train_options *given, const loom_train_options *options) {
+static bool write_what_follows(FILE *out, const loom_train_options *given, const loom_train_options *options) {
     char directory[PATH_MAX];
-    fprintf(out,
-            "\n; What followed from these. --resume lets it follow again, and says what changes.\n[" DERIVED "]\n");
-    for (int i = 0; i < ROWS; i++)
-        if (is_written(&table[i], options) && follows(&table[i], given)) write_option(out, &table[i], options);
-    if (getcwd(directory, sizeof directory) && can_be_kept(directory))
-        fprintf(out, "; Where paths begin that are not found where the run goes on.\n" DIRECTORY " = %s\n", directory);
+    bool ok = fprintf(out,
+                      "\n; What followed from these. --resume lets it follow again, and says what changes.\n[" DERIVED
+                      "]\n") >= 0;
+    for (int i = 0; ok && i < ROWS; i++)
+        if (is_written(&table[i], options) && follows(&table[i], given)) ok = write_option(out, &table[i], options);
+    if (ok && getcwd(directory, sizeof directory) && can_be_kept(directory))
+        ok = fprintf(out, "; Where paths begin that are not found where the run goes on.\n" DIRECTORY " = %s\n",
+                     directory) >= 0;
+    return ok;
 }
 
 static bool make_text(const loom_train_options *given, const loom_train_options *options, char **text, size_t *size,
                       loom_error *error) {
+    *text = NULL;
+    *size = 0;
     if (!strings_can_be_kept(options, error)) return false;
     FILE *out = open_memstream(text, size);
     if (!out) return loom_fail(error, "no memory to write the options");
-    fprintf(out,
-            "; A run of gptloom " LOOM_VERSION ": all its options. 'gptloom train --config FILE' reads such a file.\n");
-    for (int i = 0; i < ROWS; i++) {
-        if (i == 0 || strcmp(table[i].group, table[i - 1].group)) fprintf(out, "\n; %s\n", table[i].group);
-        if (is_written(&table[i], options) && !follows(&table[i], given)) write_option(out, &table[i], options);
+    bool ok = fprintf(out, "; A run of gptloom " LOOM_VERSION
+                           ": all its options. 'gptloom train --config FILE' reads such a file.\n") >= 0;
+    for (int i = 0; ok && i < ROWS; i++) {
+        if (i == 0 || strcmp(table[i].group, table[i - 1].group)) ok = fprintf(out, "\n; %s\n", table[i].group) >= 0;
+        if (ok && is_written(&table[i], options) && !follows(&table[i], given))
+            ok = write_option(out, &table[i], options);
     }
-    if (given) write_what_follows(out, given, options);
-    const bool whole = !ferror(out);
-    if (!fclose(out) && whole) return true;
+    if (ok && given) ok = write_what_follows(out, given, options);
+    if (ferror(out)) ok = false;
+    if (fclose(out) == 0 && ok && *text && *size > 0) return true;
     free(*text);
+    *text = NULL;
     return loom_fail(error, "no memory to write the options");
 }
 
