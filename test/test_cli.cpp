@@ -1742,7 +1742,7 @@ TEST_F(Places, SamplingBesideARunThatPrunes) {
         EXPECT_EQ(outcome.code, 0) << outcome.err;
     }
     kill(child, SIGKILL);
-    wait_for(child);
+    finish(child);
 }
 
 } // namespace
