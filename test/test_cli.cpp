@@ -377,6 +377,34 @@ TEST_F(Program, NamesOfOtherProgramsAreAnsweredWithOurs) {
     expect_run(training({"--val_every", "0", "--sample_every=0"})); /* underscores are dashes */
 }
 
+/* The numbers of every other command; those of training are asked in test_options, by the same table. */
+TEST_F(Program, TextTypedAtRandomIsANumberOrOneLine) {
+    static const Words texts = {"-",  "1e999", "0x10",      "+1", "1.5.2", "1e",    "nan", "99999999999999999999",
+                                "-0", "1;2",   "\x1b[31m7", "7 ", "",      "1_000", "--7", "1e-320",
+                                "٣"};
+    size_t at = 0, asked = 0;
+    for (const char *command : {"sample", "plan", "plot", "bench", "parity"}) {
+        const Outcome help = run({command, "--help"});
+        for (const std::string &line : lines_of(help.out)) {
+            std::stringstream words(line);
+            std::string flag, value;
+            words >> flag >> value;
+            if (flag.size() == 3 && flag.back() == ',') flag = value, words >> value;
+            const Words numbers = {"N", "X", "B", "T", "V", "S", "K", "P", "SIZE", "SECONDS", "0..3"};
+            if (flag.rfind("--", 0) != 0 || std::find(numbers.begin(), numbers.end(), value) == numbers.end()) continue;
+            for (int i = 0; i < 2; i++, asked++) {
+                const Outcome outcome = run({command, flag + "=" + texts[at++ % texts.size()], "--help"});
+                SCOPED_TRACE(std::string(command) + " " + flag + "=" + texts[(at - 1) % texts.size()]);
+                if (outcome.code == 0)
+                    EXPECT_EQ(outcome.out, help.out);
+                else
+                    expect_one_line(outcome, {flag + ": "});
+            }
+        }
+    }
+    EXPECT_GT(asked, 40u);
+}
+
 TEST_F(Program, FlagsNeedTheirValues) {
     expect_training_mistake({"--lr"}, {"--lr: needs a value"});
     expect_training_mistake({"--lr", "--quiet"}, {"--lr: needs a value", "'--quiet'"});

@@ -4,6 +4,7 @@
 
 #include "base/file.h"
 #include "base/flag.h"
+#include "gptloom/random.h"
 
 extern "C" {
 #include "../train/options.h"
@@ -227,6 +228,49 @@ TEST_F(Options, ListsHaveNoEnd) {
 TEST_F(Options, LongValuesDoNotFillTheMessage) {
     refused("lr", std::string(5000, 'x'), {"is not a number"});
     refused(std::string(5000, 'y').c_str(), "1", {"there is no such option"});
+}
+
+/* Text typed at random: what begins as a number does, and what does not. */
+std::string typed_at_random(uint64_t i) {
+    static const char *const pieces[] = {
+        "0",    "1", "7",   "42",  "999", "-", "+",    ".",    "e",  "E",     "e9",
+        "e-30", "x", "0x1", "inf", "nan", " ", "\t",   ",",    "_",  "K",     "MiB",
+        "T",    "%", "--",  "/",   "=",   "'", "\x1b", "\xff", "\n", "1e308", "18446744073709551616"};
+    const loom_random4 random = loom_random(20, LOOM_RANDOM_TEST, 0, i);
+    std::string text;
+    for (uint32_t word = random.word[0] >> 2, n = random.word[0] % 4;; word = word * 2654435761u + random.word[1]) {
+        text += pieces[word / 7 % (sizeof pieces / sizeof *pieces)];
+        if (n-- == 0) return text;
+    }
+}
+
+TEST_F(Options, TextTypedAtRandomIsANumberInRangeOrOneLine) {
+    int n, taken = 0, refused_ones = 0;
+    const loom_flag *table = loom_train_option_table(&n);
+    for (int f = 0; f < n; f++) {
+        const loom_flag &flag = table[f];
+        if (flag.type != LOOM_FLAG_INT && flag.type != LOOM_FLAG_DOUBLE && flag.type != LOOM_FLAG_SIZE) continue;
+        for (uint64_t i = 0; i < 300; i++) {
+            const std::string text = typed_at_random(300 * (uint64_t)f + i);
+            if (!set(flag.name, text.c_str())) {
+                const std::string said = error.message;
+                EXPECT_EQ(said.rfind(std::string("--") + flag.name + ": ", 0), 0u) << said;
+                EXPECT_EQ(said.find_first_of("\n\r"), std::string::npos) << said;
+                EXPECT_GT(said.size(), std::strlen(flag.name) + 8);
+                refused_ones++;
+                continue;
+            }
+            char shown[64], again[64];
+            ASSERT_TRUE(loom_flag_text(&flag, &options, 0, shown, sizeof shown)) << text;
+            EXPECT_TRUE(loom_flag_check(&flag, &options, "--", &error)) << flag.name << " " << text;
+            ASSERT_TRUE(set(flag.name, shown)) << flag.name << " '" << text << "' is " << shown;
+            ASSERT_TRUE(loom_flag_text(&flag, &options, 0, again, sizeof again));
+            EXPECT_STREQ(shown, again);
+            taken++;
+        }
+    }
+    EXPECT_GT(taken, 300);
+    EXPECT_GT(refused_ones, 5000);
 }
 
 /* ------------------------------------------------------------------------------------------------------------ files */

@@ -1,6 +1,10 @@
 /* Training: schedules and AdamW, single steps, whole runs in their directories, and resuming them. */
 #include "support_train.h"
 
+extern "C" {
+#include "../train/options.h"
+}
+
 #include <cfloat>
 #include <functional>
 #include <map>
@@ -1238,6 +1242,46 @@ TEST_F(Train, ARunAmongItsDataIsNotTrainedOn) {
     EXPECT_EQ(loom_dataset_tokens(loom_trainer_data(trainer.get())), 4001);
     EXPECT_NE(std::string(loom_dataset_note(loom_trainer_data(trainer.get()))).find(at("d/run")), std::string::npos);
     refused(run("d", data), {at("d"), "--out"});
+}
+
+TEST_F(Train, ARunInsideItsDatasDirectoryGoesOn) {
+    fs::create_directory(at("data"));
+    fs::rename(at("text"), at("data/text"));
+    const Options::Pairs inside = {{"data", at("data")}, {"steps", "20"}, {"out", at("data/run")}};
+    ASSERT_TRUE(trains(run("run", inside + Options::Pairs{{"stop-after", "10"}})));
+    ASSERT_TRUE(trains(run("run", inside + Options::Pairs{{"resume", "true"}})));
+    ASSERT_TRUE(trains(run("run", inside + Options::Pairs{{"out", at("other")}})));
+    expect_same_checkpoint(at("other/checkpoints/latest"), at("data/run/checkpoints/latest"));
+}
+
+/* Every number at both ends of what is allowed: the run begins, or one line says why not. */
+TEST_F(Train, NumbersAtTheirLimitsBeginARunOrAreRefused) {
+    int n, begun = 0;
+    const loom_flag *table = loom_train_option_table(&n);
+    for (int f = 0; f < 2 * n; f++) {
+        const loom_flag &flag = table[f / 2];
+        const double value = f % 2 ? flag.max : flag.min;
+        if (flag.type != LOOM_FLAG_INT && flag.type != LOOM_FLAG_DOUBLE && flag.type != LOOM_FLAG_SIZE) continue;
+        char text[64];
+        snprintf(text, sizeof text, flag.type == LOOM_FLAG_DOUBLE ? "%.17g" : "%.0f", value);
+        Options::Pairs pairs = run("run", {{"memory", "64MiB"}, {flag.name, text}});
+        if (!strcmp(flag.name, "epochs")) pairs.erase("steps");
+        if (!strcmp(flag.name, "threads") && value > 4) continue; /* for a larger machine */
+        SCOPED_TRACE(std::string(flag.name) + " " + text);
+        if (!strcmp(flag.name, "seed")) continue;                   /* 2^63 is no int64_t */
+        if (!strcmp(flag.name, "n-layer") && value > 100) continue; /* what would fit instead takes long to find */
+        loom_error error = {""};
+        loom_trainer *trainer = nullptr;
+        const Options options(pairs);
+        if (loom_trainer_open(&trainer, options.get(), NULL, NULL, &error)) {
+            loom_trainer_close(trainer);
+            begun++;
+        } else {
+            EXPECT_NE(error.message[0], 0);
+            EXPECT_EQ(std::string(error.message).find('\n'), std::string::npos);
+        }
+    }
+    EXPECT_GT(begun, 30);
 }
 
 /* --init takes another run's weights and nothing else of it. */
