@@ -615,7 +615,9 @@ TEST_F(Program, CtrlCSavesAndEndsAllRanks) {
         kill(child, number);
         for (looks = 0; !has_ended(); usleep(20000))
             if (++looks == 50 * (int)seconds_to_hang) kill(child, SIGKILL);
-        EXPECT_TRUE((WIFEXITED(ended) ? WEXITSTATUS(ended) : 128 + WTERMSIG(ended)) == status) << ended << "\n" << read_file(here.at("err"));
+        EXPECT_TRUE((WIFEXITED(ended) ? WEXITSTATUS(ended) : 128 + WTERMSIG(ended)) == status)
+            << ended << "\n"
+            << read_file(here.at("err"));
         const size_t done = steps();
         ASSERT_GE(done, 3u);
         ASSERT_LT(done, 100000u);
