@@ -79,6 +79,7 @@ class Program : public ::testing::Test {
 
     void TearDown() override {
         fs::remove_all(folder);
+        for (const char *output : {".out", ".err"}) fs::remove(folder.string() + output);
     }
 
     void write(const fs::path &name, const std::string &content) {
