@@ -234,7 +234,8 @@ $(BUILD)/obj/%.o: %.cpp
 .SECONDEXPANSION:
 $(GROUPS:%=$(BUILD)/obj/test/group_%.cpp): $(BUILD)/obj/test/group_%.cpp: $$(foreach t,$$(GROUP_$$*),test/test_$$t.cpp) Makefile
 	@mkdir -p $(@D)
-	@{ grep -h '^#include' $(filter %.cpp,$^) | awk '!seen[$$0]++'; \
+	@{ awk '/^extern "C" {$$/ { c = 1 } /^}/ { c = 0 } \
+	        /^#include/ && !seen[$$0]++ { print c ? "extern \"C\" {\n" $$0 "\n}" : $$0 }' $(filter %.cpp,$^); \
 	   for t in $(GROUP_$*); do printf 'namespace test_%s {\n#include "test_%s.cpp"\n}\n' $$t $$t; done; } >$@.new; \
 	 $(call keep_if_same,$@)
 $(GROUPS:%=$(BUILD)/obj/test/group_%.o): %.o: %.cpp
@@ -347,13 +348,15 @@ UNSANITIZED := $(addprefix $(BUILD)/test/,test_cublaslt_load test_cudnn test_cud
 SANITIZED = $(patsubst $(BUILD)/%,$(BUILD)/sanitized/%,$(filter-out $(UNSANITIZED) $(UNSANITIZED:%=%:%),$(1)))
 FULL := $(TEST_RUNS) $(call SANITIZED,$(TEST_RUNS)) \
         $(foreach m,openblas plain,$(BUILD)/$(m)/test/test_ops=*matmul*)
+# Libraries for matrix products differ in a few objects: the others are taken from the build that is there.
 test-full: setup
 	@MATMUL=openblas dev/setup.sh
-	@$(MAKE) --no-print-directory tests
+	@$(MAKE) --no-print-directory tests $(BUILD)/obj/test/test_ops.o
 	@$(MAKE) --no-print-directory BUILD=$(BUILD)/sanitized CUDA= SANITIZE=address,undefined all \
 	    $(call SANITIZED,$(TEST_PROGRAMS))
-	@$(MAKE) --no-print-directory BUILD=$(BUILD)/openblas CUDA= MATMUL=openblas $(BUILD)/openblas/gptloom $(BUILD)/openblas/test/test_ops
-	@$(MAKE) --no-print-directory BUILD=$(BUILD)/plain CUDA= MATMUL=plain $(BUILD)/plain/gptloom $(BUILD)/plain/test/test_ops
+	@for product in openblas plain; do \
+	    mkdir -p $(BUILD)/$$product && cp -au $(BUILD)/obj $(BUILD)/$$product/ && \
+	    $(MAKE) --no-print-directory BUILD=$(BUILD)/$$product CUDA= MATMUL=$$product $(BUILD)/$$product/test/test_ops || exit; done
 	@LOOM_TEST_FULL=1 test/run.py --logs $(BUILD)/test/logs $(FULL)
 	@dev/mutate-kernels.py --build $(BUILD)
 
