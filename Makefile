@@ -132,7 +132,8 @@ TESTS           := $(patsubst test/%.cpp,$(BUILD)/test/%,$(filter-out $(if $(CUD
 # `make test` compiles test sources in groups, each as one source, which takes half the time; a source that is in none is
 # compiled alone. Suites of one name that have other fixtures cannot be of one group. Of each source there is a program of
 # its own too, BUILD/test/test_NAME, for those who work on it.
-GROUPS := base checkpoint train precision scripts cli ranks emulation products cuda memory comm
+# Those that run longest come first: where there are no logs of earlier runs, they are begun first.
+GROUPS := ranks comm scripts cli cuda checkpoint train precision emulation products memory base
 GROUP_base       := base options machine cpu_products data
 GROUP_checkpoint := checkpoint checkpoint_read checkpoint_ranks golden
 GROUP_train      := train plot memory
