@@ -164,6 +164,9 @@ bool loom_command_line_parse(loom_command_line *line, int argc, char **argv, boo
     }
     for (int i = optind; i < argc; i++)
         if (!take_argument(line, argv[i], error)) return false;
+    for (int t = 0; t < line->n_tables; t++)
+        if (!loom_flags_have_defaults(line->tables[t].flags, line->tables[t].n, line->tables[t].target, error))
+            return false;
     if (line->n_arguments < line->fewest)
         return loom_fail(error, "%s: is missing; 'gptloom %s --help' tells more", line->arguments, line->command);
     return true;

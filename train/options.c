@@ -680,11 +680,13 @@ static bool resolve_schedule(loom_train_options *options, loom_error *error) {
 bool loom_train_options_resolve_shapes(loom_train_options *options, loom_error *error) {
     const loom_precision_flags precision = loom_train_options_precision(options);
     loom_recompute recompute;
-    return loom_precision_check(&precision, error) && loom_recompute_parse(options->recompute, &recompute, error) &&
-           resolve_shape(options, error) && resolve_batches(options, error);
+    return loom_flags_have_defaults(table, ROWS, options, error) && loom_precision_check(&precision, error) &&
+           loom_recompute_parse(options->recompute, &recompute, error) && resolve_shape(options, error) &&
+           resolve_batches(options, error);
 }
 
 bool loom_train_options_resolve(loom_train_options *options, loom_error *error) {
-    return check_values(options, error) && check_conflicts(options, error) &&
-           loom_train_options_resolve_shapes(options, error) && resolve_schedule(options, error);
+    return loom_flags_have_defaults(table, ROWS, options, error) && check_values(options, error) &&
+           check_conflicts(options, error) && loom_train_options_resolve_shapes(options, error) &&
+           resolve_schedule(options, error);
 }

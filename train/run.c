@@ -221,8 +221,8 @@ static bool open_directory(run *r, loom_error *error) {
     if (r->comm->rank > 0) return true;
     if (!r->lock && (!loom_run_directory_open(&r->lock, out, r->observer, error) || !check_place(r->options, error)))
         return false;
+    /* checkpoints/ comes after config.ini: alone it would be in the way of another start. */
     if (!loom_join_path(checkpoints, sizeof checkpoints, out, "checkpoints", error) ||
-        !loom_make_directories(r->options->save ? checkpoints : out, error) ||
         (r->options->resume && !abandon_newer(r, error)) ||
         !loom_join_path(r->metrics_path, sizeof r->metrics_path, out, "metrics.jsonl", error) ||
         !loom_join_path(r->samples_path, sizeof r->samples_path, out, "samples.txt", error) ||
@@ -230,6 +230,7 @@ static bool open_directory(run *r, loom_error *error) {
         !loom_join_path(r->choices_path, sizeof r->choices_path, out, "choices.txt", error) ||
         !loom_join_path(r->plan_path, sizeof r->plan_path, out, "plan.json", error) ||
         !loom_train_options_write_run(&r->trainer->given, r->options, r->config_path, error) ||
+        (r->options->save && !loom_make_directories(checkpoints, error)) ||
         !loom_trainer_write_data(r->trainer, error) || !loom_trainer_write_plan(r->trainer, r->plan_path, error) ||
         !write_choices(r, error) || !drop_metrics_after(r->metrics_path, loom_trainer_steps_done(r->trainer), error) ||
         !loom_run_cut_samples(r->samples_path, loom_trainer_steps_done(r->trainer), error))

@@ -89,6 +89,13 @@ void loom_flags_defaults(const loom_flag *flags, int n, void *target) {
     }
 }
 
+bool loom_flags_have_defaults(const loom_flag *flags, int n, const void *target, loom_error *error) {
+    for (int i = 0; i < n; i++)
+        if (flags[i].standard && flags[i].type == LOOM_FLAG_STRING && loom_flag_is_unset(&flags[i], target))
+            return loom_fail(error, "--%s: no memory to keep it", flags[i].name);
+    return true;
+}
+
 void loom_flags_free(const loom_flag *flags, int n, void *target) {
     for (int i = 0; i < n; i++) release(&flags[i], target);
 }

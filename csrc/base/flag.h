@@ -57,8 +57,10 @@ const loom_flag *loom_flag_find(const loom_flag *flags, int n, const char *name)
 /* Sets the field to its default, or to unset; frees what it held. The struct must have been zeroed or set before. */
 void loom_flag_reset(const loom_flag *flag, void *target);
 
-/* All fields at their defaults, in a struct that holds nothing yet. */
+/* All fields at their defaults, in a struct that holds nothing yet. A string for whose copy there is no memory stays
+ * unset; whoever reads fields asks first whether that has happened. */
 void loom_flags_defaults(const loom_flag *flags, int n, void *target);
+bool loom_flags_have_defaults(const loom_flag *flags, int n, const void *target, loom_error *error);
 
 /* Frees all strings and leaves the fields empty. */
 void loom_flags_free(const loom_flag *flags, int n, void *target);

@@ -114,8 +114,9 @@ def environment_of(process):
         return b""
 
 
-def temporary_in(run):
-    return any(".tmp" in name for name in files_of(run))
+def has_litter(run):
+    """What the next start removes."""
+    return any(".tmp" in name or name == "lock" for name in files_of(run))
 
 
 class Lab:
@@ -231,8 +232,9 @@ class Lab:
             raise Lost(f"has other metrics, of steps {[line[0] for line in losses_of(run)]}")
         if read(os.path.join(run, "samples.txt")) != reference["samples"]:
             raise Lost("has other samples")
-        # What was not pruned, because that failed, goes the next time.
-        more = {name for name in files_of(run) - reference["files"] if not name.startswith("checkpoints/step-")}
+        # What was not pruned, because that failed, goes the next time; what a kill left ahead of `latest` is set aside.
+        spared = ("checkpoints/step-", "checkpoints/abandoned-step-")
+        more = {name for name in files_of(run) - reference["files"] if not name.startswith(spared)}
         if more or reference["files"] - files_of(run):
             raise Lost(f"has other files: {sorted(more)}, and not {sorted(reference['files'] - files_of(run))}")
 
@@ -320,7 +322,7 @@ class Scenario:
             killed = status == -signal.SIGKILL and -signal.SIGKILL in nonzero
             end = "killed" if killed else self.lab.check_end(status, err, nonzero, self.variant == "ranks")
             run = os.path.join(folder, "run")
-            if self.trains and end == "went on" and not temporary_in(run):
+            if self.trains and end == "went on" and not has_litter(run):
                 self.lab.check_whole(self.variant, run)
             elif self.trains:
                 self.lab.check_goes_on(self.variant, folder)

@@ -1,0 +1,45 @@
+/* The program, with things going wrong: test/faults/faults.py for as long as a test may take, and what it has found. */
+#include "support_runs.h"
+
+namespace {
+
+namespace fs = std::filesystem;
+using namespace support;
+
+TEST(Faults, NothingIsLost) {
+    const fs::path script = fs::absolute(fs::path(__FILE__)).parent_path() / "faults/faults.py";
+    const std::string how = full() ? "--tries 1200 --seconds 200" : "--short --tries 100 --seconds 20";
+    const std::string command = "python3 " + script.string() + " --jobs 1 --build " + (folder() / "..").string() + " " +
+                                how;
+    EXPECT_EQ(std::system(command.c_str()), 0) << command;
+}
+
+class OneFault : public RanksTest {
+  protected:
+    Outcome run(const std::string &words, const std::string &fault = "") {
+        const std::string preload = "LD_PRELOAD=" + (folder() / "libfaults.so").string() + " LOOM_FAULT=" + fault + " ";
+        return shell((fault.empty() ? "" : preload) + gptloom_program() + " " + words);
+    }
+};
+
+TEST_F(OneFault, ADefaultThatCannotBeKeptIsALine) {
+    for (const char *command : {"info nano", "plan nano --no-measure", "sample --from x", "train --data x --out y"}) {
+        const Outcome first = run(command, "strdup:ENOMEM:1");
+        EXPECT_EQ(first.status, 2) << command << ": " << first.output;
+        EXPECT_EQ(first.output.rfind("gptloom: ", 0), 0u) << first.output;
+        EXPECT_LE(run(command, "strdup:ENOMEM:2").status, 2) << command;
+        EXPECT_LE(run(command, "strdup:ENOMEM:4").status, 2) << command;
+    }
+}
+
+TEST_F(OneFault, ARunThatCouldNotBeginIsBegunAgain) {
+    write_file(here.at("text"), some_text(2000, 7));
+    const std::string train =
+        "train --data text --out run --n-layer 1 --n-head 1 --n-embd 16 --block-size 16 --batch 2 "
+        "--steps 1 --threads 1 --device cpu -q";
+    EXPECT_EQ(run(train, "open_memstream:ENOMEM:1+").status, 2);
+    const Outcome again = run(train);
+    EXPECT_EQ(again.status, 0) << again.output;
+}
+
+} // namespace
