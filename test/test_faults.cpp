@@ -42,4 +42,16 @@ TEST_F(OneFault, ARunThatCouldNotBeginIsBegunAgain) {
     EXPECT_EQ(again.status, 0) << again.output;
 }
 
+TEST_F(OneFault, ALineOfMetricsThatCannotBeWrittenLeavesNoRest) {
+    write_file(here.at("text"), some_text(2000, 7));
+    const std::string train =
+        "train --data text --out run --n-layer 1 --n-head 1 --n-embd 16 --block-size 16 --batch 2 "
+        "--steps 2 --threads 1 --device cpu -q";
+    EXPECT_EQ(run(train, "fwrite:EIO:1").status, 2);
+    EXPECT_EQ(run("train --resume --out run -q").status, 0);
+    const std::string metrics = read_file(here.at("run/metrics.jsonl"));
+    EXPECT_EQ(lines_of(metrics, "{\"step\": ").size(), 2u) << metrics;
+    EXPECT_EQ(std::count(metrics.begin(), metrics.end(), '\n'), 2) << metrics;
+}
+
 } // namespace

@@ -11,6 +11,7 @@
 #include <limits.h>
 #include <math.h>
 #include <stdio.h>
+#include <stdio_ext.h>
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
@@ -229,6 +230,7 @@ static bool open_directory(run *r, loom_error *error) {
         !loom_join_path(r->config_path, sizeof r->config_path, out, "config.ini", error) ||
         !loom_join_path(r->choices_path, sizeof r->choices_path, out, "choices.txt", error) ||
         !loom_join_path(r->plan_path, sizeof r->plan_path, out, "plan.json", error) ||
+        !write_choices(r, error) || /* with config.ini, a run that was killed before its first step goes on */
         !loom_train_options_write_run(&r->trainer->given, r->options, r->config_path, error) ||
         (r->options->save && !loom_make_directories(checkpoints, error)) ||
         !loom_trainer_write_data(r->trainer, error) || !loom_trainer_write_plan(r->trainer, r->plan_path, error) ||
@@ -268,9 +270,10 @@ static bool write_metrics(run *r, const loom_step_report *report, loom_error *er
         print_number(r->metrics, "loss_scale", (double)loom_trainer_loss_scale(r->trainer));
     if (r->validated_step == report->step) print_number(r->metrics, "val_loss", r->validation_loss);
     fputs("}\n", r->metrics);
-    if (fflush(r->metrics) != 0 || ferror(r->metrics))
-        return loom_fail(error, "%s: cannot be written: %s", r->metrics_path, strerror(errno));
-    return true;
+    if (!ferror(r->metrics) && fflush(r->metrics) == 0) return true;
+    loom_fail(error, "%s: cannot be written: %s", r->metrics_path, strerror(errno));
+    __fpurge(r->metrics); /* closing it is not to add the rest of a line */
+    return false;
 }
 
 /* --------------------------------------------------------------------------------------------------- what happens when */
@@ -295,7 +298,7 @@ static bool validate(run *r, int64_t step, bool *stops, loom_error *error) {
 typedef struct text {
     char *data;
     size_t used, size;
-    bool bytes;
+    bool bytes, failed;
 } text;
 
 static bool take_token(void *user, int32_t token) {
@@ -303,7 +306,8 @@ static bool take_token(void *user, int32_t token) {
     if (t->bytes && token >= LOOM_BYTE_END_OF_TEXT) return false;
     if (t->size - t->used < 16) {
         char *larger = realloc(t->data, 2 * t->size + 256);
-        if (!larger) return false;
+        t->failed = !larger;
+        if (t->failed) return false;
         t->data = larger;
         t->size = 2 * t->size + 256;
     }
@@ -322,6 +326,7 @@ static bool sample(run *r, int64_t step, bool *stops, loom_error *error) {
         free(t.data);
         return ok;
     }
+    if (ok && t.failed) ok = loom_fail(error, "--sample-every: no memory to keep a sample");
     if (ok && t.data && r->comm->rank == 0) {
         FILE *file = loom_file_append(r->samples_path, error);
         if (!file) {
