@@ -108,7 +108,7 @@ TEST(Catalogue, AnUnknownNameIsRefusedWithTheNearest) {
         };
     };
     refusal(find("gtp2-xl"), {"--model", "'gtp2-xl'", "did you mean gpt2-xl?"});
-    refusal(find("gpt3-125M"), {"did you mean gpt3-125m?"});
+    refusal(find("gpt3-125M"), {"is called gpt3-125m here"});
     refusal(find("d13"), {"--model", "'d13'"});
     refusal(find("d12x"), {"'d12x'"});
     refusal(find("d-12"), {"'d-12'"});
