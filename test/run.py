@@ -255,6 +255,7 @@ def main():
     os.makedirs(arguments.logs, exist_ok=True)
     default_signals()
     temporary = tempfile.mkdtemp(prefix="gptloom-tests-")
+    os.chmod(temporary, 0o755)  # for tests that go on as another user
     try:
         return run_all(arguments, temporary)
     finally:
