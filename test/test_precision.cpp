@@ -608,7 +608,8 @@ TEST_F(Train, TheLossScaleBelongsToTheCheckpoint) {
     const std::string state = at("run/checkpoints/latest/training_state.json");
     std::string text = read_file(state);
     for (const char *key : {"\"loss_scale\"", "\"loss_scale_age\"", "\"dtype\""})
-        text.replace(text.find(key), strlen(key), "\"unknown" + std::to_string(text.size()) + "\"");
+        text.replace(text.find(key), strlen(key),
+                     "\"unknown" + std::string(key + 1, 4) + std::to_string(text.size()) + "\"");
     write_file(state, text);
     fs::remove(at("run/checkpoints/latest/manifest.json"));
     EXPECT_EQ(loom_trainer_loss_scale(open_trainer(resumed).get()), 65536);
