@@ -124,7 +124,10 @@ class Lab:
 
     def __init__(self, build, where):
         self.build, self.where = os.path.abspath(build), where
-        self.shim = os.path.join(self.build, "test", "libfaults.so")
+        # Of a sanitized program the sanitizer's library comes behind ours, so that its memory can run out too.
+        linked = subprocess.run(["ldd", os.path.join(self.build, "gptloom")], capture_output=True, text=True).stdout
+        sanitizer = re.search(r"=> (\S*/libasan\S*)", linked)
+        self.preload = os.path.join(self.build, "test", "libfaults.so") + (f" {sanitizer[1]}" if sanitizer else "")
         self.lock = threading.Lock()
         self.references = {}
         with open(os.path.join(where, "text.txt"), "w", encoding="utf-8") as file:
@@ -132,6 +135,7 @@ class Lab:
         keep = {key: value for key, value in os.environ.items() if not key.startswith(("LOOM_FAULT", "OMPI_", "PMIX_"))}
         self.environment = {
             **keep,
+            "ASAN_OPTIONS": "verify_asan_link_order=0:detect_leaks=0",
             "OMP_NUM_THREADS": "1",
             "OMP_WAIT_POLICY": "passive",
             "OMPI_ALLOW_RUN_AS_ROOT": "1",
@@ -153,7 +157,7 @@ class Lab:
         return [self.program(variant), "train", "--resume", "--out", out, "-q", *ranks]
 
     def start(self, command, folder, faults=None):
-        environment = {**self.environment, **({"LD_PRELOAD": self.shim, **faults} if faults else {})}
+        environment = {**self.environment, **({"LD_PRELOAD": self.preload, **faults} if faults else {})}
         environment["LOOM_FAULT_FOLDER"] = folder  # a mark
         return subprocess.Popen(
             command,
