@@ -1534,6 +1534,14 @@ TEST_F(LostRun, KeepsItsGoodCheckpointsAndSaysHowToGoOn) {
                                   " --lr 0.01 --weight-decay 0.1; --check-finite"});
     EXPECT_EQ(checkpoints(), (std::set<std::string>{"step-00000006", "step-00000009"}));
     EXPECT_EQ(fs::read_symlink(at("run/checkpoints/latest")), "step-00000009");
+    /* Nor do samples of what is lost hide it. */
+    Train::refused(lost({{"resume", "true"},
+                         {"steps", "200"},
+                         {"lr", "100"},
+                         {"weight-decay", "100"},
+                         {"sample-every", "1"},
+                         {"sample-tokens", "4"}}),
+                   {"--lr: ", "the last good checkpoint is of step 9: gptloom train --resume --out " + at("run")});
     ASSERT_TRUE(trains(lost({{"resume", "true"}, {"stop-after", "3"}, {"steps", "200"}})));
     EXPECT_EQ(checkpoints(), (std::set<std::string>{"step-00000009", "step-00000012"}));
 }

@@ -441,6 +441,17 @@ static bool save(run *r, int64_t step, bool last, loom_error *error) {
     return true;
 }
 
+/* A sample of parameters that are not finite has no text: the run is lost. (Of several ranks rank 0 alone writes, and may
+ * fail alone: then there is no asking the others.) */
+static bool sample_or_lose(run *r, int64_t step, bool *stops, loom_error *error) {
+    loom_error why;
+    char what[512];
+    if (sample(r, step, stops, error)) return true;
+    if (r->comm->size > 1 || loom_trainer_check_parameters(r->trainer, &why)) return false;
+    snprintf(what, sizeof what, "after step %" PRId64 " %.400s", step, why.message);
+    return fail_lost(r, what, error);
+}
+
 /* The run's last step: done, unless it is a bad one. */
 static bool finish(run *r, int64_t step, loom_error *error) {
     if (!save(r, step, true, error)) return false;
@@ -564,8 +575,8 @@ static bool complete_metrics(run *r, int64_t step, loom_error *error) {
     ok = ok && loom_file_replace(r->metrics_path, completed, size, error);
     free(completed);
     if (!ok) return false;
-    FILE *again = fopen(r->metrics_path, "ae");
-    if (!again) return loom_fail(error, "%s: cannot be written: %s", r->metrics_path, strerror(errno));
+    FILE *again = loom_file_append(r->metrics_path, error);
+    if (!again) return false;
     fclose(r->metrics);
     r->metrics = again;
     return true;
@@ -602,7 +613,7 @@ static bool run_steps(run *r, loom_error *error) {
         if (!stops && validates_after(r, step) && !validate(r, step, &stops, error))
             return write_metrics(r, &report, NULL) && save_what_is_done(r, step, error);
         if (!write_metrics(r, &report, error)) return false;
-        if (!stops && samples_after(r, step) && !sample(r, step, &stops, error)) return false;
+        if (!stops && r->is_good && samples_after(r, step) && !sample_or_lose(r, step, &stops, error)) return false;
         if (stops) return finish(r, step, error);
         if ((is_due(o->checkpoint_every, step) || r->save_is_due) && !save(r, step, false, error)) return false;
     }
