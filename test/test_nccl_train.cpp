@@ -346,9 +346,10 @@ TEST_P(NcclCalls, AreThoseOfTheStage) {
                 EXPECT_EQ(calls[i - 1].peer, 1 - rank);
                 continue;
             }
-            /* It takes nothing that is not there. */
+            /* It takes nothing that is not there. What the hosts ask each other, which has no name, waits for no kernel. */
             ASSERT_LT(turn, turns.size());
-            EXPECT_GE(turns[turn++], c.kernels) << "call " << i << ", " << c.kind << " " << c.name;
+            const int64_t ran = turns[turn++];
+            if (!c.name.empty()) EXPECT_GE(ran, c.kernels) << "call " << i << ", " << c.kind << " " << c.name;
         }
         EXPECT_EQ(turn, turns.size());
     }
