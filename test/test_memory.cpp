@@ -57,9 +57,9 @@ size_t anonymous_bytes() {
     return 0;
 }
 
-/* Runs in a process of its own, whose heap is fresh: says how much more than planned a run's beginning and two steps took
- * at most. */
-[[noreturn]] void take_two_steps(const Options::Pairs &pairs) {
+/* Runs in a process of its own, whose heap is fresh and whose directory goes with it: says how much more than planned a
+ * run's beginning and two steps took at most. */
+[[noreturn]] void take_two_steps(const Options::Pairs &pairs, const fs::path &directory) {
     const size_t before = anonymous_bytes();
     std::atomic<bool> done(false);
     size_t largest = 0;
@@ -82,6 +82,7 @@ size_t anonymous_bytes() {
             !whole ? "the plan is not used"
             : fits ? "as planned"
                    : "too much");
+    fs::remove_all(directory);
     exit(whole && fits ? 0 : 1);
 }
 
@@ -95,7 +96,8 @@ TEST_F(RunMemory, TheProcessTakesNoMoreThanItsPlanAndALittle) {
         for (const char *policy : {"none", "block"}) {
             const Options::Pairs pairs = shape(
                 {{"n-embd", "256"}, {"block-size", "128"}, {"threads", "2"}, {"dtype", dtype}, {"recompute", policy}});
-            EXPECT_EXIT(take_two_steps(pairs), testing::ExitedWithCode(0), "as planned") << dtype << " " << policy;
+            EXPECT_EXIT(take_two_steps(pairs, directory.path()), testing::ExitedWithCode(0), "as planned")
+                << dtype << " " << policy;
         }
 }
 

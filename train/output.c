@@ -40,10 +40,16 @@ static void give_up(int reason) {
     if (nowhere >= 0) dup2(nowhere, STDOUT_FILENO);
 }
 
+/* Of a write that printf has made earlier errno tells no more; a pipe tells that nobody reads it. */
+static int reason_of_earlier(void) {
+    struct pollfd out = {.fd = STDOUT_FILENO, .events = POLLOUT};
+    return poll(&out, 1, 0) == 1 && out.revents & POLLERR ? EPIPE : EIO;
+}
+
 bool loom_output_flush(void) {
     errno = 0;
     if (fflush(stdout) == 0 && !ferror(stdout)) return true;
-    note(errno ? errno : EIO);
+    note(errno ? errno : reason_of_earlier());
     return false;
 }
 
