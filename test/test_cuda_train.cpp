@@ -4,6 +4,7 @@
 #include "emulation.h"
 
 #include <cmath>
+#include <cstdlib>
 
 namespace {
 
@@ -132,6 +133,11 @@ TEST_F(CudaTrain, FollowsTheCpuInFp16) {
 /* ------------------------------------------------------------------------------------------ moments and gradients in bf16
  * Compared with the same run in fp32 moments and gradients, on the CPU and here. */
 
+/* The emulation takes its time: make test compares on the CPU, make test-full on both. */
+std::vector<const char *> where_types_are_compared() {
+    return std::getenv("LOOM_TEST_FULL") ? std::vector<const char *>{"cpu", "cuda"} : std::vector<const char *>{"cpu"};
+}
+
 /* Random rounding of a moment is off by at most half an epsilon, 2^-8, root mean square. What steps have added and not
  * yet forgotten comes to 2^-8 / sqrt(1 - beta^2) of the moment: 2.3 times for beta1 = 0.9, 3.2 times for beta2 = 0.95, of
  * which the root in the update's denominator feels half. So an update is off by sqrt(2.3^2 + 1.6^2) 2^-8 of itself, as
@@ -139,7 +145,7 @@ TEST_F(CudaTrain, FollowsTheCpuInFp16) {
 TEST_F(CudaTrain, MomentsInBf16FollowThoseInFp32) {
     const double relative = std::sqrt(2.3 * 2.3 + 1.6 * 1.6) * 0x1p-8;
     const loom_gpt_config c = gpt_shape(2, 4, 64, 64, 257);
-    for (const char *device : {"cpu", "cuda"}) {
+    for (const char *device : where_types_are_compared()) {
         SCOPED_TRACE(device);
         const std::vector<double> wide = losses(shape(device), STEPS);
         const std::vector<double> narrow = losses(shape(device, {{"optimizer-dtype", "bf16"}}), STEPS);
@@ -160,7 +166,7 @@ TEST_F(CudaTrain, MomentsInBf16ActFromTheNextUpdateOn) {
 /* Each of the four micro-batches rounds the sum to nearest, by 2^-9 of it, root mean square; the token embedding's is
  * rounded twice, as it has two parts. */
 TEST_F(CudaTrain, GradientsInBf16FollowThoseInFp32) {
-    for (const char *device : {"cpu", "cuda"}) {
+    for (const char *device : where_types_are_compared()) {
         SCOPED_TRACE(device);
         const Options::Pairs run = shape(device, {{"dtype", "bf16"}, {"micro-batch", "1"}});
         const std::vector<double> wide = losses(run, STEPS);

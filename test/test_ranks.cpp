@@ -359,8 +359,10 @@ TEST_F(Sums, AreWithinRoundingOfOneRanks) {
         {"device=cpu @steps=1", "first-moments", f32, 0},
         {"device=cpu dtype=bf16 @steps=1", "first-moments", f32, 0},
         {"device=cpu dtype=bf16 grad-dtype=bf16 @steps=1", "first-moments", 2 * 0x1p-9 * std::sqrt(12.0), 0}};
-    if (!sanitized) expect_near(kinds, 2);
-    expect_near(kinds, 4);
+    const bool full = std::getenv("LOOM_TEST_FULL");
+    if (full && !sanitized) expect_near(kinds, 2);
+    if (!full) kinds.resize(2); /* make test has one of each device, and ranks that are no power of two */
+    if (full) expect_near(kinds, 4);
     kinds.push_back({"device=cuda @steps=3", "", steps, steps});
     expect_near(kinds, 3);
 }
