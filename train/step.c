@@ -79,10 +79,10 @@ bool loom_trainer_should_stop(loom_trainer *t) {
 }
 
 /* What a rank tells the others. */
+enum { STOP = 1 /* it was asked to end the run */, NO_DATA = 2 /* it has none for this step */ };
 typedef struct told {
-    double worked;  /* milliseconds of the step before */
-    double stop;    /* not 0: it was asked to end the run */
-    double no_data; /* not 0: it has none for this step */
+    double worked; /* milliseconds of the step before */
+    int64_t what;  /* of the above */
 } told;
 
 /* Ranks that ask each other wait for the slowest. So they do it where they meet anyway, before the update, and between
@@ -97,7 +97,8 @@ static int64_t stride(const loom_trainer *t, double slowest_ms) {
 /* Compares the step before, and asks whether one of the ranks is to end the run. */
 static bool meet(loom_trainer *t, loom_error *error) {
     const int ranks = t->comm->size;
-    const told mine = {t->meeting.ms_worked, loom_trainer_should_stop(t), t->feeder.failed};
+    const told mine = {t->meeting.ms_worked,
+                       (loom_trainer_should_stop(t) ? STOP : 0) | (t->feeder.failed ? NO_DATA : 0)};
     told *all = calloc((size_t)ranks, sizeof *all);
     const bool ok = all ? loom_comm_host_gather(t->comm, all, &mine, sizeof mine, error)
                         : loom_fail(error, "no memory for %d ranks", ranks);
@@ -105,8 +106,8 @@ static bool meet(loom_trainer *t, loom_error *error) {
     for (int r = 0; ok && r < ranks; r++) {
         least = all[r].worked < least ? all[r].worked : least;
         most = all[r].worked > most ? all[r].worked : most;
-        t->stops = t->stops || all[r].stop != 0;
-        t->no_data = t->no_data || all[r].no_data != 0;
+        t->stops = t->stops || all[r].what & STOP;
+        t->no_data = t->no_data || all[r].what & NO_DATA;
     }
     t->meeting.ms_spread = most - least;
     t->meeting.stride = stride(t, most);
