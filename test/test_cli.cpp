@@ -934,6 +934,9 @@ TEST_F(Program, EpochsBecomeSteps) {
 
 /* Whatever the micro-batch, the memory or the threads: what --val-tokens counts is tokens. */
 TEST_F(Program, ValidationIsTheSameWhateverTheMicroBatch) {
+#ifdef __SANITIZE_ADDRESS__
+    GTEST_SKIP() << "not optimised, one row's loop and that of several are contracted differently";
+#endif
     std::vector<std::string> losses;
     for (const char *micro : {"1", "2", "8"}) {
         fs::remove_all(folder / "run");
