@@ -1,12 +1,24 @@
-/* The product of small tiles, the one inner kernel of the definitions: C += A B with vectors of 64 bytes, written with
- * the compiler's vector types so that it is fast wherever they are. */
+/* The product of small tiles, the one inner kernel of the definitions: C += A B, written with the compiler's vector types.
+ * Each element is summed over k in order, whatever the size of vectors and strips, so that its bits depend on neither. */
 #ifndef LOOM_CPU_TILE_H
 #define LOOM_CPU_TILE_H
 
 #include "cpu/real.h"
 
-typedef real tile_vector __attribute__((vector_size(64), aligned(8), may_alias));
-enum { TILE_LANES = 64 / (int)sizeof(real), TILE_ROWS = 8 };
+/* A strip's accumulators stay in registers: TILE_ROWS * 2 of them, beside two vectors of B and one element of A. One that
+ * does not fit is several times slower. */
+#if defined __AVX512F__ /* 32 registers of 64 bytes: 19 in use */
+enum { TILE_BYTES = 64, TILE_ROWS = 8 };
+#elif defined __AVX__     /* 16 of 32 bytes: 11 in use */
+enum { TILE_BYTES = 32, TILE_ROWS = 4 };
+#elif defined __aarch64__ /* 32 of 16 bytes: 19 in use */
+enum { TILE_BYTES = 16, TILE_ROWS = 8 };
+#else                     /* SSE2: 16 of 16 bytes: 11 in use */
+enum { TILE_BYTES = 16, TILE_ROWS = 4 };
+#endif
+
+typedef real tile_vector __attribute__((vector_size(TILE_BYTES), aligned(8), may_alias));
+enum { TILE_LANES = TILE_BYTES / (int)sizeof(real) };
 
 static inline int64_t round_up(int64_t n, int64_t to) {
     return (n + to - 1) / to * to;
