@@ -3,6 +3,7 @@
 #include "base/file.h"
 #include "base/finite.h"
 #include "base/lock.h"
+#include "base/lock_holder.h"
 #include "base/nearest.h"
 #include "base/printable.h"
 #include "support.h"
@@ -886,6 +887,21 @@ TEST_F(Locks, ADeadOwnersIsTakenOver) {
         loom_lock_release(lock);
     }
     EXPECT_TRUE(names().empty());
+}
+
+TEST(LockHolder, IsALineThatMakesSense) {
+    const auto reads = [](const std::string &line) {
+        loom_lock_holder holder;
+        return loom_lock_holder_read(&holder, line.data(), line.size());
+    };
+    EXPECT_TRUE(reads("gptloom here a-boot pid:[1] 77 5 1700000000\n"));
+    EXPECT_TRUE(reads("gptloom here ? ? 77 -1 0\nand more"));
+    for (const char *line : {"", "gptloom here a-boot pid:[1] 77 5 1700000000", "other here a-boot pid:[1] 77 5 6\n",
+                             "gptloom here a-boot pid:[1] 77 5\n", "gptloom here a-boot pid:[1] 0 5 6\n",
+                             "gptloom here a-boot pid:[1] 77 -2 6\n", "gptloom here a-boot pid:[1] 77 5 -6\n",
+                             "gptloom here a-boot pid:[1] 77 5 -9223372036854775808\n"})
+        EXPECT_FALSE(reads(line)) << line;
+    EXPECT_FALSE(reads("gptloom here a-boot pid:[1] 77 5 6" + std::string(600, ' ') + "\n"));
 }
 
 /* Nothing but its heartbeat tells whether another machine's is alive. */

@@ -1,4 +1,5 @@
 #include "options.h"
+#include "run_directory.h"
 #include "trainer.h"
 
 #include "base/check.h"

@@ -1,13 +1,13 @@
 /* gptloom sample: continues a prompt with a trained model. */
 #include "command.h"
 #include "command_line.h"
+#include "token_ids.h"
 
 #include "base/printable.h"
 #include "gptloom/checkpoint.h"
 #include "gptloom/data.h"
 #include "gptloom/plan.h"
 
-#include <errno.h>
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
@@ -58,26 +58,6 @@ static const loom_flag flags[] = {
 
 /* ----------------------------------------------------------------------------------------------------------- prompt */
 
-/* Token ids, separated by spaces and commas, into `tokens`, which holds strlen(text) of them. */
-static bool parse_ids(const char *text, int64_t vocab_size, int32_t *tokens, int64_t *n, loom_error *error) {
-    static const char separators[] = " ,\t\n";
-    for (text += strspn(text, separators); *text; text += strspn(text, separators)) {
-        char *end;
-        errno = 0;
-        const long id = strtol(text, &end, 10);
-        if (end == text || (*end && !strchr(separators, *end)))
-            return loom_fail(error,
-                             "--prompt: '%s' is no token id; this model is not of bytes and takes ids, '464 3280'",
-                             LOOM_BRIEF(text, 40));
-        if (errno || id < 0 || id >= vocab_size)
-            return loom_fail(error, "--prompt: token id %.*s is not below the vocabulary's size, %lld",
-                             (int)(end - text), text, (long long)vocab_size);
-        tokens[(*n)++] = (int32_t)id;
-        text = end;
-    }
-    return *n > 0 || loom_fail(error, "--prompt: holds no token id; leave it out to begin a text");
-}
-
 /* Begins with what texts begin with, or what ends the one before. */
 static bool begin_text(const loom_checkpoint_info *info, int32_t *tokens, int64_t *n, loom_error *error) {
     const loom_text_ends *ends = &info->ends;
@@ -105,7 +85,7 @@ static bool make_prompt(const settings *mine, const loom_checkpoint_info *info, 
     else if (info->bytes)
         for (; *text; text++) (*tokens)[(*n)++] = (unsigned char)*text;
     else
-        ok = parse_ids(text, info->config.vocab_size, *tokens, n, error);
+        ok = loom_token_ids_read(text, info->config.vocab_size, *tokens, n, error);
     if (ok) return true;
     free(*tokens);
     *tokens = NULL;

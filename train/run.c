@@ -66,77 +66,6 @@ bool loom_train_check(const loom_train_options *options, loom_error *error) {
     return ok;
 }
 
-/* The step of a line of metrics; -1 if it has none. A line may be any text, and need not end. */
-static int64_t step_of_line(const char *line, size_t length) {
-    char begin[64] = "";
-    int64_t step;
-    memcpy(begin, line, length < sizeof begin - 1 ? length : sizeof begin - 1);
-    return sscanf(begin, "{\"step\": %" SCNd64, &step) == 1 ? step : -1;
-}
-
-/* Whether this is how a line of metrics begins, and no more of it: a kill came in the middle of it. */
-static bool is_torn(const char *line, size_t length) {
-    static const char begin[] = "{\"step\": ";
-    const size_t most = sizeof begin - 1;
-    return memcmp(line, begin, length < most ? length : most) == 0;
-}
-
-int64_t loom_run_last_step(const char *out) {
-    char path[PATH_MAX];
-    loom_mapping file;
-    int64_t last = -1;
-    if (!loom_join_path(path, sizeof path, out, "metrics.jsonl", NULL) || !loom_file_map(path, &file, NULL)) return -1;
-    const char *text = file.data;
-    for (size_t end = file.size, line; last < 0 && end > 0; end = line) {
-        const char *newline = memrchr(text, '\n', end - 1);
-        line = newline ? (size_t)(newline - text) + 1 : 0;
-        last = step_of_line(text + line, end - line);
-        if (line == 0) break;
-    }
-    loom_file_unmap(&file);
-    return last;
-}
-
-/* What of metrics stays before a run goes on after `step`: copied to `to` unless that is NULL; the length, and whether it
- * is a beginning of the text. A run that was killed may have written metrics of later steps, which will be done again, the
- * last line of them half. Whatever else is there is not ours to delete; its last line gets an end, so that the next line
- * begins one. */
-static size_t metrics_until(const char *text, size_t size, int64_t step, char *to, bool *is_beginning) {
-    size_t kept = 0;
-    *is_beginning = true;
-    for (size_t at = 0, next; at < size; at = next) {
-        const char *line = text + at, *end = memchr(line, '\n', size - at);
-        next = end ? (size_t)(end - text) + 1 : size;
-        if (step_of_line(line, next - at) > step || (!end && is_torn(line, size - at))) continue;
-        *is_beginning = *is_beginning && kept == at && end;
-        if (to) memcpy(to + kept, line, next - at);
-        kept += next - at;
-        if (!end && to) to[kept] = '\n';
-        if (!end) kept++;
-    }
-    return kept;
-}
-
-/* Metrics can be long: they are copied only where more than their end goes. */
-static bool drop_metrics_after(const char *path, int64_t step, loom_error *error) {
-    if (!loom_path_exists(path)) return true;
-    loom_mapping old;
-    if (!loom_file_map(path, &old, error)) return false;
-    bool is_beginning, ok = true;
-    const size_t kept = metrics_until(old.data, old.size, step, NULL, &is_beginning);
-    if (is_beginning) {
-        ok = kept == old.size || loom_file_replace(path, old.data, kept, error);
-    } else {
-        char *copy = malloc(kept);
-        ok = copy || loom_fail(error, "%s: no memory to leave out what comes after step %" PRId64, path, step);
-        if (ok) metrics_until(old.data, old.size, step, copy, &is_beginning);
-        ok = ok && loom_file_replace(path, copy, kept, error);
-        free(copy);
-    }
-    loom_file_unmap(&old);
-    return ok;
-}
-
 /* What the device chose by measuring, as the run's checkpoints have it too; a run that went on elsewhere has no file of
  * the machine before. */
 static bool write_choices(const run *r, loom_error *error) {
@@ -234,7 +163,8 @@ static bool open_directory(run *r, loom_error *error) {
         !loom_train_options_write_run(&r->trainer->given, r->options, r->config_path, error) ||
         (r->options->save && !loom_make_directories(checkpoints, error)) ||
         !loom_trainer_write_data(r->trainer, error) || !loom_trainer_write_plan(r->trainer, r->plan_path, error) ||
-        !write_choices(r, error) || !drop_metrics_after(r->metrics_path, loom_trainer_steps_done(r->trainer), error) ||
+        !write_choices(r, error) ||
+        !loom_run_cut_metrics(r->metrics_path, loom_trainer_steps_done(r->trainer), error) ||
         !loom_run_cut_samples(r->samples_path, loom_trainer_steps_done(r->trainer), error))
         return false;
     r->metrics = loom_file_append(r->metrics_path, error);

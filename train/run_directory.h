@@ -11,7 +11,11 @@
  * killed runs have left unfinished; tries files and directories in it; readies its checkpoints. */
 bool loom_run_directory_open(loom_lock **lock, const char *out, const loom_train_observer *observer, loom_error *error);
 
-/* Cuts samples back to those of the first `step` steps: later ones will be made again. */
+/* Cuts samples and metrics back to those of the first `step` steps: later ones will be made again. */
 bool loom_run_cut_samples(const char *path, int64_t step, loom_error *error);
+bool loom_run_cut_metrics(const char *path, int64_t step, loom_error *error);
+
+/* The step of the last line of a run's metrics that has one; -1: there is none. */
+int64_t loom_run_last_step(const char *out);
 
 #endif

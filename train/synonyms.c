@@ -159,7 +159,7 @@ static const synonym *find(const char *word, const char *const *names) {
     const synonym *none = NULL;
     for (size_t i = 0; i < sizeof synonyms / sizeof *synonyms; i++) {
         const synonym *row = &synonyms[i];
-        if (strcmp(row->theirs, word)) continue;
+        if (row->theirs[0] != word[0] || strcmp(row->theirs, word)) continue;
         if (!row->ours) none = row;
         if (row->ours && is_among(row->ours, names)) return row;
     }

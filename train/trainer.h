@@ -98,9 +98,6 @@ bool loom_run_owes_nothing(loom_trainer *trainer);
 /* Adds a line to the note. */
 void loom_trainer_add_note(loom_trainer *trainer, const char *format, ...) __attribute__((format(printf, 2, 3)));
 
-/* The step of the last line of a run's metrics that has one; -1: there is none. */
-int64_t loom_run_last_step(const char *out);
-
 loom_gpt_config loom_trainer_shape(const loom_trainer *trainer);
 loom_sharding loom_trainer_sharding(const loom_trainer *trainer);
 loom_gpt_setup loom_trainer_setup(const loom_trainer *trainer, int64_t micro_batch);

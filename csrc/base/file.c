@@ -141,7 +141,7 @@ bool loom_file_checksum(const char *path, uint64_t *size, char checksum[33], loo
     loom_reader reader;
     if (!loom_reader_open(&reader, path, error)) return false;
     XXH3_state_t *hash = XXH3_createState();
-    char *chunk = malloc(CHUNK);
+    char *chunk = malloc(reader.size > 0 && reader.size < CHUNK ? (size_t)reader.size : CHUNK);
     bool ok = (hash && chunk) || loom_fail(error, "%s: no memory to read it", path);
     if (ok) XXH3_128bits_reset(hash);
     for (uint64_t at = 0; ok && at < reader.size; at += CHUNK) {

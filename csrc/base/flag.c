@@ -33,7 +33,7 @@ static int *list_count(const loom_flag *flag, void *target) {
 
 const loom_flag *loom_flag_find(const loom_flag *flags, int n, const char *name) {
     for (int i = 0; i < n; i++)
-        if (!strcmp(flags[i].name, name)) return &flags[i];
+        if (flags[i].name[0] == name[0] && !strcmp(flags[i].name, name)) return &flags[i];
     return NULL;
 }
 

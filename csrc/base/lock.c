@@ -1,6 +1,7 @@
 #include "base/lock.h"
 
-#include <ctype.h>
+#include "base/lock_holder.h"
+
 #include <errno.h>
 #include <fcntl.h>
 #include <limits.h>
@@ -17,15 +18,7 @@
 
 const loom_lock_times loom_lock_standard_times = {.heartbeat = 15, .patience = 60, .old = 600, .settle = 2};
 
-/* Who has a lock, as the file says it: one line of words. */
-typedef struct holder {
-    char host[65], boot[65], space[65]; /* the running system, and in it the space in which process numbers count */
-    long process;
-    long long start; /* of the process, in ticks since the system's start */
-    long long beat;  /* seconds since 1970 */
-} holder;
-
-enum { LONGEST_LINE = 512 };
+typedef loom_lock_holder holder;
 
 struct loom_lock {
     char path[PATH_MAX], what[PATH_MAX];
@@ -42,21 +35,13 @@ struct loom_lock {
 
 /* ---------------------------------------------------------------------------------------------------------- holders */
 
-/* One word of what the system or a file says, with nothing in it that a terminal would obey. */
-static void make_word(char word[65], const char *text) {
-    size_t n = 0;
-    for (; text[n] && n < 64; n++) word[n] = isgraph((unsigned char)text[n]) ? text[n] : '?';
-    if (n == 0) word[n++] = '?';
-    word[n] = 0;
-}
-
-static void read_word(const char *path, char word[65]) {
-    char text[65] = "";
+static void read_word(const char *path, char word[LOOM_LOCK_WORD]) {
+    char text[LOOM_LOCK_WORD] = "";
     FILE *file = fopen(path, "re");
     if (file && !fgets(text, sizeof text, file)) *text = 0;
     if (file) fclose(file);
     text[strcspn(text, "\n")] = 0;
-    make_word(word, text);
+    loom_lock_word(word, text);
 }
 
 /* When a process was started; -1 if there is none of this number. Its name, in brackets, may have anything in it. */
@@ -81,52 +66,27 @@ static holder make_own(void) {
     holder own = {.process = (long)getpid(), .start = start_of((long)getpid()), .beat = now()};
     char text[256] = "", space[65] = "";
     gethostname(text, sizeof text - 1);
-    make_word(own.host, text);
+    loom_lock_word(own.host, text);
     read_word("/proc/sys/kernel/random/boot_id", own.boot);
     if (readlink("/proc/self/ns/pid", space, sizeof space - 1) < 0) *space = 0;
-    make_word(own.space, space);
+    loom_lock_word(own.space, space);
     return own;
-}
-
-static bool same_holder(const holder *a, const holder *b) {
-    return a->process == b->process && a->start == b->start && !strcmp(a->boot, b->boot) &&
-           !strcmp(a->space, b->space) && !strcmp(a->host, b->host);
-}
-
-/* Whether what a file says was written under the system that runs here, whose flock() then counts for both. */
-static bool same_system(const holder *a, const holder *b) {
-    return !strcmp(a->boot, b->boot) && strcmp(a->boot, "?") != 0;
-}
-
-/* Whether processes of these two can be told to live by their numbers. */
-static bool same_space(const holder *a, const holder *b) {
-    return same_system(a, b) && !strcmp(a->space, b->space) && strcmp(a->space, "?") != 0;
 }
 
 /* What the file says; false if that is not whole, as while it is written. */
 static bool read_holder(const char *path, holder *found) {
-    char line[LONGEST_LINE + 1], host[65], boot[65], space[65];
+    char line[LOOM_LOCK_LINE];
     const int descriptor = open(path, O_RDONLY | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK);
     if (descriptor < 0) return false;
-    const ssize_t n = pread(descriptor, line, LONGEST_LINE, 0);
+    const ssize_t n = pread(descriptor, line, sizeof line, 0);
     close(descriptor);
-    if (n <= 0 || !memchr(line, '\n', (size_t)n)) return false;
-    line[n] = 0;
-    *found = (holder){.process = 0};
-    if (sscanf(line, "gptloom %64s %64s %64s %ld %lld %lld", host, boot, space, &found->process, &found->start,
-               &found->beat) != 6)
-        return false;
-    make_word(found->host, host);
-    make_word(found->boot, boot);
-    make_word(found->space, space);
-    return true;
+    return n > 0 && loom_lock_holder_read(found, line, (size_t)n);
 }
 
 /* In place, and as long as before: a full disk has room for it. */
 static bool write_holder(int descriptor, const holder *own) {
-    char line[LONGEST_LINE];
-    const int length = snprintf(line, sizeof line, "gptloom %s %s %s %ld %lld %lld\n", own->host, own->boot, own->space,
-                                own->process, own->start, own->beat);
+    char line[LOOM_LOCK_LINE];
+    const int length = loom_lock_holder_write(own, line);
     size_t done = 0;
     while (done < (size_t)length) {
         const ssize_t n = pwrite(descriptor, line + done, (size_t)length - done, (off_t)done);
@@ -163,7 +123,7 @@ static void beat(loom_lock *lock) {
     }
     if (!read_holder(lock->path, &found)) return;
     pthread_mutex_lock(&lock->mutex);
-    if (!same_holder(&found, &lock->own)) {
+    if (!loom_lock_same_holder(&found, &lock->own)) {
         lock->lost = true;
         lock->other = found;
     }
@@ -213,7 +173,7 @@ typedef enum outcome { TAKEN, REFUSED, AGAIN } outcome;
 static outcome refuse(const loom_lock *lock, const holder *other, loom_error *error) {
     loom_fail(error,
               "%s: is in use by process %ld on %s (its last sign of life: %lld s ago); wait for its end, or end it",
-              lock->what, other->process, other->host, now() - other->beat);
+              lock->what, other->process, other->host, loom_lock_silence(other, now()));
     return REFUSED;
 }
 
@@ -231,7 +191,7 @@ static void tell(const loom_lock *lock, const char *format, ...) {
 /* Looks whether a lock of another machine is renewed: only that it is not, for a while, tells that nobody has it. */
 static outcome watch(const loom_lock *lock, const holder *other, loom_error *error) {
     holder found;
-    const long long age = now() - other->beat;
+    const long long age = loom_lock_silence(other, now());
     const double pause = lock->times.patience / 60;
     if ((double)age >= lock->times.old) return TAKEN;
     tell(lock, "%s: process %ld on %s may be at work there; watching for up to %.0f s whether it is", lock->what,
@@ -239,7 +199,7 @@ static outcome watch(const loom_lock *lock, const holder *other, loom_error *err
     for (int i = 0; i < 60; i++) {
         wait_seconds(pause);
         if (!read_holder(lock->path, &found)) return AGAIN;
-        if (found.beat != other->beat || !same_holder(&found, other)) return refuse(lock, &found, error);
+        if (found.beat != other->beat || !loom_lock_same_holder(&found, other)) return refuse(lock, &found, error);
     }
     return TAKEN;
 }
@@ -250,9 +210,9 @@ static outcome judge(const loom_lock *lock, bool locked, bool patient, const hol
     *other = NULL;
     if (!read_holder(lock->path, found)) return patient ? AGAIN : TAKEN; /* made, and its maker killed at once */
     *other = found;
-    if (locked && same_system(found, &lock->own)) return TAKEN;
-    if (same_space(found, &lock->own))
-        return start_of(found->process) == found->start ? refuse(lock, found, error) : TAKEN;
+    if (locked && loom_lock_same_system(found, &lock->own)) return TAKEN;
+    if (loom_lock_same_space(found, &lock->own))
+        return found->start >= 0 && start_of(found->process) == found->start ? refuse(lock, found, error) : TAKEN;
     return watch(lock, found, error);
 }
 
@@ -294,17 +254,17 @@ static outcome try_to_take(loom_lock *lock, bool patient, loom_error *error) {
     if (other)
         tell(lock,
              "%s: process %ld on %s has not ended in order (its last sign of life: %lld s ago); its lock is taken over",
-             lock->what, other->process, other->host, now() - other->beat);
+             lock->what, other->process, other->host, loom_lock_silence(other, now()));
     lock->own.beat = now();
     if (!write_holder(lock->descriptor, &lock->own)) {
         const outcome failed = fail_to(lock, "written", error);
         if (made) unlink(lock->path);
         return failed;
     }
-    if (!other || (locked && same_system(other, &lock->own))) return TAKEN;
+    if (!other || (locked && loom_lock_same_system(other, &lock->own))) return TAKEN;
     wait_seconds(lock->times.settle);
     if (!read_holder(lock->path, &again)) return AGAIN;
-    return same_holder(&again, &lock->own) ? TAKEN : refuse(lock, &again, error);
+    return loom_lock_same_holder(&again, &lock->own) ? TAKEN : refuse(lock, &again, error);
 }
 
 bool loom_lock_take(loom_lock **out, const char *path, const char *what, const loom_lock_times *times,
@@ -357,7 +317,7 @@ void loom_lock_release(loom_lock *lock) {
     pthread_cond_signal(&lock->changed);
     pthread_mutex_unlock(&lock->mutex);
     pthread_join(lock->thread, NULL);
-    if (read_holder(lock->path, &found) && same_holder(&found, &lock->own)) unlink(lock->path);
+    if (read_holder(lock->path, &found) && loom_lock_same_holder(&found, &lock->own)) unlink(lock->path);
     close(lock->descriptor);
     pthread_cond_destroy(&lock->changed);
     pthread_mutex_destroy(&lock->mutex);

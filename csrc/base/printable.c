@@ -38,8 +38,14 @@ static bool is_harmless(const unsigned char *bytes, int n) {
     return point >= smallest[n] && !is_none && !steers(point);
 }
 
+/* Most of all text. */
+static bool is_plain(unsigned char byte) {
+    return byte >= 0x20 && byte < 0x7F;
+}
+
 int loom_printable_length(const char *text) {
     const unsigned char *bytes = (const unsigned char *)text;
+    if (is_plain(bytes[0])) return 1;
     const int length = length_from_first(bytes[0]);
     for (int i = 1; i < length; i++)
         if ((bytes[i] & 0xC0) != 0x80) return 0;
@@ -70,38 +76,53 @@ static int next_piece(const char **text, char piece[LONGEST_PIECE]) {
     return 4;
 }
 
+/* How many bytes of the text's beginning are plain, up to `most`. */
+static size_t plain_beginning(const char *text, size_t most) {
+    size_t n = 0;
+    while (n < most && is_plain((unsigned char)text[n])) n++;
+    return n;
+}
+
 static size_t printed_length(const char *text) {
     char piece[LONGEST_PIECE];
     size_t length = 0;
-    while (*text) length += (size_t)next_piece(&text, piece);
-    return length;
+    for (;;) {
+        const size_t plain = plain_beginning(text, SIZE_MAX);
+        length += plain;
+        text += plain;
+        if (!*text) return length;
+        length += (size_t)next_piece(&text, piece);
+    }
 }
 
 /* As many whole pieces as `room` holds; moves `text` behind them and returns their length. */
 static size_t put_pieces(char *out, size_t room, const char **text) {
     char piece[LONGEST_PIECE];
     size_t used = 0;
-    while (**text) {
+    for (;;) {
+        const size_t plain = plain_beginning(*text, room - used);
+        memcpy(out + used, *text, plain);
+        used += plain;
+        *text += plain;
+        if (!**text) return used;
         const char *next = *text;
         const size_t length = (size_t)next_piece(&next, piece);
-        if (used + length > room) break;
+        if (length > room - used) return used;
         memcpy(out + used, piece, length);
         used += length;
         *text = next;
     }
-    return used;
 }
 
 /* What does not fit loses what comes before its last `tail` bytes. */
 static char *fit(char *out, size_t size, const char *text, const char *gap, size_t tail) {
     char piece[LONGEST_PIECE];
-    size_t length = printed_length(text);
+    const char *rest = text;
     LOOM_CHECK(size > strlen(gap) + tail);
-    if (length < size) {
-        out[put_pieces(out, size - 1, &text)] = 0;
-        return out;
-    }
-    size_t used = put_pieces(out, size - 1 - strlen(gap) - tail, &text);
+    const size_t fitting = put_pieces(out, size - 1, &rest);
+    out[fitting] = 0;
+    if (!*rest) return out;
+    size_t length = fitting + printed_length(rest), used = put_pieces(out, size - 1 - strlen(gap) - tail, &text);
     for (length -= used; length > tail;) length -= (size_t)next_piece(&text, piece);
     memcpy(out + used, gap, strlen(gap));
     used += strlen(gap);

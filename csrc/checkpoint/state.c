@@ -95,6 +95,12 @@ static bool get_count(const cJSON *json, const char *path, const char *key, int6
     return loom_fail(error, "%s: \"%s\" is '%s', which is no count", path, key, text);
 }
 
+/* A count of what there is at least one of. */
+static bool get_size(const cJSON *json, const char *path, const char *key, int64_t *value, loom_error *error) {
+    return get_count(json, path, key, value, error) &&
+           (*value > 0 || loom_fail(error, "%s: \"%s\" is 0, which no run has", path, key));
+}
+
 static bool get_bits(const cJSON *json, const char *path, const char *key, uint64_t *value, loom_error *error) {
     const char *text = loom_json_get_string(json, path, key, error);
     if (!text) return false;
@@ -198,12 +204,11 @@ static bool read_ranks(const cJSON *json, const char *path, loom_training_settin
 /* What was written before settings were kept has none. */
 static bool read_settings(const cJSON *json, const char *path, loom_training_settings *settings, loom_error *error) {
     const cJSON *from = cJSON_GetObjectItemCaseSensitive(json, "settings");
-    settings->micro_batch = 0;
+    *settings = (loom_training_settings){0};
     if (!from) return true;
     if (!cJSON_IsObject(from)) return loom_fail(error, "%s: \"settings\" is no object", path);
-    settings->logits_rows = 0; /* older files do not have it */
-    if (!get_count(from, path, "micro_batch", &settings->micro_batch, error) ||
-        (cJSON_HasObjectItem(from, "logits_rows") &&
+    if (!get_size(from, path, "micro_batch", &settings->micro_batch, error) ||
+        (cJSON_HasObjectItem(from, "logits_rows") && /* older files do not have it */
          !get_count(from, path, "logits_rows", &settings->logits_rows, error)) ||
         !get_switch(from, path, "deterministic", &settings->deterministic, error) ||
         !get_switch(from, path, "master_weights", &settings->master_weights, error) ||
@@ -213,7 +218,7 @@ static bool read_settings(const cJSON *json, const char *path, loom_training_set
         !get_attention(from, path, &settings->cudnn_attention, error) || !read_ranks(from, path, settings, error) ||
         !get_device(from, path, settings, error))
         return false;
-    return settings->micro_batch > 0 || loom_fail(error, "%s: \"micro_batch\" is 0", path);
+    return true;
 }
 
 /* Most states have none. */
@@ -234,8 +239,8 @@ static bool read_state(const cJSON *json, const char *path, loom_training_state 
            get_count(json, path, "tokens", &state->tokens, error) &&
            get_bits(json, path, "seed", &state->seed, error) &&
            get_bits(json, path, "data_identity", &state->data_identity, error) &&
-           get_count(json, path, "batch", &state->batch, error) &&
-           get_count(json, path, "seq_len", &state->seq_len, error) &&
+           get_size(json, path, "batch", &state->batch, error) &&
+           get_size(json, path, "seq_len", &state->seq_len, error) &&
            get_count(json, path, "training_tokens", &state->training_tokens, error) &&
            get_count(scalars, path, "updates", &state->scalars.updates, error) &&
            get_count(scalars, path, "skipped", &state->scalars.skipped, error) &&

@@ -181,7 +181,8 @@ bool loom_dataset_open_with(loom_dataset **dataset, const char *const *paths, in
     for (int i = 0; ok && i < n_paths; i++) ok = loom_find_files(&found, paths[i], error);
     loom_dataset *opened = ok ? calloc(1, sizeof *opened) : NULL;
     if (ok && !opened) ok = loom_fail(error, "%s: no memory to open it", paths[0]);
-    if (ok && found.run) add_note(opened, found.run, "is the directory of a run, not data: it is left out, and so are others");
+    if (ok && found.run)
+        add_note(opened, found.run, "is the directory of a run, not data: it is left out, and so are others");
     ok = ok && open_all(opened, &found, options, error);
     if (ok && opened->inputs->n == 0)
         ok = loom_fail(error, "%s%s: there is nothing but empty files", paths[0], n_paths > 1 ? " and the others" : "");
@@ -253,8 +254,9 @@ static bool hash_bytes(const loom_dataset *dataset, int i, bool whole, unsigned 
 
 bool loom_dataset_hash_file(const loom_dataset *dataset, int i, bool whole, char hash[33], loom_error *error) {
     const size_t piece = 64 << 10;
+    const uint64_t size = dataset->inputs->input[i].size;
     XXH3_state_t *state = XXH3_createState();
-    unsigned char *buffer = malloc(piece);
+    unsigned char *buffer = malloc(size > 0 && size < piece ? (size_t)size : piece);
     bool ok = state && buffer;
     if (!ok) loom_fail(error, "%s: no memory to compute its checksum", dataset->inputs->input[i].path);
     if (ok) XXH3_128bits_reset(state);

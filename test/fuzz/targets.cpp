@@ -27,6 +27,7 @@
 #include <unistd.h>
 
 extern "C" {
+#include "run_directory.h"
 #include "trainer.h"
 }
 

@@ -7,6 +7,7 @@
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
 
 static bool reserve(loom_svg *svg, size_t more) {
     if (svg->failed) return false;
@@ -23,32 +24,53 @@ static bool reserve(loom_svg *svg, size_t more) {
     return true;
 }
 
+/* Text as it is. */
+static void put(loom_svg *svg, const char *text, size_t length) {
+    if (!reserve(svg, length)) return;
+    memcpy(svg->text + svg->length, text, length);
+    svg->length += length;
+    svg->text[svg->length] = 0;
+}
+
+/* Into the room that there is; what is longer is printed again. */
 void loom_svg_write(loom_svg *svg, const char *format, ...) {
     va_list arguments, again;
+    if (!reserve(svg, 1)) return;
     va_start(arguments, format);
     va_copy(again, arguments);
-    const int length = vsnprintf(NULL, 0, format, arguments);
-    if (length >= 0 && reserve(svg, (size_t)length)) {
+    const size_t room = svg->capacity - svg->length;
+    const int length = vsnprintf(svg->text + svg->length, room, format, arguments);
+    if (length >= 0 && (size_t)length >= room && reserve(svg, (size_t)length))
         vsnprintf(svg->text + svg->length, (size_t)length + 1, format, again);
-        svg->length += (size_t)length;
-    }
+    if (length >= 0 && !svg->failed) svg->length += (size_t)length;
     va_end(again);
     va_end(arguments);
+    svg->text[svg->length] = 0;
+}
+
+/* What a character is in XML where it is not itself; NULL where it is. */
+static const char *escape(char c) {
+    switch (c) {
+    case '&': return "&amp;";
+    case '<': return "&lt;";
+    case '>': return "&gt;";
+    case '"': return "&quot;";
+    default: return NULL;
+    }
 }
 
 /* What XML allows and a reader should see; the rest becomes U+FFFD. */
 void loom_svg_escaped(loom_svg *svg, const char *text) {
     while (*text) {
-        const int length = loom_printable_length(text);
-        switch (length ? *text : 0) {
-        case 0: loom_svg_write(svg, "\xEF\xBF\xBD"); break;
-        case '&': loom_svg_write(svg, "&amp;"); break;
-        case '<': loom_svg_write(svg, "&lt;"); break;
-        case '>': loom_svg_write(svg, "&gt;"); break;
-        case '"': loom_svg_write(svg, "&quot;"); break;
-        default: loom_svg_write(svg, "%.*s", length, text);
-        }
-        text += length ? length : 1;
+        size_t length = 0;
+        for (int next; !escape(text[length]) && (next = loom_printable_length(text + length)) > 0;)
+            length += (size_t)next;
+        put(svg, text, length);
+        text += length;
+        if (!*text) break;
+        const char *escaped = escape(*text);
+        loom_svg_write(svg, "%s", escaped ? escaped : "\xEF\xBF\xBD");
+        text++;
     }
 }
 
