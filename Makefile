@@ -24,7 +24,7 @@ ARCH    ?= native
 # Matrix products: auto takes oneDNN, else OpenBLAS, else our own plain C.
 MATMUL  ?= auto
 # CUDA: the toolkit's folder, found by its nvcc; empty where there is none, and then only the emulation has CUDA. The
-# GPUs to build for: compute capabilities, 80 to 120; later ones compile the last one's PTX when they start.
+# GPUs to build for: compute capabilities, 80 to 120; later ones compile the first one's PTX when they start.
 NVCC      ?= $(shell command -v nvcc 2>/dev/null || ls /usr/local/cuda/bin/nvcc 2>/dev/null)
 CUDA      ?= $(patsubst %/bin/nvcc,%,$(NVCC))
 CUDA_ARCH ?= 80 90
@@ -78,8 +78,10 @@ CUDA_LIBS := $(if $(CUDA),-L$(CUDA)/lib64 -Wl$(comma)-rpath$(comma)$(CUDA)/lib64
 # csrc/cuda is compiled once, for the real CUDA and for the emulation: with NVIDIA's headers where they are.
 CUDA_INCLUDE := $(if $(CUDA),$(if $(filter /usr,$(CUDA)),,-isystem $(CUDA)/include),-Idev/emulation/include)
 CUDNN_FLAGS  := $(addprefix -isystem ,$(filter-out /usr/include,$(CUDNN_INCLUDE)))
-NVCC_FLAGS := -std=c++17 -O3 -lineinfo -Iinclude -I. $(foreach a,$(CUDA_ARCH),-gencode=arch=compute_$(a)$(comma)code=sm_$(a)) \
-              -gencode=arch=compute_$(lastword $(CUDA_ARCH))$(comma)code=compute_$(lastword $(CUDA_ARCH)) \
+# Kernels use nothing that the first architecture lacks: what it is translated to (PTX) is assembled for each, and kept.
+VIRTUAL    := compute_$(shell printf '%s\n' $(CUDA_ARCH) | sort -n | head -n 1)
+NVCC_FLAGS := -std=c++17 -O3 -lineinfo -Iinclude -I. \
+              $(foreach code,$(CUDA_ARCH:%=sm_%) $(VIRTUAL),-gencode=arch=$(VIRTUAL)$(comma)code=$(code)) \
               -Xptxas --warn-on-spills$(if $(STRICT),$(comma)--warning-as-error -Werror all-warnings) \
               -Xcompiler -Wall,-Wextra,-fPIC -MMD -MP
 # The emulation reads memory as other types than it was written, as GPUs do; a kernel's arithmetic is not contracted
@@ -203,9 +205,10 @@ $(KERNEL_GROUPS:%=$(BUILD)/obj/kernels/group_%.cu): $(BUILD)/obj/kernels/group_%
 $(KERNEL_GROUPS:%=$(BUILD)/obj/kernels/group_%.o): %.o: %.cu
 	$(call quiet,NVCC) $(NVCC) -ccbin $(lastword $(CXX)) $(NVCC_FLAGS) -c $< -o $@
 
+# Of a kernel's time in the emulation most is that of switching threads: optimising it more takes longer than it saves.
 $(BUILD)/obj/emulated/kernels/%.o: kernels/%.cu
 	@mkdir -p $(@D)
-	$(call quiet,CXX) $(CXX) $(EMULATION_FLAGS) -x c++ -c $< -o $@
+	$(call quiet,CXX) $(CXX) $(EMULATION_FLAGS) -O1 -x c++ -c $< -o $@
 
 $(BUILD)/obj/emulated/dev/emulation/%.o: dev/emulation/%.cpp
 	@mkdir -p $(@D)
@@ -231,6 +234,14 @@ $(BUILD)/obj/%.o: %.cpp
 	@mkdir -p $(@D)
 	$(call quiet,CXX) $(CXX) $(CXXFLAGS_) -Itest -Itrain -c $< -o $@
 
+# The headers that tests include are compiled once: g++ looks for prelude.h.gch before prelude.h.
+PRELUDED := $(GROUPS:%=$(BUILD)/obj/test/group_%.o) $(TESTS:$(BUILD)/%=$(BUILD)/obj/%.o)
+$(PRELUDED): private CXXFLAGS_ += -I$(BUILD)/obj/test -include prelude.h
+$(PRELUDED): $(BUILD)/obj/test/prelude.h.gch
+$(BUILD)/obj/test/prelude.h.gch: test/prelude.h
+	@mkdir -p $(@D)
+	$(call quiet,CXX) $(CXX) $(CXXFLAGS_) -x c++-header -c $< -o $@
+
 # A group of tests: first all that they include, then each source in a namespace of its own.
 .SECONDEXPANSION:
 $(GROUPS:%=$(BUILD)/obj/test/group_%.cpp): $(BUILD)/obj/test/group_%.cpp: $$(foreach t,$$(GROUP_$$*),test/test_$$t.cpp) Makefile
@@ -252,19 +263,19 @@ $(BUILD)/test/%: $(BUILD)/obj/test/%.o $(TEST_OBJECTS) $(BUILD)/libgptloom.a
 	$(call quiet,LD) $(CXX) $(LINK_FLAGS) -o $@ $^ -lgtest -lgtest_main $(CUDA_LIBS) $(LIBS)
 
 # Test sources that are of the emulation see its headers.
-$(patsubst $(BUILD)/test/%,$(BUILD)/obj/test/%.o,$(EMULATED_PROGRAMS)): CXXFLAGS_ += $(EMULATED_FLAGS)
+$(patsubst $(BUILD)/test/%,$(BUILD)/obj/test/%.o,$(EMULATED_PROGRAMS)): private CXXFLAGS_ += $(EMULATED_FLAGS)
 
 # test_cuda_headers compares the emulation's headers with NVIDIA's.
-$(BUILD)/obj/test/test_cuda_headers.o: CXXFLAGS_ += -Idev/emulation/include
+$(BUILD)/obj/test/test_cuda_headers.o: private CXXFLAGS_ += -Idev/emulation/include
 $(BUILD)/obj/test/cuda_headers_nvidia.o: CXXFLAGS_ += $(CUDA_INCLUDE)
 ifneq ($(CUDA),)
 $(BUILD)/test/test_cuda_headers: $(BUILD)/obj/test/cuda_headers_nvidia.o
 endif
 
-$(BUILD)/obj/test/test_cublaslt_load.o: CXXFLAGS_ += $(CUDA_INCLUDE)
+$(BUILD)/obj/test/test_cublaslt_load.o: private CXXFLAGS_ += $(CUDA_INCLUDE)
 
 # test_cudnn plans without a GPU: it brings its own driver, in the place of libcuda.so.1.
-$(BUILD)/obj/test/test_cudnn.o: CXXFLAGS_ += $(CUDA_INCLUDE) $(CUDNN_FLAGS)
+$(BUILD)/obj/test/test_cudnn.o: private CXXFLAGS_ += $(CUDA_INCLUDE) $(CUDNN_FLAGS)
 $(BUILD)/test/test_cudnn: $(BUILD)/obj/test/test_cudnn.o $(TEST_OBJECTS) $(BUILD)/emulated/libgptloom.a \
                           | $(BUILD)/test/libcuda.so.1
 	@mkdir -p $(@D)

@@ -172,15 +172,15 @@ std::string zero_and_policy(int zero, const std::string &policy) {
     return "zero=" + std::to_string(zero) + " recompute=" + policy;
 }
 
-/* Every other pair of stage and policy, the odd or the even ones; precisions, batches (of 1 to 8 micro-batches on each
+/* One of so many pairs of stage and policy: of 2 the odd or the even ones, of 4 every policy once. Precisions, batches (of 1 to 8 micro-batches on each
  * rank), sizes of micro-batches and threads take turns. */
-std::vector<Training> pairs_on_the_cpu(size_t which) {
+std::vector<Training> pairs_on_the_cpu(size_t which, size_t of) {
     static const Strings batches = {"batch=4 micro-batch=1", "batch=8 micro-batch=1", "batch=16 micro-batch=1",
                                     "batch=8 micro-batch=2", "batch=16 micro-batch=2"};
     std::vector<Training> all;
     for (size_t zero = 0; zero < 4; zero++)
         for (size_t p = 0; p < policies.size(); p++) {
-            if ((zero + p) % 2 != which) continue;
+            if ((zero + p) % of != which) continue;
             const size_t n = all.size();
             Training t = {"device=cpu " + precisions[(p + zero) % precisions.size()] + " " +
                               batches[n % batches.size()],
@@ -192,17 +192,17 @@ std::vector<Training> pairs_on_the_cpu(size_t which) {
 }
 
 TEST_F(Trainings, HaveTheBitsOfOneRankOnTheCpu) {
-    expect_bits_of_one_rank(pairs_on_the_cpu(0), {1, 4});
-    expect_bits_of_one_rank(pairs_on_the_cpu(1), {2});
+    expect_bits_of_one_rank(pairs_on_the_cpu(0, 4), {1, 4});
+    expect_bits_of_one_rank(pairs_on_the_cpu(1, 4), {2});
 }
 
-/* Emulated CUDA takes its time: here every policy is trained once by two ranks and once by four, at another stage. */
-std::vector<Training> some_pairs_on_cuda(size_t which) {
+/* Emulated CUDA takes its time: here every policy is trained once by two ranks, and every other one by four. */
+std::vector<Training> some_pairs_on_cuda(size_t which, size_t of) {
     static const Strings batches = {"batch=8 micro-batch=2", "batch=4 micro-batch=1", "batch=8 micro-batch=1"};
     std::vector<Training> all;
     for (size_t zero = 0; zero < 4; zero++)
         for (size_t p = 0; p < policies.size(); p++) {
-            if ((zero * policies.size() + p) % 4 != which) continue;
+            if ((zero * policies.size() + p) % of != which) continue;
             const size_t n = all.size();
             Training t = {"device=cuda " + std::string(zero < 3 ? "n-layer=2 " : "") + precisions[n % 3] + " " +
                               batches[(n + n / 3) % batches.size()],
@@ -218,9 +218,9 @@ std::vector<Training> some_pairs_on_cuda(size_t which) {
 
 /* Streams are run in an order drawn by chance. */
 TEST_F(Trainings, HaveTheBitsOfOneRankOnEmulatedCuda) {
-    expect_bits_of_one_rank(some_pairs_on_cuda(1), {2}, "LOOM_EMULATION_SCHEDULE=random:2");
+    expect_bits_of_one_rank(some_pairs_on_cuda(1, 4), {2}, "LOOM_EMULATION_SCHEDULE=random:2");
     if (sanitized) return; /* it takes long, and is no other code */
-    expect_bits_of_one_rank(some_pairs_on_cuda(3), {4}, "LOOM_EMULATION_SCHEDULE=random:4");
+    expect_bits_of_one_rank(some_pairs_on_cuda(3, 8), {4}, "LOOM_EMULATION_SCHEDULE=random:4");
 }
 
 /* What four ranks have saved at stage 2 is loaded by any number of ranks at any stage, as it was. */
