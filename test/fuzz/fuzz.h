@@ -13,6 +13,7 @@ namespace fuzz {
 struct Target {
     const char *name;
     void (*run)(const uint8_t *data, size_t size);
+    size_t longest; /* of libFuzzer's inputs: a longer one says nothing that is new */
 };
 
 const std::vector<Target> &targets();

@@ -12,7 +12,7 @@ extern "C" int LLVMFuzzerInitialize(int *, char ***) {
     for (const fuzz::Target &target : fuzz::targets())
         if (name && !std::strcmp(name, target.name)) chosen = &target;
     if (!chosen || !folder) {
-        for (const fuzz::Target &target : fuzz::targets()) std::printf("%s\n", target.name);
+        for (const fuzz::Target &target : fuzz::targets()) std::printf("%s %zu\n", target.name, target.longest);
         std::exit(chosen ? 2 : 0);
     }
     fuzz::set_folder(folder);

@@ -38,7 +38,7 @@ def check(compiler):
     return 2
 
 
-def fuzz(program, target, arguments):
+def fuzz(program, target, longest, arguments):
     """Fuzzes a target; returns inputs, seconds, and what was found: paths of inputs, or words."""
     found_before = glob.glob(f"{HERE}/corpus/{target}/*-*")
     kept = os.path.join(os.path.dirname(program), "corpus", target)
@@ -49,14 +49,16 @@ def fuzz(program, target, arguments):
     begin = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="gptloom-fuzz-", dir=shared) as folder:
         command = [program, f"-artifact_prefix={seeds}/", "-print_final_stats=1", "-timeout=20", "-rss_limit_mb=4096"]
-        command += [f"-max_len={arguments.longest}", "-detect_leaks=1", "-use_value_profile=0"]
+        command += [f"-max_len={arguments.longest or longest}", "-detect_leaks=1", "-use_value_profile=0"]
         command += [f"-runs={arguments.runs}"] if arguments.runs else []
         command += [f"-max_total_time={arguments.seconds}"] if arguments.seconds else []
         dictionary = os.path.join(HERE, "dictionary", target)
         command += [f"-dict={dictionary}"] if os.path.exists(dictionary) else []
         environment = {**os.environ, "LOOM_FUZZ": target, "LOOM_FUZZ_FOLDER": folder, "OMP_NUM_THREADS": "1"}
         # Where memory was got and given back is not told: that takes most of the time. A crash that is run again tells it.
-        environment.setdefault("ASAN_OPTIONS", "malloc_context_size=0:quarantine_size_mb=16")
+        # Freed memory stays out of use for about an input, in what the processor's cache holds.
+        asan = "malloc_context_size=0:quarantine_size_mb=1:thread_local_quarantine_size_kb=64"
+        environment.setdefault("ASAN_OPTIONS", asan)
         ended = subprocess.run([*command, kept, seeds], env=environment, capture_output=True)
     log = ended.stderr.decode(errors="replace")
     with open(f"{kept}.log", "w", encoding="utf-8") as file:
@@ -75,7 +77,7 @@ def main():
     parser.add_argument("--program", default="build/fuzz/fuzzer")
     parser.add_argument("--seconds", type=int, default=0)
     parser.add_argument("--runs", type=int, default=0)
-    parser.add_argument("--longest", type=int, default=8192, help="bytes of an input")
+    parser.add_argument("--longest", type=int, default=0, help="bytes of an input, instead of the target's own")
     parser.add_argument("--jobs", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("targets", nargs="*")
     arguments = parser.parse_args()
@@ -83,14 +85,19 @@ def main():
         return check(arguments.check)
     program = os.path.abspath(arguments.program)
     names = {key: value for key, value in os.environ.items() if not key.startswith("LOOM_FUZZ")}
-    targets = arguments.targets or subprocess.run([program], env=names, capture_output=True, text=True, check=True).stdout.split()
-    print(f"{'target':14} {'inputs':>12} {'seconds':>8} {'edges':>7} {'findings':>9}")
+    listed = subprocess.run([program], env=names, capture_output=True, text=True, check=True).stdout.splitlines()
+    longest = dict(line.split() for line in listed)
+    targets = arguments.targets or list(longest)
+    unknown = [target for target in targets if target not in longest]
+    if unknown:
+        parser.error(f"{unknown[0]}: is none of {', '.join(longest)}")
+    print(f"{'target':14} {'inputs':>12} {'seconds':>8} {'a second':>9} {'edges':>7} {'findings':>9}")
     total, findings = 0, 0
     with concurrent.futures.ThreadPoolExecutor(arguments.jobs) as pool:
-        running = {target: pool.submit(fuzz, program, target, arguments) for target in targets}
+        running = {target: pool.submit(fuzz, program, target, longest[target], arguments) for target in targets}
         for target, future in running.items():
             inputs, seconds, covered, found = future.result()
-            print(f"{target:14} {inputs:12,} {seconds:8.0f} {covered:>7} {len(found):9}", flush=True)
+            print(f"{target:14} {inputs:12,} {seconds:8.0f} {inputs / seconds:9,.0f} {covered:>7} {len(found):9}", flush=True)
             for what in found:
                 print(f"    {os.path.relpath(what) if os.path.exists(what) else what}")
             total, findings = total + inputs, findings + len(found)

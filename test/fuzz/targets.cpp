@@ -2,6 +2,7 @@
 
 #include "base/flag.h"
 #include "base/file.h"
+#include "base/lock_holder.h"
 #include "base/nearest.h"
 #include "base/printable.h"
 #include "checkpoint/directory.h"
@@ -17,12 +18,16 @@
 #include "options.h"
 #include "plot/curves.h"
 #include "plot/plot.h"
+#include "token_ids.h"
 
+#include <algorithm>
+#include <climits>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
 #include <fcntl.h>
 #include <map>
+#include <set>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -36,8 +41,14 @@ namespace fuzz {
 namespace {
 
 std::string folder;
-std::map<std::string, int> files;          /* on the disk, kept open: only what they hold changes */
+struct OnDisk {
+    int descriptor = -1; /* kept open: only what the file holds changes */
+    std::string content;
+};
+std::map<std::string, OnDisk> files;
 std::map<std::string, std::string> memory; /* files that the program finds here: see below */
+std::set<std::string> directories;
+loom_dataset *some_data; /* of a file in the folder */
 
 /* A promise that holds whatever was read. */
 void require(bool holds, const char *what) {
@@ -61,10 +72,31 @@ std::string file(const std::string &name, const void *data, size_t size) {
 /* The same on the disk, for what is read in other ways. */
 std::string disk_file(const std::string &name, const void *data, size_t size) {
     const std::string path = folder + "/" + name;
-    int &descriptor = files.try_emplace(path, -1).first->second;
-    if (descriptor < 0) descriptor = open(path.c_str(), O_RDWR | O_CREAT | O_TRUNC | O_CLOEXEC, 0600);
-    require(ftruncate(descriptor, 0) == 0 && pwrite(descriptor, data, size, 0) == (ssize_t)size, "a file is written");
+    OnDisk &is = files[path];
+    if (is.descriptor < 0) is.descriptor = open(path.c_str(), O_RDWR | O_CREAT | O_TRUNC | O_CLOEXEC, 0600);
+    require(is.descriptor >= 0, "a file is made");
+    if (is.content.size() == size && !memcmp(is.content.data(), data, size)) return path;
+    require(size >= is.content.size() || ftruncate(is.descriptor, (off_t)size) == 0, "a file is cut");
+    require(pwrite(is.descriptor, data, size, 0) == (ssize_t)size, "a file is written");
+    is.content.assign((const char *)data, size);
     return path;
+}
+
+/* A directory in the folder. */
+std::string directory(const std::string &name) {
+    const std::string path = folder + "/" + name;
+    if (directories.insert(path).second) mkdir(path.c_str(), 0700);
+    return path;
+}
+
+/* Whether a path is one that targets make or leave out, so that the disk need not be asked; then whether it is there. */
+bool is_known(const std::string &path, bool *exists) {
+    const size_t slash = path.rfind('/');
+    const std::string parent = path.substr(0, slash == path.npos ? 0 : slash), name = path.substr(parent.size());
+    if (name == "/" || name == "/." || name == "/..") return false;
+    if (folder.empty() || (parent != folder && !directories.count(parent))) return false;
+    *exists = memory.count(path) || files.count(path) || directories.count(path);
+    return true;
 }
 
 /* An error is one line that says something, and nothing in it steers a terminal. */
@@ -81,11 +113,10 @@ loom_gpt_config tiny_shape() {
 /* ------------------------------------------------------------------------------------------------------- checkpoints */
 
 void safetensors(const uint8_t *data, size_t size) {
-    const std::string path = disk_file("model.safetensors", data, size);
+    const std::string path = file("model.safetensors", data, size);
     loom_error error;
     loom_safetensors read;
     const loom_gpt_config shape = tiny_shape();
-    if (!loom_weights_agree(path.c_str(), &shape, &error)) check_error(error);
     if (!loom_safetensors_open(&read, path.c_str(), &error)) return check_error(error);
     for (int i = 0; i < read.n_tensors; i++) {
         const loom_safetensor *tensor = &read.tensor[i];
@@ -96,6 +127,7 @@ void safetensors(const uint8_t *data, size_t size) {
         REQUIRE(loom_safetensors_read(&read, tensor, 0, bytes.data(), bytes.size(), &error));
     }
     loom_safetensors_close(&read);
+    if (!loom_weights_agree(path.c_str(), &shape, &error)) check_error(error);
 }
 
 void config(const uint8_t *data, size_t size) {
@@ -132,16 +164,16 @@ void checkpoint(const uint8_t *data, size_t size) {
     static loom_checkpoint_info info;
     static const char *const names[] = {"config.json", "training_state.json", "tokenizer.json"};
     loom_error error;
-    mkdir((folder + "/checkpoint").c_str(), 0700);
+    const std::string there = directory("checkpoint");
     if (size < 3) return;
     const uint8_t *next = data + 3, *end = data + size;
     for (size_t i = 0; i < 3; i++) {
         const size_t length = std::min((size_t)data[i] * 16, (size_t)(end - next));
-        disk_file(std::string("checkpoint/") + names[i], next, length);
+        file(std::string("checkpoint/") + names[i], next, length);
         next += length;
     }
-    disk_file("checkpoint/model.safetensors", next, (size_t)(end - next));
-    if (!loom_checkpoint_open((folder + "/checkpoint").c_str(), &info, &error)) check_error(error);
+    file("checkpoint/model.safetensors", next, (size_t)(end - next));
+    if (!loom_checkpoint_open(there.c_str(), &info, &error)) check_error(error);
 }
 
 /* ----------------------------------------------------------------------------------------------------------- options */
@@ -168,7 +200,8 @@ void check_options(loom_train_options *options) {
 void ini(const uint8_t *data, size_t size) {
     loom_error error;
     loom_train_options options = loom_train_options_defaults();
-    if (loom_train_options_read(&options, file("config.ini", data, size).c_str(), &error))
+    const auto read = size % 2 ? loom_train_options_read : loom_train_options_read_all;
+    if (read(&options, file("config.ini", data, size).c_str(), &error))
         check_options(&options);
     else
         check_error(error);
@@ -289,33 +322,113 @@ void plain_text(const uint8_t *data, size_t size) {
 
 /* -------------------------------------------------------------------------------------------------------------- runs */
 
-/* What a run's data.json says of its data, against a file of them. */
+/* What a run's data.json says of its data, against a file of them; where the length is odd, of its validation's too. */
 void data_record(const uint8_t *data, size_t size) {
     static loom_comm alone; /* rank 0 */
     static loom_trainer trainer;
     loom_error error;
-    const std::string path = disk_file("data.txt", "some text", 9);
+    const std::string path = disk_file("data.txt", "some text", 9), name = "data.txt";
     const char *paths[] = {path.c_str()};
-    if (!files.count(file("data.json", data, size))) disk_file("data.json", "", 0); /* it looks whether it is there */
+    if (!some_data) REQUIRE(loom_dataset_open(&some_data, paths, 1, &error));
+    std::string record = text(data, size);
+    for (size_t at = 0; (at = record.find(name, at)) != record.npos; at += path.size())
+        record.replace(at, name.size(), path);
+    file("data.json", record.data(), record.size());
     trainer.comm = &alone;
     trainer.options.resume = true;
     trainer.options.out = folder.data();
-    REQUIRE(loom_dataset_open(&trainer.data, paths, 1, &error));
+    trainer.data = some_data;
+    trainer.val_data = size % 2 ? some_data : nullptr;
     if (!loom_trainer_check_data(&trainer, &error)) check_error(error);
-    loom_dataset_close(trainer.data);
+}
+
+/* Two checkpoints, of steps 2 and 10, and where they lie. */
+std::string two_checkpoints() {
+    const std::string checkpoints = directory("checkpoints");
+    for (const char *step : {"step-00000002", "step-00000010"}) {
+        directory(std::string("checkpoints/") + step);
+        disk_file(std::string("checkpoints/") + step + "/config.json", "{}", 2);
+    }
+    return checkpoints;
 }
 
 /* `latest`, where links cannot be. */
 void latest(const uint8_t *data, size_t size) {
-    char found[4096];
+    char found[PATH_MAX];
     loom_error error;
-    const std::string checkpoints = folder + "/checkpoints", real = checkpoints + "/step-00000002";
-    mkdir(checkpoints.c_str(), 0700), mkdir(real.c_str(), 0700);
-    disk_file("checkpoints/step-00000002/config.json", "{}", 2);
-    file("checkpoints/latest", data, size);
-    disk_file("checkpoints/latest", data, size);
+    const std::string checkpoints = two_checkpoints(), path = file("checkpoints/latest", data, size);
+    disk_file("checkpoints/latest", "", 0); /* it looks what kind of file it is */
     REQUIRE(loom_checkpoint_find(folder.c_str(), found, sizeof found, &error));
-    REQUIRE(found == real); /* it or, where `latest` is no name, the newest */
+    std::string says = text(data, size).c_str();
+    says.resize(strcspn(says.c_str(), "\r\n"));
+    const bool older = says == "step-00000002";
+    REQUIRE(found == checkpoints + (older ? "/step-00000002" : "/step-00000010")); /* what it says or else the newest */
+    if (size % 2)
+        REQUIRE(loom_checkpoint_newest(folder.c_str()) == (older ? 2 : 10));
+    else if (loom_checkpoint_find(path.c_str(), found, sizeof found, &error))
+        REQUIRE(older || says == "step-00000010");
+    else
+        check_error(error);
+}
+
+/* What lies in a run's directory may have any name. */
+void names(const uint8_t *data, size_t size) {
+    char older[PATH_MAX];
+    loom_error error;
+    const std::string checkpoints = two_checkpoints();
+    std::string name = text(data, size);
+    std::replace(name.begin(), name.end(), '/', '_');
+    loom_is_temporary(name.c_str());
+    if (loom_checkpoint_older((checkpoints + "/" + name).c_str(), older, sizeof older))
+        REQUIRE(older == checkpoints + "/step-00000002" || older == checkpoints + "/step-00000010");
+    if (loom_checkpoint_find((checkpoints + "/" + name).c_str(), older, sizeof older, &error))
+        REQUIRE(!strncmp(older, folder.c_str(), folder.size()));
+    else
+        check_error(error);
+}
+
+/* The lock of a run: who has it. */
+void lock(const uint8_t *data, size_t size) {
+    static const loom_lock_holder own = {"here", "a-boot", "pid:[1]", 77, 5, 1700000000};
+    loom_lock_holder holder, again;
+    char line[LOOM_LOCK_LINE];
+    loom_error error;
+    const std::string given = text(data, size);
+    if (!loom_lock_holder_read(&holder, given.data(), given.size())) return;
+    for (const char *word : {holder.host, holder.boot, holder.space}) {
+        REQUIRE(strlen(word) > 0 && strlen(word) < LOOM_LOCK_WORD);
+        for (const char *c = word; *c; c++) REQUIRE(*c > ' ' && *c <= '~');
+    }
+    const int length = loom_lock_holder_write(&holder, line);
+    REQUIRE(length > 0 && length < LOOM_LOCK_LINE);
+    REQUIRE(loom_lock_holder_read(&again, line, (size_t)length));
+    REQUIRE(loom_lock_same_holder(&holder, &again) && holder.beat == again.beat);
+    REQUIRE(loom_lock_silence(&holder, own.beat) >= 0);
+    REQUIRE(!loom_lock_same_space(&holder, &own) || loom_lock_same_system(&holder, &own));
+    loom_fail(&error, "process %ld on %s", holder.process, holder.host);
+    check_error(error);
+}
+
+/* Samples and metrics of a run that goes on after step 3. */
+std::string cut_to;
+bool was_cut;
+void check_cut(const std::string &path, const std::string &before,
+               bool (*cut)(const char *path, int64_t step, loom_error *error)) {
+    loom_error error;
+    was_cut = false;
+    REQUIRE(cut(path.c_str(), 3, &error));
+    const std::string once = was_cut ? cut_to : before;
+    file(path.substr(folder.size() + 1), once.data(), once.size());
+    was_cut = false;
+    REQUIRE(cut(path.c_str(), 3, &error));
+    REQUIRE(!was_cut || cut_to == once);
+}
+
+void samples(const uint8_t *data, size_t size) {
+    const std::string given = text(data, size);
+    check_cut(file("samples.txt", data, size), given, loom_run_cut_samples);
+    check_cut(file("metrics.jsonl", data, size), given, loom_run_cut_metrics);
+    REQUIRE(loom_run_last_step(folder.c_str()) <= 3);
 }
 
 void bench(const uint8_t *data, size_t size) {
@@ -325,19 +438,19 @@ void bench(const uint8_t *data, size_t size) {
     cJSON_Delete(saved);
 }
 
+/* What a plot reads; where the length is odd it is drawn, which takes most of the time. */
 void metrics(const uint8_t *data, size_t size) {
     loom_error error;
     loom_curves curves = {};
     loom_svg svg = {};
     const loom_plot_options options = {};
-    if (!files.count(file("metrics.jsonl", data, size)))
-        disk_file("metrics.jsonl", "", 0); /* it looks whether it is there */
+    file("metrics.jsonl", data, size);
     if (loom_curves_read(&curves, folder.c_str(), &error)) {
         REQUIRE(curves.n > 0);
         loom_run_last_step(folder.c_str());
         for (int64_t i = 1; i < curves.n; i++)
             REQUIRE(curves.column[LOOM_CURVE_STEP][i] > curves.column[LOOM_CURVE_STEP][i - 1]);
-        if (!loom_plot_draw(&svg, &curves, 1, &options, &error)) check_error(error);
+        if (size % 2 && !loom_plot_draw(&svg, &curves, 1, &options, &error)) check_error(error);
     } else {
         check_error(error);
     }
@@ -346,8 +459,7 @@ void metrics(const uint8_t *data, size_t size) {
 }
 
 void rank_log(const uint8_t *data, size_t size) {
-    mkdir((folder + "/logs").c_str(), 0700);
-    disk_file("logs/rank-0000.log", data, size);
+    file("logs/rank-0000.log", data, size);
     loom_run_logged_step(folder.c_str(), 0);
 }
 
@@ -378,6 +490,20 @@ void printable(const uint8_t *data, size_t size) {
     REQUIRE(loom_is_printable(loom_shell_word(word, sizeof word, whole.substr(0, 60).c_str())));
 }
 
+/* A prompt of token ids, for a vocabulary of up to 65536 tokens. */
+void prompt(const uint8_t *data, size_t size) {
+    if (size < 2) return;
+    loom_error error;
+    const int64_t vocabulary = 1 + data[0] + 256 * data[1];
+    const std::string ids = text(data + 2, size - 2);
+    const size_t most = strlen(ids.c_str());
+    std::vector<int32_t> tokens(most + 1, -1);
+    int64_t n = 0;
+    if (!loom_token_ids_read(ids.c_str(), vocabulary, tokens.data(), &n, &error)) return check_error(error);
+    REQUIRE(n > 0 && n <= (int64_t)most);
+    for (int64_t i = 0; i < n; i++) REQUIRE(tokens[(size_t)i] >= 0 && tokens[(size_t)i] < vocabulary);
+}
+
 /* A name that nothing bears, among those of flags. */
 void nearest(const uint8_t *data, size_t size) {
     static const char *const names[] = {"data", "val-data", "checkpoint-every", "n-layer", "x", nullptr};
@@ -391,16 +517,62 @@ void nearest(const uint8_t *data, size_t size) {
 } // namespace
 
 /* The linker puts these in the place of csrc/base/file.c's, for its callers: reading is then as fast as it can be, and a
- * sanitizer knows where a file ends to the byte. */
+ * sanitizer knows where a file ends to the byte. What is cut or replaced here is kept, to be looked at. */
 extern "C" {
+bool __real_loom_path_exists(const char *path);
+bool __real_loom_is_directory(const char *path);
+bool __real_loom_reader_open(loom_reader *reader, const char *path, loom_error *error);
+bool __real_loom_reader_read(const loom_reader *reader, uint64_t place, void *to, size_t bytes, loom_error *error);
+void __real_loom_reader_close(loom_reader *reader);
 bool __real_loom_file_map(const char *path, loom_mapping *mapping, loom_error *error);
 void __real_loom_file_unmap(loom_mapping *mapping);
 char *__real_loom_file_read_text(const char *path, size_t limit, loom_error *error);
 FILE *__real_loom_file_open(const char *path, loom_error *error);
+bool __real_loom_file_cut(const char *path, uint64_t size, loom_error *error);
+bool __real_loom_file_replace(const char *path, const void *data, size_t bytes, loom_error *error);
+bool __wrap_loom_path_exists(const char *path);
+bool __wrap_loom_is_directory(const char *path);
+bool __wrap_loom_reader_open(loom_reader *reader, const char *path, loom_error *error);
+bool __wrap_loom_reader_read(const loom_reader *reader, uint64_t place, void *to, size_t bytes, loom_error *error);
+void __wrap_loom_reader_close(loom_reader *reader);
 bool __wrap_loom_file_map(const char *path, loom_mapping *mapping, loom_error *error);
 void __wrap_loom_file_unmap(loom_mapping *mapping);
 char *__wrap_loom_file_read_text(const char *path, size_t limit, loom_error *error);
 FILE *__wrap_loom_file_open(const char *path, loom_error *error);
+bool __wrap_loom_file_cut(const char *path, uint64_t size, loom_error *error);
+bool __wrap_loom_file_replace(const char *path, const void *data, size_t bytes, loom_error *error);
+}
+
+bool __wrap_loom_path_exists(const char *path) {
+    bool exists;
+    return is_known(path, &exists) ? exists : __real_loom_path_exists(path);
+}
+
+bool __wrap_loom_is_directory(const char *path) {
+    bool exists;
+    return is_known(path, &exists) ? directories.count(path) > 0 : __real_loom_is_directory(path);
+}
+
+bool __wrap_loom_reader_open(loom_reader *reader, const char *path, loom_error *error) {
+    const auto found = memory.find(path);
+    if (found == memory.end()) return __real_loom_reader_open(reader, path, error);
+    reader->descriptor = -1;
+    reader->size = found->second.size();
+    snprintf(reader->path, sizeof reader->path, "%s", path);
+    return true;
+}
+
+bool __wrap_loom_reader_read(const loom_reader *reader, uint64_t place, void *to, size_t bytes, loom_error *error) {
+    if (reader->descriptor >= 0) return __real_loom_reader_read(reader, place, to, bytes, error);
+    const std::string &content = memory.at(reader->path);
+    if (place > content.size() || bytes > content.size() - place) return loom_fail(error, "%s: ends", reader->path);
+    memcpy(to, content.data() + place, bytes);
+    return true;
+}
+
+void __wrap_loom_reader_close(loom_reader *reader) {
+    if (*reader->path && reader->descriptor >= 0) return __real_loom_reader_close(reader);
+    *reader->path = 0;
 }
 
 static std::map<const void *, size_t> mapped;
@@ -437,34 +609,56 @@ FILE *__wrap_loom_file_open(const char *path, loom_error *error) {
     return fmemopen(found->second.data(), found->second.size(), "r");
 }
 
+bool __wrap_loom_file_cut(const char *path, uint64_t size, loom_error *error) {
+    const auto found = memory.find(path);
+    if (found == memory.end()) return __real_loom_file_cut(path, size, error);
+    was_cut = true;
+    cut_to = found->second.substr(0, size);
+    return true;
+}
+
+bool __wrap_loom_file_replace(const char *path, const void *data, size_t bytes, loom_error *error) {
+    if (!memory.count(path)) return __real_loom_file_replace(path, data, bytes, error);
+    was_cut = true;
+    cut_to.assign((const char *)data, bytes);
+    return true;
+}
+
 const std::vector<Target> &targets() {
     static const std::vector<Target> all = {
-        {"safetensors", safetensors},
-        {"config", config},
-        {"state", state},
-        {"tokenizer", tokenizer},
-        {"manifest", manifest},
-        {"checkpoint", checkpoint},
-        {"ini", ini},
-        {"flags", flags},
-        {"choices", choices},
-        {"handshake", handshake},
-        {"shard", shard},
-        {"text", plain_text},
-        {"metrics", metrics},
-        {"rank_log", rank_log},
-        {"data_record", data_record},
-        {"latest", latest},
-        {"bench", bench},
-        {"printable", printable},
-        {"nearest", nearest},
+        {"safetensors", safetensors, 4096},
+        {"config", config, 2048},
+        {"state", state, 2048},
+        {"tokenizer", tokenizer, 2048},
+        {"manifest", manifest, 2048},
+        {"checkpoint", checkpoint, 4096},
+        {"ini", ini, 1024},
+        {"flags", flags, 512},
+        {"choices", choices, 1024},
+        {"handshake", handshake, 1024},
+        {"shard", shard, 4096},
+        {"text", plain_text, 4096},
+        {"metrics", metrics, 1024},
+        {"rank_log", rank_log, 2048},
+        {"data_record", data_record, 1024},
+        {"latest", latest, 256},
+        {"bench", bench, 2048},
+        {"printable", printable, 1024},
+        {"nearest", nearest, 128},
+        {"names", names, 128},
+        {"lock", lock, 600},
+        {"samples", samples, 1024},
+        {"prompt", prompt, 512},
     };
     return all;
 }
 
 void set_folder(const std::string &there) {
-    for (const auto &[path, descriptor] : files) close(descriptor);
+    for (const auto &[path, file] : files) close(file.descriptor);
+    loom_dataset_close(some_data);
+    some_data = nullptr;
     files.clear();
+    directories.clear();
     memory.clear();
     folder = there;
 }
