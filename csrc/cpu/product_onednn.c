@@ -202,10 +202,22 @@ static bool make_primitive(const loom_product_cache *cache, loom_product_plan *p
     return ok;
 }
 
+/* The plan that there is, or NULL. It comes first then: a model asks for the same few products in every layer. */
+static loom_product_plan *find_plan(loom_product_cache *cache, const loom_product *shape) {
+    for (loom_product_plan **link = &cache->first; *link; link = &(*link)->next) {
+        loom_product_plan *plan = *link;
+        if (!loom_product_same(&plan->shape, shape)) continue;
+        *link = plan->next;
+        plan->next = cache->first;
+        return cache->first = plan;
+    }
+    return NULL;
+}
+
 const loom_product_plan *loom_product_prepare(loom_product_cache *cache, const loom_product *shape, loom_error *error) {
-    for (loom_product_plan *plan = cache->first; plan; plan = plan->next)
-        if (loom_product_same(&plan->shape, shape)) return plan;
-    loom_product_plan *plan = calloc(1, sizeof *plan);
+    loom_product_plan *plan = find_plan(cache, shape);
+    if (plan) return plan;
+    plan = calloc(1, sizeof *plan);
     if (!plan || !(plan->memory = calloc(4 * (size_t)cache->threads, sizeof *plan->memory))) {
         free(plan);
         loom_fail(error, "no memory for the plan of a matrix product");

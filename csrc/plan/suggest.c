@@ -85,15 +85,20 @@ static bool recompute_more(const search *s, loom_suggestion *settings) {
     return best;
 }
 
-/* The largest micro-batch, up to `most`, with which they fit, as they are or (`also_recomputing`) with some policy. */
+static bool fits_with(const search *s, loom_suggestion *settings, int64_t B, bool also_recomputing) {
+    settings->B = B;
+    return fits(s, settings) || (also_recomputing && recompute_more(s, settings));
+}
+
+/* The largest micro-batch, up to `most`, with which they fit, as they are or (`also_recomputing`) with some policy. Where
+ * one sequence does not fit, no more do. */
 static bool take_less_at_a_time(const search *s, loom_suggestion *settings, int64_t most, bool also_recomputing) {
-    for (int64_t B = most; B >= 1; B--) {
-        if (!loom_micro_batches_divide(s->plan->sequences, B, &s->plan->setup.sharding)) continue;
-        settings->B = B;
-        if (fits(s, settings) || (also_recomputing && recompute_more(s, settings))) return true;
-    }
-    settings->B = s->plan->B;
-    return false;
+    int64_t B = fits_with(s, settings, 1, also_recomputing) ? most : 0;
+    while (B >= 1 && !(loom_micro_batches_divide(s->plan->sequences, B, &s->plan->setup.sharding) &&
+                       fits_with(s, settings, B, also_recomputing)))
+        B--;
+    if (B < 1) settings->B = s->plan->B;
+    return B >= 1;
 }
 
 /* bf16; without master weights, the moments in bf16 too. */
