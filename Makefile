@@ -320,7 +320,7 @@ $(FUZZ_WORDS:%=$(BUILD)/obj/%.o): CFLAGS_ += $(if $(findstring fuzzer,$(SANITIZE
 $(BUILD)/fuzzer: $(BUILD)/obj/test/fuzz/fuzzer.o $(FUZZ_TARGETS) $(TEST_OBJECTS) $(BUILD)/libgptloom.a
 	$(call quiet,LD) $(CXX) $(LINK_FLAGS) -fsanitize=fuzzer -o $@ $^ $(LIBS)
 
-$(BUILD)/test/test_faults: | $(BUILD)/gptloom $(BUILD)/emulated/gptloom $(BUILD)/test/libfaults.so \
+$(BUILD)/test/test_faults: | $(BUILD)/gptloom $(BUILD)/emulated/gptloom $(BUILD)/test/libfaults.so $(BUILD)/test/libnccl_standin.so \
                              $(if $(MPICC),$(BUILD)/libgptloom_mpi.so)
 
 # These start the program, as users do.
@@ -379,7 +379,7 @@ test-full: setup
 #  make test-faults  5000 faults, one at a time, while the program runs: it must lose nothing  (TRIES= SEED=)
 TRIES ?= 5000
 SEED  ?= 1
-test-faults: all $(BUILD)/test/libfaults.so
+test-faults: all $(BUILD)/test/libfaults.so $(BUILD)/test/libnccl_standin.so
 	@test/faults/faults.py --build $(BUILD) --tries $(TRIES) --seed $(SEED)
 
 #  make fuzz        for SECONDS=60 each, bytes made up by libFuzzer for everything that reads from outside

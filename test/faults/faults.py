@@ -22,8 +22,10 @@ import json
 import os
 import random
 import re
+import shlex
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -70,6 +72,9 @@ VARIANTS = {
     "emulated": ["--device", "cuda"],
     "ranks": "--ranks 2 --micro-batch 1 --deterministic-reduce".split(),
 }
+
+
+ONE_RUN = ["run", "resume", "sample", "plan", "plot", "info"]
 
 
 class Lost(Exception):
@@ -216,14 +221,16 @@ class Lab:
     def folder(self):
         return tempfile.mkdtemp(prefix="try-", dir=self.where)
 
-    def check_end(self, status, err, nonzero=(2,), ranks=False):
+    def check_end(self, status, err, nonzero=(2,), ranks=False, several=0):
         """Whether a program ended as one may: with 0, or with a status and one line that says why. Before that of ranks
-        mpirun may say something of its own."""
+        mpirun may say something of its own; of several that nothing has started each may have a line."""
         lines = [line for line in err.splitlines() if line.strip()]
         if status == 0 and all(line.startswith("gptloom: ") for line in lines):
             return "went on"
         told = [line for line in lines if line.startswith("gptloom: ")]
         if status in nonzero and len(told) == 1 and (len(lines) == 1 or ranks and lines[-1] == told[0]):
+            return "told"
+        if status in nonzero and several and told == lines and 1 <= len(lines) <= several:
             return "told"
         raise Lost(f"ends with {status} and {len(lines)} lines: {' | '.join(lines)[-400:]}")
 
@@ -258,15 +265,17 @@ class Lab:
 class Scenario:
     """A command, what it needs, and what must be true when it has ended."""
 
-    def __init__(self, lab, name, variant="fp32", words=None, result=None):
+    def __init__(self, lab, name, variant="fp32", words=None, result=None, rank=None):
         self.lab, self.name, self.variant, self.words, self.result = lab, name, variant, words, result
         self.trains = words is None
+        self.which = rank  # of ranks, the one to which something happens; "none": what starts them
         self.fresh = name == "run"
         self.counts, self.lines = {}, {}
         self.expected = None
 
     def __str__(self):
-        return self.name if self.variant == "fp32" else f"{self.name} {self.variant}"
+        rank = "" if self.which is None else " starter" if self.which == "none" else f" rank {self.which}"
+        return (self.name if self.variant == "fp32" else f"{self.name} {self.variant}") + rank
 
     def prepare(self):
         folder = self.lab.folder()
@@ -276,11 +285,24 @@ class Scenario:
         return folder
 
     def command(self):
+        if self.name == "tcp":
+            return self.by_tcp()
         if self.fresh:
             return self.lab.train(self.variant, "run")
         if self.trains:
             return self.lab.resume(self.variant, "run")
         return [self.lab.program(self.variant), *self.words]
+
+    def by_tcp(self):
+        """Two ranks that find each other by TCP, as torchrun starts them, with the stand-in for NCCL."""
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        words = self.lab.train("emulated", "tcp", ["--comm", "nccl", "--micro-batch", "1", "--comm-timeout", "30"])
+        shared = f"WORLD_SIZE=2 MASTER_ADDR=127.0.0.1 MASTER_PORT={port} LOOM_EMULATION_GPUS=2 LOOM_EMULATION_THREADS=1 "
+        shared += f"LOOM_SECRET=secret LOOM_NCCL={self.lab.build}/test/libnccl_standin.so"
+        start = "".join(f"env RANK={i} LOCAL_RANK={i} {shared} {shlex.join(words)} & p{i}=$!; " for i in (0, 1))
+        return ["sh", "-c", start + "worst=0; for p in $p0 $p1; do wait $p || worst=$?; done; exit $worst"]
 
     def product(self, folder, out):
         return read(os.path.join(folder, self.result)) if self.result else out
@@ -308,7 +330,7 @@ class Scenario:
         self.counts = {key: n for key, n in counts.items() if self.lines[key[1]]}
 
     def rank(self):
-        return "0" if self.variant == "ranks" else "none"
+        return self.which or ("0" if self.variant == "ranks" else "none")
 
     def attempt(self, faults, nonzero=(2,), disturb=None, folder=None):
         """Runs it with faults; returns how it ended and whether anything was injected. Raises Lost."""
@@ -324,7 +346,9 @@ class Scenario:
                 self.lab.wait_for_all(folder)
             fired = os.path.exists(log) and b"\nfired " in b"\n" + read(log)
             killed = status == -signal.SIGKILL and -signal.SIGKILL in nonzero
-            end = "killed" if killed else self.lab.check_end(status, err, nonzero, self.variant == "ranks")
+            end = "killed" if killed else self.lab.check_end(
+                status, err, nonzero, self.variant == "ranks", 2 if self.name == "tcp" else 0
+            )
             run = os.path.join(folder, "run")
             if self.trains and end == "went on" and not has_litter(run):
                 self.lab.check_whole(self.variant, run)
@@ -633,7 +657,8 @@ def main():
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--jobs", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--only", default="kill,calls,damage,filesystems")
-    parser.add_argument("--scenarios", default="run,resume,sample,plan,plot,info")
+    parser.add_argument("--scenarios", default="run,resume,sample,plan,plot,info,aloud,models,devices,parity,tcp",
+                        help="of calls; --short takes the first six")
     parser.add_argument("--variants", default=",".join(VARIANTS), help="of kill")
     parser.add_argument("--short", action="store_true", help="one variant, no list of what is not reached")
     arguments = parser.parse_args()
@@ -648,8 +673,15 @@ def main():
             Scenario(lab, "plan", words="plan run --batch 2 --no-measure".split()),
             Scenario(lab, "plot", words=["plot", "run"], result="run/loss.svg"),
             Scenario(lab, "info", words=["info", "run"]),
+            Scenario(lab, "aloud", words=["train", "--data", "../text.txt", "--out", "other", *TINY[:-1], *RHYTHM]),
+            Scenario(lab, "models", words=["info"]),
+            Scenario(lab, "devices", words=["devices"]),
+            Scenario(lab, "parity", words="parity --op add --threads 1".split()),
+            *(Scenario(lab, "tcp", "emulated", words=[], rank=rank) for rank in "01"),
+            *(Scenario(lab, "run", "ranks", rank=rank) for rank in ("none", "0", "1")),
         ]
-        scenarios = [s for s in every if s.name in arguments.scenarios.split(",")]
+        names = arguments.scenarios.split(",")[: 6 if arguments.short else None]
+        scenarios = [s for s in every if s.name in names and not (arguments.short and s.variant != "fp32")]
         variants = ["fp32"] if arguments.short else arguments.variants.split(",")
         trained = [Scenario(lab, name, variant) for variant in variants for name in ("run", "resume")]
         only = arguments.only.split(",")
@@ -659,8 +691,8 @@ def main():
         kinds = [
             (4, "calls", call_tries(scenarios, rng, coverage)),
             (2, "kill", kill_tries(trained, rng)),
-            (1.5, "damage", damage_tries(scenarios[1:] or scenarios, rng)),
-            (0.5, "filesystems", filesystem_tries(scenarios, rng)),
+            (1.5, "damage", damage_tries([s for s in scenarios if s.name in ONE_RUN[1:]] or scenarios, rng)),
+            (0.5, "filesystems", filesystem_tries([s for s in scenarios if s.name in ONE_RUN and not s.which], rng)),
         ]
         kinds = [(share, tries) for share, name, tries in kinds if name in only]
 
