@@ -239,7 +239,9 @@ class Lab:
         if status == 0 and all(line.startswith("gptloom: ") for line in lines):
             return "went on"
         told = [line for line in lines if line.startswith("gptloom: ")]
-        if status in nonzero and len(told) == 1 and (len(lines) == 1 or ranks and lines[-1] == told[0]):
+        # A rank that fails before it has met the others says why itself; the last line then points above.
+        most = 2 if ranks else 1
+        if status in nonzero and 1 <= len(told) <= most and (len(lines) == 1 or ranks and lines[-1] == told[-1]):
             return "told"
         if status in nonzero and several and told == lines and 1 <= len(lines) <= several:
             return "told"
