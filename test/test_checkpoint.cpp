@@ -315,6 +315,19 @@ TEST_F(CheckpointTest, DirectoriesChangeNamesWithOrWithoutTheFileSystemsHelp) {
     EXPECT_TRUE(fs::exists(b / "second") && !fs::exists(spare));
 }
 
+/* Killed between two renames, where the file system cannot exchange names. */
+TEST_F(CheckpointTest, WhatWasBeingReplacedGetsItsNameBack) {
+    ASSERT_TRUE(save(4));
+    fs::rename(checkpoints / "step-00000004", checkpoints / ".tmp-replaced-step-00000004");
+    fs::create_directory(checkpoints / ".tmp-0123abcd-step-00000004");
+    ASSERT_TRUE(loom_checkpoint_prepare(checkpoints.c_str(), &error)) << error.message;
+    EXPECT_EQ(names_in(checkpoints), (std::set<std::string>{"latest", "step-00000004"}));
+    ASSERT_TRUE(open(run)) << error.message;
+    fs::copy(checkpoints / "step-00000004", checkpoints / ".tmp-replaced-step-00000004");
+    ASSERT_TRUE(loom_checkpoint_prepare(checkpoints.c_str(), &error)) << error.message;
+    EXPECT_EQ(names_in(checkpoints), (std::set<std::string>{"latest", "step-00000004"}));
+}
+
 TEST_F(CheckpointTest, WhatACrashLeftIsRemovedByTheNextSave) {
     ASSERT_TRUE(save(1));
     fs::create_directories(checkpoints / ".tmp-step-00000002/deep");

@@ -21,6 +21,7 @@
 #define TEMPORARY  LOOM_TEMPORARY
 #define LATEST     "latest"
 #define NEW_LATEST TEMPORARY LATEST
+#define REPLACED   TEMPORARY "replaced-"
 
 enum { NAME_SIZE = 64 };
 
@@ -183,13 +184,27 @@ bool loom_checkpoint_older(const char *directory, char *older, size_t size) {
 
 /* ----------------------------------------------------------------------------------------------------------- saving */
 
+/* Whether it is a whole checkpoint that was being replaced when its process was killed, or the disk failed, between two
+ * renames: it gets its name back. */
+static bool gives_back(const char *checkpoints, const char *name, const char *path) {
+    static const char replaced[] = REPLACED;
+    const char *step = name + strlen(replaced);
+    char final[PATH_MAX];
+    if (strncmp(name, replaced, strlen(replaced)) != 0 || step_of(step) < 0 ||
+        !loom_join_path(final, sizeof final, checkpoints, step, NULL) || loom_path_exists(final))
+        return false;
+    rename(path, final); /* where it cannot be, it stays for the next time */
+    return true;
+}
+
 static void remove_stale(const char *checkpoints) {
     DIR *listing = opendir(checkpoints);
     if (!listing) return;
     for (const struct dirent *entry; (entry = readdir(listing));) {
         char path[PATH_MAX];
         if (strncmp(entry->d_name, TEMPORARY, strlen(TEMPORARY)) == 0 &&
-            loom_join_path(path, sizeof path, checkpoints, entry->d_name, NULL))
+            loom_join_path(path, sizeof path, checkpoints, entry->d_name, NULL) &&
+            !gives_back(checkpoints, entry->d_name, path))
             loom_remove_tree(path, NULL);
     }
     closedir(listing);
@@ -309,7 +324,7 @@ bool loom_checkpoint_publish(const char *checkpoints, int64_t step, const char *
     loom_error why;
     step_name(step, "", name);
     if (!loom_join_path(final, sizeof final, checkpoints, name, error) ||
-        !step_path(checkpoints, step, TEMPORARY "replaced-", spare, sizeof spare, error))
+        !step_path(checkpoints, step, REPLACED, spare, sizeof spare, error))
         return false;
     if (loom_path_exists(final) ? !loom_exchange_directories(temporary, final, spare, error)
                                 : !rename_or_fail(temporary, final, error))
