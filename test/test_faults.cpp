@@ -8,7 +8,7 @@ using namespace support;
 
 TEST(Faults, NothingIsLost) {
     const fs::path script = fs::absolute(fs::path(__FILE__)).parent_path() / "faults/faults.py";
-    const std::string how = full() ? "--tries 1200 --seconds 200" : "--short --tries 100 --seconds 20";
+    const std::string how = full() ? "--tries 1200 --seconds 170" : "--short --tries 100 --seconds 20";
     const std::string command = "python3 " + script.string() + " --jobs 1 --build " + (folder() / "..").string() + " " +
                                 how;
     EXPECT_EQ(std::system(command.c_str()), 0) << command;
@@ -40,6 +40,18 @@ TEST_F(OneFault, ARunThatCouldNotBeginIsBegunAgain) {
     EXPECT_EQ(run(train, "open_memstream:ENOMEM:1+").status, 2);
     const Outcome again = run(train);
     EXPECT_EQ(again.status, 0) << again.output;
+}
+
+/* What started the rank says so, last, once. */
+TEST_F(OneFault, ARankThatCannotReadItsFlagsIsALine) {
+    if (!have("mpirun") || !fs::exists(folder() / "../libgptloom_mpi.so")) GTEST_SKIP() << "there is no MPI here";
+    write_file(here.at("text"), some_text(2000, 7));
+    const Outcome ranks = run("train --data text --out run --ranks 2 --steps 1 --device cpu -q",
+                              "strdup:ENOMEM:2 LOOM_FAULT_RANK=0");
+    EXPECT_EQ(ranks.status, 2) << ranks.output;
+    const std::vector<std::string> told = lines_of(ranks.output, "gptloom: ");
+    ASSERT_EQ(told.size(), 1u) << ranks.output;
+    EXPECT_NE(told[0].find("no memory to keep it"), std::string::npos) << ranks.output;
 }
 
 TEST_F(OneFault, ALineOfMetricsThatCannotBeWrittenLeavesNoRest) {

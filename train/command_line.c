@@ -174,12 +174,11 @@ bool loom_command_line_parse(loom_command_line *line, int argc, char **argv, boo
 
 /* ------------------------------------------------------------------------------------------------------------- help */
 
-/* Prints text word by word from `column` on, continuing at `indent`, within WIDTH; ends the line. A newline in the text
- * ends a paragraph. */
+/* Prints text word by word from `column` on, continuing at `indent`, within WIDTH; ends the line. */
 static void print_wrapped(FILE *out, const char *text, int column, int indent) {
     bool first = true;
     while (*text) {
-        const int length = (int)strcspn(text, " \n");
+        const int length = (int)strcspn(text, " ");
         if (!first && column + 1 + length > WIDTH) {
             fprintf(out, "\n%*s", indent, "");
             column = indent;
@@ -188,11 +187,6 @@ static void print_wrapped(FILE *out, const char *text, int column, int indent) {
         column += fprintf(out, "%s%.*s", first ? "" : " ", length, text);
         first = false;
         text += length;
-        if (*text == '\n') {
-            fprintf(out, "\n%*s", indent, "");
-            column = indent;
-            first = true;
-        }
         if (*text) text++;
     }
     fputc('\n', out);
@@ -264,10 +258,15 @@ int loom_command_failed(const loom_error *error) {
     return 2;
 }
 
+int loom_command_refused(const loom_error *error) {
+    if (loom_launched()) loom_comm_abort(NULL, error, 2);
+    return loom_command_failed(error);
+}
+
 int loom_command_line_read(loom_command_line *line, int argc, char **argv) {
     loom_error error;
     bool help;
-    if (!loom_command_line_parse(line, argc, argv, &help, &error)) return loom_command_failed(&error);
+    if (!loom_command_line_parse(line, argc, argv, &help, &error)) return loom_command_refused(&error);
     if (!help) return -1;
     loom_command_line_help(line, stdout);
     return 0;

@@ -67,6 +67,9 @@ int loom_command_line_read(loom_command_line *line, int argc, char **argv);
 /* Prints "gptloom: MESSAGE" on stderr and returns the exit code, 2. */
 int loom_command_failed(const loom_error *error);
 
+/* The same before a rank has met the others: what has started it, if anything did, says it last. */
+int loom_command_refused(const loom_error *error);
+
 #ifdef __cplusplus
 }
 #endif

@@ -419,10 +419,7 @@ static int train(const loom_train_options *options, bool quiet) {
     const loom_comm_options how = {.backend = options->comm, .timeout = options->comm_timeout};
     loom_output_ignore_sigpipe();
     loom_interrupts_catch();
-    if (!loom_comm_open(&comm, &how, &error)) {
-        if (loom_launched()) loom_comm_abort(NULL, &error, 2);
-        return loom_command_failed(&error);
-    }
+    if (!loom_comm_open(&comm, &how, &error)) return loom_command_refused(&error);
     const bool several = comm->size > 1;
     now.rank = comm->rank;
     now.ranks = comm->size;
@@ -519,7 +516,7 @@ int loom_command_train(int argc, char **argv) {
     int code = loom_command_line_read(&line, argc, argv);
     if (code < 0) {
         if (!add_files(&line, argc, argv, &options, &mine, &error) || !check_comm(&options, &error))
-            code = loom_command_failed(&error);
+            code = loom_command_refused(&error);
         else if (options.ranks > 1 && !loom_launched())
             code = launch(&options, argc, argv);
         else
