@@ -18,21 +18,26 @@ import argparse
 import collections
 import concurrent.futures
 import contextlib
+import functools
 import glob
 import hashlib
 import json
 import os
+import pty
 import random
 import re
 import shlex
 import shutil
 import signal
 import socket
+import struct
 import subprocess
 import sys
 import tempfile
 import threading
 import time
+
+from scenarios import NOT_HERE, SCENARIOS
 
 TIME_LIMIT = 120  # of a program, in seconds: for hangs only
 STEPS = 6
@@ -89,8 +94,11 @@ def read(path):
 
 
 def latest_of(run):
-    """The checkpoint that `latest` leads to: a link, or, where there are no links, a file with its name."""
+    """The checkpoint that `latest` leads to: a link, or, where there are no links, a file with its name; where it could not
+    be made, the newest."""
     path = os.path.join(run, "checkpoints", "latest")
+    if not os.path.lexists(path):
+        return max(glob.glob(os.path.join(run, "checkpoints", "step-*")), default=path)
     if os.path.isfile(path):
         return os.path.join(run, "checkpoints", read(path).decode().strip())
     return path
@@ -121,6 +129,19 @@ def environment_of(process):
         return b""
 
 
+def read_to_end(terminal):
+    with contextlib.suppress(OSError):  # EIO at its end
+        while os.read(terminal, 4096):
+            pass
+    os.close(terminal)
+
+
+def free_port():
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
+
+
 def remove_orphans():
     """Memory that the stand-in for NCCL had in ranks that are gone: it is named by a process."""
     for path in glob.glob("/dev/shm/gptloom-nccl-*"):
@@ -148,6 +169,8 @@ class Lab:
         self.references = {}
         with open(os.path.join(where, "text.txt"), "w", encoding="utf-8") as file:
             file.write("the quick brown fox jumps over the lazy dog\n" * 60)
+        with open(os.path.join(where, "tokens.bin"), "wb") as file:  # a shard of llm.c's
+            file.write(struct.pack("<256i", 20240520, 1, 500, *[0] * 253) + struct.pack("<500H", *(i * 7 % 64 for i in range(500))))
         keep = {key: value for key, value in os.environ.items() if not key.startswith(("LOOM_FAULT", "OMPI_", "PMIX_"))}
         self.environment = {
             **keep,
@@ -172,7 +195,7 @@ class Lab:
         ranks = VARIANTS[variant][:2] if variant == "ranks" else []
         return [self.program(variant), "train", "--resume", "--out", out, "-q", *ranks]
 
-    def start(self, command, folder, faults=None):
+    def start(self, command, folder, faults=None, stdout=subprocess.PIPE):
         environment = {**self.environment, **({"LD_PRELOAD": self.preload, **faults} if faults else {})}
         environment["LOOM_FAULT_FOLDER"] = folder  # a mark
         return subprocess.Popen(
@@ -180,21 +203,31 @@ class Lab:
             cwd=folder,
             env=environment,
             stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
+            stdout=stdout,
             stderr=subprocess.PIPE,
             start_new_session=True,
         )
 
-    def run(self, command, folder, faults=None):
-        """Runs to the end; returns the status, stdout and stderr."""
-        process = self.start(command, folder, faults)
+    def run(self, command, folder, faults=None, tty=False):
+        """Runs to the end; returns the status, stdout and stderr. What goes to a terminal is not kept."""
+        if tty:
+            master, slave = pty.openpty()
+            process = self.start(command, folder, faults, slave)
+            os.close(slave)
+            drain = threading.Thread(target=read_to_end, args=(master,))
+            drain.start()
+        else:
+            process = self.start(command, folder, faults)
         try:
             out, err = process.communicate(timeout=TIME_LIMIT)
         except subprocess.TimeoutExpired:
             os.killpg(process.pid, signal.SIGKILL)
             out, err = process.communicate()
             raise Lost(f"hangs: still there after {TIME_LIMIT} s: {err.decode(errors='replace')[-300:]}") from None
-        return process.returncode, out, err.decode(errors="replace")
+        finally:
+            if tty:
+                drain.join()
+        return process.returncode, out or b"", err.decode(errors="replace")
 
     def wait_for_all(self, folder):
         """Waits for what a program that was killed has left running, as ranks are."""
@@ -239,9 +272,7 @@ class Lab:
         if status == 0 and all(line.startswith("gptloom: ") for line in lines):
             return "went on"
         told = [line for line in lines if line.startswith("gptloom: ")]
-        # A rank that fails before it has met the others says why itself; the last line then points above.
-        most = 2 if ranks else 1
-        if status in nonzero and 1 <= len(told) <= most and (len(lines) == 1 or ranks and lines[-1] == told[-1]):
+        if status in nonzero and len(told) == 1 and (len(lines) == 1 or ranks and lines[-1] == told[0]):
             return "told"
         if status in nonzero and several and told == lines and 1 <= len(lines) <= several:
             return "told"
@@ -278,6 +309,8 @@ class Lab:
 class Scenario:
     """A command, what it needs, and what must be true when it has ended."""
 
+    seconds = None  # that it takes undisturbed
+
     def __init__(self, lab, name, variant="fp32", words=None, result=None, rank=None):
         self.lab, self.name, self.variant, self.words, self.result = lab, name, variant, words, result
         self.trains = words is None
@@ -308,10 +341,8 @@ class Scenario:
 
     def by_tcp(self):
         """Two ranks that find each other by TCP, as torchrun starts them, with the stand-in for NCCL."""
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
-        words = self.lab.train("emulated", "tcp", ["--comm", "nccl", "--micro-batch", "1", "--comm-timeout", "30"])
+        port = free_port()
+        words = self.lab.train("emulated", "tcp", ["--comm", "nccl", "--micro-batch", "1", "--comm-timeout", "10"])
         shared = f"WORLD_SIZE=2 MASTER_ADDR=127.0.0.1 MASTER_PORT={port} LOOM_EMULATION_GPUS=2 LOOM_EMULATION_THREADS=1 "
         shared += f"LOOM_SECRET=secret LOOM_NCCL={self.lab.build}/test/libnccl_standin.so"
         start = "".join(f"env RANK={i} LOCAL_RANK={i} {shared} {shlex.join(words)} & p{i}=$!; " for i in (0, 1))
@@ -324,23 +355,32 @@ class Scenario:
         """Runs it without a fault, to learn how often each call site is reached, and what it writes."""
         folder = self.prepare()
         log = os.path.join(folder, "log")
+        begin = time.monotonic()
         status, out, err = self.lab.run(self.command(), folder, {"LOOM_FAULT_LOG": log, "LOOM_FAULT_RANK": self.rank()})
+        self.seconds = time.monotonic() - begin
         if status != 0 or not os.path.exists(log):
             raise SystemExit(f"faults: {self} does not run even without a fault: {err.strip()[-500:]}")
         self.expected = self.product(folder, out) if self.name in ("sample", "plot") else None
+        self.note_sites(log)
+        shutil.rmtree(folder)
+
+    def note_sites(self, log):
+        """Which call sites were reached, and how often; a process that becomes another, or is killed, tells no numbers."""
         counts = collections.Counter()
         for line in read(log).decode().splitlines():
             words = line.split()
-            if words[0] == "count":
-                counts[words[1], words[2]] += int(words[3])
-        shutil.rmtree(folder)
+            if words[0] in ("site", "count") and words[1] in ERRNOS:
+                counts[words[1], words[2]] += int(words[3]) if words[0] == "count" else 0
         # Of what is linked into the program, libraries' own calls are left out.
         offsets = sorted({int(place.partition("+")[2], 16) for _, place in counts if place.startswith("program+")})
         lines = lines_of(self.lab.program(self.variant), offsets)
         for function, place in counts:
             module, _, offset = place.partition("+")
-            self.lines[place] = lines[int(offset, 16)] if module == "program" else "csrc/comm/mpi_library.c:0"
-        self.counts = {key: n for key, n in counts.items() if self.lines[key[1]]}
+            self.lines[place] = lines[int(offset, 16)] if module == "program" else ("csrc/comm/mpi_library.c:0", ())
+        self.counts = {key: max(n, 1) for key, n in counts.items() if self.lines[key[1]]}
+
+    def sites(self):
+        return {(function, self.lines[place][0]) for function, place in self.counts}
 
     def rank(self):
         return self.which or ("0" if self.variant == "ranks" else "none")
@@ -375,6 +415,107 @@ class Scenario:
             shutil.rmtree(folder, ignore_errors=True)
 
 
+class Special(Scenario):
+    """One of scenarios.py's."""
+
+    def __init__(self, lab, name, words, how):
+        super().__init__(lab, name, "emulated" if how.get("emulated") else "fp32", words, rank=how.get("rank"))
+        self.how = how
+        self.outs = how.get("outs") or re.findall(r"--out (run|other)\b", words)
+        self.first = how.get("first") and fault_at(lab.program(self.variant), how["first"])
+        self.status = self.told = self.left = None
+
+    def __str__(self):
+        return self.name
+
+    def shell(self, words, folder):
+        environment = {**self.lab.environment, "GPTLOOM": self.lab.program(self.variant), "PRELOAD": self.lab.preload}
+        subprocess.run(words, shell=True, check=True, cwd=folder, env=environment, capture_output=True)
+
+    def prepare(self):
+        folder = super().prepare()
+        self.shell(self.how.get("setup", "true"), folder)
+        return folder
+
+    def command(self):
+        if self.how.get("tcp"):
+            return self.by_tcp()
+        return ["bash", "-c", f"{self.how.get('wrapped', '')} {self.lab.program(self.variant)} {self.words}"]
+
+    def go(self, folder, faults):
+        environment = {"LOOM_FAULT_RANK": self.rank(), **self.how.get("env", {})}
+        port = free_port() if "MASTER_PORT" in environment else 0
+        environment = {key: value.format(port=port, build=self.lab.build) for key, value in environment.items()}
+        faults = {**environment, **faults}
+        if self.first:
+            faults["LOOM_FAULT"] = ",".join(filter(None, (self.first, faults.get("LOOM_FAULT"))))
+        try:
+            status, out, err = self.lab.run(self.command(), folder, faults, self.how.get("tty", False))
+            return (status if status >= 0 else 128 - status), out, err
+        finally:
+            if self.how.get("ranks") or self.how.get("tcp"):
+                self.lab.wait_for_all(folder)
+            remove_orphans()
+            self.shell(self.how.get("undo", "true"), folder)
+
+    def go_on(self, folder):
+        """What comes of what it has left: of each run the status of going on with it, and its bits and losses."""
+        left = {}
+        for out in self.outs:
+            run = os.path.join(folder, out)
+            begun = os.path.exists(os.path.join(run, "config.ini"))
+            if not begun or self.how.get("goes_on", "") is None:
+                continue
+            words = self.how.get("goes_on", "").split()
+            status, _, err = self.lab.run([self.lab.program(self.variant), "train", "--resume", "--out", out, "-q", *words], folder)
+            if status not in (0, 2) or status == 2 and not err.startswith("gptloom: "):
+                raise Lost(f"going on ends with {status}: {err.strip()[-300:]}")
+            left[out] = (status, bits_of(run), losses_of(run)) if status == 0 else (status,)
+        return left
+
+    def learn(self):
+        folder = self.prepare()
+        log = os.path.join(folder, "log")
+        begin = time.monotonic()
+        self.status, _, err = self.go(folder, {"LOOM_FAULT_LOG": log})
+        self.seconds = time.monotonic() - begin
+        lines = [line for line in err.splitlines() if line.strip()]
+        self.told = len(lines)
+        chatty = self.how.get("chatty") or self.how.get("ranks")
+        if self.status not in (0, 2, 130) or not os.path.exists(log) or not chatty and any(not line.startswith("gptloom: ") for line in lines):
+            raise SystemExit(f"faults: {self} ends with {self.status} even without a fault: {err.strip()[-500:]}")
+        self.note_sites(log)
+        self.left = self.go_on(folder)
+        shutil.rmtree(folder)
+
+    def attempt(self, faults, nonzero=(2,), disturb=None, folder=None):
+        folder = self.prepare()
+        log = os.path.join(folder, "log")
+        try:
+            status, _, err = self.go(folder, {**faults, "LOOM_FAULT_LOG": log})
+            fault = faults["LOOM_FAULT"].partition("@")[2].partition(":")[0]
+            fired = any(line.startswith("fired ") and fault in line for line in read(log).decode().splitlines())
+            end = self.check(status, err)
+            left = self.go_on(folder)
+            for out, known in left.items():
+                was = self.left.get(out, known)
+                if was != known:
+                    raise Lost(f"{out} {'has other bits or losses' if was[0] == known[0] else f'goes on to end with {known[0]}'}")
+            return end, fired
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
+    def check(self, status, err):
+        lines = [line for line in err.splitlines() if line.strip()]
+        told = [line for line in lines if line.startswith("gptloom: ")]
+        plain = self.how.get("chatty") or self.how.get("ranks") or told == lines
+        most = self.told + (2 if self.how.get("tcp") else 1)  # as Lab.check_end has it
+        right = status in (0, 2, self.status, *self.how.get("ends", ())) and plain and len(told) <= most
+        if not right or status == 2 and not told:
+            raise Lost(f"ends with {status} and {len(lines)} lines: {' | '.join(lines)[-400:]}")
+        return "told" if status else "went on"
+
+
 class Report:
     """Adds up tries by kind of fault."""
 
@@ -403,7 +544,7 @@ class Report:
         repeated = sum(max(0, n - 2) for n in seen.values())
         if repeated:
             print(f"     ... and {repeated} more like these")
-        width = max(len(row) for row in self.rows)
+        width = max((len(row) for row in self.rows), default=5)
         print(f"\n{'fault':{width}}  {'tries':>6}  {'survived':>8}  {'lost':>5}    of the survived: went on, told, killed")
         total = collections.Counter()
         for row, ends in self.rows.items():
@@ -427,26 +568,32 @@ class Report:
 
 
 def call_tries(scenarios, rng, coverage):
-    """One call fails: each call site once, then again with other errnos and at other times."""
-    sites = [(scenario, function, place) for scenario in scenarios for function, place in scenario.counts]
-    errnos = {}
+    """One call fails: each call site once, in one of the scenarios that reach it, then again with other errnos and at other
+    times. What takes longer is taken more seldom."""
+    found, errnos = collections.defaultdict(list), {}
+    for scenario in scenarios:
+        for function, place in scenario.counts:
+            found[function, scenario.lines[place][0]].append((scenario, place))
+    sites = sorted(found)
     while True:
         rng.shuffle(sites)
-        for scenario, function, place in sites:
-            key = scenario, function, place
-            if not errnos.get(key):
-                errnos[key] = rng.sample(ERRNOS[function], len(ERRNOS[function]))
-            errno = errnos[key].pop()
+        for site in sites:
+            function = site[0]
+            ((scenario, place),) = rng.choices(found[site], [1 / (0.1 + s.seconds) for s, _ in found[site]])
+            if not errnos.get(site):
+                errnos[site] = rng.sample(ERRNOS[function], len(ERRNOS[function]))
+            errno = errnos[site].pop()
             at = 1 if rng.random() < 0.3 else rng.randint(1, scenario.counts[function, place])
             fault = f"{function}@{place}:{errno}:{at}"
 
-            def attempt(scenario=scenario, fault=fault, function=function, place=place):
+            def attempt(scenario=scenario, fault=fault, site=site):
                 end, fired = scenario.attempt({"LOOM_FAULT": fault})
                 if fired:
-                    coverage.injected.add((function, scenario.lines[place]))
+                    coverage.injected.add(site)
                 return end
 
-            yield f"call fails: {scenario}", f"LOOM_FAULT={fault} ({scenario.lines[place]}) {scenario}", attempt
+            row = "others" if isinstance(scenario, Special) else scenario
+            yield f"call fails: {row}", f"LOOM_FAULT={fault} ({site[1]}) {scenario}", attempt
 
 
 def kill_tries(scenarios, rng):
@@ -484,13 +631,6 @@ KILLED = {False: (-signal.SIGKILL, 2), True: (2, 128 + signal.SIGKILL)}
 
 def kill_at(scenario, moment):
     """Kills it from outside, when a part of the time has passed that it takes undisturbed."""
-    if not hasattr(scenario, "seconds"):
-        folder = scenario.prepare()
-        begin = time.monotonic()
-        scenario.lab.must(scenario.command(), folder)
-        scenario.seconds = time.monotonic() - begin
-        shutil.rmtree(folder)
-
     def disturb(folder, faults):
         process = scenario.lab.start(scenario.command(), folder, faults)
         try:
@@ -604,51 +744,108 @@ def damaged(scenario, name, how, seed):
 
 
 class Coverage:
-    """Call sites of ours, by source line: in the program, reached, made to fail."""
+    """Call sites of ours, (function, source line): in the program, reached, made to fail."""
 
     def __init__(self):
         self.reached, self.injected = set(), set()
 
-    def show(self, program):
-        """With a program: what it has beyond what was reached."""
-        there = self.reached | (sites_of(program) if program else set())
-        print(f"\n{'call sites of':18}  {'there':>6}  {'reached':>7}  {'failed':>6}")
-        for function in sorted({f for f, _ in there}):
-            counts = [sum(f == function for f, _ in sites) for sites in (there, self.reached, self.injected)]
-            print(f"{function:18}  {counts[0]:6}  {counts[1]:7}  {counts[2]:6}")
-        print(f"{'all':18}  {len(there):6}  {len(self.reached):7}  {len(self.injected):6}")
-        missing = collections.defaultdict(list)
-        for function, line in sorted(there - self.reached):
-            missing[line.partition(":")[0]].append(f"{function}:{line.partition(':')[2]}")
-        if missing:
-            print("\nnot reached:")
-        for source, calls in sorted(missing.items()):
-            print(f"    {source}: {' '.join(calls)}")
+    def show(self, programs):
+        """With programs: what they have beyond what was reached."""
+        around = {site: inside for program in programs for site, inside in sites_of(program).items()}
+        there = self.reached.union(around)
+        reasons = {site: reason_of(*site, around[site]) for site in there - self.reached}
+        by_name = {site for site, reason in reasons.items() if reason}
+        missing = there - self.reached - by_name
+        parts = there, self.reached, self.injected, by_name, missing
+        print(f"\n{'call sites of':22}  {'there':>6}  {'reached':>7}  {'failed':>6}  {'by name':>7}  {'missing':>7}")
+        for function in [*sorted({site[0] for site in there}), None]:
+            counts = [sum(function in (site[0], None) for site in sites) for sites in parts]
+            print(f"{function or 'all':22}  {counts[0]:6}  {counts[1]:7}  {counts[2]:6}  {counts[3]:7}  {counts[4]:7}")
+        for title, sites in (("not reached, by name", by_name), ("not reached", missing)):
+            rows = collections.defaultdict(list)
+            for site in sorted(sites):
+                function, line = site
+                rows[line.partition(":")[0], reasons[site]].append(f"{function}:{line.partition(':')[2]}")
+            if rows:
+                print(f"\n{title}:")
+            for (source, reason), calls in sorted(rows.items(), key=str):
+                print(f"    {source}: {' '.join(calls)}{f'  ({reason})' if reason else ''}")
+
+
+def reason_of(function, line, inside):
+    """Why a call site cannot be reached here, as scenarios.py has it; None if it says nothing."""
+    file, _, number = line.partition(":")
+    for where, name, call, reason in NOT_HERE:
+        if where == file and (not name or name in inside) and call in ("", function):
+            return reason
+    with open(os.path.join(ROOT, file), encoding="utf-8") as source:
+        text = source.read().splitlines()[int(number) - 1]
+    return "a message to stderr never fails" if re.search(r"\bf(printf|puts|putc)\(.*\bstderr\b", text) else None
+
+
+ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
 
 def lines_of(program, offsets):
-    """The source line of each return address: of the call before it. None where the source is not ours."""
+    """The source line of each return address, that is of the call before it, and the C functions around it, those that it is
+    inlined into last. None where the source is not ours."""
     text = "".join(f"{offset - 1:#x}\n" for offset in offsets)
-    out = subprocess.run(["addr2line", "-e", program], input=text, capture_output=True, text=True, check=True).stdout
-    found = [re.search(r"(?:^|/)((?:csrc|train|kernels)/[^ ]*:\d+)", line) for line in out.splitlines()]
-    return {offset: match and match[1] for offset, match in zip(offsets, found)}
+    command = ["addr2line", "-a", "-i", "-f", "-e", program]
+    out = subprocess.run(command, input=text, capture_output=True, text=True, check=True).stdout
+    found = {}
+    for told in re.split(r"^0x", out, flags=re.MULTILINE)[1:]:
+        offset, *told = told.splitlines()
+        source = re.search(r"(?:^|/)((?:csrc|train|kernels)/[^ ]*:\d+)", told[1])
+        found[int(offset, 16) + 1] = source and (source[1], tuple(name.partition(".")[0] for name in told[::2]))
+    return found
 
 
-def sites_of(program):
-    """All call sites of a program, (function, source line)."""
+@functools.lru_cache
+def places_of(program):
+    """All call sites of a program, by return address: (function, source line, C function)."""
     command = ["objdump", "-d", "--no-show-raw-insn", program]
     out = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     other_names = {"__getdelim": "getline", "accept4": "accept", "putc": "fputc"}
-    sites, function = [], None
+    places, function = {}, None
     for line in out.splitlines():
         address = re.match(r" +([0-9a-f]+):", line)
         if address and function:
-            sites.append((function, int(address[1], 16)))
+            places[int(address[1], 16)] = function
         called = re.search(r"\bcall +[0-9a-f]+ <(\w+)@plt>", line)
         function = called and other_names.get(called[1], called[1])
-        function = function if function in ERRNOS else None
-    lines = lines_of(program, sorted({offset for _, offset in sites}))
-    return {(function, lines[offset]) for function, offset in sites if lines[offset]}
+        function = function if function in ERRNOS or function == "pthread_cond_timedwait" else None
+    lines = lines_of(program, sorted(places))
+    return {offset: (function, *lines[offset]) for offset, function in places.items() if lines[offset]}
+
+
+def sites_of(program):
+    """The same by (function, source line): the C functions around it."""
+    return {(function, line): inside for function, line, inside in places_of(program).values() if function in ERRNOS}
+
+
+def fault_at(program, words):
+    """A fault at all places of one call in a C function: "FUNCTION[#K] FILE:C_FUNCTION WHAT[:N]", several with commas; #K: at
+    the Kth of its lines only."""
+    faults = []
+    for word in words.split(","):
+        if " " not in word:  # at whichever place comes to the Nth call
+            faults.append(word)
+            continue
+        function, where, what = word.split()
+        function, _, nth = function.partition("#")
+        file, _, name = where.partition(":")
+        found = {
+            offset: (name != inside[0], int(line.rpartition(":")[2]))
+            for offset, (called, line, inside) in places_of(program).items()
+            if called == function and line.startswith(file + ":") and name in inside
+        }
+        found = {offset: line for offset, (further, line) in found.items() if further == min(found.values())[0]}
+        lines = sorted(set(found.values()))
+        if len(lines) < int(nth or 1):
+            raise SystemExit(f"faults: there is no {word} in {program}")
+        chosen = [offset for offset, line in found.items() if not nth or line == lines[int(nth) - 1]]
+        faults += [f"{function}@program+{offset:#x}:{what if ':' in what else what + ':1'}" for offset in chosen]
+    return ",".join(faults)
 
 
 # ----------------------------------------------------------------------------------------------------------------- main
@@ -671,7 +868,7 @@ def main():
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--jobs", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--only", default="kill,calls,damage,filesystems")
-    parser.add_argument("--scenarios", default="run,resume,sample,plan,plot,info,aloud,models,devices,parity,tcp",
+    parser.add_argument("--scenarios", default=",".join([*ONE_RUN, *"aloud models devices parity tcp".split(), *(row[0] for row in SCENARIOS)]),
                         help="of calls; --short takes the first six")
     parser.add_argument("--variants", default=",".join(VARIANTS), help="of kill")
     parser.add_argument("--short", action="store_true", help="one variant, no list of what is not reached")
@@ -694,6 +891,9 @@ def main():
             *(Scenario(lab, "tcp", "emulated", words=[], rank=rank) for rank in "01"),
             *(Scenario(lab, "run", "ranks", rank=rank) for rank in ("none", "0", "1")),
         ]
+        if not arguments.short:
+            may = [row for row in SCENARIOS if os.geteuid() == 0 or not row[2].get("root")]
+            every += [Special(lab, *row) for row in may]
         names = arguments.scenarios.split(",")[: 6 if arguments.short else None]
         scenarios = [s for s in every if s.name in names and not (arguments.short and s.variant != "fp32")]
         variants = ["fp32"] if arguments.short else arguments.variants.split(",")
@@ -701,7 +901,7 @@ def main():
         only = arguments.only.split(",")
         for scenario in scenarios + (trained if "kill" in only else []):
             scenario.learn()
-            coverage.reached.update((function, scenario.lines[place]) for function, place in scenario.counts)
+            coverage.reached |= scenario.sites()
         kinds = [
             (4, "calls", call_tries(scenarios, rng, coverage)),
             (2, "kill", kill_tries(trained, rng)),
@@ -725,7 +925,7 @@ def main():
                 future.result()
     report.show()
     if "calls" in only:
-        coverage.show(None if arguments.short else os.path.join(arguments.build, "emulated", "gptloom"))
+        coverage.show([] if arguments.short else [lab.program("fp32"), lab.program("emulated")])
     return 1 if report.lost else 0
 
 

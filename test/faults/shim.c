@@ -13,6 +13,7 @@
 #include <netdb.h>
 #include <poll.h>
 #include <pthread.h>
+#include <signal.h>
 #include <stdarg.h>
 #include <stdatomic.h>
 #include <stdbool.h>
@@ -37,17 +38,20 @@
     X(calloc, 'M')                                                                                                     \
     X(realloc, 'M')                                                                                                    \
     X(aligned_alloc, 'M')                                                                                              \
-    X(posix_memalign, 'M') X(strdup, 'M') X(strndup, 'M') X(asprintf, 'M') X(open_memstream, 'M') X(open, 'R')         \
-        X(openat, 'R') X(read, 'R') X(pread, 'R') X(mmap, 'R') X(close, 'R') X(fstat, 'R') X(stat, 'R') X(lstat, 'R')  \
-            X(lseek, 'R') X(readlink, 'R') X(realpath, 'R') X(opendir, 'R') X(readdir, 'R') X(glob, 'R') X(fopen, 'R') \
-                X(fdopen, 'R') X(fgets, 'R') X(fread, 'R') X(getline, 'R') X(flock, 'R') X(write, 'F') X(pwrite, 'F')  \
-                    X(fsync, 'F') X(fdatasync, 'F') X(ftruncate, 'F') X(rename, 'F') X(renameat2, 'F') X(link, 'F')    \
-                        X(symlink, 'F') X(mkdir, 'F') X(unlink, 'F') X(unlinkat, 'F') X(rmdir, 'F') X(remove, 'F')     \
-                            X(nftw, 'F') X(create, 'F') X(fclose, 'F') X(fflush, 'F') X(fwrite, 'F') X(fputs, 'F')     \
-                                X(fputc, 'F') X(fprintf, 'F') X(printf, 'T') X(puts, 'T') X(putchar, 'T')              \
-                                    X(socket, 'S') X(bind, 'S') X(listen, 'S') X(accept, 'S') X(connect, 'S')          \
-                                        X(send, 'S') X(recv, 'S') X(poll, 'S') X(getaddrinfo, 'S') X(setsockopt, 'S')  \
-                                            X(pthread_create, 'O') X(getrandom, 'O') X(fork, 'O') X(pipe, 'O')         \
+    X(posix_memalign, 'M')                                                                                             \
+    X(strdup, 'M')                                                                                                     \
+    X(strndup, 'M')                                                                                                    \
+    X(asprintf, 'M') X(open_memstream, 'M') X(open, 'R') X(openat, 'R') X(read, 'R') X(pread, 'R') X(mmap, 'R')        \
+        X(close, 'R') X(fstat, 'R') X(stat, 'R') X(lstat, 'R') X(lseek, 'R') X(readlink, 'R') X(realpath, 'R')         \
+            X(opendir, 'R') X(readdir, 'R') X(glob, 'R') X(fopen, 'R') X(fdopen, 'R') X(fgets, 'R') X(fread, 'R')      \
+                X(getline, 'R') X(flock, 'R') X(write, 'F') X(pwrite, 'F') X(fsync, 'F') X(fdatasync, 'F')             \
+                    X(ftruncate, 'F') X(rename, 'F') X(renameat2, 'F') X(link, 'F') X(symlink, 'F') X(mkdir, 'F')      \
+                        X(unlink, 'F') X(unlinkat, 'F') X(rmdir, 'F') X(remove, 'F') X(nftw, 'F') X(create, 'F')       \
+                            X(fclose, 'F') X(fflush, 'F') X(fwrite, 'F') X(fputs, 'F') X(fputc, 'F') X(fprintf, 'F')   \
+                                X(printf, 'T') X(puts, 'T') X(putchar, 'T') X(socket, 'S') X(bind, 'S') X(listen, 'S') \
+                                    X(accept, 'S') X(connect, 'S') X(send, 'S') X(recv, 'S') X(poll, 'S')              \
+                                        X(getaddrinfo, 'S') X(setsockopt, 'S') X(pthread_create, 'O')                  \
+                                            X(pthread_cond_timedwait, 'W') X(getrandom, 'O') X(fork, 'O') X(pipe, 'O') \
                                                 X(pipe2, 'O') X(dup2, 'O')
 
 enum {
@@ -68,14 +72,14 @@ static const struct {
 
 /* --------------------------------------------------------------------------------------------------------- what is asked */
 
-enum { SHORT = 1000, KILL, KILL_AFTER, MAX_FAULTS = 8 };
+enum { SHORT = 1000, KILL, KILL_AFTER, GONE, SIGNALLED = 2000, MAX_FAULTS = 64 };
 
 typedef struct fault {
     int function;       /* -1: of a group */
     const char *groups; /* where function is -1 */
     char module[64];    /* "": any of ours */
     uintptr_t offset;
-    int what; /* an errno, or SHORT, .. */
+    int what; /* an errno, or SHORT, .., or SIGNALLED with a signal's number */
     long at;
     bool from_there_on;
     atomic_long seen;
@@ -234,7 +238,10 @@ static int verdict(int function, const void *caller) {
         log_line("fired %s %s+0x%lx %d %ld\n", functions[function].name, m->name, (unsigned long)(address - m->base),
                  f->what, n);
         if (f->what == KILL) end_process();
-        what = f->what;
+        if (f->what > SIGNALLED)
+            syscall(SYS_kill, syscall(SYS_getpid), f->what - SIGNALLED); /* and the call is made */
+        else
+            what = f->what;
     }
     errno = kept;
     return what;
@@ -301,6 +308,9 @@ static int errno_of(const char *name) {
     if (!strcmp(name, "short")) return SHORT;
     if (!strcmp(name, "kill")) return KILL;
     if (!strcmp(name, "killafter")) return KILL_AFTER;
+    if (!strcmp(name, "gone")) return GONE;
+    for (int n = 1; n < 32; n++)
+        if (!strncmp(name, "SIG", 3) && sigabbrev_np(n) && !strcmp(sigabbrev_np(n), name + 3)) return SIGNALLED + n;
     for (int e = 1; e < 134; e++)
         if (strerrorname_np(e) && !strcmp(strerrorname_np(e), name)) return e;
     return 0;
@@ -491,7 +501,7 @@ FILE *open_memstream(char **text, size_t *size) {
 /* --------------------------------------------------------------------------------------------------------------- plain
  * Calls that are either made or not. AFTER is where a process ends that is to end behind the call. */
 
-#define REAL_SHORT(what) ((what) && (what) != SHORT && (what) != KILL_AFTER)
+#define REAL_SHORT(what) ((what) && (what) != SHORT && (what) != KILL_AFTER && (what) != GONE)
 #define PLAIN(type, name, parameters, arguments, failed)                                                               \
     type name parameters {                                                                                             \
         RESOLVE(name);                                                                                                 \
@@ -506,7 +516,6 @@ FILE *open_memstream(char **text, size_t *size) {
     }
 
 PLAIN(int, fstat, (int file, struct stat *status), (file, status), -1)
-PLAIN(int, stat, (const char *path, struct stat *status), (path, status), -1)
 PLAIN(int, lstat, (const char *path, struct stat *status), (path, status), -1)
 PLAIN(off_t, lseek, (int file, off_t offset, int whence), (file, offset, whence), -1)
 PLAIN(ssize_t, readlink, (const char *path, char *target, size_t size), (path, target, size), -1)
@@ -528,6 +537,19 @@ PLAIN(int, pipe, (int ends[2]), (ends), -1)
 PLAIN(int, pipe2, (int ends[2], int flags), (ends, flags), -1)
 PLAIN(int, dup2, (int from_file, int to_file), (from_file, to_file), -1)
 
+/* GONE: somebody else has just deleted it. */
+int stat(const char *path, struct stat *status) {
+    RESOLVE(stat);
+    const int what = VERDICT(stat);
+    if (what == GONE) syscall(SYS_unlinkat, AT_FDCWD, path, 0);
+    if (REAL_SHORT(what)) return errno = what, -1;
+    return real(path, status);
+}
+/* The time is over at once. */
+int pthread_cond_timedwait(pthread_cond_t *condition, pthread_mutex_t *mutex, const struct timespec *end) {
+    RESOLVE(pthread_cond_timedwait);
+    return VERDICT(pthread_cond_timedwait) ? ETIMEDOUT : real(condition, mutex, end);
+}
 int accept(int file, struct sockaddr *address, socklen_t *size) {
     RESOLVE(accept);
     const int what = VERDICT(accept);
@@ -581,7 +603,8 @@ TRANSFER(send, (int file, const void *data, size_t bytes, int flags), bytes, rea
 ssize_t write(int file, const void *data, size_t bytes) {
     RESOLVE(write);
     bool full;
-    const int what = VERDICT(write);
+    int what = VERDICT(write);
+    if (file == STDERR_FILENO && REAL_SHORT(what)) what = 0; /* messages come through */
     if (REAL_SHORT(what)) return errno = what, -1;
     if (what == SHORT && bytes > 1) bytes /= 2;
     bytes = room_or_fail(file, bytes, &full);
