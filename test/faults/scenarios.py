@@ -42,7 +42,7 @@ SCENARIOS = [
     ("help of bench", "bench --help", {}),
     ("version", "--version", {}),
     ("wrong flag", "train --nonsense", {}),
-    ("long message", "info " + "x/" * 1000, {}),
+    ("long message", "plot " + "x" * 5000, {}),
     ("config that is no file", "train --config run --out other", {}),
     ("config", "train --config run/config.ini --out other --steps 1 -q", {"goes_on": None}),
     ("help that nobody reads", "train --help", {"wrapped": "trap '' PIPE; exec > >(true); sleep 0.2;"}),
