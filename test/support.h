@@ -31,6 +31,11 @@ namespace support {
 
 namespace fs = std::filesystem;
 
+/* Whether make test-full runs this. */
+inline bool full() {
+    return std::getenv("LOOM_TEST_FULL") != nullptr;
+}
+
 /* Whether this is a sanitizer build, in which all takes several times as long. */
 #ifdef __SANITIZE_ADDRESS__
 constexpr bool sanitized = true;

@@ -22,11 +22,6 @@ inline Words operator+(Words all, const Words &more) {
     return all;
 }
 
-/* Whether make test-full runs this. */
-inline bool full() {
-    return std::getenv("LOOM_TEST_FULL") != nullptr;
-}
-
 inline double now() {
     return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
 }

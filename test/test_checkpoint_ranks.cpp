@@ -33,7 +33,8 @@ class CheckpointRanks : public MpiTest {
 TEST_F(CheckpointRanks, AnyNumberOfThemWritesTheSameBytes) {
     const std::string alone = here.at("alone");
     save_alone(alone);
-    for (const int ranks : {2, 3, 4}) {
+    for (const int ranks : {3, 2, 4}) {
+        if (ranks != 3 && !full()) break;
         works(ranks, "save");
         EXPECT_TRUE(fingerprint(run) == fingerprint(alone)) << ranks << " ranks";
         fs::remove_all(run);
@@ -42,8 +43,8 @@ TEST_F(CheckpointRanks, AnyNumberOfThemWritesTheSameBytes) {
 
 TEST_F(CheckpointRanks, WhatSomeSavedOthersLoad) {
     works(4, "save");
-    works(2, "load");
     works(3, "load");
+    if (full()) works(2, "load");
     for (size_t i = 0; i < several_kinds().size(); i++) {
         CheckpointModel saved(device.get(), several_kinds()[i]), loaded(device.get(), several_kinds()[i]);
         saved.fill(i);

@@ -508,7 +508,7 @@ TEST_F(NcclTrainByMpi, AnErrorOfTheLibraryIsToldOnce) {
 class NcclTrainInFull : public NcclTrainByMpi {
   protected:
     void SetUp() override {
-        if (!std::getenv("LOOM_TEST_FULL")) GTEST_SKIP() << "takes long: make test-full runs it";
+        if (!full()) GTEST_SKIP() << "takes long: make test-full runs it";
 #if defined(__SANITIZE_ADDRESS__)
         GTEST_SKIP() << "a sanitizer build is too slow for it";
 #endif

@@ -226,7 +226,8 @@ bool shows(Model &model, const std::string &expected, int left_out) {
 /* Without any of its waits some order of the streams shows it: none is one too many, and a test under random orders sees
  * each that is missing. */
 TEST_F(Offload, EveryWaitIsNeeded) {
-    for (const char *recompute : {"none", "block"}) {
+    for (const char *recompute : {"block", "none"}) {
+        if (recompute[0] == 'n' && !full()) break;
         const std::string expected = expected_of(LOOM_F32, 4);
         const auto model = make_model({recompute, LOOM_F32, 4});
         EXPECT_TRUE(run_forgetful(*model, "reverse", Forgetful::NONE) == expected);

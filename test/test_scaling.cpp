@@ -362,7 +362,7 @@ TEST_F(ScalingReport, RefusesWhatItCannotCompare) {
 
 /* The real program: its bytes are the simulation's at every stage, or there is no report. */
 TEST_F(Scaling, IsReportedOfTheRealProgram) {
-    if (!std::getenv("LOOM_TEST_FULL")) GTEST_SKIP() << "in full tests only";
+    if (!full()) GTEST_SKIP() << "in full tests only";
     const fs::path program = fs::read_symlink("/proc/self/exe").parent_path().parent_path() / "gptloom";
     if (std::system("command -v mpirun >/dev/null 2>&1") != 0) GTEST_SKIP() << "there is no mpirun here";
     if (!fs::exists(program.parent_path() / "libgptloom_mpi.so"))
