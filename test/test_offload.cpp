@@ -6,6 +6,8 @@
 
 #include <cuda_runtime.h>
 
+#include <cstring>
+
 /* So that what cannot be allocated fails in sanitizer builds as it does elsewhere. */
 extern "C" const char *__asan_default_options() {
     return "allocator_may_return_null=1";
@@ -130,6 +132,7 @@ TEST_F(Offload, GivesTheBitsOfNotOffloadingUnderEveryPolicyAndSchedule) {
                                                  {"block", 5},
                                                  {"every:2", 5},
                                                  {"sqrt", 7}}) {
+            if (!full() && dtype == LOOM_F32 && std::strcmp(recompute, "none") != 0) continue;
             const Places places = {recompute, dtype, n_layer};
             const std::string expected = expected_of(dtype, n_layer);
             const auto model = make_model(places);
@@ -227,7 +230,7 @@ bool shows(Model &model, const std::string &expected, int left_out) {
  * each that is missing. */
 TEST_F(Offload, EveryWaitIsNeeded) {
     for (const char *recompute : {"block", "none"}) {
-        if (recompute[0] == 'n' && !full()) break;
+        if (!full() && std::strcmp(recompute, "block") != 0) break;
         const std::string expected = expected_of(LOOM_F32, 4);
         const auto model = make_model({recompute, LOOM_F32, 4});
         EXPECT_TRUE(run_forgetful(*model, "reverse", Forgetful::NONE) == expected);
