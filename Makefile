@@ -24,7 +24,7 @@ ARCH    ?= native
 # Matrix products: auto takes oneDNN, else OpenBLAS, else our own plain C.
 MATMUL  ?= auto
 # CUDA: the toolkit's folder, found by its nvcc; empty where there is none, and then only the emulation has CUDA. The
-# GPUs to build for: compute capabilities, 80 to 120; later ones compile the first one's PTX when they start.
+# GPUs to build for: compute capabilities, 80 to 120; later ones compile the lowest one's PTX when they start.
 NVCC      ?= $(shell command -v nvcc 2>/dev/null || ls /usr/local/cuda/bin/nvcc 2>/dev/null)
 CUDA      ?= $(patsubst %/bin/nvcc,%,$(NVCC))
 CUDA_ARCH ?= 80 90
@@ -78,7 +78,7 @@ CUDA_LIBS := $(if $(CUDA),-L$(CUDA)/lib64 -Wl$(comma)-rpath$(comma)$(CUDA)/lib64
 # csrc/cuda is compiled once, for the real CUDA and for the emulation: with NVIDIA's headers where they are.
 CUDA_INCLUDE := $(if $(CUDA),$(if $(filter /usr,$(CUDA)),,-isystem $(CUDA)/include),-Idev/emulation/include)
 CUDNN_FLAGS  := $(addprefix -isystem ,$(filter-out /usr/include,$(CUDNN_INCLUDE)))
-# Kernels use nothing that the first architecture lacks: what it is translated to (PTX) is assembled for each, and kept.
+# Kernels use nothing that the lowest architecture lacks: what it is translated to (PTX) is assembled for each, and kept.
 VIRTUAL    := compute_$(shell printf '%s\n' $(CUDA_ARCH) | sort -n | head -n 1)
 NVCC_FLAGS := -std=c++17 -O3 -lineinfo -Iinclude -I. \
               $(foreach code,$(CUDA_ARCH:%=sm_%) $(VIRTUAL),-gencode=arch=$(VIRTUAL)$(comma)code=$(code)) \
@@ -205,7 +205,7 @@ $(KERNEL_GROUPS:%=$(BUILD)/obj/kernels/group_%.cu): $(BUILD)/obj/kernels/group_%
 $(KERNEL_GROUPS:%=$(BUILD)/obj/kernels/group_%.o): %.o: %.cu
 	$(call quiet,NVCC) $(NVCC) -ccbin $(lastword $(CXX)) $(NVCC_FLAGS) -c $< -o $@
 
-# Of a kernel's time in the emulation most is that of switching threads: optimising it more takes longer than it saves.
+# Optimising kernels more takes longer than it saves: threads take turns, and what lets them do so is compiled with -O2.
 $(BUILD)/obj/emulated/kernels/%.o: kernels/%.cu
 	@mkdir -p $(@D)
 	$(call quiet,CXX) $(CXX) $(EMULATION_FLAGS) -O1 -x c++ -c $< -o $@
