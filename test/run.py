@@ -9,7 +9,8 @@ gets a line with its counts and its time, in the order in which they were given;
 the part of the log is shown; of skips the reason. Those that took longest the last time, as the logs say, begin first;
 where there are no logs, those that are given first. A program that crashes, runs out of time, or ends badly after good
 tests (a leak, say) counts as a failure, and so do files that are left in TMPDIR, of which each has its own, or in
-/dev/shm. The last line is "N passed, N failed, N skipped"; the status is 1 if any failed or nothing was run.
+/dev/shm (--shared-memory names another folder). The last line is "N passed, N failed, N skipped"; the status is 1 if any
+failed or nothing was run.
 """
 
 import argparse
@@ -141,14 +142,14 @@ def left_in(temporary):
     return "it left " + ", ".join(left) + " in TMPDIR" if left else None
 
 
-def shared_memory():
-    """Our files in /dev/shm that no process has mapped: once made, those would stay."""
-    files = [os.path.join("/dev/shm", name) for name in os.listdir("/dev/shm")] if os.path.isdir("/dev/shm") else []
+def shared_memory(folder):
+    """Our files in that folder that no process has mapped: once made, those would stay."""
+    files = [os.path.join(folder, name) for name in os.listdir(folder)] if os.path.isdir(folder) else []
     mine = {file for file in files if os.path.isfile(file) and os.stat(file).st_uid == os.getuid()}
     for maps in glob.glob("/proc/[0-9]*/maps") if mine else []:
         try:
             with open(maps, encoding="utf-8", errors="replace") as lines:
-                mine -= {line.split(None, 5)[5].rstrip("\n") for line in lines if "/dev/shm/" in line}
+                mine -= {line.split(None, 5)[5].rstrip("\n") for line in lines if f"{folder}/" in line}
         except OSError:
             pass  # it ended, or is another user's
     return mine
@@ -250,6 +251,7 @@ def main():
     parser.add_argument("--logs", default="build/test/logs", metavar="DIR", help="where logs go (%(default)s)")
     parser.add_argument("--timeout", type=float, default=900, metavar="SECONDS", help="of each program (%(default)s)")
     parser.add_argument("--jobs", type=int, default=len(os.sched_getaffinity(0)) + 1, metavar="N", help="at once (%(default)s)")
+    parser.add_argument("--shared-memory", default="/dev/shm", metavar="DIR", help="where no file may be left (%(default)s)")
     parser.add_argument("programs", nargs="*", metavar="PROGRAM[=FILTER]")
     arguments = parser.parse_args()
     os.makedirs(arguments.logs, exist_ok=True)
@@ -265,7 +267,7 @@ def main():
 def run_all(arguments, temporary):
     """Runs the programs, each with a TMPDIR of its own in that folder; returns the exit status."""
     total = Outcome()
-    before = shared_memory()
+    before = shared_memory(arguments.shared_memory)
     width = max((len(name_of(argument)) for argument in arguments.programs), default=0)
     longest_first = sorted(arguments.programs, key=lambda argument: -seconds_before(argument, arguments.logs))
     pool = concurrent.futures.ThreadPoolExecutor(max(1, arguments.jobs))
@@ -296,7 +298,7 @@ def run_all(arguments, temporary):
         for kind in ("passed", "failed", "skipped"):
             getattr(total, kind).extend((program, test) for test in getattr(outcome, kind))
 
-    left = sorted(shared_memory() - before)
+    left = sorted(shared_memory(arguments.shared_memory) - before)
     if left:
         total.failed.append(("all of them", ("left files", "")))
         print(f"    FAILED: these were left: {', '.join(left)}")
