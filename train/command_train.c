@@ -258,7 +258,7 @@ static void show_start(session *now, loom_trainer *trainer) {
     const bool ends_early = options->stop_after > 0 && options->stop_after < planned - done;
     double peak = 0;
     char rate[16] = "unknown";
-    if (device->peak(device, loom_gpt_get_precision(gpt)->storage, 0.05, &peak, NULL))
+    if (device->peak(device, loom_gpt_get_precision(gpt)->storage, 0.01, &peak, NULL))
         loom_format_count(rate, sizeof rate, peak);
     printf("gptloom " LOOM_VERSION " trains in %s\n", LOOM_PRINTABLE(options->out));
     printf("  device      %s: %s; peak %s FLOP/s", device->name, LOOM_PRINTABLE(device->description), rate);
