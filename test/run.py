@@ -258,34 +258,36 @@ def main():
     default_signals()
     temporary = tempfile.mkdtemp(prefix="gptloom-tests-")
     os.chmod(temporary, 0o755)  # for tests that go on as another user
+    pool = concurrent.futures.ThreadPoolExecutor(max(1, arguments.jobs))
     try:
-        return run_all(arguments, temporary)
+        return run_all(arguments, temporary, pool)
+    except KeyboardInterrupt:
+        ENDING.append(True)
+        pool.shutdown(wait=False, cancel_futures=True)
+        for process in list(RUNNING):
+            end_group(process)
+        raise
     finally:
+        pool.shutdown()
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def run_all(arguments, temporary):
+def run_all(arguments, temporary, pool):
     """Runs the programs, each with a TMPDIR of its own in that folder; returns the exit status."""
     total = Outcome()
     before = shared_memory(arguments.shared_memory)
     width = max((len(name_of(argument)) for argument in arguments.programs), default=0)
     longest_first = sorted(arguments.programs, key=lambda argument: -seconds_before(argument, arguments.logs))
-    pool = concurrent.futures.ThreadPoolExecutor(max(1, arguments.jobs))
     running = {}
     for number, argument in enumerate(longest_first):
         program, _, only = argument.partition("=")
         own = os.path.join(temporary, str(number))
         running[argument] = pool.submit(run_program, program, only, arguments.logs, arguments.timeout, own)
     for argument in arguments.programs:
-        try:
-            outcome, log_path, seconds = running[argument].result()
-        except KeyboardInterrupt:
-            for future in running.values():
-                future.cancel()
-            ENDING.append(True)
-            for process in list(RUNNING):
-                end_group(process)
-            raise
+        # Python does not notice a signal that comes just as a wait begins until that wait ends.
+        while not running[argument].done():
+            concurrent.futures.wait([running[argument]], timeout=0.5)
+        outcome, log_path, seconds = running[argument].result()
         program, _, only = argument.partition("=")
         program = name_of(program)
         shown = f"{program}={only}" if only else program
