@@ -19,8 +19,9 @@ ifeq ($(filter -j% --jobs%,$(MAKEFLAGS)),)
     MAKEFLAGS += --jobs=$(shell nproc)
 endif
 
-# The machine to compile for; the program's bits are those of one build on one machine.
-ARCH    ?= native
+# The machine to compile for, as native, where it is not to be any of its architecture. What is worth it is compiled for
+# several sets of instructions in any case, of which the program takes the best that its processor has.
+ARCH    ?=
 # Matrix products: auto takes oneDNN, else OpenBLAS, else our own plain C.
 MATMUL  ?= auto
 # CUDA: the toolkit's folder, found by its nvcc; empty where there is none, and then only the emulation has CUDA. The
@@ -61,7 +62,8 @@ MATMUL_LIBS := $(MATMUL_LIBS_$(MATMUL))
 SANITIZE_FLAGS := $(if $(SANITIZE),-O1 -fsanitize=$(SANITIZE) -fno-sanitize-recover=all -fno-omit-frame-pointer \
                     -Wno-format-truncation -DLOOM_DEBUG_FILL)
 WARNINGS := -Wall -Wextra -Wno-missing-field-initializers -Wvla -Wshadow $(if $(STRICT),-Werror)
-COMMON   := -O3 -g -march=$(ARCH) -ffp-contract=fast -fopenmp -fno-math-errno -fno-trapping-math \
+MARCH    := $(addprefix -march=,$(ARCH))
+COMMON   := -O3 -g $(MARCH) -ffp-contract=off -fopenmp -fno-math-errno -fno-trapping-math \
             $(WARNINGS) $(SANITIZE_FLAGS) -Iinclude -Icsrc -I. $(if $(THIRD_PARTY),-I$(THIRD_PARTY)/include) \
             -DLOOM_VERSION='"$(VERSION)"' -MMD -MP
 CFLAGS_  := -std=c11 -D_GNU_SOURCE $(COMMON) -Wstrict-prototypes -Wmissing-prototypes $(DNNL_CFLAGS) $(CFLAGS)
@@ -84,20 +86,25 @@ NVCC_FLAGS := -std=c++17 -O3 -lineinfo -Iinclude -I. \
               $(foreach code,$(CUDA_ARCH:%=sm_%) $(VIRTUAL),-gencode=arch=$(VIRTUAL)$(comma)code=$(code)) \
               -Xptxas --warn-on-spills$(if $(STRICT),$(comma)--warning-as-error -Werror all-warnings) \
               -Xcompiler -Wall,-Wextra,-fPIC -MMD -MP
-# The emulation reads memory as other types than it was written, as GPUs do; a kernel's arithmetic is not contracted
-# into fused multiply-adds, which -march=native would allow.
-EMULATED_FLAGS := -DLOOM_EMULATED -Idev/emulation/include -Idev/emulation -fno-strict-aliasing -Wno-unknown-pragmas
+# The emulation reads memory as other types than it was written, as GPUs do. It runs where it was compiled.
+EMULATED_FLAGS := -march=$(or $(ARCH),native) -DLOOM_EMULATED -Idev/emulation/include -Idev/emulation -fno-strict-aliasing -Wno-unknown-pragmas
 
 # ------------------------------------------------------------------------------------------------------------- sources
-# csrc/cpu's ops are compiled twice, in float (the definition) and in double (the oracle); what makes a CPU device of
-# them, and what is tuned beyond them, once.
-MACHINE          := $(addprefix csrc/cpu/,device.c memory.c processors.c peak.c)
-TILED            := $(addprefix csrc/cpu/matmul_,library.c tiles.c rate.c)
-PRODUCT_onednn   := $(TILED) csrc/cpu/product_onednn.c
-PRODUCT_openblas := $(TILED) csrc/cpu/product_openblas.c
+# csrc/cpu's ops are compiled to several tables (csrc/cpu/real.h): in double (the oracle), in float (the definition), and
+# for each set of instructions; what makes a CPU device of them once.
+MACHINE          := $(addprefix csrc/cpu/,device.c memory.c processors.c tables.c)
+PRODUCT_onednn   := $(addprefix csrc/cpu/,matmul_library.c matmul_rate.c product_onednn.c)
+PRODUCT_openblas := $(addprefix csrc/cpu/,matmul_library.c matmul_rate.c product_openblas.c)
 PRODUCT_plain    := csrc/cpu/matmul_plain.c
-TUNED      := $(MACHINE) $(PRODUCT_$(MATMUL))
-DEFINITION := $(filter-out $(MACHINE) csrc/cpu/matmul_% csrc/cpu/product_%,$(wildcard csrc/cpu/*.c))
+MACHINE          += $(PRODUCT_$(MATMUL))
+OPS          := $(filter-out $(MACHINE) csrc/cpu/matmul_% csrc/cpu/product_%,$(wildcard csrc/cpu/*.c))
+SET_OPS      := $(OPS) $(addprefix csrc/cpu/matmul_,$(if $(filter plain,$(MATMUL)),products_absent.c,products.c tiles.c))
+SETS_x86_64  := sse2 avx2 avx512
+SETS_aarch64 := neon
+SETS         := $(or $(SETS_$(firstword $(subst -, ,$(shell $(CC) -dumpmachine)))),plain)
+AVX2         := -mavx2 -mfma -mf16c
+FLAGS_avx2   := $(AVX2)
+FLAGS_avx512 := $(AVX2) -mavx512f -mavx512bw -mavx512dq -mavx512vl -mprefer-vector-width=512
 HOST       := $(filter-out csrc/cpu/% csrc/cuda/% csrc/comm/mpi_library.c,$(wildcard csrc/*/*.c))
 CUDNN      := csrc/cuda/attention_cudnn.c $(wildcard csrc/cuda/cudnn_*.c)
 NO_CUDNN   := csrc/cuda/attention_cudnn_absent.c
@@ -115,8 +122,9 @@ TRAIN_LIB  := $(addprefix train/,step.c trainer.c checkpoints.c memory.c evaluat
                 data_record.c run_directory.c)
 PROGRAM    := $(filter-out $(TRAIN_LIB),$(wildcard train/*.c train/*/*.c)) $(wildcard test/ops/*.c)
 
-COMMON_OBJECTS := $(HOST:%.c=$(BUILD)/obj/%.o) $(TRAIN_LIB:%.c=$(BUILD)/obj/%.o) $(TUNED:%.c=$(BUILD)/obj/%.o) \
-               $(DEFINITION:csrc/cpu/%.c=$(BUILD)/obj/definition/%.o) $(DEFINITION:csrc/cpu/%.c=$(BUILD)/obj/oracle/%.o)
+TABLES         := $(foreach t,definition oracle,$(OPS:csrc/cpu/%.c=$(BUILD)/obj/$t/%.o)) \
+                  $(foreach s,$(SETS),$(SET_OPS:csrc/cpu/%.c=$(BUILD)/obj/$s/%.o))
+COMMON_OBJECTS := $(HOST:%.c=$(BUILD)/obj/%.o) $(TRAIN_LIB:%.c=$(BUILD)/obj/%.o) $(MACHINE:%.c=$(BUILD)/obj/%.o) $(TABLES)
 # The library has CUDA where it can be built; the emulated library has the same objects, with emulated kernels, and its
 # own cuBLASLt in the place of what loads the library.
 LOADER         := $(BUILD)/obj/csrc/cuda/cublaslt_api.o
@@ -138,7 +146,7 @@ TESTS           := $(patsubst test/%.cpp,$(BUILD)/test/%,$(filter-out $(if $(CUD
 GROUPS := ranks comm scripts cli cuda checkpoint train precision emulation products memory base
 GROUP_base       := base options machine cpu_products data
 GROUP_checkpoint := checkpoint checkpoint_read checkpoint_ranks golden
-GROUP_train      := train plot memory
+GROUP_train      := train plot memory definition
 GROUP_precision  := precision ops
 GROUP_scripts    := gpu_report install scaling scripts
 GROUP_cli        := cli model
@@ -181,7 +189,7 @@ $(BUILD)/emulated/libgptloom.a: $(EMULATED_OBJECTS)
 # All of MPI is behind this library's one symbol. It is built without sanitizers: MPI itself is.
 $(BUILD)/libgptloom_mpi.so: csrc/comm/mpi_library.c
 	@mkdir -p $(@D)
-	$(call quiet,MPICC) $(MPICC) -std=c11 -D_GNU_SOURCE -O3 -march=$(ARCH) $(WARNINGS) -Wstrict-prototypes -Iinclude -Icsrc \
+	$(call quiet,MPICC) $(MPICC) -std=c11 -D_GNU_SOURCE -O3 $(MARCH) $(WARNINGS) -Wstrict-prototypes -Iinclude -Icsrc \
 	    -fPIC -shared -fvisibility=hidden -MMD -MP -MF $(BUILD)/obj/mpi_library.d -o $@ $<
 
 without-mpi:
@@ -218,14 +226,15 @@ $(BUILD)/obj/csrc/cuda/%.o: csrc/cuda/%.c
 	@mkdir -p $(@D)
 	$(call quiet,CC) $(CC) $(CFLAGS_) $(CUDA_INCLUDE) $(CUDNN_FLAGS) -c $< -o $@
 
-$(BUILD)/obj/definition/%.o: csrc/cpu/%.c
-	@mkdir -p $(@D)
-	$(call quiet,CC) $(CC) $(CFLAGS_) -c $< -o $@
-
-# Only tests wait for the oracle, and not as long as for its compiling with -O3.
-$(BUILD)/obj/oracle/%.o: csrc/cpu/%.c
-	@mkdir -p $(@D)
-	$(call quiet,CC) $(CC) $(subst -O3,-O2,$(CFLAGS_)) -DLOOM_ORACLE -c $< -o $@
+# Loops that are worth it are marked for vectors: -O3 takes three times as long and finds none beyond them.
+define TABLE
+$(BUILD)/obj/$(1)/%.o: csrc/cpu/%.c
+	@mkdir -p $$(@D)
+	$$(call quiet,CC) $$(CC) $$(subst -O3,-O2,$$(CFLAGS_)) -DLOOM_TABLE=$(1) $(2) -c $$< -o $$@
+endef
+$(foreach s,$(SETS),$(eval $(call TABLE,$s,-ffp-contract=fast $(FLAGS_$s))))
+$(eval $(call TABLE,definition))
+$(eval $(call TABLE,oracle,-DLOOM_ORACLE))
 
 $(BUILD)/obj/%.o: %.c
 	@mkdir -p $(@D)
@@ -359,12 +368,21 @@ test: setup
 	@test/run.py --logs $(BUILD)/test/logs $(TEST_RUNS)
 
 #  make test-full   all tests, and again in sanitizer builds and with the other libraries for matrix products (these
-#                   builds take no toolkit, and so show that none is needed)
+#                   builds take no toolkit, and so show that none is needed); and the definition's bits as other compilers
+#                   and flags make them
 # What no sanitizer sees: tests of scripts and of headers, and one that plans with a library of the toolkit.
 UNSANITIZED := $(addprefix $(BUILD)/test/,test_cublaslt_load test_cudnn test_cuda_headers test_faults group_scripts)
 SANITIZED = $(patsubst $(BUILD)/%,$(BUILD)/sanitized/%,$(filter-out $(UNSANITIZED) $(UNSANITIZED:%=%:%),$(1)))
+FUZZ_CC ?= clang
+CLANG_FLAGS := -O2 -Wno-unknown-warning-option -Wno-pass-failed
+FUZZ_CXX ?= clang++
+# The definition is to have the same bits from any compiler; clang is taken where it is.
+OTHER_BITS       := native $(if $(shell command -v $(FUZZ_CXX)),clang)
+OTHER_BITS_native = ARCH=native CFLAGS=-O3 CC="$(CC)" CXX="$(CXX)"
+OTHER_BITS_clang  = CFLAGS="$(CLANG_FLAGS) -O1" CC="$(FUZZ_CC)" CXX="$(FUZZ_CXX)"
 FULL := $(TEST_RUNS) $(call SANITIZED,$(TEST_RUNS)) \
-        $(foreach m,openblas plain,$(BUILD)/$(m)/test/test_ops=*matmul*)
+        $(foreach m,openblas plain,$(BUILD)/$(m)/test/test_ops=*matmul*) \
+        $(OTHER_BITS:%=$(BUILD)/%/test/test_definition=Definition.*:Math.*)
 # Libraries for matrix products differ in a few objects: the others are taken from the build that is there.
 test-full: setup
 	@MATMUL=openblas dev/setup.sh
@@ -374,6 +392,8 @@ test-full: setup
 	@for product in openblas plain; do \
 	    mkdir -p $(BUILD)/$$product && cp -au $(BUILD)/obj $(BUILD)/$$product/ && \
 	    $(MAKE) --no-print-directory BUILD=$(BUILD)/$$product CUDA= MATMUL=$$product $(BUILD)/$$product/test/test_ops || exit; done
+	@$(foreach o,$(OTHER_BITS),$(MAKE) --no-print-directory BUILD=$(BUILD)/$o CUDA= MPICC= MATMUL=plain STRICT= \
+	    $(OTHER_BITS_$o) $(BUILD)/$o/test/test_definition &&) true
 	@LOOM_TEST_FULL=1 test/run.py --logs $(BUILD)/test/logs $(FULL)
 	@dev/mutate-kernels.py --build $(BUILD)
 
@@ -385,9 +405,6 @@ test-faults: all $(BUILD)/test/libfaults.so $(BUILD)/test/libnccl_standin.so
 
 #  make fuzz        for SECONDS=60 each, bytes made up by libFuzzer for everything that reads from outside
 SECONDS ?= 60
-FUZZ_CC ?= clang
-CLANG_FLAGS := -O2 -Wno-unknown-warning-option -Wno-pass-failed
-FUZZ_CXX ?= clang++
 fuzz:
 	@test/fuzz/run.py --check "$(FUZZ_CXX)"
 	@$(MAKE) --no-print-directory BUILD=$(BUILD)/fuzz CC="$(FUZZ_CC)" CXX="$(FUZZ_CXX)" CUDA= MPICC= MATMUL=plain \

@@ -24,9 +24,18 @@ namespace {
 
 /* ---------------------------------------------------------------------------------------------------------- devices */
 
+/* Opens the device "cpu" with these instructions; NULL if the processor does not have them. */
+loom_device *open_with_instructions(const std::string &set) {
+    loom_device *device = nullptr;
+    setenv("LOOM_INSTRUCTIONS", set.c_str(), 1);
+    const bool opened = loom_device_open(&device, "cpu", nullptr, nullptr);
+    unsetenv("LOOM_INSTRUCTIONS");
+    return opened ? device : nullptr;
+}
+
 /* A device of so many threads (0: all), opened when first asked for and closed at the end. Three are the device "cpu" with
  * other products: "library", where the matrix library threads each itself; "bf16_library", where it multiplies bf16 even
- * if the processor has no instructions for it; and "bf16_widened". */
+ * if the processor has no instructions for it; and "bf16_widened". "sse2" and its like are "cpu" with these instructions. */
 loom_device *device(const std::string &name, int threads = 0) {
     struct closer {
         void operator()(loom_device *d) const {
@@ -43,9 +52,9 @@ loom_device *device(const std::string &name, int threads = 0) {
                        : name == "bf16_widened" ? LOOM_BF16_WIDENED
                                                 : LOOM_BF16_AUTO;
         const bool is_cpu = options.library_threads || options.bf16 != LOOM_BF16_AUTO;
-        loom_device *opened = nullptr;
+        loom_device *opened = open_with_instructions(name);
         loom_error error;
-        if (!loom_device_open(&opened, is_cpu ? "cpu" : name.c_str(), &options, &error))
+        if (!opened && !loom_device_open(&opened, is_cpu ? "cpu" : name.c_str(), &options, &error))
             throw std::runtime_error(error.message);
         d.reset(opened);
     }
@@ -54,33 +63,44 @@ loom_device *device(const std::string &name, int threads = 0) {
 
 /* ---------------------------------------------------------------------------------------------- cases as parameters */
 
-/* Whether the tables "cpu" and "definition" have the very same function for an op: then one run tests both. */
-bool is_definition(loom_op op) {
-    const loom_ops *cpu = device("cpu")->ops, *definition = device("definition")->ops;
-    switch (op) {
-#define SAME(name)                                                                                                     \
-    case LOOM_OP_##name: return cpu->name == definition->name;
-        LOOM_OP_LIST(SAME)
-#undef SAME
-    default: return false;
+/* The sets of instructions that the processor has, but for the one that "cpu" takes. */
+std::vector<std::string> other_instructions() {
+    std::vector<std::string> others;
+    for (const char *set : {"sse2", "avx2", "avx512", "neon"}) {
+        loom_device *other = open_with_instructions(set);
+        if (other && std::strcmp(other->description, device("cpu")->description) != 0) others.push_back(set);
+        if (other) loom_device_close(other);
     }
+    return others;
 }
 
-/* Whether a device may do something for these dtypes that "cpu" does not: those with other products of bf16, where they
- * have other ones. */
-bool differs(const std::string &name, const loom_case_dtypes &dtypes) {
-    if (name.rfind("bf16_", 0) != 0) return true;
-    return dtypes.storage == LOOM_BF16 && std::strcmp(device(name)->description, device("cpu")->description) != 0;
+bool is_product(loom_op op) {
+    return op == LOOM_OP_matmul_forward || op == LOOM_OP_matmul_backward_input || op == LOOM_OP_matmul_backward_weight;
 }
 
-/* Parity on the definition and on devices that have code of their own for the op. */
+/* Whether a device may do something that "cpu" does not: those with other products, for products, and those with other
+ * products of bf16 for these alone, where they have other ones. */
+bool differs(const std::string &name, const Instance &instance) {
+    if (name != "library" && name.rfind("bf16_", 0) != 0) return true;
+    if (!is_product(instance.cases->op[instance.op].op)) return false;
+    return name == "library" || (instance.dtypes.storage == LOOM_BF16 &&
+                                 std::strcmp(device(name)->description, device("cpu")->description) != 0);
+}
+
+/* Parity on devices that have code of their own for the op. */
 std::vector<Instance> cpu_instances(const std::vector<std::string> &devices) {
     std::vector<Instance> all;
     for (const std::string &name : devices)
         for (const Instance &instance : parity_instances(name))
-            if (name == "definition" ||
-                (!is_definition(instance.cases->op[instance.op].op) && differs(name, instance.dtypes)))
-                all.push_back(instance);
+            if (differs(name, instance)) all.push_back(instance);
+    return all;
+}
+
+/* Of other instructions than those that "cpu" takes make test tries fp32. */
+std::vector<Instance> instruction_instances() {
+    std::vector<Instance> all = cpu_instances(other_instructions());
+    const auto is_left_out = [](const Instance &i) { return i.dtypes.storage != LOOM_F32; };
+    if (!is_full()) all.erase(std::remove_if(all.begin(), all.end(), is_left_out), all.end());
     return all;
 }
 
@@ -150,6 +170,7 @@ TEST_P(Threads, DoNotChangeBits) {
 INSTANTIATE_TEST_SUITE_P(
     Ops, Parity, testing::ValuesIn(cpu_instances({"definition", "cpu", "library", "bf16_library", "bf16_widened"})),
     instance_name);
+INSTANTIATE_TEST_SUITE_P(Instructions, Parity, testing::ValuesIn(instruction_instances()), instance_name);
 INSTANTIATE_TEST_SUITE_P(Ops, Formula, testing::ValuesIn(formula_instances()), instance_name);
 INSTANTIATE_TEST_SUITE_P(Ops, Gradient, testing::ValuesIn(gradient_instances()), instance_name);
 /* How work is cut for threads does not depend on the dtype: make test takes fp32, and bf16 where its products are others. */

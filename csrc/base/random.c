@@ -1,5 +1,7 @@
 #include "gptloom/random.h"
 
+#include "base/math.h"
+
 #include <math.h>
 
 /* Ten rounds, unrolled so that loops over counters vectorise; the constants are those of the paper's Philox4x32. */
@@ -50,10 +52,10 @@ float loom_random_uniform(uint32_t word) {
 /* One counter makes four values: two radii, each with the cosine and the sine of its angle. */
 static void four_normals(float out[4], loom_random4 r) {
     for (int pair = 0; pair < 2; pair++) {
-        const float radius = sqrtf(-2.0f * logf(((float)r.word[2 * pair] + 1.0f) * 0x1p-32f));
-        const float angle = 6.2831853f * loom_random_uniform(r.word[2 * pair + 1]);
-        out[2 * pair] = radius * cosf(angle);
-        out[2 * pair + 1] = radius * sinf(angle);
+        const double radius = sqrt(-2 * loom_log(((double)r.word[2 * pair] + 1) * 0x1p-32));
+        const double turns = (double)loom_random_uniform(r.word[2 * pair + 1]);
+        out[2 * pair] = (float)(radius * loom_cos_of_turns(turns));
+        out[2 * pair + 1] = (float)(radius * loom_sin_of_turns(turns));
     }
 }
 

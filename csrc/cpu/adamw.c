@@ -19,7 +19,7 @@ static void update(const factors *f, real *restrict p, real *restrict m, real *r
         const real g = gradient[i] * f->gradient;
         m[i] = f->beta1 * m[i] + (1 - f->beta1) * g;
         v[i] = f->beta2 * v[i] + (1 - f->beta2) * g * g;
-        p[i] = f->keep * p[i] - f->step * m[i] / ((real)sqrt(v[i]) / f->root_correction + f->epsilon);
+        p[i] = f->keep * p[i] - f->step * m[i] / (real_sqrt(v[i]) / f->root_correction + f->epsilon);
     }
 }
 
@@ -39,10 +39,12 @@ static void store_stochastically(uint16_t *restrict to, const real *restrict fro
     const uint64_t place = (uint64_t)(a->first + first);
     const int64_t before = (int64_t)(place % 8), counters = (before + n + 7) / 8;
     loom_random_words(word, counters, a->seed, purpose, (uint32_t)a->scalars->state.updates, place / 8);
+#pragma omp simd
     for (int64_t i = 0; i < 4 * counters; i++) {
         half[2 * i] = (uint16_t)word[i];
         half[2 * i + 1] = (uint16_t)(word[i] >> 16);
     }
+#pragma omp simd
     for (int64_t i = 0; i < n; i++) to[i] = round_stochastically((float)from[i], half[before + i]);
 }
 
@@ -84,7 +86,7 @@ void LOOM_DEFINITION(adamw)(loom_exec *exec, const struct loom_adamw *a) {
                        .gradient = out->gradient_factor,
                        .keep = 1 - (real)in->learning_rate * (a->decay ? (real)in->weight_decay : 0),
                        .step = (real)in->learning_rate / (real)out->bias_correction1,
-                       .root_correction = (real)sqrt((real)out->bias_correction2)};
+                       .root_correction = real_sqrt((real)out->bias_correction2)};
     const int64_t count = a->parameter.shape[3];
 #pragma omp parallel for schedule(static) num_threads(exec->device->threads)
     for (int64_t first = 0; first < count; first += CHUNK)

@@ -1,4 +1,5 @@
 #include "cpu/definition.h"
+#include "cpu/sums.h"
 #include "cpu/tile.h"
 
 /* Probabilities and their gradients are reals here. Devices that multiply what is stored in 16 bits round both to storage
@@ -21,6 +22,7 @@ static void load_tile(real *tile, const loom_view *v, int64_t b, int64_t h, int6
         const int64_t element = b * v->stride[0] + (first + r) * v->stride[1] + h * v->stride[2];
         const real *stored = reals_at((const char *)v->data + (size_t)element * loom_dtype_size(v->dtype), v->dtype, D,
                                       row);
+#pragma omp simd
         for (int64_t d = 0; d < D; d++) row[d] = stored[d] * scale;
         for (int64_t d = D; d < padded_D; d++) row[d] = 0;
     }
@@ -71,16 +73,13 @@ static void online_softmax(const forward_tiles *t, int64_t rows, int64_t positio
     for (int64_t i = 0; i < rows; i++) {
         real *score = t->score + i * TILE, *out = t->out + i * padded_D;
         const int64_t n = visible(position + i, key, keys);
-        real largest = maximum[i], added = 0;
-#pragma omp simd reduction(max : largest)
-        for (int64_t j = 0; j < n; j++) largest = score[j] > largest ? score[j] : largest;
-#pragma omp simd reduction(+ : added)
-        for (int64_t j = 0; j < n; j++) added += score[j] = real_exp(score[j] - largest);
+        const real largest = row_max(score, n, maximum[i]), added = row_exp(score, score, largest, n);
         for (int64_t j = n; j < TILE; j++) score[j] = 0;
         if (n == 0) continue;
         const real correction = real_exp(maximum[i] - largest);
         maximum[i] = largest;
         sum[i] = sum[i] * correction + added;
+#pragma omp simd
         for (int64_t d = 0; d < padded_D; d++) out[d] *= correction;
     }
 }
@@ -108,8 +107,9 @@ static void forward_query_tile(const struct loom_attention_forward *a, const for
     real *lse = (real *)a->lse.data + b * a->lse.stride[1] + h * a->lse.stride[2] + query;
     for (int64_t i = 0; i < rows; i++) {
         const real scale = 1 / sum[i];
+#pragma omp simd
         for (int64_t d = 0; d < D; d++) t->out[i * padded_D + d] *= scale;
-        lse[i] = maximum[i] + (real)log(sum[i]);
+        lse[i] = maximum[i] + (real)loom_log((double)sum[i]);
     }
     store_tile(&a->out, b, h, query, rows, t->out, padded_D);
 }
@@ -158,12 +158,8 @@ static void start_head(const struct loom_attention_backward *a, const backward_t
         const int64_t rows = smaller(TILE, Tq - query);
         load_tile(t->dout, &a->dout, b, h, query, rows, TILE, padded_D, 1);
         load_tile(t->q, &a->out, b, h, query, rows, TILE, padded_D, 1);
-        for (int64_t i = 0; i < TILE; i++) {
-            real dot = 0;
-#pragma omp simd reduction(+ : dot)
-            for (int64_t d = 0; d < padded_D; d++) dot += t->dout[i * padded_D + d] * t->q[i * padded_D + d];
-            delta[query + i] = dot;
-        }
+        for (int64_t i = 0; i < TILE; i++)
+            delta[query + i] = row_dot(t->dout + i * padded_D, t->q + i * padded_D, a->q.shape[3]);
         memset(dq + query * padded_D, 0, (size_t)(TILE * padded_D) * sizeof(real));
     }
 }
@@ -221,6 +217,7 @@ static void backward_key_head(const struct loom_attention_backward *a, const bac
     }
     for (int64_t g = 0; g < group; g++) {
         real *dq = t->dq + g * padded_T * padded_D;
+#pragma omp simd
         for (int64_t i = 0; i < Tq * padded_D; i++) dq[i] *= (real)a->scale;
         store_tile(&a->dq, b, hkv * group + g, 0, Tq, dq, padded_D);
     }

@@ -1,4 +1,5 @@
 #include "cpu/definition.h"
+#include "cpu/sums.h"
 
 /* A block is summed in chunks of 2048: rounding grows with the chunk and the number of chunks, not their product. */
 enum { CHUNK = 2048 };
@@ -10,15 +11,7 @@ static real sum_range(const loom_view *x, int64_t first, int64_t n, bool square)
         const char *stored = (const char *)x->data + (size_t)(first + start) * loom_dtype_size(x->dtype);
         const real *values = (const real *)stored;
         if (!stored_as_real(x)) load_reals(converted, stored, x->dtype, count), values = converted;
-        real sum = 0;
-        if (square) {
-#pragma omp simd reduction(+ : sum)
-            for (int64_t i = 0; i < count; i++) sum += values[i] * values[i];
-        } else {
-#pragma omp simd reduction(+ : sum)
-            for (int64_t i = 0; i < count; i++) sum += values[i];
-        }
-        total += sum;
+        total += square ? row_dot(values, values, count) : row_sum(values, count);
     }
     return total;
 }

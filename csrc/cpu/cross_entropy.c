@@ -1,4 +1,5 @@
 #include "cpu/definition.h"
+#include "cpu/sums.h"
 
 static int64_t scratch_of(const struct loom_cross_entropy *a) {
     return stored_as_real(&a->logits) && loom_view_given(&a->dlogits) ? 0 : 2 * a->logits.shape[3];
@@ -28,16 +29,14 @@ void LOOM_DEFINITION(cross_entropy)(loom_exec *exec, const struct loom_cross_ent
             }
             const real *x = row_read(&a->logits, n, scratch);
             real *e = gradient ? row_write(&a->dlogits, n, scratch + padded) : scratch + padded;
-            real largest = x[0], sum = 0;
-#pragma omp simd reduction(max : largest)
-            for (int64_t c = 0; c < V; c++) largest = x[c] > largest ? x[c] : largest;
+            const real largest = row_max(x, V, x[0]);
             const real at_target = x[target] - largest; /* before e may overwrite x */
-#pragma omp simd reduction(+ : sum)
-            for (int64_t c = 0; c < V; c++) sum += e[c] = real_exp(x[c] - largest);
-            *loss = (real)log(sum) - at_target;
+            const real sum = row_exp(e, x, largest, V);
+            *loss = (real)loom_log((double)sum) - at_target;
             if (!gradient) continue;
             const real weight = (real)a->scalars->in.loss_gradient * (real)a->scalars->state.loss_scale;
             const real scale = weight / sum;
+#pragma omp simd
             for (int64_t c = 0; c < V; c++) e[c] *= scale;
             e[target] -= weight;
             memset(e + V, 0, (size_t)(padded - V) * sizeof *e);

@@ -5,6 +5,7 @@
 #include "base/plural.h"
 #include "cpu/memory.h"
 #include "cpu/processors.h"
+#include "cpu/tables.h"
 #include "cpu/tuned.h"
 
 #include <errno.h>
@@ -19,12 +20,10 @@
 #    define ASAN_UNPOISON_MEMORY_REGION(address, size) ((void)(address), (void)(size))
 #endif
 
-const loom_ops *loom_definition_ops(void);
-const loom_ops *loom_oracle_ops(void);
-
 /* The device and its table, which is a copy with the tuned ops put in. */
 typedef struct cpu {
     loom_device device;
+    const loom_cpu_table *table;
     loom_ops ops;
     int ranks; /* that share the machine's memory */
     bool pinned;
@@ -161,7 +160,7 @@ static bool choices_set(loom_device *device, const char *text, loom_error *error
 static bool peak(loom_device *device, loom_dtype dtype, double seconds, double *rate, loom_error *error) {
     if (dtype == LOOM_BF16 && !(device->widened & 1u << LOOM_BF16))
         return loom_tuned_matmul_bf16_rate(device->implementation, device->threads, seconds, rate, error);
-    *rate = loom_cpu_peak(device->threads, device->storage == LOOM_F64, seconds);
+    *rate = ((const cpu *)device)->table->peak(device->threads, seconds);
     return true;
 }
 
@@ -178,18 +177,6 @@ int loom_cpu_threads(const loom_device_options *options) {
                                 : loom_processors_of(options->local_rank, options->local_size).threads;
 }
 
-static const char *instruction_set(void) {
-#if defined(__AVX512F__)
-    return "AVX-512";
-#elif defined(__AVX2__)
-    return "AVX2";
-#elif defined(__ARM_NEON)
-    return "NEON";
-#else
-    return "baseline instructions";
-#endif
-}
-
 /* "2 threads, AVX-512, matrix products by oneDNN 3.7.1, of bf16 by AMX". More threads than processors wait for each
  * other at every barrier. */
 static void describe(loom_device *device, int processors, const char *products, const char *bf16) {
@@ -201,8 +188,10 @@ static void describe(loom_device *device, int processors, const char *products, 
         snprintf(how, sizeof how, ", of bf16 by %s", bf16);
     else if (device->storage == LOOM_F32)
         snprintf(how, sizeof how, ", of bf16 widened to fp32: slow");
-    snprintf(device->description, sizeof device->description, "%d thread%s%s, %s, matrix products by %s%s",
-             device->threads, loom_plural(device->threads), crowded, instruction_set(), products, how);
+    const char *instructions = ((const cpu *)device)->table->instructions;
+    snprintf(device->description, sizeof device->description, "%d thread%s%s%s%s, matrix products by %s%s",
+             device->threads, loom_plural(device->threads), crowded, instructions ? ", " : "",
+             instructions ? instructions : "", products, how);
 }
 
 /* --------------------------------------------------------------------------------------------------------- open, close */
@@ -213,20 +202,25 @@ static void close_device(loom_device *device) {
     free(device);
 }
 
-bool loom_cpu_open(loom_device **out, loom_cpu_table table, const loom_device_options *options, loom_error *error) {
+bool loom_cpu_open(loom_device **out, loom_cpu_kind kind, const loom_device_options *options, loom_error *error) {
     static const char *const names[] = {"cpu", "definition", "oracle"};
     static const loom_device_options defaults;
     if (!options) options = &defaults;
     const loom_processors processors = loom_processors_of(options->local_rank, options->local_size);
     const int threads = loom_cpu_threads(options);
+    const bool oracle = kind == LOOM_CPU_ORACLE;
+    const loom_cpu_table *table = kind == LOOM_CPU_TUNED ? loom_cpu_best_table(error)
+                                  : oracle               ? &loom_cpu_oracle
+                                                         : &loom_cpu_definition;
+    if (!table) return false;
     cpu *c = calloc(1, sizeof *c);
     if (!c) return loom_fail(error, "no memory for a device");
-    const bool oracle = table == LOOM_CPU_ORACLE;
+    c->table = table;
     const char *bf16 = NULL; /* what multiplies it, if it is not widened */
     char products[128] = "the definition";
     loom_device *device = &c->device;
     c->ranks = options->local_size > 1 ? options->local_size : 1;
-    *device = (loom_device){.name = names[table],
+    *device = (loom_device){.name = names[kind],
                             .ops = &c->ops,
                             .storage = oracle ? LOOM_F64 : LOOM_F32,
                             .statistics = oracle ? LOOM_F64 : LOOM_F32,
@@ -257,8 +251,8 @@ bool loom_cpu_open(loom_device **out, loom_cpu_table table, const loom_device_op
                             .available = available,
                             .available_host = available,
                             .close = close_device};
-    c->ops = oracle ? *loom_oracle_ops() : *loom_definition_ops();
-    if (table == LOOM_CPU_TUNED) {
+    c->ops = *table->ops();
+    if (kind == LOOM_CPU_TUNED) {
         loom_tuned_matmul *matmul;
         if (!loom_tuned_matmul_create(&matmul, threads, options, error)) {
             free(c);
@@ -266,7 +260,7 @@ bool loom_cpu_open(loom_device **out, loom_cpu_table table, const loom_device_op
         }
         device->implementation = matmul;
         bf16 = loom_tuned_matmul_bf16(matmul);
-        loom_tuned_matmul_install(matmul, &c->ops);
+        if (matmul) table->install_products(&c->ops);
         loom_tuned_matmul_name(matmul, products, sizeof products);
         c->pinned = loom_processors_pins(&processors, threads);
         if (c->pinned) loom_processors_pin(&processors, threads);

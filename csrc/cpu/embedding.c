@@ -15,6 +15,7 @@ void LOOM_DEFINITION(embedding_forward)(loom_exec *exec, const struct loom_embed
             const real *word = row_read(&a->token_weight, token, scratch);
             const real *place = row_read(&a->position_weight, a->first_position + n % T, scratch + C);
             real *out = row_write(&a->out, n, scratch + 2 * C);
+#pragma omp simd
             for (int64_t c = 0; c < C; c++) out[c] = word[c] + place[c];
             row_written(&a->out, n, out);
         }
@@ -67,6 +68,7 @@ static void begin_sum(column *c, const loom_view *table, int64_t row, bool accum
 static void add_row(column *c, const loom_view *dout, int64_t n) {
     real converted[COLUMN];
     const real *values = reals_at(place_in(dout, n, c), dout->dtype, c->width, converted);
+#pragma omp simd
     for (int64_t i = 0; i < c->width; i++) c->sum[i] += values[i];
 }
 

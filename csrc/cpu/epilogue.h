@@ -21,6 +21,7 @@ static inline void add_stored(const loom_view *view, int64_t row, int64_t first,
     for (int64_t start = 0; start < width; start += PIECE) {
         const int64_t n = width - start < PIECE ? width - start : PIECE;
         const real *values = reals_at(element_address(view, row, first + start), view->dtype, n, converted);
+#pragma omp simd
         for (int64_t c = 0; c < n; c++) sums[start + c] += values[c];
     }
 }
@@ -67,11 +68,13 @@ static inline void bias_gradient(const loom_exec *exec, const loom_view *dbias, 
         real sum[COLUMN] = {0}, row[COLUMN];
         for (int64_t n = 0; n < N; n++) {
             const real *values = reals_at(element_address(dout, n, first), dout->dtype, width, row);
+#pragma omp simd
             for (int64_t c = 0; c < width; c++) sum[c] += values[c];
         }
         void *out = element_address(dbias, 0, first);
         if (accumulate) {
             load_reals(row, out, dbias->dtype, width);
+#pragma omp simd
             for (int64_t c = 0; c < width; c++) sum[c] += row[c];
         }
         store_reals(out, dbias->dtype, sum, width);

@@ -1,4 +1,5 @@
 #include "cpu/definition.h"
+#include "cpu/sums.h"
 
 /* Rows in reals, where storage differs: weight, bias, x (or sum), delta, out. */
 static int64_t forward_scratch(const struct loom_layernorm_forward *a) {
@@ -22,18 +23,15 @@ void LOOM_DEFINITION(layernorm_forward)(loom_exec *exec, const struct loom_layer
             if (residual) {
                 const real *delta = row_read(&a->delta, n, scratch + 3 * C);
                 real *sum = row_write(&a->sum, n, scratch + 4 * C);
+#pragma omp simd
                 for (int64_t c = 0; c < C; c++) sum[c] = x[c] + delta[c];
                 row_written(&a->sum, n, sum);
                 x = row_read(&a->sum, n, scratch + 2 * C); /* as it was rounded */
             }
-            real mean = 0, variance = 0;
-#pragma omp simd reduction(+ : mean)
-            for (int64_t c = 0; c < C; c++) mean += x[c];
-            mean /= (real)C;
-#pragma omp simd reduction(+ : variance)
-            for (int64_t c = 0; c < C; c++) variance += (x[c] - mean) * (x[c] - mean);
-            const real rstd = 1 / (real)sqrt(variance / (real)C + (real)a->epsilon);
+            const real mean = row_sum(x, C) / (real)C, variance = row_square_sum(x, mean, C) / (real)C;
+            const real rstd = 1 / real_sqrt(variance + (real)a->epsilon);
             real *out = row_write(&a->out, n, scratch + 4 * C);
+#pragma omp simd
             for (int64_t c = 0; c < C; c++) out[c] = (x[c] - mean) * rstd * weight[c] + bias[c];
             row_written(&a->out, n, out);
             ((real *)a->mean.data)[n] = mean;
@@ -61,21 +59,16 @@ static void input_gradient(loom_exec *exec, const struct loom_layernorm_backward
         for (int64_t n = 0; n < N; n++) {
             const real *x = row_read(&a->x, n, scratch + C), *dout = row_read(&a->dout, n, scratch + 2 * C);
             const real mean = ((const real *)a->mean.data)[n], rstd = ((const real *)a->rstd.data)[n];
-            real sum = 0, dot = 0;
-#pragma omp simd reduction(+ : sum, dot)
-            for (int64_t c = 0; c < C; c++) {
-                const real g = dout[c] * weight[c];
-                sum += g;
-                dot += g * ((x[c] - mean) * rstd);
-            }
-            sum /= (real)C;
-            dot /= (real)C;
+            const real sum = row_dot(dout, weight, C) / (real)C;
+            const real dot = row_normal_dot(dout, weight, x, mean, rstd, C) / (real)C;
             const real *skip = skipped ? row_read(&a->skip, n, scratch + 3 * C) : NULL;
             real *dx = row_write(&a->dx, n, scratch + 4 * C);
             if (skip)
+#pragma omp simd
                 for (int64_t c = 0; c < C; c++)
                     dx[c] = skip[c] + rstd * (dout[c] * weight[c] - sum - (x[c] - mean) * rstd * dot);
             else
+#pragma omp simd
                 for (int64_t c = 0; c < C; c++) dx[c] = rstd * (dout[c] * weight[c] - sum - (x[c] - mean) * rstd * dot);
             row_written(&a->dx, n, dx);
         }
@@ -94,6 +87,7 @@ static void parameter_gradient(const struct loom_layernorm_backward *a, int64_t 
         const real *dout = reals_at((const char *)row_address(&a->dout, n) + (size_t)first * size, a->dout.dtype, width,
                                     dout_row);
         const real mean = ((const real *)a->mean.data)[n], rstd = ((const real *)a->rstd.data)[n];
+#pragma omp simd
         for (int64_t c = 0; c < width; c++) {
             dweight[c] += dout[c] * ((x[c] - mean) * rstd);
             dbias[c] += dout[c];
@@ -104,6 +98,7 @@ static void parameter_gradient(const struct loom_layernorm_backward *a, int64_t 
     if (a->accumulate) {
         load_reals(x_row, dweight_out, a->dweight.dtype, width);
         load_reals(dout_row, dbias_out, a->dbias.dtype, width);
+#pragma omp simd
         for (int64_t c = 0; c < width; c++) {
             dweight[c] += x_row[c];
             dbias[c] += dout_row[c];

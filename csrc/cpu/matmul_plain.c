@@ -30,7 +30,3 @@ bool loom_tuned_matmul_bf16_rate(const loom_tuned_matmul *matmul, int threads, d
     (void)matmul, (void)threads, (void)seconds, (void)rate;
     return loom_fail(error, "no library multiplies bf16");
 }
-
-void loom_tuned_matmul_install(const loom_tuned_matmul *matmul, loom_ops *ops) {
-    (void)matmul, (void)ops;
-}

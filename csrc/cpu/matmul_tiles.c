@@ -1,7 +1,5 @@
 #include "cpu/matmul_tiles.h"
 
-#include "cpu/real.h"
-
 /* Each tile is one thread's, and its size and the order of its sums follow from the shape alone: so no bit depends on the
  * number of threads, whatever the library does inside.
  *
@@ -136,12 +134,12 @@ static bool make_recipe(const loom_tuned_matmul *matmul, const loom_whole *w, re
     return true;
 }
 
-bool loom_tiles_prepare(const loom_device *device, const loom_whole *whole, loom_error *error) {
+bool LOOM_DEFINITION(tiles_prepare)(const loom_device *device, const loom_whole *whole, loom_error *error) {
     recipe r;
     return make_recipe(device->implementation, whole, &r, error);
 }
 
-size_t loom_tiles_workspace(const loom_device *device, const loom_whole *whole) {
+size_t LOOM_DEFINITION(tiles_workspace)(const loom_device *device, const loom_whole *whole) {
     const loom_tuned_matmul *matmul = device->implementation;
     recipe r;
     if (!make_recipe(matmul, whole, &r, NULL)) return 0;
@@ -186,7 +184,8 @@ static void run_tile(const recipe *r, int64_t tile, int thread, int team, char *
     for (int64_t y = 0; y < rows; y++) finish(context, row + y, column, columns, c + y * r->ldc);
 }
 
-void loom_tiles_run(const loom_exec *exec, const loom_whole *whole, loom_finish *finish, const void *context) {
+void LOOM_DEFINITION(tiles_run)(const loom_exec *exec, const loom_whole *whole, loom_finish *finish,
+                                const void *context) {
     const loom_tuned_matmul *matmul = exec->device->implementation;
     const int threads = exec->device->threads;
     recipe r;

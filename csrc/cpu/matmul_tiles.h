@@ -3,6 +3,7 @@
 #define LOOM_CPU_MATMUL_TILES_H
 
 #include "cpu/product.h"
+#include "cpu/real.h"
 #include "cpu/tuned.h"
 
 struct loom_tuned_matmul {
@@ -24,10 +25,11 @@ typedef struct loom_whole {
 typedef void loom_finish(const void *context, int64_t row, int64_t column, int64_t width, float *sums);
 
 /* From shapes alone: all plans of the library; the bytes of workspace. False and 0 where the library refuses. */
-bool loom_tiles_prepare(const loom_device *device, const loom_whole *whole, loom_error *error);
-size_t loom_tiles_workspace(const loom_device *device, const loom_whole *whole);
+bool LOOM_DEFINITION(tiles_prepare)(const loom_device *device, const loom_whole *whole, loom_error *error);
+size_t LOOM_DEFINITION(tiles_workspace)(const loom_device *device, const loom_whole *whole);
 
 /* `finish` may be NULL where all is stored. */
-void loom_tiles_run(const loom_exec *exec, const loom_whole *whole, loom_finish *finish, const void *context);
+void LOOM_DEFINITION(tiles_run)(const loom_exec *exec, const loom_whole *whole, loom_finish *finish,
+                                const void *context);
 
 #endif

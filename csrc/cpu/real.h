@@ -1,10 +1,19 @@
-/* What the definitions in this directory are written over: `real`, which is float in the tables "cpu" and "definition"
- * and double in the table "oracle", and rows of views read and written as reals whatever they are stored in. */
+/* What the ops in this directory are written over: `real`, and rows of views read and written as reals whatever they are
+ * stored in. The same sources make several tables of ops, each of which the Makefile compiles with a LOOM_TABLE of its own:
+ *
+ *   oracle       in double (LOOM_ORACLE)
+ *   definition   in float, without fused multiply-adds: the same bits from every compiler and on every processor
+ *   a set of instructions (sse2, avx2, avx512; neon): in float, and as fast as that set allows. The device "cpu" has the
+ *                best of them that the processor has (instruction_sets.h)
+ *
+ * So what is written here has the same bits however it is optimised, but for fused multiply-adds: a sum over a row is in
+ * lanes (sums.h), and no function of the C library is called but those that IEEE 754 defines to the last bit, as sqrt. */
 #ifndef LOOM_CPU_REAL_H
 #define LOOM_CPU_REAL_H
 
 #include "base/check.h"
 #include "base/half.h"
+#include "base/math.h"
 #include "gptloom/device.h"
 
 #include <math.h>
@@ -13,13 +22,33 @@
 
 #ifdef LOOM_ORACLE
 typedef double real;
-#    define LOOM_REAL_DTYPE       LOOM_F64
-#    define LOOM_DEFINITION(name) loom_oracle_##name
+#    define LOOM_REAL_DTYPE LOOM_F64
 #else
 typedef float real;
-#    define LOOM_REAL_DTYPE       LOOM_F32
-#    define LOOM_DEFINITION(name) loom_definition_##name
+#    define LOOM_REAL_DTYPE LOOM_F32
 #endif
+
+/* loom_TABLE_name */
+#define LOOM_OF_TABLE(table, name) loom_##table##_##name
+#define LOOM_EXPANDED(table, name) LOOM_OF_TABLE(table, name)
+#define LOOM_DEFINITION(name)      LOOM_EXPANDED(LOOM_TABLE, name)
+
+/* ---------------------------------------------------------------------------------------------------------- registers
+ * What one holds. There are 32 of them with AVX-512 and on aarch64, else 16: what is to stay in them is written to fit. */
+
+#if defined __AVX512F__
+enum { VECTOR_BYTES = 64 };
+#elif defined __AVX__
+enum { VECTOR_BYTES = 32 };
+#else
+enum { VECTOR_BYTES = 16 };
+#endif
+enum { VECTOR_LANES = VECTOR_BYTES / (int)sizeof(real) };
+
+typedef real vector __attribute__((vector_size(VECTOR_BYTES), aligned(sizeof(real)), may_alias));
+
+/* The vector that begins at element i of a row. */
+#define VECTOR_AT(row, i) (*(const vector *)((row) + (i)))
 
 /* ------------------------------------------------------------------------------------------------------------- rows */
 
@@ -40,27 +69,22 @@ static inline bool stored_as_real(const loom_view *view) {
     return view->dtype == LOOM_REAL_DTYPE;
 }
 
-/* n stored values as reals. */
+/* n stored values as reals, and back: those that are converted (convert.c), and all. */
+void LOOM_DEFINITION(widen)(real *to, const void *from, loom_dtype dtype, int64_t n);
+void LOOM_DEFINITION(narrow)(void *to, loom_dtype dtype, const real *from, int64_t n);
+
 static inline void load_reals(real *to, const void *from, loom_dtype dtype, int64_t n) {
     if (dtype == LOOM_REAL_DTYPE)
         memcpy(to, from, (size_t)n * sizeof *to);
-    else if (dtype == LOOM_BF16)
-        for (int64_t i = 0; i < n; i++) to[i] = bf16_to_float(((const uint16_t *)from)[i]);
-    else if (dtype == LOOM_F16)
-        for (int64_t i = 0; i < n; i++) to[i] = fp16_to_float(((const uint16_t *)from)[i]);
     else
-        for (int64_t i = 0; i < n; i++) to[i] = (real)((const float *)from)[i];
+        LOOM_DEFINITION(widen)(to, from, dtype, n);
 }
 
 static inline void store_reals(void *to, loom_dtype dtype, const real *from, int64_t n) {
     if (dtype == LOOM_REAL_DTYPE)
         memcpy(to, from, (size_t)n * sizeof *from);
-    else if (dtype == LOOM_BF16)
-        for (int64_t i = 0; i < n; i++) ((uint16_t *)to)[i] = float_to_bf16((float)from[i]);
-    else if (dtype == LOOM_F16)
-        for (int64_t i = 0; i < n; i++) ((uint16_t *)to)[i] = float_to_fp16((float)from[i]);
     else
-        for (int64_t i = 0; i < n; i++) ((float *)to)[i] = (float)from[i];
+        LOOM_DEFINITION(narrow)(to, dtype, from, n);
 }
 
 /* n values to read: where they are if they are stored as reals, else converted into `scratch`. */
@@ -97,11 +121,19 @@ static inline real *thread_scratch(const loom_exec *exec, int64_t count) {
     return count ? (real *)((char *)exec->workspace + each * (size_t)omp_get_thread_num()) : NULL;
 }
 
-/* --------------------------------------------------------------------------------------------------------- exp */
+/* --------------------------------------------------------------------------------------------------------- functions */
+
+static inline real real_sqrt(real x) {
+#ifdef LOOM_ORACLE
+    return sqrt(x);
+#else
+    return sqrtf(x);
+#endif
+}
 
 #ifdef LOOM_ORACLE
 static inline real real_exp(real x) {
-    return exp(x);
+    return loom_exp(x);
 }
 #else
 /* exp for loops that vectorise: x = n ln 2 + r with |r| <= ln 2 / 2, a polynomial of degree 7 for exp(r) (its first

@@ -32,6 +32,7 @@ void LOOM_DEFINITION(relu_backward)(loom_exec *exec, const struct loom_relu_back
         for (int64_t n = 0; n < N; n++) {
             const real *x = row_read(&a->x, n, scratch), *dout = row_read(&a->dout, n, scratch + C);
             real *dx = row_write(&a->dx, n, scratch + C);
+#pragma omp simd
             for (int64_t c = 0; c < C; c++) dx[c] = x[c] > 0 ? dout[c] : 0;
             row_written(&a->dx, n, dx);
         }

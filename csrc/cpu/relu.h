@@ -5,6 +5,7 @@
 #include "cpu/real.h"
 
 static inline void relu_row(real *out, const real *x, int64_t n) {
+#pragma omp simd
     for (int64_t i = 0; i < n; i++) out[i] = x[i] < 0 ? 0 : x[i];
 }
 

@@ -1,4 +1,5 @@
 #include "cpu/definition.h"
+#include "cpu/sums.h"
 
 static int64_t scratch_of(const loom_view *view) {
     return stored_as_real(view) ? 0 : 3 * view->shape[3];
@@ -16,12 +17,9 @@ void LOOM_DEFINITION(softmax_forward)(loom_exec *exec, const struct loom_softmax
 #pragma omp for schedule(static)
         for (int64_t n = 0; n < N; n++) {
             const real *x = row_read(&a->x, n, scratch);
-            real *out = row_write(&a->out, n, scratch + C), largest = x[0], sum = 0;
-#pragma omp simd reduction(max : largest)
-            for (int64_t c = 0; c < C; c++) largest = x[c] > largest ? x[c] : largest;
-#pragma omp simd reduction(+ : sum)
-            for (int64_t c = 0; c < C; c++) sum += out[c] = real_exp(x[c] - largest);
-            const real scale = 1 / sum;
+            real *out = row_write(&a->out, n, scratch + C);
+            const real scale = 1 / row_exp(out, x, row_max(x, C, x[0]), C);
+#pragma omp simd
             for (int64_t c = 0; c < C; c++) out[c] *= scale;
             row_written(&a->out, n, out);
         }
@@ -36,9 +34,9 @@ void LOOM_DEFINITION(softmax_backward)(loom_exec *exec, const struct loom_softma
 #pragma omp for schedule(static)
         for (int64_t n = 0; n < N; n++) {
             const real *out = row_read(&a->out, n, scratch), *dout = row_read(&a->dout, n, scratch + C);
-            real *dx = row_write(&a->dx, n, scratch + 2 * C), dot = 0;
-#pragma omp simd reduction(+ : dot)
-            for (int64_t c = 0; c < C; c++) dot += dout[c] * out[c];
+            real *dx = row_write(&a->dx, n, scratch + 2 * C);
+            const real dot = row_dot(dout, out, C);
+#pragma omp simd
             for (int64_t c = 0; c < C; c++) dx[c] = out[c] * (dout[c] - dot);
             row_written(&a->dx, n, dx);
         }

@@ -63,7 +63,7 @@ void LOOM_DEFINITION(step_scalars)(loom_exec *exec, const struct loom_step_scala
         state->skipped++;
     else
         state->updates++;
-    out->bias_correction1 = (float)(1 - pow((double)in->beta1, (double)state->updates));
-    out->bias_correction2 = (float)(1 - pow((double)in->beta2, (double)state->updates));
+    out->bias_correction1 = (float)(1 - loom_power((double)in->beta1, state->updates));
+    out->bias_correction2 = (float)(1 - loom_power((double)in->beta2, state->updates));
     adapt_loss_scale(state, norm, in->loss_scale_interval);
 }

@@ -7,18 +7,12 @@
 
 /* A strip's accumulators stay in registers: TILE_ROWS * 2 of them, beside two vectors of B and one element of A. One that
  * does not fit is several times slower. */
-#if defined __AVX512F__ /* 32 registers of 64 bytes: 19 in use */
-enum { TILE_BYTES = 64, TILE_ROWS = 8 };
-#elif defined __AVX__     /* 16 of 32 bytes: 11 in use */
-enum { TILE_BYTES = 32, TILE_ROWS = 4 };
-#elif defined __aarch64__ /* 32 of 16 bytes: 19 in use */
-enum { TILE_BYTES = 16, TILE_ROWS = 8 };
-#else                     /* SSE2: 16 of 16 bytes: 11 in use */
-enum { TILE_BYTES = 16, TILE_ROWS = 4 };
+#if defined __AVX512F__ || defined __aarch64__
+enum { TILE_ROWS = 8 }; /* 19 of 32 registers are in use */
+#else
+enum { TILE_ROWS = 4 }; /* 11 of 16 */
 #endif
-
-typedef real tile_vector __attribute__((vector_size(TILE_BYTES), aligned(8), may_alias));
-enum { TILE_LANES = TILE_BYTES / (int)sizeof(real) };
+enum { TILE_LANES = VECTOR_LANES };
 
 static inline int64_t round_up(int64_t n, int64_t to) {
     return (n + to - 1) / to * to;
@@ -28,12 +22,12 @@ static inline int64_t round_up(int64_t n, int64_t to) {
 static inline __attribute__((always_inline)) void tile_strip(real *c, int64_t ldc, const real *a, int64_t a_row,
                                                              int64_t a_column, const real *b, int64_t ldb, int64_t K,
                                                              int vectors) {
-    tile_vector sum[TILE_ROWS][2];
+    vector sum[TILE_ROWS][2];
     for (int i = 0; i < TILE_ROWS; i++)
-        for (int v = 0; v < vectors; v++) sum[i][v] = *(const tile_vector *)(c + i * ldc + v * TILE_LANES);
+        for (int v = 0; v < vectors; v++) sum[i][v] = *(const vector *)(c + i * ldc + v * TILE_LANES);
     for (int64_t k = 0; k < K; k++) {
-        tile_vector row[2];
-        for (int v = 0; v < vectors; v++) row[v] = *(const tile_vector *)(b + k * ldb + v * TILE_LANES);
+        vector row[2];
+        for (int v = 0; v < vectors; v++) row[v] = *(const vector *)(b + k * ldb + v * TILE_LANES);
 #pragma GCC unroll 8
         for (int i = 0; i < TILE_ROWS; i++) {
             const real scalar = a[i * a_row + k * a_column];
@@ -41,7 +35,7 @@ static inline __attribute__((always_inline)) void tile_strip(real *c, int64_t ld
         }
     }
     for (int i = 0; i < TILE_ROWS; i++)
-        for (int v = 0; v < vectors; v++) *(tile_vector *)(c + i * ldc + v * TILE_LANES) = sum[i][v];
+        for (int v = 0; v < vectors; v++) *(vector *)(c + i * ldc + v * TILE_LANES) = sum[i][v];
 }
 
 /* C (M,N) += A (M,K) B (K,N). A's element (i,k) lies at i * a_row + k * a_column, so that a transposed A costs

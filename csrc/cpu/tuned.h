@@ -1,4 +1,4 @@
-/* What the table "cpu" has beyond the definition: matrix products by a library. matmul_library.c implements this where
+/* What the device "cpu" has beyond its table of ops: matrix products by a library. matmul_library.c implements this where
  * one is linked, matmul_plain.c where none is. A loom_tuned_matmul that is NULL stands for none: none is linked, or the
  * one that is cannot work in this process. */
 #ifndef LOOM_CPU_TUNED_H
@@ -22,9 +22,5 @@ const char *loom_tuned_matmul_bf16(const loom_tuned_matmul *matmul);
 /* Floating-point operations per second of its products of bf16 that are not widened, on `threads` threads. */
 bool loom_tuned_matmul_bf16_rate(const loom_tuned_matmul *matmul, int threads, double seconds, double *rate,
                                  loom_error *error);
-
-/* Replaces in a copy of the definition's table what is done better here. The ops find their loom_tuned_matmul in the
- * device's implementation; where that is NULL, nothing is replaced. */
-void loom_tuned_matmul_install(const loom_tuned_matmul *matmul, loom_ops *ops);
 
 #endif

@@ -2,6 +2,7 @@
 #include "gptloom/random.h"
 
 #include "base/check.h"
+#include "base/math.h"
 
 #include <math.h>
 #include <stdlib.h>
@@ -65,7 +66,7 @@ typedef struct selection {
 } selection;
 
 static float weight(float logit, float best, const loom_sampling *sampling) {
-    return expf((logit - best) / sampling->temperature);
+    return (float)loom_exp((double)((logit - best) / sampling->temperature));
 }
 
 static selection select_logits(const float *logits, int64_t n, float best, const loom_sampling *sampling,

@@ -1,13 +1,13 @@
 #include "gptloom/optim.h"
 
-#include <math.h>
+#include "base/math.h"
 
 /* How far between lr (0) and min_lr (1) step `step` of the `span` steps after warm-up lies. */
 static double decayed(loom_schedule_kind kind, int64_t step, int64_t span) {
     const double done = span > 1 ? (double)step / (double)(span - 1) : 0;
     const double from = 0.8; /* wsd: the last fifth decays */
     switch (kind) {
-    case LOOM_SCHEDULE_COSINE: return 0.5 * (1 - cos(3.141592653589793 * done));
+    case LOOM_SCHEDULE_COSINE: return 0.5 * (1 - loom_cos_of_turns(done / 2));
     case LOOM_SCHEDULE_LINEAR: return done;
     case LOOM_SCHEDULE_WSD: return done <= from ? 0 : (done - from) / (1 - from);
     case LOOM_SCHEDULE_CONSTANT: return 0;

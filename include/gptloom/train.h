@@ -154,7 +154,7 @@ bool loom_trainer_save(loom_trainer *trainer, const char *run, int keep, loom_er
 
 int64_t loom_trainer_steps_done(const loom_trainer *trainer);
 const char *loom_trainer_note(const loom_trainer *trainer); /* lines on what is not as asked for, or as it was; or "" */
-float loom_trainer_loss_scale(const loom_trainer *trainer);      /* of the next step */
+float loom_trainer_loss_scale(const loom_trainer *trainer); /* of the next step */
 int64_t loom_trainer_steps_planned(const loom_trainer *trainer); /* --steps, or what --epochs comes to */
 bool loom_trainer_has_validation(const loom_trainer *trainer);
 const loom_train_options *loom_trainer_options(const loom_trainer *trainer); /* fully resolved */

@@ -1,0 +1,142 @@
+#include "cpu/definition.h"
+#include "cpu/epilogue.h"
+#include "cpu/matmul_tiles.h"
+
+/* The three matmul ops as products of the library. Where out is stored in fp32 the product is made in its place; else in
+ * scratch, from where bias, activation and rounding follow as without a library. */
+
+/* ------------------------------------------------------------------------------------------------------------- products */
+
+/* Where a forward product's sums belong: before an activation. */
+static const loom_view *sums_of(const struct loom_matmul_forward *a) {
+    return a->activation == LOOM_ACTIVATION_NONE ? &a->out : &a->preactivation;
+}
+
+static loom_whole whole_forward(const struct loom_matmul_forward *a) {
+    const loom_view *c = sums_of(a);
+    return (loom_whole){.shape = {.dtype = a->x.dtype,
+                                  .m = loom_view_row_count(&a->x),
+                                  .n = a->out.shape[3],
+                                  .k = a->x.shape[3],
+                                  .lda = a->x.stride[2],
+                                  .ldb = a->weight.stride[2],
+                                  .ldc = c->stride[2],
+                                  .b_transposed = a->transposed},
+                        .a = a->x.data,
+                        .b = a->weight.data,
+                        .c = c->data,
+                        .unstored = c->dtype != LOOM_F32};
+}
+
+static loom_whole whole_backward_input(const struct loom_matmul_backward_input *a) {
+    return (loom_whole){.shape = {.dtype = a->dout.dtype,
+                                  .m = loom_view_row_count(&a->dout),
+                                  .n = a->dx.shape[3],
+                                  .k = a->dout.shape[3],
+                                  .lda = a->dout.stride[2],
+                                  .ldb = a->weight.stride[2],
+                                  .ldc = a->dx.stride[2],
+                                  .b_transposed = !a->transposed},
+                        .a = a->dout.data,
+                        .b = a->weight.data,
+                        .c = a->dx.data,
+                        .unstored = a->dx.dtype != LOOM_F32};
+}
+
+static loom_whole whole_backward_weight(const struct loom_matmul_backward_weight *a) {
+    const loom_view *left = a->transposed ? &a->dout : &a->x, *right = a->transposed ? &a->x : &a->dout;
+    return (loom_whole){.shape = {.dtype = a->dout.dtype,
+                                  .m = a->dweight.shape[2],
+                                  .n = a->dweight.shape[3],
+                                  .k = loom_view_row_count(&a->x),
+                                  .lda = left->stride[2],
+                                  .ldb = right->stride[2],
+                                  .ldc = a->dweight.stride[2],
+                                  .a_transposed = true,
+                                  .accumulate = a->accumulate},
+                        .a = left->data,
+                        .b = right->data,
+                        .c = a->dweight.data,
+                        .unstored = a->dweight.dtype != LOOM_F32};
+}
+
+/* The rows of a matrix as the library sees it: one stride. */
+static bool one_stride(const loom_view *view) {
+    return view->shape[0] == 1 && view->shape[1] == 1;
+}
+
+/* Whether the library computes this call; the product, if so. */
+static bool is_ours(loom_op op, const void *arguments, loom_whole *w) {
+    const struct loom_matmul_forward *f = arguments;
+    const struct loom_matmul_backward_input *i = arguments;
+    const struct loom_matmul_backward_weight *d = arguments;
+    switch (op) {
+    case LOOM_OP_matmul_forward: *w = whole_forward(f); return one_stride(&f->x) && one_stride(sums_of(f));
+    case LOOM_OP_matmul_backward_input: *w = whole_backward_input(i); return one_stride(&i->dout) && one_stride(&i->dx);
+    case LOOM_OP_matmul_backward_weight:
+        *w = whole_backward_weight(d);
+        return one_stride(&d->dout) && one_stride(&d->x);
+    default: return false;
+    }
+}
+
+/* ------------------------------------------------------------------------------------------------------------------ ops */
+
+static void finish_forward(const void *context, int64_t row, int64_t column, int64_t width, float *sums) {
+    finish_row(context, row, column, width, sums);
+}
+
+static void forward(loom_exec *exec, const struct loom_matmul_forward *a) {
+    loom_whole w;
+    if (!is_ours(LOOM_OP_matmul_forward, a, &w)) {
+        LOOM_DEFINITION(matmul_forward)(exec, a);
+        return;
+    }
+    const bool epilogue = w.unstored || loom_view_given(&a->bias) || a->activation != LOOM_ACTIVATION_NONE;
+    LOOM_DEFINITION(tiles_run)(exec, &w, epilogue ? finish_forward : NULL, a);
+}
+
+static void finish_input(const void *context, int64_t row, int64_t column, int64_t width, float *sums) {
+    finish_input_row(context, row, column, width, sums);
+}
+
+static void backward_input(loom_exec *exec, const struct loom_matmul_backward_input *a) {
+    loom_whole w;
+    if (is_ours(LOOM_OP_matmul_backward_input, a, &w))
+        LOOM_DEFINITION(tiles_run)(exec, &w, w.unstored ? finish_input : NULL, a);
+    else
+        LOOM_DEFINITION(matmul_backward_input)(exec, a);
+}
+
+static void finish_weight(const void *context, int64_t row, int64_t column, int64_t width, float *sums) {
+    finish_weight_row(context, row, column, width, sums);
+}
+
+static void backward_weight(loom_exec *exec, const struct loom_matmul_backward_weight *a) {
+    loom_whole w;
+    if (!is_ours(LOOM_OP_matmul_backward_weight, a, &w)) {
+        LOOM_DEFINITION(matmul_backward_weight)(exec, a);
+        return;
+    }
+    LOOM_DEFINITION(tiles_run)(exec, &w, w.unstored ? finish_weight : NULL, a);
+    if (loom_view_given(&a->dbias)) bias_gradient(exec, &a->dbias, &a->dout, a->accumulate);
+}
+
+static size_t workspace(const loom_device *device, loom_op op, const void *arguments) {
+    loom_whole w;
+    return is_ours(op, arguments, &w) ? LOOM_DEFINITION(tiles_workspace)(device, &w)
+                                      : LOOM_DEFINITION(workspace)(device, op, arguments);
+}
+
+static bool prepare(loom_device *device, loom_op op, const void *arguments, loom_error *error) {
+    loom_whole w;
+    return !is_ours(op, arguments, &w) || LOOM_DEFINITION(tiles_prepare)(device, &w, error);
+}
+
+void LOOM_DEFINITION(install_products)(loom_ops *ops) {
+    ops->matmul_forward = forward;
+    ops->matmul_backward_input = backward_input;
+    ops->matmul_backward_weight = backward_weight;
+    ops->workspace = workspace;
+    ops->prepare = prepare;
+}

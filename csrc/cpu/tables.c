@@ -1,0 +1,78 @@
+#include "cpu/tables.h"
+
+#include "base/printable.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+/* The sets that the Makefile compiles for this architecture, the best first. */
+#if defined __x86_64__
+#    define SETS(SET) SET(avx512, "AVX-512") SET(avx2, "AVX2") SET(sse2, "SSE2")
+#elif defined __aarch64__
+#    define SETS(SET) SET(neon, "NEON")
+#else
+#    define SETS(SET) SET(plain, "plain C")
+#endif
+
+#define DECLARE(name, instructions)                                                                                    \
+    const loom_ops *loom_##name##_ops(void);                                                                           \
+    void loom_##name##_install_products(loom_ops *ops);                                                                \
+    double loom_##name##_peak(int threads, double seconds);
+DECLARE(definition, )
+DECLARE(oracle, )
+SETS(DECLARE)
+
+const loom_cpu_table loom_cpu_definition = {.ops = loom_definition_ops, .peak = loom_definition_peak};
+const loom_cpu_table loom_cpu_oracle = {.ops = loom_oracle_ops, .peak = loom_oracle_peak};
+
+static const struct set {
+    const char *name; /* as LOOM_INSTRUCTIONS has it */
+    loom_cpu_table table;
+} sets[] = {
+#define ROW(name, instructions)                                                                                        \
+    {#name, {instructions, loom_##name##_ops, loom_##name##_install_products, loom_##name##_peak}},
+    SETS(ROW)};
+enum { COUNT = sizeof sets / sizeof *sets };
+
+/* What the Makefile compiles each set with. */
+static bool processor_has(const char *name) {
+#if defined __x86_64__
+    __builtin_cpu_init();
+    const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+    if (!strcmp(name, "avx2")) return avx2;
+    if (!strcmp(name, "avx512"))
+        return avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+               __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+#endif
+    return name != NULL; /* the least there is */
+}
+
+/* "avx512, avx2 and sse2" */
+static void list_sets(char *to, size_t size) {
+    size_t length = 0;
+    *to = '\0';
+    for (int i = 0; i < COUNT && length < size; i++)
+        length += (size_t)snprintf(to + length, size - length, "%s%s",
+                                   i == 0          ? ""
+                                   : i < COUNT - 1 ? ", "
+                                                   : " and ",
+                                   sets[i].name);
+}
+
+const loom_cpu_table *loom_cpu_best_table(loom_error *error) {
+    const char *asked = getenv("LOOM_INSTRUCTIONS");
+    char all[64];
+    if (asked && !*asked) asked = NULL;
+    for (int i = 0; i < COUNT; i++) {
+        if (asked ? strcmp(asked, sets[i].name) != 0 : !processor_has(sets[i].name)) continue;
+        if (processor_has(sets[i].name)) return &sets[i].table;
+        loom_fail(error, "LOOM_INSTRUCTIONS=%s: this processor does not have them", asked);
+        return NULL;
+    }
+    list_sets(all, sizeof all);
+    loom_fail(error,
+              "LOOM_INSTRUCTIONS is to name a set of instructions that this program is compiled for, %s; not '%s'", all,
+              LOOM_PRINTABLE(asked));
+    return NULL;
+}

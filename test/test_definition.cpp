@@ -1,0 +1,164 @@
+/* That the definition has one value everywhere: the bits of the functions that it is made of, and of what it trains, are
+ * written down here and hold for every compiler, optimisation and processor. And which instructions the device "cpu"
+ * takes. */
+#include "support_train.h"
+
+extern "C" {
+#include "base/math.h"
+}
+
+#include <xxhash.h>
+
+#include <cinttypes>
+#include <cmath>
+#include <cstdio>
+#include <functional>
+
+namespace {
+
+using namespace support;
+
+std::string hash_of(const void *bytes, size_t size) {
+    char text[17];
+    std::snprintf(text, sizeof text, "%016" PRIx64, (uint64_t)XXH3_64bits(bytes, size));
+    return text;
+}
+
+/* --------------------------------------------------------------------------------------------------------- functions */
+
+/* A number of the unit interval from a counter. */
+double unit(uint64_t i) {
+    const loom_random4 random = loom_random(1, LOOM_RANDOM_TEST, 0, i);
+    return ((double)random.word[0] + (double)random.word[1] * 0x1p-32) * 0x1p-32;
+}
+
+struct Function {
+    const char *name;
+    double (*ours)(double);
+    long double (*exact)(long double);
+    double first, last; /* of its arguments */
+    double floor;       /* errors are relative to the value, or to this where the value is smaller */
+    const char *bits;   /* hash of its values */
+};
+
+constexpr long double TURN = 6.283185307179586476925286766559L;
+
+const Function functions[] = {
+    {"exp", loom_exp, [](long double x) { return std::exp(x); }, -700, 700, 0, "08932d52d4bbca9c"},
+    {"log", loom_log, [](long double x) { return std::log(x); }, 0, 1e6, 0, "567cb10cc5235369"},
+    {"log near 1", loom_log, [](long double x) { return std::log(x); }, 0.6, 1.5, 0, "40d593663b5148b6"},
+    {"cos", loom_cos_of_turns, [](long double t) { return std::cos(TURN * t); }, -1, 2, 1, "6f9ee1152eb8cb5c"},
+    {"sin", loom_sin_of_turns, [](long double t) { return std::sin(TURN * t); }, -1, 2, 1, "dfdab5f3d080ea43"},
+};
+
+TEST(Math, IsOffByLessThanTwoUnitsAndTheSameEverywhere) {
+    for (const Function &f : functions) {
+        std::vector<double> values;
+        double worst = 0;
+        for (uint64_t i = 0; i < 20000; i++) {
+            const double x = f.first + (f.last - f.first) * unit(i), value = f.ours(x);
+            const long double exact = f.exact((long double)x);
+            const double size = std::max(std::fabs((double)exact), f.floor);
+            worst = std::max(worst, std::fabs((double)((long double)value - exact)) / size);
+            values.push_back(value);
+        }
+        EXPECT_LT(worst, 2 * 0x1p-52) << f.name;
+        EXPECT_EQ(hash_of(values.data(), values.size() * sizeof values[0]), f.bits) << f.name;
+    }
+}
+
+TEST(Math, HasTheLimitsOfTheCLibrary) {
+    const double infinity = HUGE_VAL;
+    EXPECT_EQ(loom_exp(0), 1);
+    EXPECT_EQ(loom_exp(-infinity), 0);
+    EXPECT_EQ(loom_exp(infinity), infinity);
+    EXPECT_EQ(loom_exp(1e300), infinity);
+    EXPECT_NEAR(loom_exp(-740) / std::exp(-740.0), 1, 0.01) << "a denormal";
+    EXPECT_TRUE(std::isnan(loom_exp(NAN)));
+    EXPECT_EQ(loom_log(1), 0);
+    EXPECT_EQ(loom_log(0), -infinity);
+    EXPECT_EQ(loom_log(infinity), infinity);
+    EXPECT_DOUBLE_EQ(loom_log(0x1p-1074), std::log(0x1p-1074));
+    EXPECT_TRUE(std::isnan(loom_log(-1)));
+    EXPECT_TRUE(std::isnan(loom_log(NAN)));
+    EXPECT_EQ(loom_cos_of_turns(0.25), 0);
+    EXPECT_EQ(loom_sin_of_turns(0.5), 0);
+    EXPECT_EQ(loom_power(0.9, 0), 1);
+    EXPECT_NEAR(loom_power(0.999, 1000) / std::pow(0.999, 1000), 1, 1000 * 0x1p-52);
+}
+
+/* ---------------------------------------------------------------------------------------------------------- training */
+
+/* Sizes that neither registers nor tiles divide. */
+std::string bits_of_training(const std::string &device, const std::string &dtype, const std::string &threads) {
+    TemporaryDirectory folder;
+    write_file(folder.at("text.txt"), some_text(6000, 7));
+    const Options options({{"data", folder.at("text.txt")},
+                           {"out", folder.at("run")},
+                           {"device", device},
+                           {"dtype", dtype},
+                           {"threads", threads},
+                           {"steps", "20"},
+                           {"n-layer", "2"},
+                           {"n-head", "2"},
+                           {"n-embd", "44"},
+                           {"block-size", "37"},
+                           {"batch", "3"},
+                           {"lr", "3e-3"},
+                           {"warmup", "4"},
+                           {"recompute", "none"}});
+    const Trainer trainer = open_trainer(options);
+    const std::string bits = bits_of_steps(trainer, 20);
+    return hash_of(bits.data(), bits.size());
+}
+
+TEST(Definition, TrainsToTheseBitsEverywhere) {
+    EXPECT_EQ(bits_of_training("definition", "fp32", "1"), "a4b8aac35af08f32");
+    EXPECT_EQ(bits_of_training("definition", "fp32", "2"), "a4b8aac35af08f32");
+    EXPECT_EQ(bits_of_training("definition", "bf16", "2"), "27a279767bd16758");
+    EXPECT_EQ(bits_of_training("definition", "fp16", "2"), "0c4ce1ed50398c0b");
+    EXPECT_EQ(bits_of_training("oracle", "fp32", "2"), "77876e94e938f074");
+}
+
+/* ------------------------------------------------------------------------------------------------------ instructions */
+
+class Instructions : public testing::Test {
+  protected:
+    void TearDown() override {
+        unsetenv("LOOM_INSTRUCTIONS");
+    }
+    /* The description of the device "cpu" with these instructions; empty with an error where there are none. */
+    static std::string description(const char *asked, loom_error *error) {
+        loom_device *device = nullptr;
+        if (asked) setenv("LOOM_INSTRUCTIONS", asked, 1);
+        if (!loom_device_open(&device, "cpu", nullptr, error)) return "";
+        const std::string text = device->description;
+        loom_device_close(device);
+        return text;
+    }
+};
+
+TEST_F(Instructions, AreTheBestThereAreOrThoseAskedFor) {
+    loom_error error;
+    const std::string best = description(nullptr, &error);
+    EXPECT_EQ(description("", &error), best) << "an empty name is none";
+    int tried = 0;
+    bool is_first = true;
+    for (const auto &[name, said] :
+         {std::pair("avx512", "AVX-512"), {"avx2", "AVX2"}, {"sse2", "SSE2"}, {"neon", "NEON"}}) {
+        const std::string found = description(name, &error);
+        if (found.empty()) continue;
+        EXPECT_NE(found.find(std::string(", ") + said + ", "), std::string::npos) << found;
+        EXPECT_EQ(found == best, is_first) << found << "; the best: " << best;
+        is_first = false;
+        tried++;
+    }
+    EXPECT_GT(tried, 0);
+}
+
+TEST_F(Instructions, ThatThereAreNotAreRefused) {
+    for (const char *name : {"avx", "AVX2", "avx512vnni", "2"})
+        refusal([&](loom_error *error) { return !description(name, error).empty(); }, {"LOOM_INSTRUCTIONS", name});
+}
+
+} // namespace
