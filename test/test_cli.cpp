@@ -1276,7 +1276,7 @@ TEST_F(Program, ATerminalShowsOneLiveLineThatFits) {
         for (const std::string &line : redraws) EXPECT_LT(line.size(), static_cast<size_t>(columns)) << line;
         EXPECT_NE(redraws.back().find("60/60"), std::string::npos) << redraws.back();
         if (columns < 120) continue;
-        for (const char *word : {"[==", "loss ", "val ", "lr ", "norm ", "tok/s", "% peak", " left"})
+        for (const char *word : {"[==", "loss ", "val ", "lr ", "norm ", "tok/s", "% of fp32 peak", " left"})
             EXPECT_NE(redraws.back().find(word), std::string::npos) << redraws.back() << " lacks " << word;
         EXPECT_LT(redraws.size(), 60u) << "drawn for every step";
     }

@@ -159,6 +159,8 @@ TEST_F(RunMemory, TheChoiceIsKeptWithTheRun) {
     cJSON *plan = cJSON_Parse(read_file(run + "/plan.json").c_str());
     ASSERT_NE(plan, nullptr);
     const std::string policy = cJSON_GetStringValue(cJSON_GetObjectItem(plan, "recompute"));
+    const std::string description = cJSON_GetStringValue(cJSON_GetObjectItem(plan, "description"));
+    EXPECT_NE(description.find(" thread"), std::string::npos) << description;
     EXPECT_NE(policy, "none");
     EXPECT_NE(policy, "auto");
     EXPECT_GT(cJSON_GetNumberValue(cJSON_GetObjectItem(plan, "predicted_step_seconds")), 0);

@@ -258,10 +258,12 @@ static void show_start(session *now, loom_trainer *trainer) {
     const bool ends_early = options->stop_after > 0 && options->stop_after < planned - done;
     double peak = 0;
     char rate[16] = "unknown";
-    if (device->peak(device, loom_gpt_get_precision(gpt)->storage, 0.01, &peak, NULL))
-        loom_format_count(rate, sizeof rate, peak);
+    const loom_dtype storage = loom_gpt_get_precision(gpt)->storage;
+    const loom_dtype peak_dtype = device->widened >> storage & 1 ? LOOM_F32 : storage;
+    if (device->peak(device, peak_dtype, 0.01, &peak, NULL)) loom_format_count(rate, sizeof rate, peak);
     printf("gptloom " LOOM_VERSION " trains in %s\n", LOOM_PRINTABLE(options->out));
-    printf("  device      %s: %s; peak %s FLOP/s", device->name, LOOM_PRINTABLE(device->description), rate);
+    printf("  device      %s: %s; peak %s FLOP/s in %s", device->name, LOOM_PRINTABLE(device->description), rate,
+           loom_dtype_name(peak_dtype));
     show_settings(options, device);
     printf("\n");
     if (device->passed_over[0]) printf("  passed over %s\n", LOOM_PRINTABLE(device->passed_over));
@@ -281,6 +283,7 @@ static void show_start(session *now, loom_trainer *trainer) {
     now->saves = options->save;
     loom_progress_begin(&now->progress, stdout, done, ends_early ? done + options->stop_after : planned, planned);
     now->progress.peak = peak;
+    now->progress.peak_dtype = peak_dtype;
     now->progress.flops_per_token = loom_gpt_flops_per_token(loom_gpt_get_config(gpt), options->seq_len);
 }
 

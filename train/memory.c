@@ -1,6 +1,7 @@
 #include "trainer.h"
 
 #include "base/file.h"
+#include "base/printable.h"
 #include "gptloom/parallel.h"
 
 #include <cjson/cJSON.h>
@@ -234,6 +235,7 @@ bool loom_trainer_write_plan(const loom_trainer *t, const char *path, loom_error
     cJSON *json = cJSON_CreateObject();
     char *text = NULL;
     bool ok = json && cJSON_AddStringToObject(json, "device", t->device->name) &&
+              cJSON_AddStringToObject(json, "description", LOOM_PRINTABLE(t->device->description)) &&
               cJSON_AddStringToObject(json, "recompute", t->options.recompute) &&
               cJSON_AddNumberToObject(json, "micro_batch", (double)t->plan.B) &&
               cJSON_AddNumberToObject(json, "ranks", t->comm->size) &&

@@ -98,7 +98,8 @@ static void make_fields(const loom_progress *progress, char field[FIELDS][LONGES
     snprintf(field[3], LONGEST_FIELD, "lr %.2e", (double)report->lr);
     snprintf(field[4], LONGEST_FIELD, "norm %-5.3g", (double)report->grad_norm);
     snprintf(field[5], LONGEST_FIELD, "%s tok/s", rate);
-    if (percent >= 0) snprintf(field[6], LONGEST_FIELD, "%.0f%% peak", percent);
+    if (percent >= 0)
+        snprintf(field[6], LONGEST_FIELD, "%.0f%% of %s peak", percent, loom_dtype_name(progress->peak_dtype));
     snprintf(field[7], LONGEST_FIELD, "%s left", left);
 }
 
@@ -173,7 +174,7 @@ static void print_plain(const loom_progress *progress) {
             (long long)progress->total, (double)report->loss, (double)report->lr, (double)report->grad_norm, report->ms,
             rate);
     const double percent = percent_of_peak(progress, report->tokens_per_s);
-    if (percent >= 0) fprintf(progress->out, "  %.0f%% of peak", percent);
+    if (percent >= 0) fprintf(progress->out, "  %.0f%% of %s peak", percent, loom_dtype_name(progress->peak_dtype));
     fprintf(progress->out, "  %s left\n", left);
     fflush(progress->out);
 }

@@ -11,7 +11,8 @@ typedef struct loom_progress {
     FILE *out;
     bool live;                    /* a terminal */
     int64_t first, last, total;   /* steps: done before this session, this session's last, the whole run's */
-    double flops_per_token, peak; /* of the model; of the machine, 0 if unknown */
+    double flops_per_token, peak; /* of the model; of the machine, 0 if unknown, */
+    loom_dtype peak_dtype;        /* with numbers of this type */
     /* What the steps have told so far. */
     loom_step_report report; /* of the last step */
     int64_t tokens;          /* trained on in this session */
