@@ -13,6 +13,7 @@ extern "C" {
 #include <cmath>
 #include <cstdio>
 #include <functional>
+#include <tuple>
 
 namespace {
 
@@ -159,6 +160,52 @@ TEST_F(Instructions, AreTheBestThereAreOrThoseAskedFor) {
 TEST_F(Instructions, ThatThereAreNotAreRefused) {
     for (const char *name : {"avx", "AVX2", "avx512vnni", "2"})
         refusal([&](loom_error *error) { return !description(name, error).empty(); }, {"LOOM_INSTRUCTIONS", name});
+}
+
+/* The machine code of a function in an object file, a line to an instruction. */
+std::vector<std::string> code_of(const std::string &object, const std::string &function) {
+    std::vector<std::string> lines;
+    FILE *listing = popen(("objdump -d --no-show-raw-insn '" + object + "'").c_str(), "r");
+    bool inside = false;
+    for (char line[512]; listing && std::fgets(line, sizeof line, listing);) {
+        const std::string text = line;
+        if (text.find(">:") != std::string::npos)
+            inside = text.find("<" + function) != std::string::npos;
+        else if (inside)
+            lines.push_back(text);
+    }
+    if (listing) pclose(listing);
+    return lines;
+}
+
+bool has(const std::string &line, std::initializer_list<const char *> words) {
+    return std::any_of(words.begin(), words.end(),
+                       [&](const char *word) { return line.find(word) != std::string::npos; });
+}
+
+/* What is written to stay in registers does: no set of instructions has too few of them for it. */
+TEST_F(Instructions, HaveRegistersEnoughForTheInnerLoops) {
+    if (sanitized) GTEST_SKIP() << "a sanitizer build is not optimised";
+    const fs::path objects = fs::read_symlink("/proc/self/exe").parent_path().parent_path() / "obj";
+    int sets = 0;
+    for (const char *set : {"sse2", "avx2", "avx512", "neon"}) {
+        if (!fs::exists(objects / set)) continue;
+        sets++;
+        for (const auto &[file, function, least] : {std::tuple("attention.o", "tile_multiply_add", 12),
+                                                    {"matmul.o", "tile_multiply_add", 12},
+                                                    {"peak.o", "", 12}}) {
+            int products = 0;
+            for (const std::string &line : code_of(objects / set / file, function)) {
+                products += has(line, {"mulps", "fmadd", "fmla"});
+                const bool of_vectors = has(line, {"%xmm", "%ymm", "%zmm", "\tq"});
+                EXPECT_FALSE(of_vectors && has(line, {"(%rsp", "(%rbp", "[sp"}) &&
+                             has(line, {"ps ", "aps", "ups", "\tq"}))
+                    << set << ", " << file << ": " << line;
+            }
+            EXPECT_GE(products, least) << set << ", " << file << ": the loop was not found";
+        }
+    }
+    EXPECT_GT(sets, 0);
 }
 
 } // namespace

@@ -4,7 +4,7 @@
  *   oracle       in double (LOOM_ORACLE)
  *   definition   in float, without fused multiply-adds: the same bits from every compiler and on every processor
  *   a set of instructions (sse2, avx2, avx512; neon): in float, and as fast as that set allows. The device "cpu" has the
- *                best of them that the processor has (instruction_sets.h)
+ *                best of them that the processor has (tables.h)
  *
  * So what is written here has the same bits however it is optimised, but for fused multiply-adds: a sum over a row is in
  * lanes (sums.h), and no function of the C library is called but those that IEEE 754 defines to the last bit, as sqrt. */

@@ -23,6 +23,7 @@ static inline __attribute__((always_inline)) void tile_strip(real *c, int64_t ld
                                                              int64_t a_column, const real *b, int64_t ldb, int64_t K,
                                                              int vectors) {
     vector sum[TILE_ROWS][2];
+#pragma GCC unroll 8
     for (int i = 0; i < TILE_ROWS; i++)
         for (int v = 0; v < vectors; v++) sum[i][v] = *(const vector *)(c + i * ldc + v * TILE_LANES);
     for (int64_t k = 0; k < K; k++) {
@@ -34,6 +35,7 @@ static inline __attribute__((always_inline)) void tile_strip(real *c, int64_t ld
             for (int v = 0; v < vectors; v++) sum[i][v] += scalar * row[v];
         }
     }
+#pragma GCC unroll 8
     for (int i = 0; i < TILE_ROWS; i++)
         for (int v = 0; v < vectors; v++) *(vector *)(c + i * ldc + v * TILE_LANES) = sum[i][v];
 }
