@@ -719,7 +719,7 @@ TEST_F(Runner, CountsWhatIsLeftInTheTemporaryDirectory) {
 }
 
 TEST_F(Runner, CountsWhatIsLeftInSharedMemory) {
-    const std::string left = (shared_memory() / "left").string();
+    const std::string left = (shared_memory() / "gptloom-left").string();
     program("Pass", "", "touch " + quoted(left) + "\n");
     const result result = run();
     EXPECT_EQ(result.status, 1);
