@@ -33,26 +33,24 @@
 /* ---------------------------------------------------------------------------------------------------------- functions
  * Each with its groups: M gets memory, F changes files, R reads or opens, S is of sockets, O of others. */
 
+/* clang-format off */
 #define FUNCTIONS(X)                                                                                                   \
-    X(malloc, 'M')                                                                                                     \
-    X(calloc, 'M')                                                                                                     \
-    X(realloc, 'M')                                                                                                    \
-    X(aligned_alloc, 'M')                                                                                              \
-    X(posix_memalign, 'M')                                                                                             \
-    X(strdup, 'M')                                                                                                     \
-    X(strndup, 'M')                                                                                                    \
-    X(asprintf, 'M')                                                                                                   \
-    X(open_memstream, 'M') X(open, 'R') X(openat, 'R') X(read, 'R') X(pread, 'R') X(mmap, 'R') X(close, 'R')           \
-        X(fstat, 'R') X(stat, 'R') X(lstat, 'R') X(lseek, 'R') X(readlink, 'R') X(realpath, 'R') X(opendir, 'R')       \
-            X(readdir, 'R') X(glob, 'R') X(fopen, 'R') X(fdopen, 'R') X(fgets, 'R') X(fread, 'R') X(getline, 'R')      \
-                X(flock, 'R') X(write, 'F') X(pwrite, 'F') X(fsync, 'F') X(fdatasync, 'F') X(ftruncate, 'F')           \
-                    X(rename, 'F') X(renameat2, 'F') X(link, 'F') X(symlink, 'F') X(mkdir, 'F') X(unlink, 'F')         \
-                        X(unlinkat, 'F') X(rmdir, 'F') X(remove, 'F') X(nftw, 'F') X(create, 'F') X(fclose, 'F')       \
-                            X(fflush, 'F') X(fwrite, 'F') X(fputs, 'F') X(fputc, 'F') X(fprintf, 'F') X(printf, 'T')   \
-                                X(puts, 'T') X(putchar, 'T') X(socket, 'S') X(bind, 'S') X(listen, 'S') X(accept, 'S') \
-                                    X(connect, 'S') X(send, 'S') X(recv, 'S') X(poll, 'S') X(getaddrinfo, 'S')         \
-                                        X(setsockopt, 'S') X(pthread_create, 'O') X(pthread_cond_timedwait, 'W')       \
-                                            X(getrandom, 'O') X(fork, 'O') X(pipe, 'O') X(pipe2, 'O') X(dup2, 'O')
+    X(malloc, 'M') X(calloc, 'M') X(realloc, 'M') X(aligned_alloc, 'M') X(posix_memalign, 'M') X(strdup, 'M')          \
+    X(strndup, 'M') X(asprintf, 'M') X(open_memstream, 'M')                                                            \
+    X(open, 'R') X(openat, 'R') X(read, 'R') X(pread, 'R') X(mmap, 'R') X(close, 'R') X(fstat, 'R') X(stat, 'R')       \
+    X(lstat, 'R') X(lseek, 'R') X(readlink, 'R') X(realpath, 'R') X(opendir, 'R') X(readdir, 'R') X(glob, 'R')         \
+    X(fopen, 'R') X(fdopen, 'R') X(fgets, 'R') X(fread, 'R') X(getline, 'R') X(flock, 'R')                             \
+    X(write, 'F') X(pwrite, 'F') X(fsync, 'F') X(fdatasync, 'F') X(ftruncate, 'F') X(rename, 'F') X(renameat2, 'F')    \
+    X(link, 'F') X(symlink, 'F') X(mkdir, 'F') X(unlink, 'F') X(unlinkat, 'F') X(rmdir, 'F') X(remove, 'F')            \
+    X(nftw, 'F') X(create, 'F') X(fclose, 'F') X(fflush, 'F') X(fwrite, 'F') X(fputs, 'F') X(fputc, 'F')               \
+    X(fprintf, 'F')                                                                                                    \
+    X(printf, 'T') X(puts, 'T') X(putchar, 'T')                                                                        \
+    X(socket, 'S') X(bind, 'S') X(listen, 'S') X(accept, 'S') X(connect, 'S') X(send, 'S') X(recv, 'S') X(poll, 'S')   \
+    X(getaddrinfo, 'S') X(setsockopt, 'S')                                                                             \
+    X(pthread_create, 'O')                                                                                             \
+    X(pthread_cond_timedwait, 'W')                                                                                     \
+    X(getrandom, 'O') X(fork, 'O') X(pipe, 'O') X(pipe2, 'O') X(dup2, 'O')
+/* clang-format on */
 
 enum {
 #define ENUM(name, group) FN_##name,
