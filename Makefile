@@ -203,6 +203,12 @@ $(BUILD)/gptloom: $(PROGRAM_OBJECTS) $(BUILD)/libgptloom.a
 $(BUILD)/emulated/gptloom: $(PROGRAM_OBJECTS) $(BUILD)/emulated/libgptloom.a
 	$(call quiet,LD) $(CXX) $(LINK_FLAGS) -Wl,--export-dynamic-symbol='emulation_*' -o $@ $^ $(LIBS)
 
+# The comparison of ops alone, linked with nothing that another processor's toolchain does not bring.
+PARITY_OBJECTS := $(addprefix $(BUILD)/obj/train/,command_parity.o command_cases.o command_line.o synonyms.o) \
+                  $(patsubst %.c,$(BUILD)/obj/%.o,$(wildcard test/ops/*.c) test/parity_program.c)
+$(BUILD)/parity: $(PARITY_OBJECTS) $(BUILD)/libgptloom.a
+	$(call quiet,LD) $(CC) $(LINK_FLAGS) -o $@ $^ -lm -lpthread -ldl
+
 $(BUILD)/obj/kernels/%.o: kernels/%.cu
 	@mkdir -p $(@D)
 	$(call quiet,NVCC) $(NVCC) -ccbin $(lastword $(CXX)) $(NVCC_FLAGS) -c $< -o $@
@@ -368,8 +374,8 @@ test: setup
 	@test/run.py --logs $(BUILD)/test/logs $(TEST_RUNS)
 
 #  make test-full   all tests, and again in sanitizer builds and with the other libraries for matrix products (these
-#                   builds take no toolkit, and so show that none is needed); and the definition's bits as other compilers
-#                   and flags make them
+#                   builds take no toolkit, and so show that none is needed); and the definition's bits as other compilers,
+#                   flags and an emulated aarch64 make them
 # What no sanitizer sees: tests of scripts and of headers, and one that plans with a library of the toolkit.
 UNSANITIZED := $(addprefix $(BUILD)/test/,test_cublaslt_load test_cudnn test_cuda_headers test_faults group_scripts)
 SANITIZED = $(patsubst $(BUILD)/%,$(BUILD)/sanitized/%,$(filter-out $(UNSANITIZED) $(UNSANITIZED:%=%:%),$(1)))
@@ -392,9 +398,11 @@ test-full: setup
 	@for product in openblas plain; do \
 	    mkdir -p $(BUILD)/$$product && cp -au $(BUILD)/obj $(BUILD)/$$product/ && \
 	    $(MAKE) --no-print-directory BUILD=$(BUILD)/$$product CUDA= MATMUL=$$product $(BUILD)/$$product/test/test_ops || exit; done
+	@AARCH64=yes dev/setup.sh
 	@$(foreach o,$(OTHER_BITS),$(MAKE) --no-print-directory BUILD=$(BUILD)/$o CUDA= MPICC= MATMUL=plain STRICT= \
 	    $(OTHER_BITS_$o) $(BUILD)/$o/test/test_definition &&) true
 	@LOOM_TEST_FULL=1 test/run.py --logs $(BUILD)/test/logs $(FULL)
+	@dev/aarch64.sh $(BUILD)
 	@dev/mutate-kernels.py --build $(BUILD)
 
 #  make test-faults  5000 faults, one at a time, while the program runs: it must lose nothing  (TRIES= SEED=)

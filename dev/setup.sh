@@ -10,7 +10,8 @@
 # oneDNN (or OpenBLAS, where a release has no oneDNN) makes matrix products fast, and is installed with the rest or
 # where that is easy; but without it our own C is built, so a machine that cannot have it goes on. MATMUL=onednn
 # or openblas insists on that one, MATMUL=plain asks for none. The same goes for Open MPI, which only training with
-# several ranks needs; MPI=no asks for none.
+# several ranks needs; MPI=no asks for none. AARCH64=yes asks for a compiler and an emulator of that processor, with
+# which make test-full tries the CPU's ops.
 set -eu
 
 CC=${CC:-gcc}
@@ -40,6 +41,12 @@ missing_required() {
     onednn) have_onednn || printf 'libdnnl-dev ' ;;
     openblas) have_openblas || printf 'libopenblas-dev ' ;;
     esac
+    [ "${AARCH64:-no}" = no ] || have_aarch64 || printf 'gcc-aarch64-linux-gnu libc6-dev-arm64-cross qemu-user '
+}
+
+# A compiler for aarch64, and what runs its programs here.
+have_aarch64() {
+    { command -v aarch64-linux-gnu-gcc && command -v qemu-aarch64; } >/dev/null 2>&1
 }
 
 have_onednn() {
@@ -113,6 +120,8 @@ if ! command -v apt-get >/dev/null 2>&1; then
         libgtest-dev) say "  GoogleTest" ;;
         libdnnl-dev) say "  oneDNN" ;;
         libopenblas-dev) say "  OpenBLAS" ;;
+        gcc-aarch64-linux-gnu) say "  a C compiler for aarch64, aarch64-linux-gnu-gcc, with its C library" ;;
+        qemu-user) say "  QEMU's emulation of programs of other processors, qemu-aarch64" ;;
         esac
     done
     have_matmul || say "  and, for fast matrix products, oneDNN or OpenBLAS (not needed)"

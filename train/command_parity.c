@@ -7,6 +7,7 @@
 
 #include "base/printable.h"
 
+#include <inttypes.h>
 #include <string.h>
 
 typedef struct settings {
@@ -65,6 +66,7 @@ typedef struct tally {
     int ok, failed, unsupported;
     double worst;
     char worst_name[2 * LOOM_CASE_LABEL];
+    uint64_t bits; /* of all outputs */
 } tally;
 
 enum { GRADIENT_SAMPLES = 64 };
@@ -94,6 +96,7 @@ static void show(tally *total, const char *op, const char *label, const char *dt
     total->ok += result->verdict == LOOM_CASE_OK;
     total->failed += result->verdict == LOOM_CASE_FAILED;
     total->unsupported += result->verdict == LOOM_CASE_UNSUPPORTED;
+    total->bits = (total->bits << 1 | total->bits >> 63) ^ result->bits;
     if (result->tensor && (total->worst_name[0] == 0 || result->ratio > total->worst)) {
         total->worst = result->ratio;
         snprintf(total->worst_name, sizeof total->worst_name, "%s of %s %s %s", result->tensor, op, label, dtypes);
@@ -170,6 +173,7 @@ static void show_header(const parity *p) {
 static int report(const tally *total) {
     printf("\n%d ok, %d failed, %d not supported", total->ok, total->failed, total->unsupported);
     if (total->worst_name[0]) printf("; nearest to its bound: %.2g of it, %s", total->worst, total->worst_name);
+    if (total->bits) printf("; bits %016" PRIx64, total->bits);
     printf("\n");
     return total->failed ? 1 : 0;
 }
