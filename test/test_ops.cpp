@@ -3,6 +3,7 @@
  * purpose. */
 #include "ops/case_internal.h"
 #include "ops/instance.h"
+#include "support.h"
 
 #include "command_cases.h"
 
@@ -96,11 +97,11 @@ std::vector<Instance> cpu_instances(const std::vector<std::string> &devices) {
     return all;
 }
 
-/* Of other instructions than those that "cpu" takes make test tries fp32. */
+/* Of other instructions than those that "cpu" takes make test, and a sanitizer build, try fp32. */
 std::vector<Instance> instruction_instances() {
     std::vector<Instance> all = cpu_instances(other_instructions());
     const auto is_left_out = [](const Instance &i) { return i.dtypes.storage != LOOM_F32; };
-    if (!is_full()) all.erase(std::remove_if(all.begin(), all.end(), is_left_out), all.end());
+    if (!is_full() || support::sanitized) all.erase(std::remove_if(all.begin(), all.end(), is_left_out), all.end());
     return all;
 }
 
