@@ -143,11 +143,11 @@ TESTS           := $(patsubst test/%.cpp,$(BUILD)/test/%,$(filter-out $(if $(CUD
 # compiled alone. Suites of one name that have other fixtures cannot be of one group. Of each source there is a program of
 # its own too, BUILD/test/test_NAME, for those who work on it.
 # Those that run longest come first: where there are no logs of earlier runs, they are begun first.
-GROUPS := ranks comm scripts cli cuda checkpoint train precision emulation products memory base
+GROUPS := ranks comm precision scripts cli cuda checkpoint train emulation products memory base
 GROUP_base       := base options machine cpu_products data
 GROUP_checkpoint := checkpoint checkpoint_read checkpoint_ranks golden
 GROUP_train      := train plot memory definition
-GROUP_precision  := precision ops
+GROUP_precision  := ops precision
 GROUP_scripts    := gpu_report install scaling scripts
 GROUP_cli        := cli model
 GROUP_ranks      := ranks rank_failures two_hosts rendezvous
@@ -163,7 +163,7 @@ GROUPED         := $(foreach g,$(GROUPS),$(GROUP_$g))
 TESTS_ALONE     := $(filter-out $(GROUPED:%=$(BUILD)/test/test_%),$(TESTS))
 TEST_PROGRAMS   := $(GROUPS:%=$(BUILD)/test/group_%) $(TESTS_ALONE)
 # What test/run.py is given: a program, or a program and which of its sources.
-TEST_RUNS       := $(foreach g,$(GROUPS),$(GROUP_$g:%=$(BUILD)/test/group_$g:test_%)) $(TESTS_ALONE)
+TEST_RUNS       := $(TESTS_ALONE) $(foreach g,$(GROUPS),$(GROUP_$g:%=$(BUILD)/test/group_$g:test_%))
 
 # What is made anew but has not changed is as old as it was, and so is not compiled again.
 keep_if_same = if cmp -s $(1).new $(1); then rm $(1).new; else mv $(1).new $(1); fi
