@@ -62,7 +62,7 @@ double loom_log(double x) {
         x *= 0x1p54;
         n = -54;
     }
-    /* Subtracting the bits of sqrt(1/2) leaves an exponent that is that of 2^n, and m's fraction. */
+    /* Subtracting the bits of sqrt(1/2) leaves an exponent that is n; what is left of x is 1 + f. */
     uint64_t bits;
     memcpy(&bits, &x, sizeof bits);
     const int64_t exponent = (int64_t)(bits - 0x3FE6A09E667F3BCDu) >> 52;

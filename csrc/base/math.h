@@ -10,7 +10,7 @@
 double loom_exp(double x);
 double loom_log(double x);
 
-/* The cosine and the sine of so many turns, a turn being 2 pi. */
+/* The cosine and the sine of so many turns, a turn being 2 pi. `turns` is finite and below 2^60. */
 double loom_cos_of_turns(double turns);
 double loom_sin_of_turns(double turns);
 

@@ -1,4 +1,4 @@
-#include "cpu/matmul_tiles.h"
+#include "cpu/matmul_library.h"
 
 #include "base/clock.h"
 

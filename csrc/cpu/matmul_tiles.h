@@ -2,15 +2,8 @@
 #ifndef LOOM_CPU_MATMUL_TILES_H
 #define LOOM_CPU_MATMUL_TILES_H
 
-#include "cpu/product.h"
+#include "cpu/matmul_library.h"
 #include "cpu/real.h"
-#include "cpu/tuned.h"
-
-struct loom_tuned_matmul {
-    bool alone; /* the library threads each product itself */
-    bool bf16;  /* the library multiplies bf16 as it is stored; else it is widened */
-    loom_product_cache *products;
-};
 
 /* A product and where its matrices lie. */
 typedef struct loom_whole {

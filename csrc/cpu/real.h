@@ -29,6 +29,9 @@ typedef float real;
 #endif
 
 /* loom_TABLE_name */
+#ifndef LOOM_TABLE
+#    error "what includes this is compiled for each table"
+#endif
 #define LOOM_OF_TABLE(table, name) loom_##table##_##name
 #define LOOM_EXPANDED(table, name) LOOM_OF_TABLE(table, name)
 #define LOOM_DEFINITION(name)      LOOM_EXPANDED(LOOM_TABLE, name)

@@ -7,7 +7,8 @@
 typedef struct loom_cpu_table {
     const char *instructions; /* "AVX2"; NULL of the definition and of the oracle, which have the same bits with all */
     const loom_ops *(*ops)(void);
-    /* Replaces in a copy of the ops the matrix products by those of the library that is linked. */
+    /* Replaces in a copy of the ops the matrix products by those of the library that is linked; NULL where that is not done,
+     * in the definition and the oracle. */
     void (*install_products)(loom_ops *ops);
     /* Floating-point operations per second of its multiply-adds in registers, on `threads` threads, as measured for so many
      * seconds. */
