@@ -110,10 +110,11 @@ CUDNN      := csrc/cuda/attention_cudnn.c $(wildcard csrc/cuda/cudnn_*.c)
 NO_CUDNN   := csrc/cuda/attention_cudnn_absent.c
 CUDA_HOST  := $(filter-out csrc/cuda/absent.c $(if $(CUDNN_INCLUDE),$(NO_CUDNN),$(CUDNN)),$(wildcard csrc/cuda/*.c))
 KERNELS    := $(wildcard kernels/*.cu)
-# nvcc reads CUDA's headers three times for each source: small kernels, and those that differ in a type alone, are one.
+# nvcc reads CUDA's headers three times for each source: small kernels, and those that differ in a type alone, are one, for
+# the emulation too.
 KERNEL_GROUPS := small rows forward backward
-KERNELS_small    := add attention bias_gradient block_sum cast fill gelu relu step_scalars
-KERNELS_rows     := cross_entropy softmax
+KERNELS_small    := adamw add attention bias_gradient block_sum cast fill gelu relu step_scalars
+KERNELS_rows     := cross_entropy embedding softmax
 KERNELS_forward  := attention_forward_bf16 attention_forward_fp16
 KERNELS_backward := attention_backward_bf16 attention_backward_fp16
 EMULATION  := $(wildcard dev/emulation/*.cpp)
@@ -129,10 +130,10 @@ COMMON_OBJECTS := $(HOST:%.c=$(BUILD)/obj/%.o) $(TRAIN_LIB:%.c=$(BUILD)/obj/%.o)
 # own cuBLASLt in the place of what loads the library.
 LOADER         := $(BUILD)/obj/csrc/cuda/cublaslt_api.o
 CUDA_OBJECTS   := $(filter-out $(LOADER),$(CUDA_HOST:%.c=$(BUILD)/obj/%.o))
-KERNEL_OBJECTS := $(filter-out $(foreach g,$(KERNEL_GROUPS),$(KERNELS_$g:%=$(BUILD)/obj/kernels/%.o)),$(KERNELS:%.cu=$(BUILD)/obj/%.o)) \
-                  $(KERNEL_GROUPS:%=$(BUILD)/obj/kernels/group_%.o)
+KERNELS_COMPILED := $(filter-out $(foreach g,$(KERNEL_GROUPS),$(KERNELS_$g)),$(KERNELS:kernels/%.cu=%)) $(KERNEL_GROUPS:%=group_%)
+KERNEL_OBJECTS   := $(KERNELS_COMPILED:%=$(BUILD)/obj/kernels/%.o)
 LIB_OBJECTS := $(COMMON_OBJECTS) $(if $(CUDA),$(LOADER) $(CUDA_OBJECTS) $(KERNEL_OBJECTS),$(BUILD)/obj/csrc/cuda/absent.o)
-EMULATED_OBJECTS := $(COMMON_OBJECTS) $(CUDA_OBJECTS) $(KERNELS:%.cu=$(BUILD)/obj/emulated/%.o) \
+EMULATED_OBJECTS := $(COMMON_OBJECTS) $(CUDA_OBJECTS) $(KERNELS_COMPILED:%=$(BUILD)/obj/emulated/kernels/%.o) \
                     $(EMULATION:%.cpp=$(BUILD)/obj/emulated/%.o)
 PROGRAM_OBJECTS := $(PROGRAM:%.c=$(BUILD)/obj/%.o)
 # What tests link beside the library: the program without its main.
@@ -173,18 +174,23 @@ V ?= 0
 quiet = $(if $(filter 0,$(V)),@echo "  $(1) $@" &&,)
 
 .SECONDARY:
-.PHONY: all without-mpi tests setup run test test-full test-faults fuzz sanitize gpu-report install format clean help
+.PHONY: all always without-mpi tests setup run test test-full test-faults fuzz sanitize gpu-report install format clean help
 all: $(BUILD)/gptloom $(BUILD)/libgptloom.a $(BUILD)/emulated/gptloom $(if $(MPICC),$(BUILD)/libgptloom_mpi.so,without-mpi)
 tests: all $(TEST_PROGRAMS)
 
-$(BUILD)/libgptloom.a: $(LIB_OBJECTS)
+# A library is made anew too where what it is made of has become other files: from a list that only then changes.
+$(BUILD)/libgptloom.a: $(LIB_OBJECTS) $(BUILD)/objects.list
+$(BUILD)/emulated/libgptloom.a: $(EMULATED_OBJECTS) $(BUILD)/emulated/objects.list
+$(BUILD)/libgptloom.a $(BUILD)/emulated/libgptloom.a:
 	@rm -f $@
-	$(call quiet,AR) $(AR) rcs $@ $^
+	$(call quiet,AR) $(AR) rcs $@ $(filter %.o,$^)
 
-$(BUILD)/emulated/libgptloom.a: $(EMULATED_OBJECTS)
+$(BUILD)/objects.list: LISTED := $(LIB_OBJECTS)
+$(BUILD)/emulated/objects.list: LISTED := $(EMULATED_OBJECTS)
+$(BUILD)/objects.list $(BUILD)/emulated/objects.list: always
 	@mkdir -p $(@D)
-	@rm -f $@
-	$(call quiet,AR) $(AR) rcs $@ $^
+	@echo '$(LISTED)' >$@.new; $(call keep_if_same,$@)
+always:
 
 # All of MPI is behind this library's one symbol. It is built without sanitizers: MPI itself is.
 $(BUILD)/libgptloom_mpi.so: csrc/comm/mpi_library.c
@@ -221,6 +227,9 @@ $(KERNEL_GROUPS:%=$(BUILD)/obj/kernels/group_%.o): %.o: %.cu
 
 # Optimising kernels more takes longer than it saves: threads take turns, and what lets them do so is compiled with -O2.
 $(BUILD)/obj/emulated/kernels/%.o: kernels/%.cu
+	@mkdir -p $(@D)
+	$(call quiet,CXX) $(CXX) $(EMULATION_FLAGS) -O1 -x c++ -c $< -o $@
+$(KERNEL_GROUPS:%=$(BUILD)/obj/emulated/kernels/group_%.o): $(BUILD)/obj/emulated/%.o: $(BUILD)/obj/%.cu
 	@mkdir -p $(@D)
 	$(call quiet,CXX) $(CXX) $(EMULATION_FLAGS) -O1 -x c++ -c $< -o $@
 

@@ -93,11 +93,11 @@ def compile_mutant(mutation, folder: Path, build: str) -> Path:
 
 
 def link_mutant(mutant: Path, folder: Path, build: str) -> Path:
-    """Links the program; what the mutant defines is not taken from the library any more."""
+    """Links the program; of what the library defines too, as part of a group of kernels, the mutant's comes first."""
     program = folder / "gptloom"
     words = command_making(f"{build}/emulated/gptloom", f"{build}/emulated/libgptloom.a", build)
     at = words.index("-o") + 1
-    words[at : at + 1] = [str(program), str(mutant)]
+    words[at : at + 1] = [str(program), str(mutant), "-Wl,--allow-multiple-definition"]
     call(words, "linking")
     return program
 

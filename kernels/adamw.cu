@@ -2,7 +2,7 @@
 #include "kernels/philox.h"
 
 /* A thread's elements: as many as share a random counter. */
-constexpr int N = 8;
+constexpr int ELEMENTS = 8;
 
 /* What a step multiplies with, the same for all elements. */
 struct factors {
@@ -34,7 +34,7 @@ __device__ __forceinline__ void update(float &p, float &m, float &v, float gradi
 
 /* The half-words of eight elements in a row, from any place on: those of one random counter, or where the first is not
  * the first of its counter's, the end of one and the beginning of the next. */
-__device__ __forceinline__ void random_halves(uint32_t (&half)[N], uint64_t seed, loom_random_purpose purpose,
+__device__ __forceinline__ void random_halves(uint32_t (&half)[ELEMENTS], uint64_t seed, loom_random_purpose purpose,
                                               uint32_t updates, uint64_t place) {
     uint32_t word[8];
     const loom_random4 random = philox_random(seed, purpose, updates, place / 8);
@@ -53,7 +53,7 @@ __device__ __forceinline__ void random_halves(uint32_t (&half)[N], uint64_t seed
         for (int i = 0; i < 4; i++) word[i] = shift & 1 ? __funnelshift_r(word[i], word[i + 1], 16) : word[i];
     }
 #pragma unroll
-    for (int i = 0; i < N; i++) half[i] = i % 2 ? word[i / 2] >> 16 : word[i / 2] & 0xFFFF;
+    for (int i = 0; i < ELEMENTS; i++) half[i] = i % 2 ? word[i / 2] >> 16 : word[i / 2] & 0xFFFF;
 }
 
 /* What is not finite is not rounded: random bits would make infinity a NaN. Otherwise the result has no bits below
@@ -71,63 +71,69 @@ struct counter {
 
 /* Stores what was updated: as it is in fp32, rounded stochastically in bf16. */
 template <typename T>
-__device__ __forceinline__ void store_updated(T *to, float (&values)[N], int n, bool packed, const counter &c,
+__device__ __forceinline__ void store_updated(T *to, float (&values)[ELEMENTS], int n, bool packed, const counter &c,
                                               loom_random_purpose purpose) {
     if constexpr (sizeof(T) < sizeof(float)) {
-        uint32_t half[N];
+        uint32_t half[ELEMENTS];
         random_halves(half, c.seed, purpose, c.updates, c.place);
 #pragma unroll
-        for (int j = 0; j < N; j++) values[j] = round_stochastically(values[j], half[j]);
+        for (int j = 0; j < ELEMENTS; j++) values[j] = round_stochastically(values[j], half[j]);
     }
     store_floats(to, values, n, packed);
 }
 
-/* P is what parameters are stored in: float, with a copy where one is given, or bf16; M what the moments are stored in:
- * float or bf16. A step reads parameter, gradient and both moments, and writes all but the gradient, and the copy: 28
- * bytes an element in fp32; 2 less with a gradient of 16 bits, 4 less with such parameters, 8 less with such moments, 2
- * more with a copy. A step to skip costs a read of the scalars. */
-template <typename P, typename C, typename G, typename M>
+/* A copy of updated parameters, in what it is stored in: the same for all threads. A kernel for each dtype would be three
+ * times as many, for a branch beside eight square roots. */
+__device__ __forceinline__ void store_copy(void *copy, loom_dtype dtype, int64_t i, const float (&values)[ELEMENTS],
+                                           int n, bool packed) {
+    if (dtype == LOOM_BF16)
+        store_floats(static_cast<bf16 *>(copy) + i, values, n, packed);
+    else if (dtype == LOOM_F16)
+        store_floats(static_cast<fp16 *>(copy) + i, values, n, packed);
+    else
+        store_floats(static_cast<float *>(copy) + i, values, n, packed);
+}
+
+/* P is what parameters are stored in: float, with a copy where one is given, or bf16; G what gradients and M what the
+ * moments are stored in: float or bf16. A step reads parameter, gradient and both moments, and writes all but the
+ * gradient, and the copy: 28 bytes an element in fp32; 2 less with a gradient of 16 bits, 4 less with such parameters, 8
+ * less with such moments, 2 more with a copy. A step to skip costs a read of the scalars. */
+template <typename P, typename G, typename M>
 __global__ void __launch_bounds__(ELEMENTWISE_THREADS)
-    adamw_kernel(P *parameter, C *copy, const G *gradient, M *moment1, M *moment2, const loom_scalars *scalars,
-                 bool decay, uint64_t seed, int64_t first, elements e) {
-    const int64_t i = first_column<N>();
+    adamw_kernel(P *parameter, void *copy, loom_dtype copy_dtype, const G *gradient, M *moment1, M *moment2,
+                 const loom_scalars *scalars, bool decay, uint64_t seed, int64_t first, elements e) {
+    const int64_t i = first_column<ELEMENTS>();
     if (i >= e.columns || scalars->out.skip) return;
-    const int n = column_count<N>(e, i);
-    float p[N], g[N], m[N], v[N];
+    const int n = column_count<ELEMENTS>(e, i);
+    float p[ELEMENTS], g[ELEMENTS], m[ELEMENTS], v[ELEMENTS];
     load_floats(g, gradient + i, n, e.packed);
     load_floats(m, moment1 + i, n, e.packed);
     load_floats(v, moment2 + i, n, e.packed);
     load_floats(p, parameter + i, n, e.packed);
     const factors f = factors_of(scalars, decay);
 #pragma unroll
-    for (int j = 0; j < N; j++) update(p[j], m[j], v[j], g[j], f);
+    for (int j = 0; j < ELEMENTS; j++) update(p[j], m[j], v[j], g[j], f);
     const counter random = {seed, (uint32_t)scalars->state.updates, (uint64_t)(first + i)};
     store_updated(moment1 + i, m, n, e.packed, random, LOOM_RANDOM_ROUNDING_MOMENT1);
     store_updated(moment2 + i, v, n, e.packed, random, LOOM_RANDOM_ROUNDING_MOMENT2);
     store_updated(parameter + i, p, n, e.packed, random, LOOM_RANDOM_ROUNDING);
-    if (copy) store_floats(copy + i, p, n, e.packed);
-}
-
-template <typename P, typename C, typename M> static void adamw(loom_exec *exec, const struct loom_adamw *a) {
-    const elements e = loom_view_given(&a->copy)
-                           ? elements_of(&a->parameter, &a->gradient, &a->moment1, &a->moment2, &a->copy)
-                           : elements_of(&a->parameter, &a->gradient, &a->moment1, &a->moment2);
-    with_dtype(a->gradient.dtype, [&](auto tag) {
-        typedef typename decltype(tag)::type G;
-        launch(exec, "adamw", adamw_kernel<P, C, G, M>, elementwise_grid<N>(e), elementwise_block<N>(e), 0,
-               a->parameter.data, a->copy.data, a->gradient.data, a->moment1.data, a->moment2.data, a->scalars,
-               a->decay, a->seed, a->first, e);
-    });
-}
-
-template <typename M> static void with_moments(loom_exec *exec, const struct loom_adamw *a) {
-    if (a->parameter.dtype == LOOM_BF16) return adamw<bf16, bf16, M>(exec, a);
-    with_dtype(a->copy.dtype, [&](auto tag) { adamw<float, typename decltype(tag)::type, M>(exec, a); });
+    if (copy) store_copy(copy, copy_dtype, i, p, n, e.packed);
 }
 
 void loom_cuda_adamw(loom_exec *exec, const struct loom_adamw *a) {
-    if (a->moment1.dtype == LOOM_BF16)
-        with_moments<bf16>(exec, a);
-    else
-        with_moments<float>(exec, a);
+    const elements e = loom_view_given(&a->copy)
+                           ? elements_of(&a->parameter, &a->gradient, &a->moment1, &a->moment2, &a->copy)
+                           : elements_of(&a->parameter, &a->gradient, &a->moment1, &a->moment2);
+    with_fp32_or_bf16(a->parameter.dtype, [&](auto parameter_tag) {
+        with_fp32_or_bf16(a->gradient.dtype, [&](auto gradient_tag) {
+            with_fp32_or_bf16(a->moment1.dtype, [&](auto moment_tag) {
+                typedef typename decltype(parameter_tag)::type P;
+                typedef typename decltype(gradient_tag)::type G;
+                typedef typename decltype(moment_tag)::type M;
+                launch(exec, "adamw", adamw_kernel<P, G, M>, elementwise_grid<ELEMENTS>(e),
+                       elementwise_block<ELEMENTS>(e), 0, a->parameter.data, a->copy.data, a->copy.dtype,
+                       a->gradient.data, a->moment1.data, a->moment2.data, a->scalars, a->decay, a->seed, a->first, e);
+            });
+        });
+    });
 }

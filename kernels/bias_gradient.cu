@@ -67,7 +67,7 @@ __global__ void bias_gradient_kernel(T *dbias, const float *sums, int64_t slices
 
 static void gather(loom_exec *exec, const loom_view *dbias, const void *sums, int64_t slices, bool accumulate) {
     const int64_t O = dbias->shape[3];
-    with_dtype(dbias->dtype, [&](auto tag) {
+    with_fp32_or_bf16(dbias->dtype, [&](auto tag) {
         typedef typename decltype(tag)::type T;
         launch(exec, "bias_gradient", bias_gradient_kernel<T>, grid_size(ceil_div(O, (int64_t)WARP)),
                GATHERING_WARPS * WARP, 0, dbias->data, sums, slices, O, accumulate);

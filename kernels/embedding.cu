@@ -441,10 +441,11 @@ static void token_gradient(const loom_exec *exec, const struct loom_embedding_ba
 }
 
 template <typename T, int ACCESS> static void backward(const loom_exec *exec, const struct loom_embedding_backward *a) {
-    with_dtype(a->position_gradient.dtype,
-               [&](auto tag) { position_gradient<T, typename decltype(tag)::type, ACCESS>(exec, a); });
-    with_dtype(a->token_gradient.dtype,
-               [&](auto tag) { token_gradient<T, typename decltype(tag)::type, ACCESS>(exec, a); });
+    with_fp32_or_bf16(a->position_gradient.dtype, [&](auto tag) {
+        typedef typename decltype(tag)::type G;
+        position_gradient<T, G, ACCESS>(exec, a);
+        token_gradient<T, G, ACCESS>(exec, a);
+    });
 }
 
 void loom_cuda_embedding_backward(loom_exec *exec, const struct loom_embedding_backward *a) {

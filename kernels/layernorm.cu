@@ -379,9 +379,9 @@ constexpr int SUM_WARPS = 16;
 
 /* Adds the chunks of 32 columns: each warp every 16th chunk, then the warps' sums in order. Columns count over dweight
  * and dbias. Reads the partials (chunks, 2C), writes 2C. */
-template <typename W, typename B>
+template <typename G>
 __global__ void __launch_bounds__(WARP *SUM_WARPS)
-    parameter_gradients(W *dweight, B *dbias, const float *partials, int chunks, int C, bool accumulate) {
+    parameter_gradients(G *dweight, G *dbias, const float *partials, int chunks, int C, bool accumulate) {
     SHARED_ARRAY(float, sums, SUM_WARPS *WARP);
     const int warp = threadIdx.x / WARP, lane = threadIdx.x % WARP;
     const int64_t column = (int64_t)blockIdx.x * WARP + lane, columns = 2 * (int64_t)C;
@@ -435,14 +435,11 @@ template <typename T> static void backward(const loom_exec *exec, const struct l
 void loom_cuda_layernorm_backward(loom_exec *exec, const struct loom_layernorm_backward *a) {
     with_dtype(a->dout.dtype, [&](auto tag) { backward<typename decltype(tag)::type>(exec, a); });
     const int64_t C = a->dout.shape[3];
-    with_dtype(a->dweight.dtype, [&](auto weight_tag) {
-        with_dtype(a->dbias.dtype, [&](auto bias_tag) {
-            typedef typename decltype(weight_tag)::type W;
-            typedef typename decltype(bias_tag)::type B;
-            launch(exec, "layernorm_backward", parameter_gradients<W, B>, grid_size(ceil_div(2 * C, (int64_t)WARP)),
-                   WARP * SUM_WARPS, 0, static_cast<W *>(a->dweight.data), static_cast<B *>(a->dbias.data),
-                   static_cast<const float *>(exec->workspace), (int)chunk_count(loom_view_row_count(&a->dout)), (int)C,
-                   a->accumulate);
-        });
+    with_fp32_or_bf16(a->dweight.dtype, [&](auto tag) {
+        typedef typename decltype(tag)::type G;
+        launch(exec, "layernorm_backward", parameter_gradients<G>, grid_size(ceil_div(2 * C, (int64_t)WARP)),
+               WARP * SUM_WARPS, 0, static_cast<G *>(a->dweight.data), static_cast<G *>(a->dbias.data),
+               static_cast<const float *>(exec->workspace), (int)chunk_count(loom_view_row_count(&a->dout)), (int)C,
+               a->accumulate);
     });
 }

@@ -74,4 +74,12 @@ template <typename F> static inline void with_dtype(loom_dtype dtype, F f) {
         f(type_tag<fp16>());
 }
 
+/* The same for what is fp32 or bf16: gradients of weights, and what AdamW updates. */
+template <typename F> static inline void with_fp32_or_bf16(loom_dtype dtype, F f) {
+    if (dtype == LOOM_F32)
+        f(type_tag<float>());
+    else
+        f(type_tag<bf16>());
+}
+
 #endif

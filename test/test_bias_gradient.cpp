@@ -99,7 +99,7 @@ TEST_P(BiasGradient, AgreesWithASumInDouble) {
         loom_view dout = loom_view_2d(static_cast<char *>(send(stored)) + static_cast<size_t>(s.offset) * item, dtype,
                                       s.N, s.O);
         dout.stride[2] = stride;
-        for (loom_dtype out : {LOOM_F32, dtype})
+        for (loom_dtype out : {LOOM_F32, LOOM_BF16})
             for (bool accumulate : {false, true}) {
                 const std::vector<unsigned char> found = run(dout, out, accumulate);
                 EXPECT_EQ(found, run(dout, out, accumulate)) << "other bits";

@@ -623,6 +623,42 @@ TEST(Arguments, OfAddMatch) {
     }
 }
 
+/* Gradients of weights are fp32 or bf16, and all that an op writes are alike. */
+TEST(Arguments, GradientsOfWeightsMatch) {
+    const auto refusal = [](loom_dtype dweight, loom_dtype dbias) {
+        const loom_view x = loom_view_2d(nullptr, LOOM_F16, 4, 6), statistics = loom_view_1d(nullptr, LOOM_F32, 4);
+        const struct loom_layernorm_backward norm = {.dx = x,
+                                                     .dweight = loom_view_1d(nullptr, dweight, 6),
+                                                     .dbias = loom_view_1d(nullptr, dbias, 6),
+                                                     .dout = x,
+                                                     .x = x,
+                                                     .weight = loom_view_1d(nullptr, LOOM_F16, 6),
+                                                     .mean = statistics,
+                                                     .rstd = statistics};
+        const struct loom_matmul_backward_weight product = {.dweight = loom_view_2d(nullptr, dweight, 6, 6),
+                                                            .dbias = loom_view_1d(nullptr, dbias, 6),
+                                                            .dout = x,
+                                                            .x = x};
+        const struct loom_embedding_backward embedding = {.token_gradient = loom_view_2d(nullptr, dweight, 9, 6),
+                                                          .position_gradient = loom_view_2d(nullptr, dbias, 9, 6),
+                                                          .dout = x,
+                                                          .tokens = loom_view_1d(nullptr, LOOM_I32, 4)};
+        const loom_device *cpu = device("cpu");
+        const char *why[3] = {"", "", ""};
+        cpu->ops->supports(cpu, LOOM_OP_layernorm_backward, &norm, &why[0]);
+        cpu->ops->supports(cpu, LOOM_OP_matmul_backward_weight, &product, &why[1]);
+        cpu->ops->supports(cpu, LOOM_OP_embedding_backward, &embedding, &why[2]);
+        EXPECT_STREQ(why[0], why[1]);
+        EXPECT_STREQ(why[0], why[2]);
+        return std::string(why[0]);
+    };
+    EXPECT_EQ(refusal(LOOM_F32, LOOM_F32), "");
+    EXPECT_EQ(refusal(LOOM_BF16, LOOM_BF16), "");
+    EXPECT_NE(refusal(LOOM_F32, LOOM_BF16).find("different dtypes"), std::string::npos);
+    EXPECT_NE(refusal(LOOM_BF16, LOOM_F32).find("different dtypes"), std::string::npos);
+    EXPECT_NE(refusal(LOOM_F16, LOOM_F16).find("does not compute with"), std::string::npos);
+}
+
 /* ---------------------------------------------------------------------------------------------------------- numbers */
 
 TEST(Numbers, RoundToNearestEven) {

@@ -3,8 +3,8 @@
 #include <stddef.h>
 
 /* What each view of each op may be stored as: in the model's storage type (one for all views of a call), as reals, as
- * reals or in bf16 that is rounded stochastically, as token ids, or each for itself. */
-typedef enum storage { MODEL, REALS, ROUNDED, IDS, ANY } storage;
+ * reals or in bf16 (weights' gradients, and what AdamW updates), as token ids, or each for itself. */
+typedef enum storage { MODEL, REALS, REALS_OR_BF16, IDS, ANY } storage;
 
 typedef struct argument {
     loom_op op;
@@ -23,8 +23,8 @@ static const argument arguments_of_ops[] = {
     VIEW(embedding_forward, tokens, IDS),
     VIEW(embedding_forward, token_weight, MODEL),
     VIEW(embedding_forward, position_weight, MODEL),
-    VIEW(embedding_backward, token_gradient, ANY),
-    VIEW(embedding_backward, position_gradient, ANY),
+    VIEW(embedding_backward, token_gradient, REALS_OR_BF16),
+    VIEW(embedding_backward, position_gradient, REALS_OR_BF16),
     VIEW(embedding_backward, dout, MODEL),
     VIEW(embedding_backward, tokens, IDS),
     VIEW(layernorm_forward, out, MODEL),
@@ -36,8 +36,8 @@ static const argument arguments_of_ops[] = {
     VIEW(layernorm_forward, weight, MODEL),
     VIEW(layernorm_forward, bias, MODEL),
     VIEW(layernorm_backward, dx, MODEL),
-    VIEW(layernorm_backward, dweight, ANY),
-    VIEW(layernorm_backward, dbias, ANY),
+    VIEW(layernorm_backward, dweight, REALS_OR_BF16),
+    VIEW(layernorm_backward, dbias, REALS_OR_BF16),
     VIEW(layernorm_backward, dout, MODEL),
     OPTIONAL_VIEW(layernorm_backward, skip, MODEL),
     VIEW(layernorm_backward, x, MODEL),
@@ -52,8 +52,8 @@ static const argument arguments_of_ops[] = {
     VIEW(matmul_backward_input, dx, MODEL),
     VIEW(matmul_backward_input, dout, MODEL),
     VIEW(matmul_backward_input, weight, MODEL),
-    VIEW(matmul_backward_weight, dweight, ANY),
-    OPTIONAL_VIEW(matmul_backward_weight, dbias, ANY),
+    VIEW(matmul_backward_weight, dweight, REALS_OR_BF16),
+    OPTIONAL_VIEW(matmul_backward_weight, dbias, REALS_OR_BF16),
     VIEW(matmul_backward_weight, dout, MODEL),
     VIEW(matmul_backward_weight, x, MODEL),
     VIEW(attention_forward, out, MODEL),
@@ -96,11 +96,11 @@ static const argument arguments_of_ops[] = {
     VIEW(block_sum, x, ANY),
     VIEW(step_scalars, losses, REALS),
     VIEW(step_scalars, squares, REALS),
-    VIEW(adamw, parameter, ROUNDED),
+    VIEW(adamw, parameter, REALS_OR_BF16),
     OPTIONAL_VIEW(adamw, copy, ANY),
-    VIEW(adamw, gradient, ANY),
-    VIEW(adamw, moment1, ROUNDED),
-    VIEW(adamw, moment2, ROUNDED),
+    VIEW(adamw, gradient, REALS_OR_BF16),
+    VIEW(adamw, moment1, REALS_OR_BF16),
+    VIEW(adamw, moment2, REALS_OR_BF16),
     VIEW(cast, out, ANY),
     VIEW(cast, x, ANY),
     VIEW(fill, out, ANY),
@@ -125,14 +125,25 @@ static const char *check_add(const struct loom_add *a) {
     return vectors ? NULL : "terms or a sum of several rows";
 }
 
+/* Likewise between the gradients of two weights. */
+static const char *check_gradients(const loom_view *a, const loom_view *b) {
+    return loom_view_given(b) && a->dtype != b->dtype ? "two gradients of different dtypes" : NULL;
+}
+
 /* What is wrong between the arguments of an op whose views are each in order, or NULL. */
 static const char *check_together(loom_op op, const void *arguments) {
     const struct loom_attention_forward *attention = arguments;
     const struct loom_attention_backward *attention_backward = arguments;
     const struct loom_matmul_forward *matmul = arguments;
+    const struct loom_matmul_backward_weight *matmul_backward = arguments;
     const struct loom_layernorm_forward *layernorm = arguments;
+    const struct loom_layernorm_backward *layernorm_backward = arguments;
+    const struct loom_embedding_backward *embedding_backward = arguments;
     const struct loom_adamw *adamw = arguments;
     switch (op) {
+    case LOOM_OP_embedding_backward:
+        return check_gradients(&embedding_backward->token_gradient, &embedding_backward->position_gradient);
+    case LOOM_OP_layernorm_backward: return check_gradients(&layernorm_backward->dweight, &layernorm_backward->dbias);
     case LOOM_OP_attention_forward: return check_attention(&attention->q, &attention->k, attention->first_query);
     case LOOM_OP_attention_backward:
         return check_attention(&attention_backward->q, &attention_backward->k, attention_backward->first_query);
@@ -140,6 +151,7 @@ static const char *check_together(loom_op op, const void *arguments) {
         return matmul->activation != LOOM_ACTIVATION_NONE && !loom_view_given(&matmul->preactivation)
                    ? "an activation without a place for what it is applied to"
                    : NULL;
+    case LOOM_OP_matmul_backward_weight: return check_gradients(&matmul_backward->dweight, &matmul_backward->dbias);
     case LOOM_OP_layernorm_forward:
         return loom_view_given(&layernorm->delta) && !loom_view_given(&layernorm->sum) ? "a delta without a sum" : NULL;
     case LOOM_OP_add: return check_add(arguments);
@@ -162,7 +174,7 @@ static bool dtype_fits(storage allowed, loom_dtype dtype, loom_dtype real, unsig
     switch (allowed) {
     case IDS: return dtype == LOOM_I32;
     case REALS: return dtype == real;
-    case ROUNDED: return dtype == real || (dtype == LOOM_BF16 && stored & 1u << LOOM_BF16);
+    case REALS_OR_BF16: return dtype == real || (dtype == LOOM_BF16 && stored & 1u << LOOM_BF16);
     case MODEL:
     case ANY: return (stored & 1u << dtype) != 0;
     }

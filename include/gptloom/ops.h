@@ -11,8 +11,9 @@
  *   `workspace` told from shapes alone (data pointers are not looked at by these three).
  * - Outputs are written unless "added to" is said. Parameter gradients take `accumulate`: false writes, true adds.
  * - Outputs may alias inputs only where it is said.
- * - Activations, their gradients and weights may be stored in fp32, bf16 or fp16 (fp64 on the oracle); statistics,
- *   losses and partial sums are fp32 (fp64 on the oracle); token ids are int32. Arithmetic is fp32 (fp64).
+ * - Activations, their gradients and weights may be stored in fp32, bf16 or fp16 (fp64 on the oracle); gradients of
+ *   weights in fp32 (fp64) or bf16, the same for all that an op writes; statistics, losses and partial sums are fp32
+ *   (fp64 on the oracle); token ids are int32. Arithmetic is fp32 (fp64).
  * - Memory is aligned to 256 bytes as a whole; a view may start at any element of it.
  * - Notation: B batch, T time, N = B*T rows, C channels, H heads, D = C/H, V vocabulary, Vp padded vocabulary. */
 #ifndef GPTLOOM_OPS_H
@@ -258,7 +259,7 @@ struct loom_step_scalars {
 struct loom_adamw {
     loom_view parameter;        /* (n) fp32, or bf16 without a master */
     loom_view copy;             /* (n) optional, with fp32 parameters: bf16 or fp16 */
-    loom_view gradient;         /* (n) fp32, bf16 or fp16 */
+    loom_view gradient;         /* (n) fp32 or bf16 */
     loom_view moment1, moment2; /* (n) both fp32, or both bf16 */
     const loom_scalars *scalars;
     bool decay;
