@@ -160,7 +160,8 @@ using Device = std::unique_ptr<loom_device, void (*)(loom_device *)>;
 
 inline Device open_device(const std::string &name, int threads = 1) {
     loom_device *device = nullptr;
-    const loom_device_options options = {threads, false};
+    loom_device_options options = {};
+    options.threads = threads;
     require([&](loom_error *error) { return loom_device_open(&device, name.c_str(), &options, error); });
     return Device(device, loom_device_close);
 }

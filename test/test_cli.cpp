@@ -1523,6 +1523,7 @@ TEST_F(Program, WorksWhereMemoryMayNotBeMadeExecutable) {
     enum { SET_MDWE = 65, REFUSE_EXEC_GAIN = 1 }; /* PR_SET_MDWE, of Linux 6.3 */
     const auto forbid = [] {
         if (prctl(SET_MDWE, REFUSE_EXEC_GAIN, 0, 0, 0) != 0) _exit(77);
+        setenv("LOOM_PRODUCTS", "library", 1);
     };
     const Outcome trained = run(training({"--steps", "1"}), forbid);
     if (trained.code == 77) GTEST_SKIP() << "this kernel cannot forbid it";
@@ -1533,8 +1534,9 @@ TEST_F(Program, WorksWhereMemoryMayNotBeMadeExecutable) {
     EXPECT_EQ(forbidden.code, 0) << forbidden.err;
     EXPECT_EQ(forbidden.err, "");
     EXPECT_EQ(forbidden.out, allowed.out);
-    if (run({"--version"}).out.find("oneDNN") == std::string::npos) return;
-    EXPECT_NE(run({"--version"}, forbid).out.find("plain C, which is slow: oneDNN"), std::string::npos);
+    const auto by_library = [] { setenv("LOOM_PRODUCTS", "library", 1); };
+    if (run({"--version"}, by_library).out.find("oneDNN") == std::string::npos) return;
+    EXPECT_NE(run({"--version"}, forbid).out.find("products by gptloom (oneDNN"), std::string::npos);
 }
 
 /* ------------------------------------------------------------------------------------------------ the run's directory */

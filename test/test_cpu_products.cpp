@@ -1,4 +1,4 @@
-/* How the CPU multiplies bf16: what it says about it, and that every way rounds where the definition does. */
+/* Who multiplies on a CPU, bf16 above all: what it says about it, and that every way rounds where the definition does. */
 #include "support.h"
 
 #include <map>
@@ -10,27 +10,37 @@ using namespace support;
 /* One way of multiplying. */
 struct Way {
     const char *name, *device;
-    loom_bf16_products bf16;
+    loom_products products;
     bool library_threads;
     int threads;
 };
 
-const Way definition = {"definition", "definition", LOOM_BF16_AUTO, false, 1};
-const Way ways[] = {{"auto", "cpu", LOOM_BF16_AUTO, false, 2},
-                    {"library", "cpu", LOOM_BF16_LIBRARY, false, 3},
-                    {"library_alone", "cpu", LOOM_BF16_LIBRARY, true, 2},
-                    {"widened", "cpu", LOOM_BF16_WIDENED, false, 3},
-                    {"widened_alone", "cpu", LOOM_BF16_WIDENED, true, 2}};
+const Way definition = {"definition", "definition", LOOM_PRODUCTS_AUTO, false, 1};
+const Way library = {"library", "cpu", LOOM_PRODUCTS_LIBRARY, false, 3};
+const Way library_alone = {"library_alone", "cpu", LOOM_PRODUCTS_LIBRARY, true, 2};
+const Way automatic = {"auto", "cpu", LOOM_PRODUCTS_AUTO, false, 2};
+const Way own = {"own", "cpu", LOOM_PRODUCTS_OWN, false, 3};
 
 Device open_way(const Way &way) {
     loom_device_options options = {};
     options.threads = way.threads;
-    options.bf16 = way.bf16;
+    options.products = way.products;
     options.library_threads = way.library_threads;
     loom_device *device = nullptr;
     require([&](loom_error *error) { return loom_device_open(&device, way.device, &options, error); });
     return {device, loom_device_close};
 }
+
+/* All ways but the definition's; the library's where one is linked. */
+std::vector<Way> all_ways() {
+    loom_device_options options = {};
+    options.products = LOOM_PRODUCTS_LIBRARY;
+    loom_device *device = nullptr;
+    const bool linked = loom_device_open(&device, "cpu", &options, nullptr);
+    loom_device_close(device);
+    return linked ? std::vector<Way>{automatic, own, library, library_alone} : std::vector<Way>{automatic, own};
+}
+const std::vector<Way> ways = all_ways();
 
 bool says(const Device &device, const char *what) {
     return std::string(device->description).find(what) != std::string::npos;
@@ -47,9 +57,12 @@ TEST(Bf16Products, TheDescriptionSaysHowTheyAreMade) {
         const Device device = open_way(way);
         EXPECT_TRUE(is_widened(device, LOOM_F16)) << way.name;
         EXPECT_FALSE(is_widened(device, LOOM_F32)) << way.name;
-        EXPECT_EQ(is_widened(device, LOOM_BF16), says(device, "of bf16 widened to fp32: slow")) << device->description;
+        EXPECT_EQ(is_widened(device, LOOM_BF16), says(device, "of bf16 widened to fp32")) << device->description;
         EXPECT_NE(is_widened(device, LOOM_BF16), says(device, "of bf16 by ")) << device->description;
-        EXPECT_TRUE(way.bf16 != LOOM_BF16_WIDENED || is_widened(device, LOOM_BF16)) << way.name;
+        EXPECT_EQ(says(device, "products by gptloom"),
+                  !says(device, "products by oneDNN") && !says(device, "OpenBLAS"));
+        EXPECT_TRUE(way.products != LOOM_PRODUCTS_OWN || says(device, "products by gptloom")) << device->description;
+        EXPECT_TRUE(way.products != LOOM_PRODUCTS_OWN || is_widened(device, LOOM_BF16)) << way.name;
     }
     EXPECT_TRUE(is_widened(open_way(definition), LOOM_BF16));
     const Device oracle = open_device("oracle");
@@ -58,7 +71,7 @@ TEST(Bf16Products, TheDescriptionSaysHowTheyAreMade) {
 
 /* What a processor lacks is not taken by itself; what it has is, where the library knows it. */
 TEST(Bf16Products, AutoGoesByTheProcessor) {
-    const Device device = open_way(ways[0]);
+    const Device device = open_way(automatic);
 #if defined(__x86_64__)
     const bool has = __builtin_cpu_supports("avx512bf16");
     const bool knows = says(device, "oneDNN") && !std::getenv("ONEDNN_MAX_CPU_ISA") && !std::getenv("DNNL_MAX_CPU_ISA");

@@ -35,8 +35,8 @@ loom_device *open_with_instructions(const std::string &set) {
 }
 
 /* A device of so many threads (0: all), opened when first asked for and closed at the end. Three are the device "cpu" with
- * other products: "library", where the matrix library threads each itself; "bf16_library", where it multiplies bf16 even
- * if the processor has no instructions for it; and "bf16_widened". "sse2" and its like are "cpu" with these instructions. */
+ * products by others than those that it takes: "own", "library" and "threaded_library", which threads each itself. "sse2"
+ * and its like are "cpu" with these instructions. */
 loom_device *device(const std::string &name, int threads = 0) {
     struct closer {
         void operator()(loom_device *d) const {
@@ -48,11 +48,11 @@ loom_device *device(const std::string &name, int threads = 0) {
     if (!d) {
         loom_device_options options = {};
         options.threads = threads;
-        options.library_threads = name == "library";
-        options.bf16 = name == "bf16_library"   ? LOOM_BF16_LIBRARY
-                       : name == "bf16_widened" ? LOOM_BF16_WIDENED
-                                                : LOOM_BF16_AUTO;
-        const bool is_cpu = options.library_threads || options.bf16 != LOOM_BF16_AUTO;
+        options.library_threads = name == "threaded_library";
+        options.products = name == "own"                                  ? LOOM_PRODUCTS_OWN
+                           : name == "library" || options.library_threads ? LOOM_PRODUCTS_LIBRARY
+                                                                          : LOOM_PRODUCTS_AUTO;
+        const bool is_cpu = options.products != LOOM_PRODUCTS_AUTO;
         loom_device *opened = open_with_instructions(name);
         loom_error error;
         if (!opened && !loom_device_open(&opened, is_cpu ? "cpu" : name.c_str(), &options, &error))
@@ -79,15 +79,28 @@ bool is_product(loom_op op) {
     return op == LOOM_OP_matmul_forward || op == LOOM_OP_matmul_backward_input || op == LOOM_OP_matmul_backward_weight;
 }
 
-/* Whether a device may do something that "cpu" does not: those with other products, for products, and those with other
- * products of bf16 for these alone, where they have other ones. Whether the library threads itself has nothing to do with
- * types: make test takes fp32. */
+/* Whether a device may do something that "cpu" does not: those with other products, for products alone, if they have other
+ * ones; the library multiplies fp32, and bf16 where it says so. Whether it threads itself has nothing to do with types: make
+ * test takes fp32. */
 bool differs(const std::string &name, const Instance &instance) {
-    if (name != "library" && name.rfind("bf16_", 0) != 0) return true;
-    if (!is_product(instance.cases->op[instance.op].op)) return false;
-    if (name == "library") return is_full() || instance.dtypes.storage == LOOM_F32;
-    return instance.dtypes.storage == LOOM_BF16 &&
-           std::strcmp(device(name)->description, device("cpu")->description) != 0;
+    const bool threaded = name == "threaded_library";
+    if (name != "own" && name != "library" && !threaded) return true;
+    const loom_dtype dtype = instance.dtypes.storage;
+    if (!is_product(instance.cases->op[instance.op].op) || (threaded && !is_full() && dtype != LOOM_F32)) return false;
+    if (name != "own" && (device(name)->widened >> dtype & 1)) return false;
+    return threaded || std::strcmp(device(name)->description, device("cpu")->description) != 0;
+}
+
+/* The products that this program has beside those of "cpu". */
+std::vector<std::string> with_other_products(std::vector<std::string> devices) {
+    loom_device_options options = {};
+    options.products = LOOM_PRODUCTS_LIBRARY;
+    loom_device *library = nullptr;
+    const bool has_library = loom_device_open(&library, "cpu", &options, nullptr);
+    loom_device_close(library);
+    devices.push_back("own");
+    if (has_library) devices.insert(devices.end(), {"library", "threaded_library"});
+    return devices;
 }
 
 /* Parity on devices that have code of their own for the op. */
@@ -170,15 +183,16 @@ TEST_P(Threads, DoNotChangeBits) {
     EXPECT_EQ(result.verdict, LOOM_CASE_OK) << result.message;
 }
 
-INSTANTIATE_TEST_SUITE_P(
-    Ops, Parity, testing::ValuesIn(cpu_instances({"definition", "cpu", "library", "bf16_library", "bf16_widened"})),
-    instance_name);
+INSTANTIATE_TEST_SUITE_P(Ops, Parity, testing::ValuesIn(cpu_instances(with_other_products({"definition", "cpu"}))),
+                         instance_name);
 INSTANTIATE_TEST_SUITE_P(Instructions, Parity, testing::ValuesIn(instruction_instances()), instance_name);
 INSTANTIATE_TEST_SUITE_P(Ops, Formula, testing::ValuesIn(formula_instances()), instance_name);
 INSTANTIATE_TEST_SUITE_P(Ops, Gradient, testing::ValuesIn(gradient_instances()), instance_name);
 /* How work is cut for threads does not depend on the dtype: make test takes fp32, and bf16 where its products are others. */
 std::vector<Instance> thread_instances() {
-    std::vector<Instance> all = cpu_instances({"definition", "cpu", "bf16_library", "bf16_widened"});
+    std::vector<Instance> all = cpu_instances(with_other_products({"definition", "cpu"}));
+    const auto has_no_order = [](const Instance &i) { return i.device == "threaded_library"; };
+    all.erase(std::remove_if(all.begin(), all.end(), has_no_order), all.end());
     const auto is_left_out = [](const Instance &i) {
         return (i.device == "definition" || i.device == "cpu") && i.dtypes.storage != LOOM_F32;
     };

@@ -3,6 +3,7 @@
 #include "base/check.h"
 #include "base/clock.h"
 #include "base/plural.h"
+#include "base/printable.h"
 #include "cpu/memory.h"
 #include "cpu/processors.h"
 #include "cpu/tables.h"
@@ -187,11 +188,22 @@ static void describe(loom_device *device, int processors, const char *products, 
     if (bf16)
         snprintf(how, sizeof how, ", of bf16 by %s", bf16);
     else if (device->storage == LOOM_F32)
-        snprintf(how, sizeof how, ", of bf16 widened to fp32: slow");
+        snprintf(how, sizeof how, ", of bf16 widened to fp32");
     const char *instructions = ((const cpu *)device)->table->instructions;
     snprintf(device->description, sizeof device->description, "%d thread%s%s%s%s, matrix products by %s%s",
              device->threads, loom_plural(device->threads), crowded, instructions ? ", " : "",
              instructions ? instructions : "", products, how);
+}
+
+/* ------------------------------------------------------------------------------------------------------------- products */
+
+static bool choose_products(const loom_device_options *options, loom_products *products, loom_error *error) {
+    const char *asked = getenv("LOOM_PRODUCTS");
+    *products = options->products;
+    if (*products != LOOM_PRODUCTS_AUTO || !asked || !*asked) return true;
+    *products = !strcmp(asked, "own") ? LOOM_PRODUCTS_OWN : LOOM_PRODUCTS_LIBRARY;
+    return !strcmp(asked, "own") || !strcmp(asked, "library") ||
+           loom_fail(error, "LOOM_PRODUCTS is to be own or library, not '%s'", LOOM_PRINTABLE(asked));
 }
 
 /* --------------------------------------------------------------------------------------------------------- open, close */
@@ -254,7 +266,9 @@ bool loom_cpu_open(loom_device **out, loom_cpu_kind kind, const loom_device_opti
     c->ops = *table->ops();
     if (kind == LOOM_CPU_TUNED) {
         loom_tuned_matmul *matmul;
-        if (!loom_tuned_matmul_create(&matmul, threads, options, error)) {
+        loom_products who;
+        if (!choose_products(options, &who, error) ||
+            !loom_tuned_matmul_create(&matmul, threads, options, who, table->library_is_faster, error)) {
             free(c);
             return false;
         }

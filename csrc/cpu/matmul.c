@@ -1,67 +1,250 @@
 #include "cpu/definition.h"
 #include "cpu/epilogue.h"
 #include "cpu/tile.h"
+#include "ops/arguments.h"
 
-/* A product is cut into tiles of (ROWS, COLUMNS) of its output, one thread each, summed over the inner dimension in
- * steps of DEPTH in order. Operands are copied into tiles as reals, which makes transposes and storage types one thing. */
-enum { ROWS = 64, COLUMNS = 128, DEPTH = 256 };
+/* Matrix products   (after Goto and van de Geijn, "Anatomy of High-Performance Matrix Multiplication", 2008).
+ *
+ * The output is cut into blocks, each one thread's, and the inner dimension is walked through DEPTH at a time:
+ *
+ *   - this part of B is copied into panels as wide as a strip of registers, so that the innermost loop reads memory in
+ *     order. One panel stays in the first-level cache while all rows go by, all of them in the second-level cache;
+ *   - A is read where it lies if its rows are reals, else CHUNK rows at a time are copied. Copies are where storage types
+ *     are converted and transposes made;
+ *   - sums are kept in the output itself where that is stored as reals, else in scratch.
+ *
+ * Each element is one sum over the inner dimension, in order. So its bits depend neither on how a product is cut nor on
+ * the width of registers; only fused multiply-adds make others. */
+enum { PANEL = 2 * TILE_LANES };
+enum { DEPTH = 256, CHUNK = 96, MOST_ROWS = 480, MOST_COLUMNS = 256 };
+_Static_assert(MOST_COLUMNS % PANEL == 0 && CHUNK % STRIP_ROWS == 0, "blocks are whole panels and strips");
 
-typedef struct operand {
-    const loom_view *view; /* (rows, columns) */
-    bool transposed;       /* the product uses its transpose */
-} operand;
+/* There are two blocks for each thread, so that none waits long for another, unless they would become smaller than this:
+ * copies would take as long as the arithmetic. */
+enum { FEWEST_ROWS = 32, FEWEST_COLUMNS = 64 };
+
+/* A thread's scratch: a part of B, a chunk of A, and the sums of a chunk. */
+enum { B_REALS = DEPTH * MOST_COLUMNS, A_REALS = CHUNK * DEPTH, C_REALS = CHUNK * MOST_COLUMNS };
 
 size_t LOOM_DEFINITION(matmul_scratch)(const loom_device *device) {
-    return thread_scratch_bytes(device, ROWS * DEPTH + DEPTH * COLUMNS + ROWS * COLUMNS);
+    return thread_scratch_bytes(device, B_REALS + A_REALS + C_REALS);
 }
 
-/* tile[r][c] = operand[row + r][column + c] for r < rows, c < columns; zeros up to the padded sizes. */
-static void copy_tile(real *tile, int64_t ld, const operand *o, int64_t row, int64_t column, int64_t rows,
-                      int64_t columns, int64_t padded_rows, int64_t padded_columns) {
-    real line[DEPTH];
-    if (o->transposed) {
-        for (int64_t c = 0; c < columns; c++) {
-            load_reals(line, element_address(o->view, column + c, row), o->view->dtype, rows);
-            for (int64_t r = 0; r < rows; r++) tile[r * ld + c] = line[r];
-        }
-    } else {
-        for (int64_t r = 0; r < rows; r++)
-            load_reals(tile + r * ld, element_address(o->view, row + r, column), o->view->dtype, columns);
-    }
-    for (int64_t r = 0; r < rows; r++)
-        for (int64_t c = columns; c < padded_columns; c++) tile[r * ld + c] = 0;
-    for (int64_t r = rows; r < padded_rows; r++) memset(tile + r * ld, 0, (size_t)padded_columns * sizeof *tile);
-}
+/* One side of a product. `outer` counts what the output has too: rows of the left side, columns of the right one. */
+typedef struct operand {
+    const loom_view *view;
+    bool outer_first; /* stored as (outer, inner), else as (inner, outer) */
+} operand;
+
+/* C (M,N) = A (M,K) B (K,N). Sums are kept where `out` says, if it is given. `finish`, if not NULL, is called with the
+ * finished sums of a row of a block. */
+typedef struct product {
+    operand a, b;
+    const loom_view *out;
+    int64_t M, N, K;
+    void (*finish)(const void *context, int64_t row, int64_t column, int64_t width, real *sums);
+    const void *context;
+} product;
 
 static int64_t smaller(int64_t a, int64_t b) {
     return a < b ? a : b;
 }
 
-/* Calls finish(context, row, column, width, sums) for each row of each tile of A B (M,N), K inside. */
-static void product(const loom_exec *exec, operand a, operand b, int64_t M, int64_t N, int64_t K,
-                    void (*finish)(const void *context, int64_t row, int64_t column, int64_t width, real *sums),
-                    const void *context) {
-    const int64_t tiles_down = (M + ROWS - 1) / ROWS, tiles_across = (N + COLUMNS - 1) / COLUMNS;
-#pragma omp parallel num_threads(exec->device->threads)
-    {
-        real *a_tile = thread_scratch(exec, ROWS * DEPTH + DEPTH * COLUMNS + ROWS * COLUMNS);
-        real *b_tile = a_tile + ROWS * DEPTH, *c_tile = b_tile + DEPTH * COLUMNS;
-#pragma omp for schedule(static)
-        for (int64_t tile = 0; tile < tiles_down * tiles_across; tile++) {
-            const int64_t row = tile % tiles_down * ROWS, column = tile / tiles_down * COLUMNS;
-            const int64_t rows = smaller(ROWS, M - row), columns = smaller(COLUMNS, N - column);
-            const int64_t padded_rows = round_up(rows, TILE_ROWS), padded_columns = round_up(columns, TILE_LANES);
-            memset(c_tile, 0, ROWS * COLUMNS * sizeof *c_tile);
-            for (int64_t k = 0; k < K; k += DEPTH) {
-                const int64_t depth = smaller(DEPTH, K - k);
-                copy_tile(a_tile, DEPTH, &a, row, k, rows, depth, padded_rows, depth);
-                copy_tile(b_tile, COLUMNS, &b, k, column, depth, columns, depth, padded_columns);
-                tile_multiply_add(c_tile, COLUMNS, a_tile, DEPTH, 1, b_tile, COLUMNS, padded_rows, padded_columns,
-                                  depth);
-            }
-            for (int64_t r = 0; r < rows; r++) finish(context, row + r, column, columns, c_tile + r * COLUMNS);
+static int64_t ceiling_divide(int64_t a, int64_t b) {
+    return (a + b - 1) / b;
+}
+
+/* --------------------------------------------------------------------------------------------------------------- copies */
+
+static const void *stored_at(const operand *o, int64_t outer, int64_t inner) {
+    return o->outer_first ? element_address(o->view, outer, inner) : element_address(o->view, inner, outer);
+}
+
+/* Copies `outers` by `inners` of an operand that is stored as (inner, outer) into strips that have `wide` of the outer
+ * dimension: (outers / wide, inners, wide). The last strip is filled up with zeros. */
+static inline __attribute__((always_inline)) void copy_strips(real *to, const operand *o, int64_t outer, int64_t inner,
+                                                              int64_t outers, int64_t inners, int wide) {
+    real converted[MOST_ROWS];
+    for (int64_t i = 0; i < inners; i++) {
+        const real *from = reals_at(stored_at(o, outer, inner + i), o->view->dtype, outers, converted);
+        real *at = to + i * wide;
+        int64_t r = 0;
+        for (; r + wide <= outers; r += wide) memcpy(at + r * inners, from + r, (size_t)wide * sizeof *to);
+        for (int w = 0; r < outers && w < wide; w++) at[r * inners + w] = r + w < outers ? from[r + w] : 0;
+    }
+}
+
+typedef real four __attribute__((vector_size(4 * sizeof(real)), aligned(sizeof(real)), may_alias));
+
+/* Elements of two vectors, counted over both. */
+#ifdef __clang__
+#    define SHUFFLE(a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
+#elif defined LOOM_ORACLE
+typedef int64_t four_places __attribute__((vector_size(32)));
+#    define SHUFFLE(a, b, ...) __builtin_shuffle(a, b, (four_places){__VA_ARGS__})
+#else
+typedef int32_t four_places __attribute__((vector_size(16)));
+#    define SHUFFLE(a, b, ...) __builtin_shuffle(a, b, (four_places){__VA_ARGS__})
+#endif
+
+/* Four rows of four become columns: to[c * ld + r] = row[r][i + c]. */
+static inline __attribute__((always_inline)) void transpose_4x4(real *to, int64_t ld, const real *const *row,
+                                                                int64_t i) {
+    const four a = *(const four *)(row[0] + i), b = *(const four *)(row[1] + i);
+    const four c = *(const four *)(row[2] + i), d = *(const four *)(row[3] + i);
+    const four ab = SHUFFLE(a, b, 0, 4, 1, 5), cd = SHUFFLE(c, d, 0, 4, 1, 5);
+    const four ab_high = SHUFFLE(a, b, 2, 6, 3, 7), cd_high = SHUFFLE(c, d, 2, 6, 3, 7);
+    *(four *)to = SHUFFLE(ab, cd, 0, 1, 4, 5);
+    *(four *)(to + ld) = SHUFFLE(ab, cd, 2, 3, 6, 7);
+    *(four *)(to + 2 * ld) = SHUFFLE(ab_high, cd_high, 0, 1, 4, 5);
+    *(four *)(to + 3 * ld) = SHUFFLE(ab_high, cd_high, 2, 3, 6, 7);
+}
+
+/* Likewise into panels, of an operand that is stored as (outer, inner). */
+static void transpose_into_panels(real *to, const operand *o, int64_t outer, int64_t inner, int64_t outers,
+                                  int64_t inners) {
+    real converted[4][DEPTH];
+    static const real zeros[DEPTH];
+    for (int64_t first = 0; first < round_up(outers, PANEL); first += 4) {
+        const real *row[4];
+        for (int r = 0; r < 4; r++)
+            row[r] = first + r < outers
+                         ? reals_at(stored_at(o, outer + first + r, inner), o->view->dtype, inners, converted[r])
+                         : zeros;
+        real *at = to + first / PANEL * PANEL * inners + first % PANEL;
+        int64_t i = 0;
+        for (; i + 4 <= inners; i += 4) transpose_4x4(at + i * PANEL, PANEL, row, i);
+        for (; i < inners; i++)
+            for (int r = 0; r < 4; r++) at[i * PANEL + r] = row[r][i];
+    }
+}
+
+/* Copies rows of an operand that is stored as (outer, inner), DEPTH apart, and zeros up to whole strips of rows. */
+static void copy_rows(real *to, const operand *o, int64_t outer, int64_t inner, int64_t outers, int64_t inners) {
+    for (int64_t r = 0; r < outers; r++)
+        load_reals(to + r * DEPTH, stored_at(o, outer + r, inner), o->view->dtype, inners);
+    for (int64_t r = outers; r < round_up(outers, STRIP_ROWS); r++)
+        memset(to + r * DEPTH, 0, (size_t)inners * sizeof *to);
+}
+
+/* Whether strips of A can be read where they lie. */
+static bool readable(const operand *a) {
+    return a->outer_first && stored_as_real(a->view) && loom_rows_regular(a->view);
+}
+
+/* --------------------------------------------------------------------------------------------------------------- strips */
+
+/* C of a strip and a panel: of `a` as rows, `lda` apart, or with 0 as it is copied. Not inlined, so that registers are given
+ * out for its loops alone. */
+static __attribute__((noinline)) void multiply_strip(real *c, int64_t ldc, const real *a, int64_t lda,
+                                                     const real *panel, int64_t depth, bool fresh) {
+    if (lda && fresh)
+        tile_strip(c, ldc, a, lda, 1, panel, PANEL, depth, STRIP_ROWS, 2, true);
+    else if (lda)
+        tile_strip(c, ldc, a, lda, 1, panel, PANEL, depth, STRIP_ROWS, 2, false);
+    else if (fresh)
+        tile_strip(c, ldc, a, 1, STRIP_ROWS, panel, PANEL, depth, STRIP_ROWS, 2, true);
+    else
+        tile_strip(c, ldc, a, 1, STRIP_ROWS, panel, PANEL, depth, STRIP_ROWS, 2, false);
+}
+
+/* Likewise where C has fewer rows or columns. */
+static void multiply_edge(real *c, int64_t ldc, int64_t rows, int64_t columns, const real *a, int64_t lda,
+                          const real *panel, int64_t depth, bool fresh) {
+    real sums[STRIP_ROWS * PANEL];
+    for (int64_t r = 0; !fresh && r < rows; r++) memcpy(sums + r * PANEL, c + r * ldc, (size_t)columns * sizeof *c);
+    multiply_strip(sums, PANEL, a, lda, panel, depth, fresh);
+    for (int64_t r = 0; r < rows; r++) memcpy(c + r * ldc, sums + r * PANEL, (size_t)columns * sizeof *c);
+}
+
+/* --------------------------------------------------------------------------------------------------------------- blocks */
+
+/* The part of the output that a thread computes at once. */
+typedef struct block {
+    int64_t row, column, rows, columns;
+} block;
+
+/* How the output is cut; the last blocks may be smaller. */
+typedef struct grid {
+    int64_t rows, columns, down, across;
+} grid;
+
+/* n cut into near-equal parts of at most `most`, each a multiple of `multiple` but the last. */
+static int64_t near_equal(int64_t n, int64_t most, int64_t multiple) {
+    return smaller(n, round_up(ceiling_divide(n, ceiling_divide(n, most)), multiple));
+}
+
+static grid make_grid(const product *p, int threads) {
+    int64_t most_rows = p->out ? MOST_ROWS : CHUNK, most_columns = MOST_COLUMNS;
+    for (;;) {
+        grid g = {near_equal(p->M, most_rows, STRIP_ROWS), near_equal(p->N, most_columns, PANEL), 0, 0};
+        g.down = ceiling_divide(p->M, g.rows);
+        g.across = ceiling_divide(p->N, g.columns);
+        const bool columns = g.columns > g.rows && g.columns > FEWEST_COLUMNS;
+        if (g.down * g.across >= 2 * threads || (!columns && g.rows <= FEWEST_ROWS)) return g;
+        if (columns)
+            most_columns = round_up(ceiling_divide(g.columns, 2), PANEL);
+        else
+            most_rows = round_up(ceiling_divide(g.rows, 2), STRIP_ROWS);
+    }
+}
+
+/* A chunk's rows of A times the panels of B, both `depth` deep from k on. */
+static void multiply_chunk(const product *p, const block *chunk, int64_t k, int64_t depth, real *a, const real *b,
+                           real *c, int64_t ldc) {
+    const int64_t in_place = readable(&p->a) ? chunk->rows / STRIP_ROWS * STRIP_ROWS : 0;
+    if (p->a.outer_first)
+        copy_rows(a, &p->a, chunk->row + in_place, k, chunk->rows - in_place, depth);
+    else
+        copy_strips(a, &p->a, chunk->row, k, chunk->rows, depth, STRIP_ROWS);
+    for (int64_t j = 0; j < chunk->columns; j += PANEL)
+        for (int64_t i = 0; i < chunk->rows; i += STRIP_ROWS) {
+            const real *strip = i < in_place       ? stored_at(&p->a, chunk->row + i, k)
+                                : p->a.outer_first ? a + (i - in_place) * DEPTH
+                                                   : a + i * depth;
+            const int64_t lda = i < in_place ? p->a.view->stride[2] : p->a.outer_first ? DEPTH : 0;
+            const int64_t rows = smaller(STRIP_ROWS, chunk->rows - i), columns = smaller(PANEL, chunk->columns - j);
+            if (rows == STRIP_ROWS && columns == PANEL)
+                multiply_strip(c + i * ldc + j, ldc, strip, lda, b + j * depth, depth, k == 0);
+            else
+                multiply_edge(c + i * ldc + j, ldc, rows, columns, strip, lda, b + j * depth, depth, k == 0);
+        }
+}
+
+static void multiply_block(const product *p, const block *whole, real *scratch) {
+    real *b = scratch, *a = b + B_REALS;
+    for (int64_t k = 0; k < p->K; k += DEPTH) {
+        const int64_t depth = smaller(DEPTH, p->K - k);
+        if (p->b.outer_first)
+            transpose_into_panels(b, &p->b, whole->column, k, whole->columns, depth);
+        else
+            copy_strips(b, &p->b, whole->column, k, whole->columns, depth, PANEL);
+        for (int64_t done = 0; done < whole->rows; done += CHUNK) {
+            const block chunk = {whole->row + done, whole->column, smaller(CHUNK, whole->rows - done), whole->columns};
+            real *c = p->out ? element_address(p->out, chunk.row, chunk.column) : a + A_REALS;
+            const int64_t ldc = p->out ? p->out->stride[2] : MOST_COLUMNS;
+            multiply_chunk(p, &chunk, k, depth, a, b, c, ldc);
+            for (int64_t r = 0; p->finish && k + depth == p->K && r < chunk.rows; r++)
+                p->finish(p->context, chunk.row + r, chunk.column, chunk.columns, c + r * ldc);
         }
     }
+}
+
+static void multiply(const loom_exec *exec, const product *p) {
+    const grid g = make_grid(p, exec->device->threads);
+#pragma omp parallel for schedule(dynamic) num_threads(exec->device->threads)
+    for (int64_t i = 0; i < g.down * g.across; i++) {
+        const int64_t row = i % g.down * g.rows, column = i / g.down * g.columns;
+        const block b = {row, column, smaller(g.rows, p->M - row), smaller(g.columns, p->N - column)};
+        multiply_block(p, &b, thread_scratch(exec, B_REALS + A_REALS + C_REALS));
+    }
+}
+
+/* ------------------------------------------------------------------------------------------------------------------ ops */
+
+/* Where sums can be kept in the output, the output. */
+static const loom_view *in_place(const loom_view *out) {
+    return stored_as_real(out) && loom_rows_regular(out) ? out : NULL;
 }
 
 static void finish_forward(const void *context, int64_t row, int64_t column, int64_t width, real *sums) {
@@ -69,8 +252,17 @@ static void finish_forward(const void *context, int64_t row, int64_t column, int
 }
 
 void LOOM_DEFINITION(matmul_forward)(loom_exec *exec, const struct loom_matmul_forward *a) {
-    product(exec, (operand){&a->x, false}, (operand){&a->weight, a->transposed}, loom_view_row_count(&a->x),
-            a->out.shape[3], a->x.shape[3], finish_forward, a);
+    const loom_view *out = in_place(a->activation == LOOM_ACTIVATION_NONE ? &a->out : &a->preactivation);
+    const bool more = !out || loom_view_given(&a->bias) || a->activation != LOOM_ACTIVATION_NONE;
+    const product p = {.a = {&a->x, true},
+                       .b = {&a->weight, a->transposed},
+                       .out = out,
+                       .M = loom_view_row_count(&a->x),
+                       .N = a->out.shape[3],
+                       .K = a->x.shape[3],
+                       .finish = more ? finish_forward : NULL,
+                       .context = a};
+    multiply(exec, &p);
 }
 
 static void finish_input(const void *context, int64_t row, int64_t column, int64_t width, real *sums) {
@@ -78,8 +270,16 @@ static void finish_input(const void *context, int64_t row, int64_t column, int64
 }
 
 void LOOM_DEFINITION(matmul_backward_input)(loom_exec *exec, const struct loom_matmul_backward_input *a) {
-    product(exec, (operand){&a->dout, false}, (operand){&a->weight, !a->transposed}, loom_view_row_count(&a->dout),
-            a->dx.shape[3], a->dout.shape[3], finish_input, a);
+    const loom_view *out = in_place(&a->dx);
+    const product p = {.a = {&a->dout, true},
+                       .b = {&a->weight, !a->transposed},
+                       .out = out,
+                       .M = loom_view_row_count(&a->dout),
+                       .N = a->dx.shape[3],
+                       .K = a->dout.shape[3],
+                       .finish = out ? NULL : finish_input,
+                       .context = a};
+    multiply(exec, &p);
 }
 
 static void finish_weight(const void *context, int64_t row, int64_t column, int64_t width, real *sums) {
@@ -88,7 +288,15 @@ static void finish_weight(const void *context, int64_t row, int64_t column, int6
 
 void LOOM_DEFINITION(matmul_backward_weight)(loom_exec *exec, const struct loom_matmul_backward_weight *a) {
     const loom_view *left = a->transposed ? &a->dout : &a->x, *right = a->transposed ? &a->x : &a->dout;
-    product(exec, (operand){left, true}, (operand){right, false}, a->dweight.shape[2], a->dweight.shape[3],
-            loom_view_row_count(&a->x), finish_weight, a);
+    const loom_view *out = a->accumulate ? NULL : in_place(&a->dweight);
+    const product p = {.a = {left, false},
+                       .b = {right, false},
+                       .out = out,
+                       .M = a->dweight.shape[2],
+                       .N = a->dweight.shape[3],
+                       .K = loom_view_row_count(&a->x),
+                       .finish = out ? NULL : finish_weight,
+                       .context = a};
+    multiply(exec, &p);
     if (loom_view_given(&a->dbias)) bias_gradient(exec, &a->dbias, &a->dout, a->accumulate);
 }

@@ -4,15 +4,17 @@
 #include <stdlib.h>
 
 bool loom_tuned_matmul_create(loom_tuned_matmul **out, int threads, const loom_device_options *options,
-                              loom_error *error) {
+                              loom_products products, bool faster, loom_error *error) {
     *out = NULL;
-    if (loom_product_obstacle()) return true;
+    const bool asked = products == LOOM_PRODUCTS_LIBRARY;
+    const bool fp32 = asked || faster;
+    const bool bf16 = loom_product_has_bf16() >= (asked ? LOOM_PRODUCT_BF16_EMULATED : LOOM_PRODUCT_BF16_AVX512);
+    if (products == LOOM_PRODUCTS_OWN || (!fp32 && !bf16) || loom_product_obstacle()) return true;
     loom_tuned_matmul *matmul = calloc(1, sizeof *matmul);
     if (!matmul) return loom_fail(error, "no memory for the plans of matrix products");
+    matmul->fp32 = fp32;
+    matmul->bf16 = bf16;
     matmul->alone = options->library_threads;
-    matmul->bf16 = options->bf16 == LOOM_BF16_LIBRARY ? loom_product_has_bf16() != LOOM_PRODUCT_BF16_NONE
-                   : options->bf16 == LOOM_BF16_AUTO  ? loom_product_has_bf16() >= LOOM_PRODUCT_BF16_AVX512
-                                                      : false;
     if (!(matmul->products = loom_product_cache_create(threads, matmul->alone, error))) {
         free(matmul);
         return false;
@@ -27,10 +29,13 @@ void loom_tuned_matmul_destroy(loom_tuned_matmul *matmul) {
 }
 
 void loom_tuned_matmul_name(const loom_tuned_matmul *matmul, char *name, size_t size) {
-    if (matmul)
+    const char *obstacle = loom_product_obstacle();
+    if (matmul && matmul->fp32)
         snprintf(name, size, "%s", loom_product_library());
+    else if (obstacle)
+        snprintf(name, size, "gptloom (%s %s)", loom_product_library(), obstacle);
     else
-        snprintf(name, size, "plain C, which is slow: %s %s", loom_product_library(), loom_product_obstacle());
+        snprintf(name, size, "gptloom");
 }
 
 const char *loom_tuned_matmul_bf16(const loom_tuned_matmul *matmul) {

@@ -2,13 +2,14 @@
 
 #include <stdio.h>
 
-/* No library is linked: the definition computes matrix products. */
+/* No library is linked: the table computes matrix products. */
 
 bool loom_tuned_matmul_create(loom_tuned_matmul **matmul, int threads, const loom_device_options *options,
-                              loom_error *error) {
-    (void)threads, (void)options, (void)error;
+                              loom_products products, bool faster, loom_error *error) {
+    (void)threads, (void)options, (void)faster;
     *matmul = NULL;
-    return true;
+    return products != LOOM_PRODUCTS_LIBRARY ||
+           loom_fail(error, "this program is built without a library for matrix products (MATMUL=onednn or openblas)");
 }
 
 void loom_tuned_matmul_destroy(loom_tuned_matmul *matmul) {
@@ -17,7 +18,7 @@ void loom_tuned_matmul_destroy(loom_tuned_matmul *matmul) {
 
 void loom_tuned_matmul_name(const loom_tuned_matmul *matmul, char *name, size_t size) {
     (void)matmul;
-    snprintf(name, size, "plain C");
+    snprintf(name, size, "gptloom");
 }
 
 const char *loom_tuned_matmul_bf16(const loom_tuned_matmul *matmul) {

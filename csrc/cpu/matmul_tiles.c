@@ -1,10 +1,7 @@
 #include "cpu/matmul_tiles.h"
 
 /* Each tile is one thread's, and its size and the order of its sums follow from the shape alone: so no bit depends on the
- * number of threads, whatever the library does inside.
- *
- * Matrices that the library does not take as they are stored are widened to fp32 on the way: a part of A and of B at a
- * time, as deep as the caches hold, each in its stored order, as the library transposes while it packs. */
+ * number of threads, whatever the library does inside. */
 
 /* ----------------------------------------------------------------------------------------------------------------- grid */
 
@@ -19,9 +16,8 @@ enum {
     COLUMN_MULTIPLE = 32
 };
 
-/* Of a part that is widened: its depth; and where the library threads each product, the most rows and columns of it,
- * which bound the scratch. */
-enum { DEPTH = 384, DEPTH_MULTIPLE = 16, MOST_ALONE = 2048 };
+/* Where the library threads each product, and sums are scratch: which bound it. */
+enum { MOST_ALONE = 2048 };
 
 typedef struct grid {
     int64_t rows, columns; /* of a tile; the last ones may be smaller */
@@ -51,7 +47,7 @@ static grid make_grid_of(int64_t m, int64_t n, int64_t most_rows, int64_t most_c
 
 static grid make_grid(const loom_tuned_matmul *matmul, const loom_whole *w) {
     const int64_t m = w->shape.m, n = w->shape.n;
-    if (matmul->alone && w->shape.dtype == LOOM_F32) return (grid){m, n, 1, 1};
+    if (matmul->alone && !w->unstored) return (grid){m, n, 1, 1};
     if (matmul->alone) return make_grid_of(m, n, MOST_ALONE, MOST_ALONE);
     int64_t most_rows = MOST_ROWS, most_columns = MOST_COLUMNS;
     for (;;) {
@@ -67,70 +63,41 @@ static grid make_grid(const loom_tuned_matmul *matmul, const loom_whole *w) {
 
 /* ---------------------------------------------------------------------------------------------------------------- plans */
 
-/* How a product runs. Only the last row and the last column of tiles, and the first and the last part of their depth,
- * differ from the rest. */
-enum { FIRST, MIDDLE, LAST, PARTS };
-
+/* How a product runs. Only the last row and the last column of tiles differ from the rest. */
 typedef struct recipe {
     const loom_whole *whole;
     grid grid;
-    bool widened;
-    int64_t depth, parts;                       /* of each tile */
-    int64_t lda, ldb, ldc;                      /* of what the library is given */
-    const loom_product_plan *plan[2][2][PARTS]; /* [last row][last column] */
-    size_t a_at, b_at, c_at, bytes;             /* scratch of a tile; the library's own comes first */
+    int64_t ldc;                         /* of what the library is given */
+    const loom_product_plan *plan[2][2]; /* [last row][last column] */
+    size_t c_at, bytes;                  /* scratch of a tile; the library's own comes first */
 } recipe;
 
-/* The library's product for a kind of tile and part. */
-static loom_product product_of(const recipe *r, bool bottom, bool right, int part) {
+/* The library's product for a kind of tile. */
+static loom_product product_of(const recipe *r, bool bottom, bool right) {
     const loom_product *s = &r->whole->shape;
     const grid *g = &r->grid;
     loom_product p = *s;
     p.m = bottom ? s->m - (g->down - 1) * g->rows : g->rows;
     p.n = right ? s->n - (g->across - 1) * g->columns : g->columns;
-    p.k = part == LAST ? s->k - (r->parts - 1) * r->depth : r->depth;
-    p.lda = r->lda;
-    p.ldb = r->ldb;
     p.ldc = r->ldc;
-    if (r->widened) p.dtype = LOOM_F32;
-    if (part != FIRST)
-        p.accumulate = true;
-    else if (r->whole->unstored)
-        p.accumulate = false;
+    if (r->whole->unstored) p.accumulate = false;
     return p;
 }
 
-/* Bytes of a matrix of floats in scratch. */
-static size_t matrix_bytes(int64_t rows, int64_t columns) {
-    return ((size_t)(rows * columns) * sizeof(float) + 255) / 256 * 256;
-}
-
 static bool make_recipe(const loom_tuned_matmul *matmul, const loom_whole *w, recipe *r, loom_error *error) {
-    const loom_product *s = &w->shape;
     const grid g = make_grid(matmul, w);
-    *r = (recipe){.whole = w, .grid = g, .depth = s->k, .lda = s->lda, .ldb = s->ldb, .ldc = s->ldc};
-    r->widened = s->dtype != LOOM_F32 && !(s->dtype == LOOM_BF16 && matmul->bf16);
-    if (r->widened) {
-        r->depth = near_equal(s->k, DEPTH, DEPTH_MULTIPLE);
-        r->lda = s->a_transposed ? g.rows : r->depth;
-        r->ldb = s->b_transposed ? r->depth : g.columns;
-    }
-    if (w->unstored) r->ldc = g.columns;
-    r->parts = ceiling_divide(s->k, r->depth);
+    *r = (recipe){.whole = w, .grid = g, .ldc = w->unstored ? g.columns : w->shape.ldc};
     size_t library = 0;
-    for (int kind = 0; kind < 4; kind++)
-        for (int part = FIRST; part < PARTS; part++) {
-            if (part == MIDDLE ? r->parts < 3 : part == LAST && r->parts < 2) continue;
-            const loom_product product = product_of(r, kind / 2, kind % 2, part);
-            const loom_product_plan *plan = loom_product_prepare(matmul->products, &product, error);
-            if (!plan) return false;
-            r->plan[kind / 2][kind % 2][part] = plan;
-            if (loom_product_scratch(plan) > library) library = loom_product_scratch(plan);
-        }
-    r->a_at = (library + 255) / 256 * 256;
-    r->b_at = r->a_at + (r->widened ? matrix_bytes(g.rows, r->depth) : 0);
-    r->c_at = r->b_at + (r->widened ? matrix_bytes(r->depth, g.columns) : 0);
-    r->bytes = r->c_at + (w->unstored ? matrix_bytes(g.rows, g.columns) : 0);
+    for (int kind = 0; kind < 4; kind++) {
+        const loom_product product = product_of(r, kind / 2, kind % 2);
+        const loom_product_plan *plan = loom_product_prepare(matmul->products, &product, error);
+        if (!plan) return false;
+        r->plan[kind / 2][kind % 2] = plan;
+        if (loom_product_scratch(plan) > library) library = loom_product_scratch(plan);
+    }
+    r->c_at = (library + 255) / 256 * 256;
+    r->bytes = r->c_at;
+    if (w->unstored) r->bytes += ((size_t)(g.rows * g.columns) * sizeof(float) + 255) / 256 * 256;
     return true;
 }
 
@@ -148,37 +115,23 @@ size_t LOOM_DEFINITION(tiles_workspace)(const loom_device *device, const loom_wh
 
 /* ------------------------------------------------------------------------------------------------------------------ run */
 
-/* Rows `row` .. and columns `column` .. of a stored matrix; with `to` as floats there, rows to_ld apart. */
-static const void *part_of(const recipe *r, const void *matrix, int64_t ld, int64_t row, int64_t column, int64_t rows,
-                           int64_t columns, float *to, int64_t to_ld, int team) {
-    const loom_dtype dtype = r->whole->shape.dtype;
-    const size_t size = loom_dtype_size(dtype);
-    const char *from = (const char *)matrix + (size_t)(row * ld + column) * size;
-    if (!r->widened) return from;
-#pragma omp parallel for schedule(static) num_threads(team) if (team > 1)
-    for (int64_t i = 0; i < rows; i++) load_reals(to + i * to_ld, from + (size_t)(i * ld) * size, dtype, columns);
-    return to;
+/* Where element (row, column) of a stored matrix lies. */
+static const void *element(const recipe *r, const void *matrix, int64_t ld, int64_t row, int64_t column) {
+    return (const char *)matrix + (size_t)(row * ld + column) * loom_dtype_size(r->whole->shape.dtype);
 }
 
 /* One tile, as thread `thread`, with `team` threads where there are more to it. */
 static void run_tile(const recipe *r, int64_t tile, int thread, int team, char *scratch, loom_finish *finish,
                      const void *context) {
-    const loom_product *s = &r->whole->shape;
+    const loom_whole *w = r->whole;
+    const loom_product *s = &w->shape;
     const grid *g = &r->grid;
     const int64_t i = tile % g->down, j = tile / g->down, row = i * g->rows, column = j * g->columns;
     const int64_t rows = smaller(g->rows, s->m - row), columns = smaller(g->columns, s->n - column);
-    float *c = r->whole->unstored ? (float *)(scratch + r->c_at) : r->whole->c + row * s->ldc + column;
-    float *wide_a = (float *)(scratch + r->a_at), *wide_b = (float *)(scratch + r->b_at);
-    for (int64_t part = 0; part < r->parts; part++) {
-        const int64_t k = part * r->depth, depth = smaller(r->depth, s->k - k);
-        const void *a = s->a_transposed ? part_of(r, r->whole->a, s->lda, k, row, depth, rows, wide_a, r->lda, team)
-                                        : part_of(r, r->whole->a, s->lda, row, k, rows, depth, wide_a, r->lda, team);
-        const void *b = s->b_transposed
-                            ? part_of(r, r->whole->b, s->ldb, column, k, columns, depth, wide_b, r->ldb, team)
-                            : part_of(r, r->whole->b, s->ldb, k, column, depth, columns, wide_b, r->ldb, team);
-        const int kind = part == 0 ? FIRST : part == r->parts - 1 ? LAST : MIDDLE;
-        loom_product_run(r->plan[i == g->down - 1][j == g->across - 1][kind], thread, a, b, c, scratch);
-    }
+    float *c = w->unstored ? (float *)(scratch + r->c_at) : w->c + row * s->ldc + column;
+    const void *a = s->a_transposed ? element(r, w->a, s->lda, 0, row) : element(r, w->a, s->lda, row, 0);
+    const void *b = s->b_transposed ? element(r, w->b, s->ldb, column, 0) : element(r, w->b, s->ldb, 0, column);
+    loom_product_run(r->plan[i == g->down - 1][j == g->across - 1], thread, a, b, c, scratch);
     if (!finish) return;
 #pragma omp parallel for schedule(static) num_threads(team) if (team > 1)
     for (int64_t y = 0; y < rows; y++) finish(context, row + y, column, columns, c + y * r->ldc);

@@ -10,6 +10,7 @@ typedef struct loom_cpu_table {
     /* Replaces in a copy of the ops the matrix products by those of the library that is linked; NULL where that is not done,
      * in the definition and the oracle. */
     void (*install_products)(loom_ops *ops);
+    bool library_is_faster; /* than the table's own products, of fp32 */
     /* Floating-point operations per second of its multiply-adds in registers, on `threads` threads, as measured for so many
      * seconds. */
     double (*peak)(int threads, double seconds);

@@ -1,6 +1,6 @@
 /* What the device "cpu" has beyond its table of ops: matrix products by a library. matmul_library.c implements this where
- * one is linked, matmul_plain.c where none is. A loom_tuned_matmul that is NULL stands for none: none is linked, or the
- * one that is cannot work in this process. */
+ * one is linked, matmul_plain.c where none is. A loom_tuned_matmul that is NULL stands for none: the table's own products
+ * are taken, none is linked, or the one that is cannot work in this process. */
 #ifndef LOOM_CPU_TUNED_H
 #define LOOM_CPU_TUNED_H
 
@@ -8,12 +8,13 @@
 
 typedef struct loom_tuned_matmul loom_tuned_matmul;
 
-/* Takes library_threads and bf16 of the options. */
+/* Takes library_threads of the options. `products` is what was asked for; `faster` says that of fp32 the library's are
+ * faster than the table's. */
 bool loom_tuned_matmul_create(loom_tuned_matmul **matmul, int threads, const loom_device_options *options,
-                              loom_error *error);
+                              loom_products products, bool faster, loom_error *error);
 void loom_tuned_matmul_destroy(loom_tuned_matmul *matmul);
 
-/* "oneDNN 2.6.3", or "plain C", with the reason where a library is linked. */
+/* Who multiplies fp32: "oneDNN 2.6.3", or "gptloom", with the reason where a library that is linked cannot. */
 void loom_tuned_matmul_name(const loom_tuned_matmul *matmul, char *name, size_t size);
 
 /* What bf16 is multiplied with: "AVX512_BF16", "AMX", or "emulation" where it was asked for; NULL where it is widened. */

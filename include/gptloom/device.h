@@ -15,18 +15,20 @@ extern "C" {
 
 typedef enum loom_copy_kind { LOOM_HOST_TO_DEVICE, LOOM_DEVICE_TO_HOST, LOOM_DEVICE_TO_DEVICE } loom_copy_kind;
 
-/* How a CPU multiplies matrices stored in bf16; sums are fp32 and roundings the same in all. */
-typedef enum loom_bf16_products {
-    LOOM_BF16_AUTO, /* by the matrix library where the processor has instructions for it (AVX512_BF16, AMX), else widened */
-    LOOM_BF16_LIBRARY, /* by the library even where it has to emulate them: for tests */
-    LOOM_BF16_WIDENED  /* converted to fp32 on the way into products of fp32: everywhere the same, and slow */
-} loom_bf16_products;
+/* Who multiplies matrices on a CPU; sums are fp32 and roundings the same in all. */
+typedef enum loom_products {
+    LOOM_PRODUCTS_AUTO,   /* as LOOM_PRODUCTS in the environment says (own or library); else the library where it is
+                             faster with the instructions that are taken, and of bf16 where the processor multiplies it
+                             (AVX512_BF16, AMX), or gptloom itself */
+    LOOM_PRODUCTS_OWN,    /* gptloom itself, which widens bf16 and fp16 as it reads them */
+    LOOM_PRODUCTS_LIBRARY /* the library, of bf16 even where it emulates the instructions for it */
+} loom_products;
 
 typedef struct loom_device_options {
-    int threads;          /* CPU: 0 takes all that the process may run on, or this rank's part of them */
-    bool library_threads; /* CPU: products are threaded by the matrix library, which may let their bits depend on
-                                  the number of threads */
-    loom_bf16_products bf16;
+    int threads; /* CPU: 0 takes all that the process may run on, or this rank's part of them */
+    loom_products products;
+    bool library_threads; /* CPU: the library's products are threaded by itself, which may let their bits depend on the
+                             number of threads */
     bool tf32;            /* CUDA: products of fp32 matrices round their inputs to TF32 */
     bool cudnn_attention; /* CUDA: attention by cuDNN instead of our kernels */
     /* Among the ranks of this machine (loom_comm has both); 0 and 0 or 1: alone. Ranks take the machine's GPUs in turn,
