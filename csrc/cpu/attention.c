@@ -6,8 +6,13 @@
  * before they meet v, dout, k or q: the bounds in test/ops/attention.c allow for that.
  *
  * Queries and keys are taken in tiles of TILE; a tile of scores is all that ever exists of the (Tq,Tk) matrix. Tiles are
- * copied as reals with D padded to whole vectors by zeros. */
-enum { TILE = 64 };
+ * copied as reals with D padded to whole vectors by zeros. Forward takes a tile of keys to QUERY_TILES tiles of queries,
+ * and backward a tile of queries to KEY_TILES tiles of keys, before it loads the next.
+ *
+ * On the diagonal, rows are taken GROUP at a time, so that less is computed of what no query sees. What is left out are
+ * products with zeros. */
+enum { TILE = 64, GROUP = 16, QUERY_TILES = 4, KEY_TILES = 2 };
+_Static_assert(TILE % GROUP == 0 && GROUP % TILE_ROWS == 0 && GROUP % TILE_LANES == 0, "groups are whole strips");
 
 static int64_t smaller(int64_t a, int64_t b) {
     return a < b ? a : b;
@@ -38,10 +43,26 @@ static void store_tile(const loom_view *v, int64_t b, int64_t h, int64_t first, 
     }
 }
 
-/* (TILE, padded_D) -> (padded_D, TILE) */
-static void transpose(real *out, const real *tile, int64_t padded_D) {
-    for (int64_t d = 0; d < padded_D; d++)
-        for (int64_t r = 0; r < TILE; r++) out[d * TILE + r] = tile[r * padded_D + d];
+/* Likewise transposed, (D, TILE). Rows that are not stored as reals go through `staging` (TILE, padded_D). */
+static void load_transposed(real *tile, real *staging, const loom_view *v, int64_t b, int64_t h, int64_t first,
+                            int64_t rows, int64_t padded_D) {
+    const int64_t D = v->shape[3];
+    for (int64_t r = 0; r < round_up(rows, GROUP); r += 4) {
+        const real *row[4];
+        for (int i = 0; i < 4; i++) {
+            real *own = staging + (r + i) * padded_D;
+            const int64_t element = b * v->stride[0] + (first + r + i) * v->stride[1] + h * v->stride[2];
+            if (r + i < rows)
+                row[i] = reals_at((const char *)v->data + (size_t)element * loom_dtype_size(v->dtype), v->dtype, D,
+                                  own);
+            else
+                row[i] = memset(own, 0, (size_t)D * sizeof *own);
+        }
+        int64_t d = 0;
+        for (; d + 4 <= D; d += 4) transpose_4x4(tile + d * TILE + r, TILE, row, d);
+        for (; d < D; d++)
+            for (int i = 0; i < 4; i++) tile[d * TILE + r + i] = row[i][d];
+    }
 }
 
 /* How many of the TILE keys from `key` on the query at `position` sees. */
@@ -54,78 +75,94 @@ static int64_t visible(int64_t position, int64_t key, int64_t keys) {
 
 /* A thread's tiles. */
 typedef struct forward_tiles {
-    real *q, *k, *k_transposed, *v, *out; /* (TILE, padded_D) each; k_transposed (padded_D, TILE) */
-    real *score;                          /* (TILE, TILE) */
+    real *q, *out;              /* (QUERY_TILES * TILE, padded_D) */
+    real *v, *k, *k_transposed; /* (TILE, padded_D), and (D, TILE) */
+    real *score;                /* (TILE, TILE) */
+    real *maximum, *sum;        /* (QUERY_TILES * TILE) */
 } forward_tiles;
 
 static int64_t forward_reals(int64_t D) {
-    return 5 * TILE * round_up(D, TILE_LANES) + TILE * TILE;
+    return (2 * QUERY_TILES + 3) * TILE * round_up(D, TILE_LANES) + TILE * TILE + 2 * QUERY_TILES * TILE;
 }
 
 size_t LOOM_DEFINITION(attention_forward_scratch)(const loom_device *device, const struct loom_attention_forward *a) {
     return thread_scratch_bytes(device, forward_reals(a->q.shape[3]));
 }
 
-/* One tile of keys into one tile of queries: score rows become exp(score - max), the running maximum and sum move, and
- * what out has so far is scaled to the new maximum. */
-static void online_softmax(const forward_tiles *t, int64_t rows, int64_t position, int64_t key, int64_t keys,
-                           int64_t padded_D, real *maximum, real *sum) {
-    for (int64_t i = 0; i < rows; i++) {
-        real *score = t->score + i * TILE, *out = t->out + i * padded_D;
-        const int64_t n = visible(position + i, key, keys);
-        const real largest = row_max(score, n, maximum[i]), added = row_exp(score, score, largest, n);
-        for (int64_t j = n; j < TILE; j++) score[j] = 0;
+/* Rows of scores of which row i sees the first visible(position + i, ...) keys: they become exp(score - max), zero up to
+ * the `last` key that any of them sees, the running maximum and sum move, and what `out` has so far is scaled to the new
+ * maximum. */
+static void online_softmax(real *score, real *out, int64_t rows, int64_t position, int64_t key, int64_t keys,
+                           int64_t last, int64_t padded_D, real *maximum, real *sum) {
+    for (int64_t i = 0; i < rows; i++, score += TILE, out += padded_D) {
+        const int64_t n = visible(position + i, key, keys), whole = round_up(n, TILE_LANES);
+        const real largest = row_max(score, n, maximum[i]);
+#pragma omp simd
+        for (int64_t j = 0; j < whole; j++) score[j] = real_exp(score[j] - largest);
+        for (int64_t j = n; j < last; j++) score[j] = 0;
         if (n == 0) continue;
         const real correction = real_exp(maximum[i] - largest);
         maximum[i] = largest;
-        sum[i] = sum[i] * correction + added;
+        sum[i] = sum[i] * correction + row_sum(score, n);
 #pragma omp simd
         for (int64_t d = 0; d < padded_D; d++) out[d] *= correction;
     }
 }
 
-static void forward_query_tile(const struct loom_attention_forward *a, const forward_tiles *t, int64_t b, int64_t h,
-                               int64_t query) {
+/* A tile of queries, whose first row is `first` of the block's, meets the tile of keys that is loaded. */
+static void forward_tile(const forward_tiles *t, int64_t first, int64_t rows, int64_t position, int64_t key,
+                         int64_t keys, int64_t D, int64_t padded_D) {
+    for (int64_t g = 0; g < rows; g += GROUP) {
+        const int64_t count = smaller(GROUP, rows - g), last = visible(position + g + count - 1, key, keys);
+        if (last == 0) continue;
+        real *score = t->score + g * TILE, *out = t->out + (first + g) * padded_D;
+        const int64_t padded = round_up(count, TILE_ROWS);
+        tile_multiply(score, TILE, t->q + (first + g) * padded_D, padded_D, 1, t->k_transposed, TILE, padded,
+                      round_up(last, TILE_LANES), D, true);
+        online_softmax(score, out, count, position + g, key, keys, last, padded_D, t->maximum + first + g,
+                       t->sum + first + g);
+        tile_multiply(out, padded_D, score, TILE, 1, t->v, padded_D, padded, padded_D, last, false);
+    }
+}
+
+/* QUERY_TILES tiles of queries, or what there is left of them, from `query` on. */
+static void forward_block(const struct loom_attention_forward *a, const forward_tiles *t, int64_t b, int64_t h,
+                          int64_t query) {
     const int64_t Tq = a->q.shape[1], H = a->q.shape[2], D = a->q.shape[3], Hkv = a->k.shape[2];
-    const int64_t padded_D = round_up(D, TILE_LANES), hkv = h * Hkv / H;
-    const int64_t rows = smaller(TILE, Tq - query), padded_rows = round_up(rows, TILE_ROWS);
-    const int64_t position = a->first_query + query, seen = position + rows;
-    real maximum[TILE], sum[TILE] = {0};
-    for (int64_t i = 0; i < rows; i++) maximum[i] = -INFINITY;
-    load_tile(t->q, &a->q, b, h, query, rows, padded_rows, padded_D, (real)a->scale);
-    memset(t->out, 0, (size_t)(padded_rows * padded_D) * sizeof(real));
+    const int64_t padded_D = round_up(D, TILE_LANES), hkv = h * Hkv / H, position = a->first_query + query;
+    const int64_t rows = smaller(QUERY_TILES * TILE, Tq - query), seen = position + rows;
+    load_tile(t->q, &a->q, b, h, query, rows, round_up(rows, TILE_ROWS), padded_D, (real)a->scale);
+    memset(t->out, 0, (size_t)(round_up(rows, TILE_ROWS) * padded_D) * sizeof(real));
+    for (int64_t i = 0; i < rows; i++) t->maximum[i] = -INFINITY, t->sum[i] = 0;
     for (int64_t key = 0; key < seen; key += TILE) {
         const int64_t keys = smaller(TILE, seen - key);
-        load_tile(t->k, &a->k, b, hkv, key, keys, TILE, padded_D, 1);
-        load_tile(t->v, &a->v, b, hkv, key, keys, TILE, padded_D, 1);
-        transpose(t->k_transposed, t->k, padded_D);
-        memset(t->score, 0, TILE * TILE * sizeof(real));
-        tile_multiply_add(t->score, TILE, t->q, padded_D, 1, t->k_transposed, TILE, padded_rows, TILE, D);
-        online_softmax(t, rows, position, key, keys, padded_D, maximum, sum);
-        tile_multiply_add(t->out, padded_D, t->score, TILE, 1, t->v, padded_D, padded_rows, padded_D, keys);
+        load_transposed(t->k_transposed, t->k, &a->k, b, hkv, key, keys, padded_D);
+        load_tile(t->v, &a->v, b, hkv, key, keys, keys, padded_D, 1);
+        for (int64_t first = 0; first < rows; first += TILE)
+            forward_tile(t, first, smaller(TILE, rows - first), position + first, key, keys, D, padded_D);
     }
     real *lse = (real *)a->lse.data + b * a->lse.stride[1] + h * a->lse.stride[2] + query;
     for (int64_t i = 0; i < rows; i++) {
-        const real scale = 1 / sum[i];
+        const real scale = 1 / t->sum[i];
 #pragma omp simd
         for (int64_t d = 0; d < D; d++) t->out[i * padded_D + d] *= scale;
-        lse[i] = maximum[i] + (real)loom_log((double)sum[i]);
+        lse[i] = t->maximum[i] + (real)loom_log((double)t->sum[i]);
     }
     store_tile(&a->out, b, h, query, rows, t->out, padded_D);
 }
 
 void LOOM_DEFINITION(attention_forward)(loom_exec *exec, const struct loom_attention_forward *a) {
     const int64_t B = a->q.shape[0], Tq = a->q.shape[1], H = a->q.shape[2], D = a->q.shape[3];
-    const int64_t part = TILE * round_up(D, TILE_LANES), query_tiles = (Tq + TILE - 1) / TILE;
+    const int64_t part = TILE * round_up(D, TILE_LANES), blocks = (Tq + QUERY_TILES * TILE - 1) / (QUERY_TILES * TILE);
 #pragma omp parallel num_threads(exec->device->threads)
     {
-        real *scratch = thread_scratch(exec, forward_reals(D));
-        const forward_tiles t = {
-            scratch, scratch + part, scratch + 2 * part, scratch + 3 * part, scratch + 4 * part, scratch + 5 * part};
-        /* Later tiles of queries see more keys: dynamic keeps threads busy, and no value depends on who computes it. */
+        real *q = thread_scratch(exec, forward_reals(D)), *out = q + QUERY_TILES * part;
+        real *v = out + QUERY_TILES * part, *score = v + 3 * part, *maximum = score + TILE * TILE;
+        const forward_tiles t = {q, out, v, v + part, v + 2 * part, score, maximum, maximum + QUERY_TILES * TILE};
+        /* Later blocks of queries see more keys: dynamic keeps threads busy, and no value depends on who computes it. */
 #pragma omp for schedule(dynamic)
-        for (int64_t i = 0; i < B * H * query_tiles; i++)
-            forward_query_tile(a, &t, i / H / query_tiles, i / query_tiles % H, i % query_tiles * TILE);
+        for (int64_t i = 0; i < B * H * blocks; i++)
+            forward_block(a, &t, i / H / blocks, i / blocks % H, i % blocks * QUERY_TILES * TILE);
     }
 }
 
@@ -135,15 +172,17 @@ void LOOM_DEFINITION(attention_forward)(loom_exec *exec, const struct loom_atten
  * by two threads. */
 
 typedef struct backward_tiles {
-    real *q, *k, *k_transposed, *v_transposed, *dout, *dk, *dv; /* (TILE, padded_D) each, or transposed */
-    real *p, *ds;                                               /* (TILE, TILE) */
-    real *dq;                                                   /* (Tq padded, padded_D): of one head */
-    real *delta;                                                /* (Tq padded) */
+    real *k, *k_transposed, *v_transposed, *dk, *dv; /* KEY_TILES of (TILE, padded_D) each, or transposed */
+    real *q, *dout;                                  /* (TILE, padded_D) */
+    real *p, *ds;                                    /* (TILE, TILE) */
+    real *dq;                                        /* (Tq padded, padded_D): of the heads that share the keys */
+    real *delta;                                     /* (Tq padded) */
 } backward_tiles;
 
 static int64_t backward_reals(const struct loom_attention_backward *a) {
     const int64_t padded_D = round_up(a->q.shape[3], TILE_LANES), padded_T = round_up(a->q.shape[1], TILE);
-    return 7 * TILE * padded_D + 2 * TILE * TILE + a->q.shape[2] / a->k.shape[2] * padded_T * (padded_D + 1);
+    return (5 * KEY_TILES + 2) * TILE * padded_D + 2 * TILE * TILE +
+           a->q.shape[2] / a->k.shape[2] * padded_T * (padded_D + 1);
 }
 
 size_t LOOM_DEFINITION(attention_backward_scratch)(const loom_device *device, const struct loom_attention_backward *a) {
@@ -164,57 +203,92 @@ static void start_head(const struct loom_attention_backward *a, const backward_t
     }
 }
 
-/* One tile of queries against the tile of keys that is loaded. */
-static void backward_tile(const struct loom_attention_backward *a, const backward_tiles *t, real *dq, const real *delta,
-                          int64_t b, int64_t h, int64_t query, int64_t key, int64_t keys, int64_t padded_D) {
-    const int64_t Tq = a->q.shape[1], D = a->q.shape[3], rows = smaller(TILE, Tq - query);
-    const int64_t padded_rows = round_up(rows, TILE_ROWS);
-    const real *lse = (const real *)a->lse.data + b * a->lse.stride[1] + h * a->lse.stride[2] + query;
-    load_tile(t->q, &a->q, b, h, query, rows, padded_rows, padded_D, (real)a->scale);
-    load_tile(t->dout, &a->dout, b, h, query, rows, padded_rows, padded_D, 1);
-    memset(t->p, 0, TILE * TILE * sizeof(real));
-    memset(t->ds, 0, TILE * TILE * sizeof(real));
-    tile_multiply_add(t->p, TILE, t->q, padded_D, 1, t->k_transposed, TILE, padded_rows, TILE, D);
-    tile_multiply_add(t->ds, TILE, t->dout, padded_D, 1, t->v_transposed, TILE, padded_rows, TILE, D);
-    for (int64_t i = 0; i < padded_rows; i++) {
-        real *p = t->p + i * TILE, *ds = t->ds + i * TILE;
-        const int64_t n = i < rows ? visible(a->first_query + query + i, key, keys) : 0;
-        const real shift = n ? lse[i] : 0, subtract = delta[query + i];
+/* Row i of scores and of dP becomes P = exp(S - lse) and dS = P (dP - delta), both zero from the first key on that it does
+ * not see, up to `zeros`; those behind the last of `rows` are zero altogether. */
+static void probabilities(real *p, real *ds, const real *lse, const real *delta, int64_t rows, int64_t padded_rows,
+                          int64_t position, int64_t key, int64_t keys, int64_t zeros) {
+    for (int64_t i = 0; i < padded_rows; i++, p += TILE, ds += TILE) {
+        const int64_t n = i < rows ? visible(position + i, key, keys) : 0, whole = round_up(n, TILE_LANES);
+        const real shift = n ? lse[i] : 0, subtract = n ? delta[i] : 0;
 #pragma omp simd
-        for (int64_t j = 0; j < n; j++) {
+        for (int64_t j = 0; j < whole; j++) {
             p[j] = real_exp(p[j] - shift);
             ds[j] = p[j] * (ds[j] - subtract);
         }
-        for (int64_t j = n; j < TILE; j++) p[j] = ds[j] = 0;
+        for (int64_t j = n; j < zeros; j++) p[j] = ds[j] = 0;
+    }
+}
+
+/* The tile of queries that is loaded meets the k-th tile of keys. */
+static void backward_tile(const struct loom_attention_backward *a, const backward_tiles *t, real *dq, const real *delta,
+                          const real *lse, int64_t rows, int64_t position, int64_t k, int64_t key, int64_t keys,
+                          int64_t padded_D) {
+    const int64_t D = a->q.shape[3], at = k * TILE * padded_D;
+    for (int64_t g = 0; g < rows; g += GROUP) {
+        const int64_t count = smaller(GROUP, rows - g), last = visible(position + g + count - 1, key, keys);
+        if (last == 0) continue;
+        real *p = t->p + g * TILE, *ds = t->ds + g * TILE;
+        const int64_t padded = round_up(count, TILE_ROWS), columns = round_up(last, TILE_LANES);
+        tile_multiply(p, TILE, t->q + g * padded_D, padded_D, 1, t->k_transposed + at, TILE, padded, columns, D, true);
+        tile_multiply(ds, TILE, t->dout + g * padded_D, padded_D, 1, t->v_transposed + at, TILE, padded, columns, D,
+                      true);
+        probabilities(p, ds, lse + g, delta + g, count, padded, position + g, key, keys, round_up(last, GROUP));
+        tile_multiply(dq + g * padded_D, padded_D, ds, TILE, 1, t->k + at, padded_D, padded, padded_D, last, false);
     }
     /* q carries the scale already, so dk needs no other; dq takes it when it is stored. */
-    tile_multiply_add(t->dv, padded_D, t->p, 1, TILE, t->dout, padded_D, TILE, padded_D, rows);
-    tile_multiply_add(t->dk, padded_D, t->ds, 1, TILE, t->q, padded_D, TILE, padded_D, rows);
-    tile_multiply_add(dq + query * padded_D, padded_D, t->ds, TILE, 1, t->k, padded_D, padded_rows, padded_D, keys);
+    for (int64_t g = 0; g < keys; g += GROUP) {
+        const int64_t from = key + g > position ? key + g - position
+                                                : 0; /* the first query that sees the first of these */
+        if (from >= rows) break;
+        real *dv = t->dv + at + g * padded_D, *dk = t->dk + at + g * padded_D;
+        tile_multiply(dv, padded_D, t->p + from * TILE + g, 1, TILE, t->dout + from * padded_D, padded_D, GROUP,
+                      padded_D, rows - from, false);
+        tile_multiply(dk, padded_D, t->ds + from * TILE + g, 1, TILE, t->q + from * padded_D, padded_D, GROUP, padded_D,
+                      rows - from, false);
+    }
+}
+
+/* KEY_TILES tiles of keys, or what there is left of them, from `key` on. */
+static void backward_keys(const struct loom_attention_backward *a, const backward_tiles *t, int64_t b, int64_t hkv,
+                          int64_t key) {
+    const int64_t Tq = a->q.shape[1], group = a->q.shape[2] / a->k.shape[2], Tk = a->k.shape[1];
+    const int64_t padded_D = round_up(a->q.shape[3], TILE_LANES), part = TILE * padded_D;
+    const int64_t tiles = smaller(KEY_TILES, (Tk - key + TILE - 1) / TILE);
+    for (int64_t k = 0; k < tiles; k++) {
+        const int64_t first = key + k * TILE, keys = smaller(TILE, Tk - first);
+        load_transposed(t->v_transposed + k * part, t->dv + k * part, &a->v, b, hkv, first, keys, padded_D);
+        load_transposed(t->k_transposed + k * part, t->dk + k * part, &a->k, b, hkv, first, keys, padded_D);
+        load_tile(t->k + k * part, &a->k, b, hkv, first, keys, keys, padded_D, 1);
+    }
+    memset(t->dk, 0, (size_t)(tiles * part) * sizeof(real));
+    memset(t->dv, 0, (size_t)(tiles * part) * sizeof(real));
+    const int64_t start = key > a->first_query ? (key - a->first_query) / TILE * TILE : 0;
+    for (int64_t g = 0; g < group; g++) {
+        const int64_t h = hkv * group + g, head = g * round_up(Tq, TILE);
+        for (int64_t query = start; query < Tq; query += TILE) {
+            const int64_t rows = smaller(TILE, Tq - query), position = a->first_query + query;
+            const real *lse = (const real *)a->lse.data + b * a->lse.stride[1] + h * a->lse.stride[2] + query;
+            load_tile(t->q, &a->q, b, h, query, rows, round_up(rows, TILE_ROWS), padded_D, (real)a->scale);
+            load_tile(t->dout, &a->dout, b, h, query, rows, round_up(rows, TILE_ROWS), padded_D, 1);
+            for (int64_t k = 0; k < tiles && key + k * TILE < position + rows; k++)
+                backward_tile(a, t, t->dq + (head + query) * padded_D, t->delta + head + query, lse, rows, position, k,
+                              key + k * TILE, smaller(TILE, Tk - key - k * TILE), padded_D);
+        }
+    }
+    for (int64_t k = 0; k < tiles; k++) {
+        const int64_t first = key + k * TILE, keys = smaller(TILE, Tk - first);
+        store_tile(&a->dk, b, hkv, first, keys, t->dk + k * part, padded_D);
+        store_tile(&a->dv, b, hkv, first, keys, t->dv + k * part, padded_D);
+    }
 }
 
 static void backward_key_head(const struct loom_attention_backward *a, const backward_tiles *t, int64_t b,
                               int64_t hkv) {
-    const int64_t Tq = a->q.shape[1], group = a->q.shape[2] / a->k.shape[2], D = a->q.shape[3];
-    const int64_t Tk = a->k.shape[1], padded_D = round_up(D, TILE_LANES), padded_T = round_up(Tq, TILE);
+    const int64_t Tq = a->q.shape[1], group = a->q.shape[2] / a->k.shape[2], Tk = a->k.shape[1];
+    const int64_t padded_D = round_up(a->q.shape[3], TILE_LANES), padded_T = round_up(Tq, TILE);
     for (int64_t g = 0; g < group; g++)
         start_head(a, t, t->dq + g * padded_T * padded_D, t->delta + g * padded_T, b, hkv * group + g, padded_D);
-    for (int64_t key = 0; key < Tk; key += TILE) {
-        const int64_t keys = smaller(TILE, Tk - key);
-        load_tile(t->dv, &a->v, b, hkv, key, keys, TILE, padded_D, 1);
-        transpose(t->v_transposed, t->dv, padded_D);
-        load_tile(t->k, &a->k, b, hkv, key, keys, TILE, padded_D, 1);
-        transpose(t->k_transposed, t->k, padded_D);
-        memset(t->dk, 0, (size_t)(TILE * padded_D) * sizeof(real));
-        memset(t->dv, 0, (size_t)(TILE * padded_D) * sizeof(real));
-        const int64_t first = key > a->first_query ? (key - a->first_query) / TILE * TILE : 0;
-        for (int64_t g = 0; g < group; g++)
-            for (int64_t query = first; query < Tq; query += TILE)
-                backward_tile(a, t, t->dq + g * padded_T * padded_D, t->delta + g * padded_T, b, hkv * group + g, query,
-                              key, keys, padded_D);
-        store_tile(&a->dk, b, hkv, key, keys, t->dk, padded_D);
-        store_tile(&a->dv, b, hkv, key, keys, t->dv, padded_D);
-    }
+    for (int64_t key = 0; key < Tk; key += KEY_TILES * TILE) backward_keys(a, t, b, hkv, key);
     for (int64_t g = 0; g < group; g++) {
         real *dq = t->dq + g * padded_T * padded_D;
 #pragma omp simd
@@ -225,22 +299,22 @@ static void backward_key_head(const struct loom_attention_backward *a, const bac
 
 void LOOM_DEFINITION(attention_backward)(loom_exec *exec, const struct loom_attention_backward *a) {
     const int64_t B = a->q.shape[0], Tq = a->q.shape[1], H = a->q.shape[2], D = a->q.shape[3], Hkv = a->k.shape[2];
-    const int64_t padded_D = round_up(D, TILE_LANES), padded_T = round_up(Tq, TILE), part = TILE * padded_D;
+    const int64_t padded_D = round_up(D, TILE_LANES), keys = KEY_TILES * TILE * padded_D, part = TILE * padded_D;
 #pragma omp parallel num_threads(exec->device->threads)
     {
-        real *s = thread_scratch(exec, backward_reals(a));
-        real *after = s + 7 * part + 2 * TILE * TILE;
-        const backward_tiles t = {s,
-                                  s + part,
-                                  s + 2 * part,
-                                  s + 3 * part,
-                                  s + 4 * part,
-                                  s + 5 * part,
-                                  s + 6 * part,
-                                  s + 7 * part,
-                                  s + 7 * part + TILE * TILE,
-                                  after,
-                                  after + H / Hkv * padded_T * padded_D};
+        real *k = thread_scratch(exec, backward_reals(a)), *q = k + 5 * keys;
+        real *p = q + 2 * part, *dq = p + 2 * TILE * TILE;
+        const backward_tiles t = {.k = k,
+                                  .k_transposed = k + keys,
+                                  .v_transposed = k + 2 * keys,
+                                  .dk = k + 3 * keys,
+                                  .dv = k + 4 * keys,
+                                  .q = q,
+                                  .dout = q + part,
+                                  .p = p,
+                                  .ds = p + TILE * TILE,
+                                  .dq = dq,
+                                  .delta = dq + H / Hkv * round_up(Tq, TILE) * padded_D};
 #pragma omp for schedule(dynamic)
         for (int64_t i = 0; i < B * Hkv; i++) backward_key_head(a, &t, i / Hkv, i % Hkv);
     }

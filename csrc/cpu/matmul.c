@@ -74,32 +74,6 @@ static inline __attribute__((always_inline)) void copy_strips(real *to, const op
     }
 }
 
-typedef real four __attribute__((vector_size(4 * sizeof(real)), aligned(sizeof(real)), may_alias));
-
-/* Elements of two vectors, counted over both. */
-#ifdef __clang__
-#    define SHUFFLE(a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
-#elif defined LOOM_ORACLE
-typedef int64_t four_places __attribute__((vector_size(32)));
-#    define SHUFFLE(a, b, ...) __builtin_shuffle(a, b, (four_places){__VA_ARGS__})
-#else
-typedef int32_t four_places __attribute__((vector_size(16)));
-#    define SHUFFLE(a, b, ...) __builtin_shuffle(a, b, (four_places){__VA_ARGS__})
-#endif
-
-/* Four rows of four become columns: to[c * ld + r] = row[r][i + c]. */
-static inline __attribute__((always_inline)) void transpose_4x4(real *to, int64_t ld, const real *const *row,
-                                                                int64_t i) {
-    const four a = *(const four *)(row[0] + i), b = *(const four *)(row[1] + i);
-    const four c = *(const four *)(row[2] + i), d = *(const four *)(row[3] + i);
-    const four ab = SHUFFLE(a, b, 0, 4, 1, 5), cd = SHUFFLE(c, d, 0, 4, 1, 5);
-    const four ab_high = SHUFFLE(a, b, 2, 6, 3, 7), cd_high = SHUFFLE(c, d, 2, 6, 3, 7);
-    *(four *)to = SHUFFLE(ab, cd, 0, 1, 4, 5);
-    *(four *)(to + ld) = SHUFFLE(ab, cd, 2, 3, 6, 7);
-    *(four *)(to + 2 * ld) = SHUFFLE(ab_high, cd_high, 0, 1, 4, 5);
-    *(four *)(to + 3 * ld) = SHUFFLE(ab_high, cd_high, 2, 3, 6, 7);
-}
-
 /* Likewise into panels, of an operand that is stored as (outer, inner). */
 static void transpose_into_panels(real *to, const operand *o, int64_t outer, int64_t inner, int64_t outers,
                                   int64_t inners) {

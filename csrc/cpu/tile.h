@@ -48,20 +48,54 @@ static inline __attribute__((always_inline)) void tile_strip(real *c, int64_t ld
         for (int v = 0; v < vectors; v++) *(vector *)(c + i * ldc + v * TILE_LANES) = sum[i][v];
 }
 
-/* C (M,N) += A (M,K) B (K,N). A's element (i,k) lies at i * a_row + k * a_column, so that a transposed A costs
- * nothing; rows of B and C are contiguous. M is a multiple of TILE_ROWS and N of TILE_LANES: callers pad with zeros. */
-static inline void tile_multiply_add(real *c, int64_t ldc, const real *a, int64_t a_row, int64_t a_column,
-                                     const real *b, int64_t ldb, int64_t M, int64_t N, int64_t K) {
+/* C (M,N) += A (M,K) B (K,N), or with `fresh` =. A's element (i,k) lies at i * a_row + k * a_column, so that a transposed A
+ * costs nothing; rows of B and C are contiguous. M is a multiple of TILE_ROWS and N of TILE_LANES: callers pad with zeros. */
+static inline void tile_multiply(real *c, int64_t ldc, const real *a, int64_t a_row, int64_t a_column, const real *b,
+                                 int64_t ldb, int64_t M, int64_t N, int64_t K, bool fresh) {
     for (int64_t j = 0; j < N;) {
         const int vectors = j + 2 * TILE_LANES <= N ? 2 : 1;
         for (int64_t i = 0; i < M; i += TILE_ROWS) {
-            if (vectors == 2)
-                tile_strip(c + i * ldc + j, ldc, a + i * a_row, a_row, a_column, b + j, ldb, K, TILE_ROWS, 2, false);
+            real *sums = c + i * ldc + j;
+            const real *rows = a + i * a_row;
+            if (vectors == 2 && fresh)
+                tile_strip(sums, ldc, rows, a_row, a_column, b + j, ldb, K, TILE_ROWS, 2, true);
+            else if (vectors == 2)
+                tile_strip(sums, ldc, rows, a_row, a_column, b + j, ldb, K, TILE_ROWS, 2, false);
+            else if (fresh)
+                tile_strip(sums, ldc, rows, a_row, a_column, b + j, ldb, K, TILE_ROWS, 1, true);
             else
-                tile_strip(c + i * ldc + j, ldc, a + i * a_row, a_row, a_column, b + j, ldb, K, TILE_ROWS, 1, false);
+                tile_strip(sums, ldc, rows, a_row, a_column, b + j, ldb, K, TILE_ROWS, 1, false);
         }
         j += vectors * TILE_LANES;
     }
+}
+
+/* -------------------------------------------------------------------------------------------------------- transposition */
+
+typedef real four __attribute__((vector_size(4 * sizeof(real)), aligned(sizeof(real)), may_alias));
+
+/* Elements of two vectors, counted over both. */
+#ifdef __clang__
+#    define SHUFFLE(a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
+#elif defined LOOM_ORACLE
+typedef int64_t four_places __attribute__((vector_size(32)));
+#    define SHUFFLE(a, b, ...) __builtin_shuffle(a, b, (four_places){__VA_ARGS__})
+#else
+typedef int32_t four_places __attribute__((vector_size(16)));
+#    define SHUFFLE(a, b, ...) __builtin_shuffle(a, b, (four_places){__VA_ARGS__})
+#endif
+
+/* Four rows of four become columns: to[c * ld + r] = row[r][i + c]. */
+static inline __attribute__((always_inline)) void transpose_4x4(real *to, int64_t ld, const real *const *row,
+                                                                int64_t i) {
+    const four a = *(const four *)(row[0] + i), b = *(const four *)(row[1] + i);
+    const four c = *(const four *)(row[2] + i), d = *(const four *)(row[3] + i);
+    const four ab = SHUFFLE(a, b, 0, 4, 1, 5), cd = SHUFFLE(c, d, 0, 4, 1, 5);
+    const four ab_high = SHUFFLE(a, b, 2, 6, 3, 7), cd_high = SHUFFLE(c, d, 2, 6, 3, 7);
+    *(four *)to = SHUFFLE(ab, cd, 0, 1, 4, 5);
+    *(four *)(to + ld) = SHUFFLE(ab, cd, 2, 3, 6, 7);
+    *(four *)(to + 2 * ld) = SHUFFLE(ab_high, cd_high, 0, 1, 4, 5);
+    *(four *)(to + 3 * ld) = SHUFFLE(ab_high, cd_high, 2, 3, 6, 7);
 }
 
 #endif
