@@ -52,12 +52,19 @@ static inline __attribute__((always_inline)) void tile_strip(real *c, int64_t ld
  * costs nothing; rows of B and C are contiguous. M is a multiple of TILE_ROWS and N of TILE_LANES: callers pad with zeros. */
 static inline void tile_multiply(real *c, int64_t ldc, const real *a, int64_t a_row, int64_t a_column, const real *b,
                                  int64_t ldb, int64_t M, int64_t N, int64_t K, bool fresh) {
+    int64_t low = 0; /* rows that are left to strips of TILE_ROWS */
+    while ((M - low) % STRIP_ROWS) low += TILE_ROWS;
     for (int64_t j = 0; j < N;) {
         const int vectors = j + 2 * TILE_LANES <= N ? 2 : 1;
-        for (int64_t i = 0; i < M; i += TILE_ROWS) {
+        const int64_t high = vectors == 2 ? M - low : 0;
+        for (int64_t i = 0; i < M; i += i < high ? STRIP_ROWS : TILE_ROWS) {
             real *sums = c + i * ldc + j;
             const real *rows = a + i * a_row;
-            if (vectors == 2 && fresh)
+            if (i < high && fresh)
+                tile_strip(sums, ldc, rows, a_row, a_column, b + j, ldb, K, STRIP_ROWS, 2, true);
+            else if (i < high)
+                tile_strip(sums, ldc, rows, a_row, a_column, b + j, ldb, K, STRIP_ROWS, 2, false);
+            else if (vectors == 2 && fresh)
                 tile_strip(sums, ldc, rows, a_row, a_column, b + j, ldb, K, TILE_ROWS, 2, true);
             else if (vectors == 2)
                 tile_strip(sums, ldc, rows, a_row, a_column, b + j, ldb, K, TILE_ROWS, 2, false);
