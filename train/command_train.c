@@ -178,7 +178,7 @@ static void show_precision(const loom_precision *precision, const loom_device *d
                loom_dtype_name(precision->gradient));
     printf("%s\n", storage == LOOM_F16 ? "; loss scaling" : "");
     if (device->widened >> storage & 1)
-        printf("  slow        matrix products widen %s to fp32 here; fp32 itself is faster\n",
+        printf("  note        matrix products widen %s to fp32 here: it saves memory, not time\n",
                loom_dtype_name(storage));
 }
 

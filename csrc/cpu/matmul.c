@@ -8,7 +8,8 @@
  * The output is cut into blocks, each one thread's, and the inner dimension is walked through DEPTH at a time:
  *
  *   - this part of B is copied into panels as wide as a strip of registers, so that the innermost loop reads memory in
- *     order. One panel stays in the first-level cache while all rows go by, all of them in the second-level cache;
+ *     order. One panel stays in the first-level cache while all rows go by, all of them in the second-level cache. Where
+ *     scratch holds as many columns of B as a block has, all of them, a thread that gets the block below keeps them;
  *   - A is read where it lies if its rows are reals, else CHUNK rows at a time are copied. Copies are where storage types
  *     are converted and transposes made;
  *   - sums are kept in the output itself where that is stored as reals, else in scratch.
@@ -148,14 +149,26 @@ static int64_t near_equal(int64_t n, int64_t most, int64_t multiple) {
     return smaller(n, round_up(ceiling_divide(n, ceiling_divide(n, most)), multiple));
 }
 
+/* How many columns of B scratch holds altogether. */
+static int64_t columns_held(const product *p) {
+    return B_REALS / p->K / PANEL * PANEL;
+}
+
 static grid make_grid(const product *p, int threads) {
-    int64_t most_rows = p->out ? MOST_ROWS : CHUNK, most_columns = MOST_COLUMNS;
+    const bool held = columns_held(p) >= FEWEST_COLUMNS;
+    int64_t most_rows = p->out ? MOST_ROWS : CHUNK;
+    int64_t most_columns = held ? smaller(columns_held(p), MOST_COLUMNS) : MOST_COLUMNS;
     for (;;) {
         grid g = {near_equal(p->M, most_rows, STRIP_ROWS), near_equal(p->N, most_columns, PANEL), 0, 0};
         g.down = ceiling_divide(p->M, g.rows);
         g.across = ceiling_divide(p->N, g.columns);
+        const int64_t blocks = g.down * g.across;
+        if (held && g.rows > CHUNK / 2 && blocks < 8 * threads) { /* costs no more copies */
+            most_rows = round_up(ceiling_divide(g.rows, 2), STRIP_ROWS);
+            continue;
+        }
         const bool columns = g.columns > g.rows && g.columns > FEWEST_COLUMNS;
-        if (g.down * g.across >= 2 * threads || (!columns && g.rows <= FEWEST_ROWS)) return g;
+        if (blocks >= 2 * threads || (!columns && g.rows <= FEWEST_ROWS)) return g;
         if (columns)
             most_columns = round_up(ceiling_divide(g.columns, 2), PANEL);
         else
@@ -185,13 +198,16 @@ static void multiply_chunk(const product *p, const block *chunk, int64_t k, int6
         }
 }
 
-static void multiply_block(const product *p, const block *whole, real *scratch) {
-    real *b = scratch, *a = b + B_REALS;
+/* With `held` scratch has the block's columns of B already. */
+static void multiply_block(const product *p, const block *whole, real *scratch, bool held) {
+    const bool holds = columns_held(p) >= whole->columns;
+    real *a = scratch + B_REALS;
     for (int64_t k = 0; k < p->K; k += DEPTH) {
         const int64_t depth = smaller(DEPTH, p->K - k);
-        if (p->b.outer_first)
+        real *b = scratch + (holds ? k * round_up(whole->columns, PANEL) : 0);
+        if (!held && p->b.outer_first)
             transpose_into_panels(b, &p->b, whole->column, k, whole->columns, depth);
-        else
+        else if (!held)
             copy_strips(b, &p->b, whole->column, k, whole->columns, depth, PANEL);
         for (int64_t done = 0; done < whole->rows; done += CHUNK) {
             const block chunk = {whole->row + done, whole->column, smaller(CHUNK, whole->rows - done), whole->columns};
@@ -206,11 +222,17 @@ static void multiply_block(const product *p, const block *whole, real *scratch) 
 
 static void multiply(const loom_exec *exec, const product *p) {
     const grid g = make_grid(p, exec->device->threads);
-#pragma omp parallel for schedule(dynamic) num_threads(exec->device->threads)
-    for (int64_t i = 0; i < g.down * g.across; i++) {
-        const int64_t row = i % g.down * g.rows, column = i / g.down * g.columns;
-        const block b = {row, column, smaller(g.rows, p->M - row), smaller(g.columns, p->N - column)};
-        multiply_block(p, &b, thread_scratch(exec, B_REALS + A_REALS + C_REALS));
+#pragma omp parallel num_threads(exec->device->threads)
+    {
+        real *scratch = thread_scratch(exec, B_REALS + A_REALS + C_REALS);
+        int64_t column_before = -1;
+#pragma omp for schedule(dynamic)
+        for (int64_t i = 0; i < g.down * g.across; i++) {
+            const int64_t row = i % g.down * g.rows, column = i / g.down * g.columns;
+            const block b = {row, column, smaller(g.rows, p->M - row), smaller(g.columns, p->N - column)};
+            multiply_block(p, &b, scratch, column == column_before && columns_held(p) >= g.columns);
+            column_before = column;
+        }
     }
 }
 

@@ -3,9 +3,10 @@
 Contenders: PyTorch eager, the same under torch.compile, and gptloom, in fp32; with --dtype bf16
 PyTorch under autocast, gptloom in bf16, and gptloom in fp32 beside them. Each runs in a process
 of its own, several rounds in turns, on the same cores and the same data; a contender's speed in
-a round is that of its median step. Printed are each contender's median over the rounds, peak
-memory, and gptloom's ratio to PyTorch, of the medians and round by round: turns and ratios cancel
-what else the machine does meanwhile.
+a round is that of its median step. Printed are each contender's median and quartiles over the
+rounds, peak memory, and gptloom's ratio to PyTorch, of the medians and round by round: turns and
+ratios cancel what else the machine does meanwhile. Several presets run one after the other;
+--report writes what came of them, with the machine and the versions, for dev/reports.
 
 PyTorch is tuned as far as its own settings go: threads pinned one to a core, fused attention
 (scaled_dot_product_attention), fused AdamW, gradients set to None, batches made before the clock
@@ -15,10 +16,14 @@ every step.
 
 import argparse
 import array
+import datetime
 import json
 import os
+import platform
 import random
+import re
 import resource
+import shlex
 import shutil
 import statistics
 import subprocess
@@ -55,6 +60,9 @@ class Preset:
 PRESETS = {
     "mini": Preset(4, 4, 128, BYTE_VOCABULARY, batch=12, seq_len=64, steps=200, warmup=20),
     "gpt2": Preset(12, 12, 768, 50257, batch=4, seq_len=64, steps=12, warmup=3),
+    "gpt2-1024": Preset(12, 12, 768, 50257, batch=1, seq_len=1024, steps=5, warmup=2),
+    "char": Preset(6, 6, 384, BYTE_VOCABULARY, batch=12, seq_len=256, steps=8, warmup=3),
+    "char-4096": Preset(6, 6, 384, BYTE_VOCABULARY, batch=1, seq_len=4096, steps=5, warmup=2),
 }
 
 
@@ -157,7 +165,7 @@ def train_with_pytorch(
 
 
 def run_pytorch(
-    contender: str, arguments: argparse.Namespace, cores: list[int], data: Path
+    contender: str, name: str, arguments: argparse.Namespace, cores: list[int], data: Path
 ) -> dict:
     """Trains with PyTorch in a process of its own."""
     environment = os.environ | {
@@ -170,8 +178,8 @@ def run_pytorch(
         "GLIBC_TUNABLES": "glibc.malloc.mmap_max=0:glibc.malloc.trim_threshold=1000000000000:"
         "glibc.malloc.hugetlb=1",
     }
-    command = [sys.executable, __file__, "--preset", arguments.preset, "--only", contender]
-    command += ["--steps", str(preset_of(arguments).steps), "--data", str(data)]
+    command = [sys.executable, __file__, "--preset", name, "--only", contender]
+    command += ["--steps", str(preset_of(name, arguments).steps), "--data", str(data)]
     command += ["--dtype", arguments.dtype]
     done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True)
     if done.returncode != 0:
@@ -181,10 +189,16 @@ def run_pytorch(
 
 # --------------------------------------------------------------------------------------- gptloom
 def run_gptloom(
-    arguments: argparse.Namespace, dtype: str, cores: list[int], data: Path, scratch: Path
+    name: str,
+    arguments: argparse.Namespace,
+    dtype: str,
+    cores: list[int],
+    data: Path,
+    scratch: Path,
 ) -> dict:
-    """Trains with gptloom; speed comes from its metrics, peak memory from the system."""
-    preset = preset_of(arguments)
+    """Trains with gptloom; speed comes from its metrics, the share of the peak from its output and
+    peak memory from the system."""
+    preset = preset_of(name, arguments)
     out = scratch / "run"
     flags = {
         "data": data,
@@ -212,8 +226,10 @@ def run_gptloom(
         "dtype": dtype,
     }
     command = [str(arguments.gptloom), "train"]
-    for name, value in flags.items():
-        command += [f"--{name}", str(value)]
+    for flag, value in flags.items():
+        command += [f"--{flag}", str(value)]
+    if data.suffix != ".bin":
+        command.append("--any-bytes")  # random bytes are no text
     log = scratch / "log"
     with log.open("wb") as stream:
         process = subprocess.Popen(command, stdout=stream, stderr=stream)
@@ -225,34 +241,119 @@ def run_gptloom(
     lines = (out / "metrics.jsonl").read_text().splitlines()
     speeds = [json.loads(line)["tokens_per_s"] for line in lines[preset.warmup :]]
     shutil.rmtree(out)
-    return {"tokens_per_s": statistics.median(speeds), "peak_mib": usage.ru_maxrss / 1024}
+    run = {"tokens_per_s": statistics.median(speeds), "peak_mib": usage.ru_maxrss / 1024}
+    shares = re.findall(r"(\d+)% of \S+ peak", log.read_text(errors="replace"))
+    if shares:
+        run["percent_of_peak"] = statistics.median(int(share) for share in shares)
+    return run
 
 
 # ---------------------------------------------------------------------------------------- report
-def report(results: dict[str, list[dict]], rounds: int) -> dict:
-    """Prints medians and ratios over `results`, one dict a round per contender; returns them."""
+def quartiles(values: list[float]) -> tuple[float, float]:
+    """The first and the third; of one value, that value twice."""
+    if len(values) == 1:
+        return values[0], values[0]
+    first, _, third = statistics.quantiles(values, n=4, method="inclusive")
+    return first, third
+
+
+def summarise(results: dict[str, list[dict]], rounds: int) -> dict:
+    """Prints medians, quartiles and ratios over `results`, one dict a round per contender; returns
+    them."""
     speed = {name: [run["tokens_per_s"] for run in runs] for name, runs in results.items()}
     median = {name: statistics.median(speeds) for name, speeds in speed.items()}
-    print(f"\n{'':13} {'tokens/s':>9} {'peak MiB':>9}   each round")
+    summary = {"median_tokens_per_s": median, "quartiles": {}, "ratios": {}, "peak_mib": {}}
+    print(f"\n{'':13} {'tokens/s':>9} {'quartiles':>15} {'peak MiB':>9}   each round")
     for name, runs in results.items():
+        first, third = quartiles(speed[name])
         peak = max(run["peak_mib"] for run in runs)
+        summary["quartiles"][name], summary["peak_mib"][name] = (first, third), peak
         each = "  ".join(f"{value:.0f}" for value in speed[name])
-        print(f"{name:13} {median[name]:9.0f} {peak:9.0f}   {each}")
-    ratios = {}
+        between = f"{first:.0f} to {third:.0f}"
+        print(f"{name:13} {median[name]:9.0f} {between:>15} {peak:9.0f}   {each}")
     for name in (name for name in results if name != GPTLOOM and GPTLOOM in results):
         each = [speed[GPTLOOM][i] / speed[name][i] for i in range(rounds)]
-        ratios[name] = {"of_medians": median[GPTLOOM] / median[name], "each_round": each}
+        ratio = {"of_medians": median[GPTLOOM] / median[name], "each_round": each}
+        summary["ratios"][name] = ratio | {"quartiles": quartiles(each)}
         other = f"PyTorch {name}" if name in PYTORCH else name
         print(
-            f"gptloom / {other}: {ratios[name]['of_medians']:.3f} of medians; each round "
+            f"gptloom / {other}: {ratio['of_medians']:.3f} of medians; each round "
             + " ".join(f"{ratio:.3f}" for ratio in each)
         )
-    return {"median_tokens_per_s": median, "ratios": ratios}
+    shares = [run["percent_of_peak"] for run in results.get(GPTLOOM, []) if "percent_of_peak" in run]
+    if shares:
+        summary["percent_of_peak"] = statistics.median(shares)
+        print(f"gptloom: {summary['percent_of_peak']:.0f}% of peak")
+    return summary
+
+
+def processor() -> str:
+    """What the system calls the processor, and what it can multiply with."""
+    lines = Path("/proc/cpuinfo").read_text().splitlines() if os.path.exists("/proc/cpuinfo") else []
+    fields = dict(line.split(":", 1) for line in lines if ":" in line)
+    fields = {key.strip(): value.strip() for key, value in fields.items()}
+    flags = fields.get("flags", "").split()
+    has = [flag for flag in ("avx2", "fma", "avx512f", "avx512_bf16", "amx_bf16") if flag in flags]
+    family = f"family {fields['cpu family']}, model {fields['model']}" if "model" in fields else ""
+    return f"{fields.get('model name', platform.machine())} ({'; '.join([family, *has])})"
+
+
+def write_report(arguments: argparse.Namespace, cores: list[int], all_of: dict) -> None:
+    """A page of Markdown for all presets that ran."""
+    version = subprocess.run(
+        [str(arguments.gptloom), "--version"], stdout=subprocess.PIPE, text=True, check=True
+    )
+    torch = next(
+        (run["version"] for _, results, _ in all_of.values() for runs in results.values()
+         for run in runs if "version" in run), "not run",
+    )
+    shown = shlex.join(["dev/torch/bench.py", *sys.argv[1:]])
+    lines = [
+        f"# Training on a CPU beside PyTorch, in {arguments.dtype}",
+        "",
+        f"`{shown}`, {datetime.date.today()}, on {len(cores)} cores of {processor()}. PyTorch {torch}; "
+        "gptloom:",
+        "",
+        *(f"    {line}" for line in version.stdout.splitlines()),
+        "",
+        f"Medians over {arguments.rounds} rounds in turns, quartiles in brackets; a round's speed is that of "
+        "its median step.",
+        "",
+        "| preset | model, batch | tokens/s: eager | compiled | gptloom | of peak | gptloom / the better "
+        "PyTorch |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for name, (preset, results, summary) in all_of.items():
+        cells = []
+        for contender in (*PYTORCH, GPTLOOM):
+            if contender not in results:
+                cells.append("")
+                continue
+            first, third = summary["quartiles"][contender]
+            median = summary["median_tokens_per_s"][contender]
+            cells.append(f"{median:,.0f} [{first:,.0f}, {third:,.0f}]")
+        better = min(
+            (summary["ratios"][c] for c in PYTORCH if c in summary["ratios"]),
+            key=lambda ratio: ratio["of_medians"], default=None,
+        )
+        ratio = "" if better is None else (
+            f"{better['of_medians']:.2f} [{better['quartiles'][0]:.2f}, {better['quartiles'][1]:.2f}]"
+        )
+        share = f"{summary['percent_of_peak']:.0f}%" if "percent_of_peak" in summary else ""
+        model = f"{preset.n_layer} layers, {preset.n_embd} channels, {preset.batch} x {preset.seq_len}"
+        lines.append(f"| {name} | {model} | {' | '.join(cells)} | {share} | {ratio} |")
+    arguments.report.write_text("\n".join(lines) + "\n")
 
 
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--preset", choices=PRESETS, default="mini", help="model and batch")
+    parser.add_argument(
+        "--preset",
+        choices=PRESETS,
+        nargs="+",
+        default=["mini"],
+        help="models and batches: %(choices)s (default: mini)",
+    )
     parser.add_argument("--steps", type=int, help="timed steps in a round (default: the preset's)")
     parser.add_argument(
         "--dtype", choices=("fp32", "bf16"), default="fp32", help="(default: %(default)s)"
@@ -260,7 +361,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=3, help="(default: %(default)s)")
     parser.add_argument("--threads", type=int, help="cores to use (default: all that are allowed)")
     parser.add_argument(
-        "--data", type=Path, help="text for mini, a .bin shard for gpt2 (default: random tokens)"
+        "--data", type=Path, help="text, or for gpt2 a .bin shard (default: random tokens)"
     )
     parser.add_argument(
         "--gptloom",
@@ -271,6 +372,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--skip-compile", action="store_true", help="leave torch.compile out")
     parser.add_argument("--skip-gptloom", action="store_true", help="measure PyTorch alone")
     parser.add_argument("--json", type=Path, help="write all numbers to this file too")
+    parser.add_argument("--report", type=Path, help="write a page of Markdown to this file too")
     parser.add_argument(
         "--only",
         choices=PYTORCH,
@@ -284,18 +386,40 @@ def parse_arguments() -> argparse.Namespace:
     return arguments
 
 
-def preset_of(arguments: argparse.Namespace) -> Preset:
-    """The preset that was asked for, with --steps where given."""
-    preset = PRESETS[arguments.preset]
+def preset_of(name: str, arguments: argparse.Namespace) -> Preset:
+    """The preset of this name, with --steps where given."""
+    preset = PRESETS[name]
     return replace(preset, steps=arguments.steps) if arguments.steps else preset
+
+
+def compare(
+    name: str, arguments: argparse.Namespace, contenders: list[str], cores: list[int]
+) -> dict[str, list[dict]]:
+    """Runs all contenders in turns; returns a list of their rounds for each."""
+    results = {contender: [] for contender in contenders}
+    with tempfile.TemporaryDirectory(prefix="gptloom-bench-") as directory:
+        scratch = Path(directory)
+        data = arguments.data or write_random_data(scratch, preset_of(name, arguments))
+        for turn in range(arguments.rounds):
+            first = turn % len(contenders)
+            for contender in contenders[first:] + contenders[:first]:
+                if contender in (GPTLOOM, GPTLOOM_FP32):
+                    dtype = "fp32" if contender == GPTLOOM_FP32 else arguments.dtype
+                    run = run_gptloom(name, arguments, dtype, cores, data, scratch)
+                else:
+                    run = run_pytorch(contender, name, arguments, cores, data)
+                results[contender].append(run)
+                speed = run["tokens_per_s"]
+                print(f"{name}, round {turn + 1}: {contender:13} {speed:9.0f} tokens/s", flush=True)
+    return results
 
 
 def main() -> None:
     arguments = parse_arguments()
-    preset = preset_of(arguments)
     allowed = sorted(os.sched_getaffinity(0))
     cores = allowed[: arguments.threads or len(allowed)]
     if arguments.only:
+        preset = preset_of(arguments.preset[0], arguments)
         compiled = arguments.only == "compiled"
         run = train_with_pytorch(preset, compiled, arguments.dtype, len(cores), arguments.data)
         print(json.dumps(run))
@@ -309,31 +433,19 @@ def main() -> None:
         contenders.append(GPTLOOM)
         if arguments.dtype != "fp32":
             contenders.append(GPTLOOM_FP32)
-    results = {name: [] for name in contenders}
-    with tempfile.TemporaryDirectory(prefix="gptloom-bench-") as directory:
-        scratch = Path(directory)
-        data = arguments.data or write_random_data(scratch, preset)
-        for turn in range(arguments.rounds):
-            first = turn % len(contenders)
-            for name in contenders[first:] + contenders[:first]:
-                if name in (GPTLOOM, GPTLOOM_FP32):
-                    dtype = "fp32" if name == GPTLOOM_FP32 else arguments.dtype
-                    run = run_gptloom(arguments, dtype, cores, data, scratch)
-                else:
-                    run = run_pytorch(name, arguments, cores, data)
-                results[name].append(run)
-                speed = run["tokens_per_s"]
-                print(f"round {turn + 1}: {name:13} {speed:9.0f} tokens/s", flush=True)
-
-    summary = report(results, arguments.rounds)
+    all_of = {}
+    for name in arguments.preset:
+        results = compare(name, arguments, contenders, cores)
+        all_of[name] = preset_of(name, arguments), results, summarise(results, arguments.rounds)
+        if arguments.report and GPTLOOM in contenders:
+            write_report(arguments, cores, all_of)
     if arguments.json:
-        everything = {
-            "preset": {"name": arguments.preset} | asdict(preset),
-            "dtype": arguments.dtype,
-            "cores": cores,
-            "runs": results,
-        }
-        arguments.json.write_text(json.dumps(everything | summary, indent=2) + "\n")
+        presets = [
+            {"name": name} | asdict(preset) | {"runs": results} | summary
+            for name, (preset, results, summary) in all_of.items()
+        ]
+        everything = {"dtype": arguments.dtype, "cores": cores, "presets": presets}
+        arguments.json.write_text(json.dumps(everything, indent=2) + "\n")
 
 
 if __name__ == "__main__":
