@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Runs GoogleTest programs, one more at once than there are processors, as some only wait, and adds up what they say.
+"""Runs GoogleTest programs, two more at once than there are processors, as some only wait, and adds up what they say.
 
     test/run.py [--logs DIR] [--timeout SECONDS] [--jobs N] PROGRAM[:SOURCE][=FILTER]...
 
@@ -252,7 +252,7 @@ def main():
     parser = argparse.ArgumentParser(description="Runs GoogleTest programs and adds up their counts.")
     parser.add_argument("--logs", default="build/test/logs", metavar="DIR", help="where logs go (%(default)s)")
     parser.add_argument("--timeout", type=float, default=900, metavar="SECONDS", help="of each program (%(default)s)")
-    parser.add_argument("--jobs", type=int, default=len(os.sched_getaffinity(0)) + 1, metavar="N", help="at once (%(default)s)")
+    parser.add_argument("--jobs", type=int, default=len(os.sched_getaffinity(0)) + 2, metavar="N", help="at once (%(default)s)")
     parser.add_argument("--shared-memory", default="/dev/shm", metavar="DIR", help="where no file may be left (%(default)s)")
     parser.add_argument("programs", nargs="*", metavar="PROGRAM[=FILTER]")
     arguments = parser.parse_args()

@@ -1518,6 +1518,25 @@ TEST_F(Program, WeightsThatAreNoNumbersAreRefused) {
     expect_one_line(run({"train", "--resume", "--out", "run", "--steps", "2"}), words);
 }
 
+/* What bits hang on is kept with a run, and told where it goes on with other instructions. */
+TEST_F(Program, SaysWhatInstructionsARunWasMadeWith) {
+    const auto by_sse2 = [] { setenv("LOOM_INSTRUCTIONS", "sse2", 1); };
+    const std::string best = run({"--version"}).out;
+    if (run({"--version"}, by_sse2).code != 0 || best.find("SSE2") != std::string::npos)
+        GTEST_SKIP() << "this processor has no other instructions";
+    ASSERT_EQ(run(training({"--steps", "1"}), by_sse2).code, 0);
+    EXPECT_NE(slurp(folder / "run/config.ini").find("; On cpu: "), std::string::npos);
+    EXPECT_NE(slurp(folder / "run/config.ini").find(", SSE2, matrix products by "), std::string::npos);
+    const std::string note = "and was made with SSE2, products by ";
+    const Outcome same = run({"train", "--resume", "--out", "run", "--steps", "2"}, by_sse2);
+    EXPECT_EQ(same.code, 0) << same.err;
+    EXPECT_EQ(same.out.find(note), std::string::npos) << same.out;
+    const Outcome other = run({"train", "--resume", "--out", "run", "--steps", "3"});
+    EXPECT_EQ(other.code, 0) << other.err;
+    EXPECT_NE(other.out.find(note), std::string::npos) << other.out;
+    EXPECT_EQ(slurp(folder / "run/config.ini").find("SSE2"), std::string::npos);
+}
+
 /* SELinux, seccomp and this can forbid memory that is written and executed, which the matrix library would need. */
 TEST_F(Program, WorksWhereMemoryMayNotBeMadeExecutable) {
     enum { SET_MDWE = 65, REFUSE_EXEC_GAIN = 1 }; /* PR_SET_MDWE, of Linux 6.3 */

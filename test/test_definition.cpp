@@ -191,9 +191,8 @@ TEST_F(Instructions, HaveRegistersEnoughForTheInnerLoops) {
     for (const char *set : {"sse2", "avx2", "avx512", "neon"}) {
         if (!fs::exists(objects / set)) continue;
         sets++;
-        for (const auto &[file, function, least] : {std::tuple("attention.o", "tile_multiply", 12),
-                                                    {"matmul.o", "multiply_strip", 32},
-                                                    {"peak.o", "", 12}}) {
+        for (const auto &[file, function, least] :
+             {std::tuple("attention.o", "tile_multiply", 12), {"matmul.o", "multiply_strip", 32}, {"peak.o", "", 12}}) {
             int products = 0;
             for (const std::string &line : code_of(objects / set / file, function)) {
                 products += has(line, {"mulps", "fmadd", "fmla"});

@@ -303,7 +303,7 @@ TEST_F(Options, WhatFollowsIsKeptApart) {
     loom_train_options given = options;
     ASSERT_TRUE(resolve()) << error.message;
     const std::string path = folder + "/config.ini";
-    ASSERT_TRUE(loom_train_options_write_run(&given, &options, path.c_str(), &error)) << error.message;
+    ASSERT_TRUE(loom_train_options_write_run(&given, &options, nullptr, path.c_str(), &error)) << error.message;
 
     loom_train_options back = loom_train_options_defaults();
     ASSERT_TRUE(loom_train_options_read(&back, path.c_str(), &error)) << error.message;
@@ -330,7 +330,7 @@ TEST_F(Options, PathsAreThoseOfTheDirectoryInWhichARunBegan) {
     ASSERT_TRUE(set("val-data", "gone.txt"));
     const std::string path = folder + "/config.ini";
     ASSERT_EQ(chdir(folder.c_str()), 0);
-    const bool written = loom_train_options_write_run(&options, &options, path.c_str(), &error);
+    const bool written = loom_train_options_write_run(&options, &options, nullptr, path.c_str(), &error);
     for (int other = 0; other < 2; other++) {
         ASSERT_EQ(chdir(other ? "/" : folder.c_str()), 0);
         loom_train_options back = loom_train_options_defaults();

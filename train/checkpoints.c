@@ -189,6 +189,7 @@ static loom_training_settings settings_of(const loom_trainer *t) {
                                        .tf32 = o->tf32 && t->precision.storage == LOOM_F32,
                                        .cudnn_attention = o->attention == LOOM_ATTENTION_CUDNN};
     snprintf(settings.device, sizeof settings.device, "%s", t->device->name);
+    snprintf(settings.arithmetic, sizeof settings.arithmetic, "%s", t->device->arithmetic);
     return settings;
 }
 
@@ -287,6 +288,11 @@ static void note_changes(loom_trainer *t, const loom_training_state *before) {
     LOOM_CHECK(used < sizeof flags);
     if (used)
         loom_trainer_add_note(t, "%s: changed, so from here on the bits are not those of an uninterrupted run", flags);
+    if (*was->arithmetic && !strcmp(is->device, was->device) && strcmp(is->arithmetic, was->arithmetic) != 0)
+        loom_trainer_add_note(t,
+                              "it goes on with %s, and was made with %s: from here on the bits are not those of an "
+                              "uninterrupted run",
+                              is->arithmetic, LOOM_PRINTABLE(was->arithmetic));
 }
 
 /* ------------------------------------------------------------------------------------------------ loading and saving */

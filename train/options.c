@@ -3,6 +3,7 @@
 
 #include "base/check.h"
 #include "base/file.h"
+#include "base/printable.h"
 #include "gptloom/parallel.h"
 
 #include <ctype.h>
@@ -469,8 +470,8 @@ static bool write_what_follows(FILE *out, const loom_train_options *given, const
     return ok;
 }
 
-static bool make_text(const loom_train_options *given, const loom_train_options *options, char **text, size_t *size,
-                      loom_error *error) {
+static bool make_text(const loom_train_options *given, const loom_train_options *options, const loom_device *device,
+                      char **text, size_t *size, loom_error *error) {
     *text = NULL;
     *size = 0;
     if (!strings_can_be_kept(options, error)) return false;
@@ -478,6 +479,7 @@ static bool make_text(const loom_train_options *given, const loom_train_options 
     if (!out) return loom_fail(error, "no memory to write the options");
     bool ok = fprintf(out, "; A run of gptloom " LOOM_VERSION
                            ": all its options. 'gptloom train --config FILE' reads such a file.\n") >= 0;
+    if (ok && device) ok = fprintf(out, "; On %s: %s.\n", device->name, LOOM_PRINTABLE(device->description)) >= 0;
     for (int i = 0; ok && i < ROWS; i++) {
         if (i == 0 || strcmp(table[i].group, table[i - 1].group)) ok = fprintf(out, "\n; %s\n", table[i].group) >= 0;
         if (ok && is_written(&table[i], options) && !follows(&table[i], given))
@@ -491,27 +493,27 @@ static bool make_text(const loom_train_options *given, const loom_train_options 
     return loom_fail(error, "no memory to write the options");
 }
 
-static bool write_text(const loom_train_options *given, const loom_train_options *options, const char *path,
-                       loom_error *error) {
+static bool write_text(const loom_train_options *given, const loom_train_options *options, const loom_device *device,
+                       const char *path, loom_error *error) {
     char *text = NULL;
     size_t size = 0;
-    if (!make_text(given, options, &text, &size, error)) return false;
+    if (!make_text(given, options, device, &text, &size, error)) return false;
     const bool ok = loom_file_replace(path, text, size, error);
     free(text);
     return ok;
 }
 
 bool loom_train_options_text(const loom_train_options *options, char **text, size_t *size, loom_error *error) {
-    return make_text(NULL, options, text, size, error);
+    return make_text(NULL, options, NULL, text, size, error);
 }
 
 bool loom_train_options_write(const loom_train_options *options, const char *path, loom_error *error) {
-    return write_text(NULL, options, path, error);
+    return write_text(NULL, options, NULL, path, error);
 }
 
-bool loom_train_options_write_run(const loom_train_options *given, const loom_train_options *options, const char *path,
-                                  loom_error *error) {
-    return write_text(given, options, path, error);
+bool loom_train_options_write_run(const loom_train_options *given, const loom_train_options *options,
+                                  const loom_device *device, const char *path, loom_error *error) {
+    return write_text(given, options, device, path, error);
 }
 
 /* ------------------------------------------------------------------------------------------------------- run's options */

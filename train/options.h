@@ -20,9 +20,9 @@ int loom_train_option_rows(const char *const *names, loom_flag *rows);
 bool loom_train_options_resolve_shapes(loom_train_options *options, loom_error *error);
 
 /* A run's config.ini: `options` as they were resolved, and of those that follow from others, which were `given`. What
- * only follows is in a section that loom_train_options_read passes over. */
-bool loom_train_options_write_run(const loom_train_options *given, const loom_train_options *options, const char *path,
-                                  loom_error *error);
+ * only follows is in a section that loom_train_options_read passes over. A comment says what the device is. */
+bool loom_train_options_write_run(const loom_train_options *given, const loom_train_options *options,
+                                  const loom_device *device, const char *path, loom_error *error);
 
 /* Reads such a file for a run that goes on: paths that are not found from here are those from the directory in which the
  * run was started. */

@@ -160,7 +160,7 @@ static bool open_directory(run *r, loom_error *error) {
         !loom_join_path(r->choices_path, sizeof r->choices_path, out, "choices.txt", error) ||
         !loom_join_path(r->plan_path, sizeof r->plan_path, out, "plan.json", error) ||
         !write_choices(r, error) || /* with config.ini, a run that was killed before its first step goes on */
-        !loom_train_options_write_run(&r->trainer->given, r->options, r->config_path, error) ||
+        !loom_train_options_write_run(&r->trainer->given, r->options, r->trainer->device, r->config_path, error) ||
         (r->options->save && !loom_make_directories(checkpoints, error)) ||
         !loom_trainer_write_data(r->trainer, error) || !loom_trainer_write_plan(r->trainer, r->plan_path, error) ||
         !write_choices(r, error) ||

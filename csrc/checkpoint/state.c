@@ -52,7 +52,8 @@ static bool add_settings(cJSON *json, const loom_training_settings *settings) {
            cJSON_AddStringToObject(to, "grad_dtype", loom_dtype_name(settings->grad_dtype)) &&
            cJSON_AddBoolToObject(to, "tf32", settings->tf32) &&
            cJSON_AddStringToObject(to, "attention", settings->cudnn_attention ? "cudnn" : "own") &&
-           cJSON_AddStringToObject(to, "device", settings->device);
+           cJSON_AddStringToObject(to, "device", settings->device) &&
+           cJSON_AddStringToObject(to, "arithmetic", settings->arithmetic);
 }
 
 static bool add_state(cJSON *json, const loom_training_state *state) {
@@ -187,6 +188,18 @@ static bool get_device(const cJSON *json, const char *path, loom_training_settin
     return true;
 }
 
+/* Files that are older than it do not tell. It is only compared and shown. */
+static bool read_arithmetic(const cJSON *json, const char *path, loom_training_settings *settings, loom_error *error) {
+    memset(settings->arithmetic, 0, sizeof settings->arithmetic);
+    if (!cJSON_HasObjectItem(json, "arithmetic")) return true;
+    const char *text = loom_json_get_string(json, path, "arithmetic", error);
+    if (!text) return false;
+    if (strlen(text) >= sizeof settings->arithmetic)
+        return loom_fail(error, "%s: \"arithmetic\" is longer than any is", path);
+    memcpy(settings->arithmetic, text, strlen(text));
+    return true;
+}
+
 /* Files that are older than training on many ranks are of one. */
 static bool read_ranks(const cJSON *json, const char *path, loom_training_settings *settings, loom_error *error) {
     settings->ranks = 1;
@@ -216,7 +229,7 @@ static bool read_settings(const cJSON *json, const char *path, loom_training_set
         !get_later_dtype(from, path, "grad_dtype", &settings->grad_dtype, error) ||
         !get_switch(from, path, "tf32", &settings->tf32, error) ||
         !get_attention(from, path, &settings->cudnn_attention, error) || !read_ranks(from, path, settings, error) ||
-        !get_device(from, path, settings, error))
+        !get_device(from, path, settings, error) || !read_arithmetic(from, path, settings, error))
         return false;
     return true;
 }

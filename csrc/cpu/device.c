@@ -190,6 +190,9 @@ static void describe(loom_device *device, int processors, const char *products, 
     else if (device->storage == LOOM_F32)
         snprintf(how, sizeof how, ", of bf16 widened to fp32");
     const char *instructions = ((const cpu *)device)->table->instructions;
+    if (instructions)
+        snprintf(device->arithmetic, sizeof device->arithmetic, "%.16s, products by %.60s%s%.16s", instructions,
+                 products, bf16 ? ", bf16 by " : "", bf16 ? bf16 : "");
     snprintf(device->description, sizeof device->description, "%d thread%s%s%s%s, matrix products by %s%s",
              device->threads, loom_plural(device->threads), crowded, instructions ? ", " : "",
              instructions ? instructions : "", products, how);

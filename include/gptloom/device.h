@@ -45,7 +45,8 @@ typedef struct loom_recording loom_recording;
 
 struct loom_device {
     const char *name;      /* "cpu", "cuda", "cuda (emulated)", "definition", "oracle" */
-    char description[256]; /* "2 threads, AVX-512, oneDNN 2.6.3" */
+    char description[256]; /* "2 threads, AVX-512, matrix products by oneDNN 2.6.3" */
+    char arithmetic[128];  /* what its bits hang on beside its name: "AVX-512, products by oneDNN 2.6.3"; "": nothing */
     char passed_over[256]; /* why "auto" did not take a GPU that is there; "" if none is */
     const loom_ops *ops;
     loom_dtype storage;    /* the widest that parameters and activations are stored in: fp32; fp64 on the oracle */
