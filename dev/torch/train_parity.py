@@ -1,10 +1,13 @@
 """Trains the same model with gptloom and with PyTorch, from the same weights on the same batches,
 and compares every step: its loss, the norm of its gradient, and its learning rate.
 
-gptloom writes the weights that both begin with, trains, and leaves its metrics. PyTorch then makes
+gptloom writes the weights that its seed makes, trains, and leaves its metrics. PyTorch then makes
 the same batches (the order of the data is a function of the seed alone, and is written out below
 once more), and trains in fp32, or with --dtype bf16 under autocast, where gptloom stores weights
 and activations in bf16: the two then round in other places.
+
+--golden writes what PyTorch computes in double precision for a small model instead, which `make
+test` holds trainings to (test/data/training.txt).
 
 A line is printed for each hundred steps, and the largest differences. The exit code is 1 if one is
 beyond its bound: two fp32 trainings part slowly, as each step passes on the roundings of those
@@ -32,6 +35,16 @@ BOUNDS = {
     "fp32": {"loss": 5e-6, "grad_norm": 5e-5, "lr": 1e-6},
     "bf16": {"loss": 5e-3, "grad_norm": 1e-1, "lr": 1e-6},
 }
+
+
+# What test_train.cpp trains.
+GOLDEN = {"n_layer": 2, "n_head": 2, "n_embd": 32, "batch": 4, "seq_len": 16, "steps": 20}
+GOLDEN |= {"lr": 1e-2, "seed": 1, "dtype": "fp32", "device": "definition"}
+
+
+def golden_ids() -> list[int]:
+    """Tokens with something to learn, that are easily made anywhere."""
+    return [(i * i + 7 * (i // 3)) % 251 for i in range(2000)]
 
 
 # ------------------------------------------------------------------------------ the order of data
@@ -85,7 +98,8 @@ def batch_of(ids: list[int], seed: int, T: int, batch: int, step: int):
 
 # ------------------------------------------------------------------------------------- trainings
 def train_with_gptloom(arguments: argparse.Namespace, data: Path, scratch: Path) -> list[dict]:
-    """One step makes the weights that the others begin with; returns the metrics of these."""
+    """Trains; returns the metrics. A run of one step at a rate that changes nothing leaves the
+    weights that the seed makes."""
     shared = {
         "data": data,
         "vocab-size": BYTE_VOCABULARY,
@@ -102,18 +116,14 @@ def train_with_gptloom(arguments: argparse.Namespace, data: Path, scratch: Path)
         "val-every": 0,
         "sample-every": 0,
         "device": arguments.device,
-    }
-    begin = shared | {
-        "out": scratch / "begin",
-        "n-layer": 4,
-        "n-head": 4,
-        "n-embd": 128,
+        "n-layer": arguments.n_layer,
+        "n-head": arguments.n_head,
+        "n-embd": arguments.n_embd,
         "block-size": arguments.seq_len,
-        "steps": 1,
     }
-    both = shared | {
+    begin = shared | {"out": scratch / "begin", "steps": 1, "lr": 1e-30, "min-lr": 0, "warmup": 0}
+    run = shared | {
         "out": scratch / "run",
-        "init": scratch / "begin",
         "steps": arguments.steps,
         "lr": arguments.lr,
         "min-lr": arguments.lr / 10,
@@ -121,7 +131,7 @@ def train_with_gptloom(arguments: argparse.Namespace, data: Path, scratch: Path)
         "schedule": "cosine",
         "dtype": arguments.dtype,
     }
-    for flags in (begin, both):
+    for flags in (begin, run):
         command = [str(arguments.gptloom), "train"]
         for flag, value in flags.items():
             command += [f"--{flag}", str(value)]
@@ -141,9 +151,11 @@ def rate_at(step: int, arguments: argparse.Namespace) -> float:
     return arguments.lr * (1 - 0.9 * 0.5 * (1 - math.cos(math.pi * done)))
 
 
-def train_with_pytorch(arguments: argparse.Namespace, ids: list[int], begin: Path) -> list[dict]:
+def train_with_pytorch(
+    arguments: argparse.Namespace, ids: list[int], begin: Path, dtype: torch.dtype
+) -> list[dict]:
     """Trains from the weights in `begin`; returns what gptloom's metrics have."""
-    model = load_checkpoint((begin / "checkpoints" / "latest").resolve()).train()
+    model = load_checkpoint((begin / "checkpoints" / "latest").resolve()).to(dtype).train()
     decayed = [p for p in model.parameters() if p.dim() > 1]
     others = [p for p in model.parameters() if p.dim() == 1]
     optimizer = torch.optim.AdamW(
@@ -170,6 +182,9 @@ def train_with_pytorch(arguments: argparse.Namespace, ids: list[int], begin: Pat
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--steps", type=int, default=500, help="(default: %(default)s)")
+    parser.add_argument("--n-layer", type=int, default=4, help="(default: %(default)s)")
+    parser.add_argument("--n-head", type=int, default=4, help="(default: %(default)s)")
+    parser.add_argument("--n-embd", type=int, default=128, help="(default: %(default)s)")
     parser.add_argument("--batch", type=int, default=12, help="(default: %(default)s)")
     parser.add_argument("--seq-len", type=int, default=64, help="(default: %(default)s)")
     parser.add_argument("--lr", type=float, default=1e-3, help="(default: %(default)s)")
@@ -180,17 +195,26 @@ def main() -> None:
     parser.add_argument(
         "--gptloom", type=Path, default=ROOT / "build" / "gptloom", help="(default: %(default)s)"
     )
+    parser.add_argument("--golden", type=Path, metavar="FILE", help="write test/data/training.txt")
     arguments = parser.parse_args()
+    if arguments.golden:
+        vars(arguments).update(GOLDEN)
     torch.set_num_threads(len(os.sched_getaffinity(0)))
 
-    ids = list(arguments.data.read_bytes())
+    ids = golden_ids() if arguments.golden else list(arguments.data.read_bytes())
+    dtype = torch.float64 if arguments.golden else torch.float32
     with tempfile.TemporaryDirectory(prefix="gptloom-parity-") as directory:
         scratch = Path(directory)
         write_shard(scratch / "data.bin", ids)
         ours = train_with_gptloom(arguments, scratch / "data.bin", scratch)
-        theirs = train_with_pytorch(arguments, ids, scratch / "begin")
+        theirs = train_with_pytorch(arguments, ids, scratch / "begin", dtype)
     if len(ours) != len(theirs):
         sys.exit(f"train_parity.py: gptloom has metrics of {len(ours)} steps, not of {len(theirs)}")
+
+    if arguments.golden:
+        lines = [f"{row['loss']:.10g} {row['grad_norm']:.10g} {row['lr']:.10g}\n" for row in theirs]
+        about = f"# loss, gradient's norm, learning rate: train_parity.py, PyTorch {torch.__version__}\n"
+        arguments.golden.write_text(about + "".join(lines))
 
     bounds = BOUNDS[arguments.dtype]
     largest = {name: (0.0, 0) for name in bounds}
