@@ -22,7 +22,7 @@ endif
 # The machine to compile for, as native, where it is not to be any of its architecture. What is worth it is compiled for
 # several sets of instructions in any case, of which the program takes the best that its processor has.
 ARCH    ?=
-# Matrix products: auto takes oneDNN, else OpenBLAS, else our own plain C.
+# The library for matrix products beside our own: auto takes oneDNN, else OpenBLAS, else none (plain).
 MATMUL  ?= auto
 # CUDA: the toolkit's folder, found by its nvcc; empty where there is none, and then only the emulation has CUDA. The
 # GPUs to build for: compute capabilities, 80 to 120; later ones compile the lowest one's PTX when they start.

@@ -7,8 +7,8 @@
 # where there is no apt, what to install. Both end with status 2. What counts is whether a program compiles and links,
 # so libraries installed in other ways do as well (DNNL_CFLAGS, DNNL_LIBS, CPATH, LIBRARY_PATH say where they are).
 #
-# oneDNN (or OpenBLAS, where a release has no oneDNN) makes matrix products fast, and is installed with the rest or
-# where that is easy; but without it our own C is built, so a machine that cannot have it goes on. MATMUL=onednn
+# oneDNN (or OpenBLAS, where a release has no oneDNN) multiplies matrices where the processor has AVX-512, and is installed
+# with the rest or where that is easy; but without it our own products are taken, so a machine that cannot have it goes on. MATMUL=onednn
 # or openblas insists on that one, MATMUL=plain asks for none. The same goes for Open MPI, which only training with
 # several ranks needs; MPI=no asks for none. AARCH64=yes asks for a compiler and an emulator of that processor, with
 # which make test-full tries the CPU's ops.
@@ -102,7 +102,7 @@ wished_packages() {
 loss_of() {
     case $* in *openmpi*) printf 'there will be no training with several ranks by MPI' ;; esac
     case $* in *openmpi*libdnnl* | *openmpi*openblas* | *libdnnl*openmpi* | *openblas*openmpi*) printf ', and ' ;; esac
-    case $* in *libdnnl* | *openblas*) printf 'matrix products will be slower than they could be' ;; esac
+    case $* in *libdnnl* | *openblas*) printf 'with AVX-512, matrix products will be slower than they could be' ;; esac
 }
 
 required=$(missing_required)
@@ -124,7 +124,7 @@ if ! command -v apt-get >/dev/null 2>&1; then
         qemu-user) say "  QEMU's emulation of programs of other processors, qemu-aarch64" ;;
         esac
     done
-    have_matmul || say "  and, for fast matrix products, oneDNN or OpenBLAS (not needed)"
+    have_matmul || say "  and, for fast matrix products with AVX-512, oneDNN or OpenBLAS (not needed)"
     have_mpi || say "  and, for training with several ranks, Open MPI with mpicc (not needed)"
     exit 2
 fi
@@ -175,18 +175,24 @@ if [ "$may_install" = no ]; then
     exit 2
 fi
 
+# What apt says is kept, and shown where it fails.
+log=${BUILD:-build}/setup.log
+{ mkdir -p "${log%/*}" && : >"$log"; } 2>/dev/null || log=/dev/null
+
 apt() {
     # shellcheck disable=SC2086  # sudo and its flag, or nothing
-    $as_root env DEBIAN_FRONTEND=noninteractive apt-get -qq -o DPkg::Lock::Timeout=120 "$@" >&2
+    $as_root env DEBIAN_FRONTEND=noninteractive apt-get -qq -o DPkg::Lock::Timeout=120 "$@" >>"$log" 2>&1 && return
+    tail -n 15 "$log" >&2
+    return 1
 }
 
-say "installing $packages"
+say "installing $packages ($log has what apt says)"
 apt update || say "apt-get update failed: trying with the package lists as they are"
 wished=$(in_one_line "$(wished_packages)") # the lists may know better now
 # shellcheck disable=SC2086  # package names, a word each
 apt install -y --no-install-recommends $required $wished || {
     if [ -n "$required" ]; then
-        say "apt-get could not install $packages: see above, or run it yourself:"
+        say "apt-get could not install $packages: see above, or run this yourself:"
         printf '    %s\n' "$command" >&2
         exit 2
     fi

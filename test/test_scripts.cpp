@@ -320,7 +320,7 @@ class Setup : public ScriptTest {
   protected:
     void SetUp() override {
         ScriptTest::SetUp();
-        link_tools({"sh", "grep", "cat", "env", "touch"});
+        link_tools({"sh", "grep", "cat", "env", "touch", "mkdir", "tail"});
         const std::string compiler = "cat >/dev/null\n"
                                      "for word in \"$@\"; do\n"
                                      "    if grep -qx -e \"$word\" " +
@@ -329,7 +329,8 @@ class Setup : public ScriptTest {
                                      "done\n";
         tool("gcc", compiler);
         tool("g++", compiler);
-        tool("apt-get", "echo \"$@\" >>" + in_here("apt-calls") + "\ncase $* in\n*' install '*)\n    [ ! -e " +
+        tool("apt-get", "echo \"$@\" >>" + in_here("apt-calls") +
+                            "\necho Reading package lists\ncase $* in\n*' install '*)\n    [ ! -e " +
                             in_here("apt-fails") + " ] || exit 100\n    : >" + in_here("lacking") + "\n    ;;\nesac\n");
         tool("apt-cache", "case $2 in\n'') printf ' 100 /var/lib/dpkg/status\\n     release a=now\\n'\n"
                           "    [ -e " +
@@ -351,8 +352,9 @@ class Setup : public ScriptTest {
         tool("id", "echo 1000\n");
     }
     result setup(const std::string &settings = "") {
-        return shell("unset CC CXX MATMUL DNNL_CFLAGS DNNL_LIBS MPI MPICC; " + settings + " PATH=" +
-                     quoted(tools.string()) + " sh " + quoted((project() / "dev/setup.sh").string()) + " </dev/null");
+        return shell("unset CC CXX MATMUL DNNL_CFLAGS DNNL_LIBS MPI MPICC; BUILD=" + in_here("build") + " " + settings +
+                     " PATH=" + quoted(tools.string()) + " sh " + quoted((project() / "dev/setup.sh").string()) +
+                     " </dev/null");
     }
     std::string calls() {
         return read(here / "apt-calls");
@@ -484,6 +486,15 @@ TEST_F(Setup, TellsWhenAptFails) {
     const result result = setup();
     EXPECT_EQ(result.status, 2);
     EXPECT_TRUE(contains(result.output, "apt-get could not install libcjson-dev")) << result.output;
+    EXPECT_TRUE(contains(result.output, "Reading package lists")) << result.output;
+}
+
+TEST_F(Setup, KeepsWhatAptSaysToItself) {
+    write(here / "lacking", "-lcjson\n");
+    const result result = setup();
+    EXPECT_EQ(result.status, 0) << result.output;
+    EXPECT_FALSE(contains(result.output, "Reading package lists")) << result.output;
+    EXPECT_TRUE(contains(read(here / "build/setup.log"), "Reading package lists"));
 }
 
 TEST_F(Setup, ListsWhatToInstallWithoutApt) {

@@ -32,7 +32,7 @@ BETAS, EPSILON, WEIGHT_DECAY, CLIP = (0.9, 0.95), 1e-8, 0.1, 1.0
 
 # Largest differences, in parts of PyTorch's value.
 BOUNDS = {
-    "fp32": {"loss": 5e-6, "grad_norm": 5e-5, "lr": 1e-6},
+    "fp32": {"loss": 5e-6, "grad_norm": 2e-4, "lr": 1e-6},
     "bf16": {"loss": 5e-3, "grad_norm": 1e-1, "lr": 1e-6},
 }
 
