@@ -189,7 +189,8 @@ static loom_training_settings settings_of(const loom_trainer *t) {
                                        .tf32 = o->tf32 && t->precision.storage == LOOM_F32,
                                        .cudnn_attention = o->attention == LOOM_ATTENTION_CUDNN};
     snprintf(settings.device, sizeof settings.device, "%s", t->device->name);
-    snprintf(settings.arithmetic, sizeof settings.arithmetic, "%s", t->device->arithmetic);
+    if (t->device->arithmetic)
+        t->device->arithmetic(t->device, t->precision.storage, settings.arithmetic, sizeof settings.arithmetic);
     return settings;
 }
 

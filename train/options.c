@@ -191,7 +191,7 @@ static const loom_flag table[] = {
     {.name = "threads", .type = LOOM_FLAG_INT, AT(threads), .min = 0, .max = 1024, .standard = "0", .metavar = "N",
      .group = "Machine", .help = "CPU threads, of each rank; 0: all that the process may run on, or the rank's part of them"},
     {.name = "deterministic", .type = LOOM_FLAG_BOOL, AT(deterministic), .standard = "true", .group = "Machine",
-     .help = "the same bits with any number of threads; off, the matrix library threads its products as it likes"},
+     .help = "the same bits with any number of threads; off, a library that multiplies matrices threads its products as it likes"},
     {.name = "attention", .type = LOOM_FLAG_CHOICE, AT(attention), .choices = attentions, .standard = "own",
      .metavar = "NAME", .group = "Machine", .help = "attention by our own kernels, or by cudnn; --device cuda only"},
     {.name = "cuda-graph", .type = LOOM_FLAG_CHOICE, AT(cuda_graph), .choices = switches, .standard = "on",

@@ -9,7 +9,7 @@
  * copied as reals with D padded to whole vectors by zeros. Forward takes a tile of keys to QUERY_TILES tiles of queries,
  * and backward a tile of queries to KEY_TILES tiles of keys, before it loads the next.
  *
- * On the diagonal, rows are taken GROUP at a time, so that less is computed of what no query sees. What is left out are
+ * Rows are taken GROUP at a time, so that on the diagonal less is computed of what no query sees. What is left out are
  * products with zeros. */
 enum { TILE = 64, GROUP = 16, QUERY_TILES = 4, KEY_TILES = 2 };
 _Static_assert(TILE % GROUP == 0 && GROUP % TILE_ROWS == 0 && GROUP % TILE_LANES == 0, "groups are whole strips");
@@ -75,10 +75,10 @@ static int64_t visible(int64_t position, int64_t key, int64_t keys) {
 
 /* A thread's tiles. */
 typedef struct forward_tiles {
-    real *q, *out;              /* (QUERY_TILES * TILE, padded_D) */
-    real *v, *k, *k_transposed; /* (TILE, padded_D), and (D, TILE) */
-    real *score;                /* (TILE, TILE) */
-    real *maximum, *sum;        /* (QUERY_TILES * TILE) */
+    real *q, *out;                    /* (QUERY_TILES * TILE, padded_D) */
+    real *v, *staging, *k_transposed; /* (TILE, padded_D), and (D, TILE) */
+    real *score;                      /* (TILE, TILE) */
+    real *maximum, *sum;              /* (QUERY_TILES * TILE) */
 } forward_tiles;
 
 static int64_t forward_reals(int64_t D) {
@@ -136,7 +136,7 @@ static void forward_block(const struct loom_attention_forward *a, const forward_
     for (int64_t i = 0; i < rows; i++) t->maximum[i] = -INFINITY, t->sum[i] = 0;
     for (int64_t key = 0; key < seen; key += TILE) {
         const int64_t keys = smaller(TILE, seen - key);
-        load_transposed(t->k_transposed, t->k, &a->k, b, hkv, key, keys, padded_D);
+        load_transposed(t->k_transposed, t->staging, &a->k, b, hkv, key, keys, padded_D);
         load_tile(t->v, &a->v, b, hkv, key, keys, keys, padded_D, 1);
         for (int64_t first = 0; first < rows; first += TILE)
             forward_tile(t, first, smaller(TILE, rows - first), position + first, key, keys, D, padded_D);

@@ -188,17 +188,24 @@ static void describe(loom_device *device, int processors, const char *products, 
     if (bf16)
         snprintf(how, sizeof how, ", of bf16 by %s", bf16);
     else if (device->storage == LOOM_F32)
-        snprintf(how, sizeof how, ", of bf16 widened to fp32");
+        snprintf(how, sizeof how, ", of bf16 widened to fp32%s",
+                 loom_tuned_matmul_takes(device->implementation, LOOM_F32) ? " by gptloom" : "");
     const char *instructions = ((const cpu *)device)->table->instructions;
-    if (instructions)
-        snprintf(device->arithmetic, sizeof device->arithmetic, "%.16s, products by %.60s%s%.16s", instructions,
-                 products, bf16 ? ", bf16 by " : "", bf16 ? bf16 : "");
     snprintf(device->description, sizeof device->description, "%d thread%s%s%s%s, matrix products by %s%s",
              device->threads, loom_plural(device->threads), crowded, instructions ? ", " : "",
              instructions ? instructions : "", products, how);
 }
 
 /* ------------------------------------------------------------------------------------------------------------- products */
+
+static void arithmetic(const loom_device *device, loom_dtype storage, char *text, size_t size) {
+    const char *instructions = ((const cpu *)device)->table->instructions;
+    const loom_tuned_matmul *matmul = device->implementation;
+    *text = '\0';
+    if (instructions)
+        snprintf(text, size, "%s, products by %s", instructions,
+                 loom_tuned_matmul_takes(matmul, storage) ? loom_tuned_matmul_library() : "gptloom");
+}
 
 static bool choose_products(const loom_device_options *options, loom_products *products, loom_error *error) {
     const char *asked = getenv("LOOM_PRODUCTS");
@@ -263,6 +270,7 @@ bool loom_cpu_open(loom_device **out, loom_cpu_kind kind, const loom_device_opti
                             .choices_get = choices_get,
                             .choices_set = choices_set,
                             .peak = peak,
+                            .arithmetic = arithmetic,
                             .available = available,
                             .available_host = available,
                             .close = close_device};

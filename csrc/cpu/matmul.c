@@ -8,8 +8,9 @@
  * The output is cut into blocks, each one thread's, and the inner dimension is walked through DEPTH at a time:
  *
  *   - this part of B is copied into panels as wide as a strip of registers, so that the innermost loop reads memory in
- *     order. One panel stays in the first-level cache while all rows go by, all of them in the second-level cache. Where
- *     scratch holds as many columns of B as a block has, all of them, a thread that gets the block below keeps them;
+ *     order. One panel stays in the first-level cache while all rows go by, all of them in the second-level cache. If a
+ *     block's columns of B fit into scratch over their whole depth K, a thread whose next block lies in the same columns
+ *     does not copy them again;
  *   - A is read where it lies if its rows are reals, else CHUNK rows at a time are copied. Copies are where storage types
  *     are converted and transposes made;
  *   - sums are kept in the output itself where that is stored as reals, else in scratch.
@@ -18,10 +19,11 @@
  * the width of registers; only fused multiply-adds make others. */
 enum { PANEL = 2 * TILE_LANES };
 enum { DEPTH = 256, CHUNK = 96, MOST_ROWS = 480, MOST_COLUMNS = 256 };
-_Static_assert(MOST_COLUMNS % PANEL == 0 && CHUNK % STRIP_ROWS == 0, "blocks are whole panels and strips");
+_Static_assert(MOST_COLUMNS % PANEL == 0 && CHUNK % STRIP_ROWS == 0 && CHUNK <= MOST_COLUMNS,
+               "blocks are whole panels and strips, and lines of both fit");
 
-/* There are two blocks for each thread, so that none waits long for another, unless they would become smaller than this:
- * copies would take as long as the arithmetic. */
+/* There are two blocks for each thread, so that none waits long for another, and eight where columns of B are kept from
+ * block to block, unless they would become smaller than this: copies would take as long as the arithmetic. */
 enum { FEWEST_ROWS = 32, FEWEST_COLUMNS = 64 };
 
 /* A thread's scratch: a part of B, a chunk of A, and the sums of a chunk. */
@@ -65,7 +67,7 @@ static const void *stored_at(const operand *o, int64_t outer, int64_t inner) {
  * dimension: (outers / wide, inners, wide). The last strip is filled up with zeros. */
 static inline __attribute__((always_inline)) void copy_strips(real *to, const operand *o, int64_t outer, int64_t inner,
                                                               int64_t outers, int64_t inners, int wide) {
-    real converted[MOST_ROWS];
+    real converted[MOST_COLUMNS];
     for (int64_t i = 0; i < inners; i++) {
         const real *from = reals_at(stored_at(o, outer, inner + i), o->view->dtype, outers, converted);
         real *at = to + i * wide;
@@ -104,7 +106,7 @@ static void copy_rows(real *to, const operand *o, int64_t outer, int64_t inner, 
 
 /* Whether strips of A can be read where they lie. */
 static bool readable(const operand *a) {
-    return a->outer_first && stored_as_real(a->view) && loom_rows_regular(a->view);
+    return a->outer_first && stored_as_real(a->view) && loom_rows_regular(a->view) && a->view->stride[2] > 0;
 }
 
 /* --------------------------------------------------------------------------------------------------------------- strips */
@@ -149,27 +151,27 @@ static int64_t near_equal(int64_t n, int64_t most, int64_t multiple) {
     return smaller(n, round_up(ceiling_divide(n, ceiling_divide(n, most)), multiple));
 }
 
-/* How many columns of B scratch holds altogether. */
-static int64_t columns_held(const product *p) {
+/* How many columns of B fit into scratch over their whole depth. */
+static int64_t columns_that_fit(const product *p) {
     return B_REALS / p->K / PANEL * PANEL;
 }
 
 static grid make_grid(const product *p, int threads) {
-    const bool held = columns_held(p) >= FEWEST_COLUMNS;
+    const bool fit = columns_that_fit(p) >= FEWEST_COLUMNS;
     int64_t most_rows = p->out ? MOST_ROWS : CHUNK;
-    int64_t most_columns = held ? smaller(columns_held(p), MOST_COLUMNS) : MOST_COLUMNS;
+    int64_t most_columns = fit ? smaller(columns_that_fit(p), MOST_COLUMNS) : MOST_COLUMNS;
     for (;;) {
         grid g = {near_equal(p->M, most_rows, STRIP_ROWS), near_equal(p->N, most_columns, PANEL), 0, 0};
         g.down = ceiling_divide(p->M, g.rows);
         g.across = ceiling_divide(p->N, g.columns);
         const int64_t blocks = g.down * g.across;
-        if (held && g.rows > CHUNK / 2 && blocks < 8 * threads) { /* costs no more copies */
+        if (fit && g.rows > CHUNK / 2 && blocks < 8 * threads) { /* costs each thread one copy of B at most */
             most_rows = round_up(ceiling_divide(g.rows, 2), STRIP_ROWS);
             continue;
         }
-        const bool columns = g.columns > g.rows && g.columns > FEWEST_COLUMNS;
-        if (blocks >= 2 * threads || (!columns && g.rows <= FEWEST_ROWS)) return g;
-        if (columns)
+        const bool wide = g.columns > g.rows && g.columns > FEWEST_COLUMNS;
+        if (blocks >= 2 * threads || (!wide && g.rows <= FEWEST_ROWS)) return g;
+        if (wide)
             most_columns = round_up(ceiling_divide(g.columns, 2), PANEL);
         else
             most_rows = round_up(ceiling_divide(g.rows, 2), STRIP_ROWS);
@@ -179,17 +181,17 @@ static grid make_grid(const product *p, int threads) {
 /* A chunk's rows of A times the panels of B, both `depth` deep from k on. */
 static void multiply_chunk(const product *p, const block *chunk, int64_t k, int64_t depth, real *a, const real *b,
                            real *c, int64_t ldc) {
-    const int64_t in_place = readable(&p->a) ? chunk->rows / STRIP_ROWS * STRIP_ROWS : 0;
+    const int64_t read = readable(&p->a) ? chunk->rows / STRIP_ROWS * STRIP_ROWS : 0;
     if (p->a.outer_first)
-        copy_rows(a, &p->a, chunk->row + in_place, k, chunk->rows - in_place, depth);
+        copy_rows(a, &p->a, chunk->row + read, k, chunk->rows - read, depth);
     else
         copy_strips(a, &p->a, chunk->row, k, chunk->rows, depth, STRIP_ROWS);
     for (int64_t j = 0; j < chunk->columns; j += PANEL)
         for (int64_t i = 0; i < chunk->rows; i += STRIP_ROWS) {
-            const real *strip = i < in_place       ? stored_at(&p->a, chunk->row + i, k)
-                                : p->a.outer_first ? a + (i - in_place) * DEPTH
+            const real *strip = i < read           ? stored_at(&p->a, chunk->row + i, k)
+                                : p->a.outer_first ? a + (i - read) * DEPTH
                                                    : a + i * depth;
-            const int64_t lda = i < in_place ? p->a.view->stride[2] : p->a.outer_first ? DEPTH : 0;
+            const int64_t lda = i < read ? p->a.view->stride[2] : p->a.outer_first ? DEPTH : 0;
             const int64_t rows = smaller(STRIP_ROWS, chunk->rows - i), columns = smaller(PANEL, chunk->columns - j);
             if (rows == STRIP_ROWS && columns == PANEL)
                 multiply_strip(c + i * ldc + j, ldc, strip, lda, b + j * depth, depth, k == 0);
@@ -198,16 +200,16 @@ static void multiply_chunk(const product *p, const block *chunk, int64_t k, int6
         }
 }
 
-/* With `held` scratch has the block's columns of B already. */
-static void multiply_block(const product *p, const block *whole, real *scratch, bool held) {
-    const bool holds = columns_held(p) >= whole->columns;
+/* With `copied` scratch has the block's columns of B already. */
+static void multiply_block(const product *p, const block *whole, real *scratch, bool copied) {
+    const bool fit = columns_that_fit(p) >= whole->columns;
     real *a = scratch + B_REALS;
     for (int64_t k = 0; k < p->K; k += DEPTH) {
         const int64_t depth = smaller(DEPTH, p->K - k);
-        real *b = scratch + (holds ? k * round_up(whole->columns, PANEL) : 0);
-        if (!held && p->b.outer_first)
+        real *b = scratch + (fit ? k * round_up(whole->columns, PANEL) : 0);
+        if (!copied && p->b.outer_first)
             transpose_into_panels(b, &p->b, whole->column, k, whole->columns, depth);
-        else if (!held)
+        else if (!copied)
             copy_strips(b, &p->b, whole->column, k, whole->columns, depth, PANEL);
         for (int64_t done = 0; done < whole->rows; done += CHUNK) {
             const block chunk = {whole->row + done, whole->column, smaller(CHUNK, whole->rows - done), whole->columns};
@@ -221,6 +223,8 @@ static void multiply_block(const product *p, const block *whole, real *scratch, 
 }
 
 static void multiply(const loom_exec *exec, const product *p) {
+    if (p->M == 0 || p->N == 0) return;
+    LOOM_CHECK(p->K > 0);
     const grid g = make_grid(p, exec->device->threads);
 #pragma omp parallel num_threads(exec->device->threads)
     {
@@ -230,7 +234,7 @@ static void multiply(const loom_exec *exec, const product *p) {
         for (int64_t i = 0; i < g.down * g.across; i++) {
             const int64_t row = i % g.down * g.rows, column = i / g.down * g.columns;
             const block b = {row, column, smaller(g.rows, p->M - row), smaller(g.columns, p->N - column)};
-            multiply_block(p, &b, scratch, column == column_before && columns_held(p) >= g.columns);
+            multiply_block(p, &b, scratch, column == column_before && columns_that_fit(p) >= g.columns);
             column_before = column;
         }
     }

@@ -38,6 +38,14 @@ void loom_tuned_matmul_name(const loom_tuned_matmul *matmul, char *name, size_t 
         snprintf(name, size, "gptloom");
 }
 
+bool loom_tuned_matmul_takes(const loom_tuned_matmul *matmul, loom_dtype dtype) {
+    return matmul && ((matmul->fp32 && dtype == LOOM_F32) || (matmul->bf16 && dtype == LOOM_BF16));
+}
+
+const char *loom_tuned_matmul_library(void) {
+    return loom_product_library();
+}
+
 const char *loom_tuned_matmul_bf16(const loom_tuned_matmul *matmul) {
     static const char *const instructions[] = {[LOOM_PRODUCT_BF16_EMULATED] = "emulation",
                                                [LOOM_PRODUCT_BF16_AVX512] = "AVX512_BF16",

@@ -21,6 +21,15 @@ void loom_tuned_matmul_name(const loom_tuned_matmul *matmul, char *name, size_t 
     snprintf(name, size, "gptloom");
 }
 
+bool loom_tuned_matmul_takes(const loom_tuned_matmul *matmul, loom_dtype dtype) {
+    (void)matmul, (void)dtype;
+    return false;
+}
+
+const char *loom_tuned_matmul_library(void) {
+    return "no library";
+}
+
 const char *loom_tuned_matmul_bf16(const loom_tuned_matmul *matmul) {
     (void)matmul;
     return NULL;

@@ -65,27 +65,22 @@ static bool one_stride(const loom_view *view) {
     return view->shape[0] == 1 && view->shape[1] == 1;
 }
 
-/* Whether the library multiplies what is stored so. */
-static bool takes(const loom_device *device, loom_dtype dtype) {
-    const loom_tuned_matmul *matmul = device->implementation;
-    return (matmul->fp32 && dtype == LOOM_F32) || (matmul->bf16 && dtype == LOOM_BF16);
-}
-
 /* Whether the library computes this call; the product, if so. */
-static bool is_ours(const loom_device *device, loom_op op, const void *arguments, loom_whole *w) {
+static bool library_takes(const loom_device *device, loom_op op, const void *arguments, loom_whole *w) {
     const struct loom_matmul_forward *f = arguments;
     const struct loom_matmul_backward_input *i = arguments;
     const struct loom_matmul_backward_weight *d = arguments;
+    const loom_tuned_matmul *matmul = device->implementation;
     switch (op) {
     case LOOM_OP_matmul_forward:
         *w = whole_forward(f);
-        return takes(device, f->x.dtype) && one_stride(&f->x) && one_stride(sums_of(f));
+        return loom_tuned_matmul_takes(matmul, f->x.dtype) && one_stride(&f->x) && one_stride(sums_of(f));
     case LOOM_OP_matmul_backward_input:
         *w = whole_backward_input(i);
-        return takes(device, i->dout.dtype) && one_stride(&i->dout) && one_stride(&i->dx);
+        return loom_tuned_matmul_takes(matmul, i->dout.dtype) && one_stride(&i->dout) && one_stride(&i->dx);
     case LOOM_OP_matmul_backward_weight:
         *w = whole_backward_weight(d);
-        return takes(device, d->dout.dtype) && one_stride(&d->dout) && one_stride(&d->x);
+        return loom_tuned_matmul_takes(matmul, d->dout.dtype) && one_stride(&d->dout) && one_stride(&d->x);
     default: return false;
     }
 }
@@ -98,7 +93,7 @@ static void finish_forward(const void *context, int64_t row, int64_t column, int
 
 static void forward(loom_exec *exec, const struct loom_matmul_forward *a) {
     loom_whole w;
-    if (!is_ours(exec->device, LOOM_OP_matmul_forward, a, &w)) {
+    if (!library_takes(exec->device, LOOM_OP_matmul_forward, a, &w)) {
         LOOM_DEFINITION(matmul_forward)(exec, a);
         return;
     }
@@ -112,7 +107,7 @@ static void finish_input(const void *context, int64_t row, int64_t column, int64
 
 static void backward_input(loom_exec *exec, const struct loom_matmul_backward_input *a) {
     loom_whole w;
-    if (is_ours(exec->device, LOOM_OP_matmul_backward_input, a, &w))
+    if (library_takes(exec->device, LOOM_OP_matmul_backward_input, a, &w))
         LOOM_DEFINITION(tiles_run)(exec, &w, w.unstored ? finish_input : NULL, a);
     else
         LOOM_DEFINITION(matmul_backward_input)(exec, a);
@@ -124,7 +119,7 @@ static void finish_weight(const void *context, int64_t row, int64_t column, int6
 
 static void backward_weight(loom_exec *exec, const struct loom_matmul_backward_weight *a) {
     loom_whole w;
-    if (!is_ours(exec->device, LOOM_OP_matmul_backward_weight, a, &w)) {
+    if (!library_takes(exec->device, LOOM_OP_matmul_backward_weight, a, &w)) {
         LOOM_DEFINITION(matmul_backward_weight)(exec, a);
         return;
     }
@@ -134,13 +129,13 @@ static void backward_weight(loom_exec *exec, const struct loom_matmul_backward_w
 
 static size_t workspace(const loom_device *device, loom_op op, const void *arguments) {
     loom_whole w;
-    return is_ours(device, op, arguments, &w) ? LOOM_DEFINITION(tiles_workspace)(device, &w)
-                                              : LOOM_DEFINITION(workspace)(device, op, arguments);
+    return library_takes(device, op, arguments, &w) ? LOOM_DEFINITION(tiles_workspace)(device, &w)
+                                                    : LOOM_DEFINITION(workspace)(device, op, arguments);
 }
 
 static bool prepare(loom_device *device, loom_op op, const void *arguments, loom_error *error) {
     loom_whole w;
-    return !is_ours(device, op, arguments, &w) || LOOM_DEFINITION(tiles_prepare)(device, &w, error);
+    return !library_takes(device, op, arguments, &w) || LOOM_DEFINITION(tiles_prepare)(device, &w, error);
 }
 
 void LOOM_DEFINITION(install_products)(loom_ops *ops) {

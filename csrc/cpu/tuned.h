@@ -17,6 +17,10 @@ void loom_tuned_matmul_destroy(loom_tuned_matmul *matmul);
 /* Who multiplies fp32: "oneDNN 2.6.3", or "gptloom", with the reason where a library that is linked cannot. */
 void loom_tuned_matmul_name(const loom_tuned_matmul *matmul, char *name, size_t size);
 
+/* Whether the library multiplies what is stored so, and its name. */
+bool loom_tuned_matmul_takes(const loom_tuned_matmul *matmul, loom_dtype dtype);
+const char *loom_tuned_matmul_library(void);
+
 /* What bf16 is multiplied with: "AVX512_BF16", "AMX", or "emulation" where it was asked for; NULL where it is widened. */
 const char *loom_tuned_matmul_bf16(const loom_tuned_matmul *matmul);
 

@@ -381,6 +381,10 @@ def parse_arguments() -> argparse.Namespace:
     arguments = parser.parse_args()
     if arguments.only and not arguments.data:
         parser.error("--only needs --data")
+    if arguments.report and arguments.skip_gptloom:
+        parser.error("--report is about gptloom: leave out --skip-gptloom")
+    if arguments.data and len({PRESETS[name].vocab_size for name in arguments.preset}) > 1:
+        parser.error("--data goes with presets of one vocabulary")
     if not arguments.only and not arguments.skip_gptloom and not arguments.gptloom.exists():
         parser.error(f"{arguments.gptloom} is not there: run make, or give --skip-gptloom")
     return arguments

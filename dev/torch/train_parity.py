@@ -147,7 +147,7 @@ def rate_at(step: int, arguments: argparse.Namespace) -> float:
     warmup, steps = arguments.steps // 20, arguments.steps
     if step < warmup:
         return arguments.lr * (step + 1) / warmup
-    done = (step - warmup) / (steps - warmup - 1)
+    done = (step - warmup) / max(1, steps - warmup - 1)
     return arguments.lr * (1 - 0.9 * 0.5 * (1 - math.cos(math.pi * done)))
 
 
@@ -191,7 +191,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=1, help="(default: %(default)s)")
     parser.add_argument("--dtype", choices=BOUNDS, default="fp32", help="(default: %(default)s)")
     parser.add_argument("--device", default="cpu", help="gptloom's (default: %(default)s)")
-    parser.add_argument("--data", type=Path, default=ROOT / "README.md", help="a text, as bytes")
+    parser.add_argument("--data", type=Path, default=ROOT / "README.md", help="a text, as bytes (default: README.md)")
     parser.add_argument(
         "--gptloom", type=Path, default=ROOT / "build" / "gptloom", help="(default: %(default)s)"
     )

@@ -35,7 +35,7 @@ typedef struct loom_training_settings {
     bool deterministic, master_weights, tf32, cudnn_attention, deterministic_reduce;
     loom_dtype optimizer_dtype, grad_dtype; /* fp32, as all was in files that do not tell, or bf16 */
     char device[32];                        /* its name */
-    char arithmetic[128];                   /* loom_device's; "" in files that do not tell */
+    char arithmetic[128];                   /* what the device told of it; "" in files that do not */
 } loom_training_settings;
 
 typedef struct loom_training_state {

@@ -17,11 +17,11 @@ typedef enum loom_copy_kind { LOOM_HOST_TO_DEVICE, LOOM_DEVICE_TO_HOST, LOOM_DEV
 
 /* Who multiplies matrices on a CPU; sums are fp32 and roundings the same in all. */
 typedef enum loom_products {
-    LOOM_PRODUCTS_AUTO,   /* as LOOM_PRODUCTS in the environment says (own or library); else the library where it is
+    LOOM_PRODUCTS_AUTO, /* as LOOM_PRODUCTS in the environment says (own or library); else the library where it is
                              faster with the instructions that are taken, and of bf16 where the processor multiplies it
                              (AVX512_BF16, AMX), or gptloom itself */
-    LOOM_PRODUCTS_OWN,    /* gptloom itself, which widens bf16 and fp16 as it reads them */
-    LOOM_PRODUCTS_LIBRARY /* the library, of bf16 even where it emulates the instructions for it */
+    LOOM_PRODUCTS_OWN,  /* gptloom itself, which widens bf16 and fp16 as it reads them */
+    LOOM_PRODUCTS_LIBRARY /* the library, if it can work in this process; of bf16 even where it emulates the instructions */
 } loom_products;
 
 typedef struct loom_device_options {
@@ -46,7 +46,6 @@ typedef struct loom_recording loom_recording;
 struct loom_device {
     const char *name;      /* "cpu", "cuda", "cuda (emulated)", "definition", "oracle" */
     char description[256]; /* "2 threads, AVX-512, matrix products by oneDNN 2.6.3" */
-    char arithmetic[128];  /* what its bits hang on beside its name: "AVX-512, products by oneDNN 2.6.3"; "": nothing */
     char passed_over[256]; /* why "auto" did not take a GPU that is there; "" if none is */
     const loom_ops *ops;
     loom_dtype storage;    /* the widest that parameters and activations are stored in: fp32; fp64 on the oracle */
@@ -55,6 +54,9 @@ struct loom_device {
     int threads;      /* of the CPU, for what the host does beside the device too */
     bool host_memory; /* the host may touch the device's memory */
     size_t reserved;  /* of its memory, which a run cannot have: a GPU's, for the CUDA context and libraries */
+    /* What the bits of a run that stores its weights so hang on beside the device's name, of a CPU: "AVX-512, products by
+     * oneDNN 2.6.3"; "" where nothing is told. */
+    void (*arithmetic)(const loom_device *device, loom_dtype storage, char *text, size_t size);
     /* Memory that ops can use, aligned to 256 bytes, or false with the size and what is free. */
     bool (*allocate)(loom_device *device, void **memory, size_t bytes, loom_error *error);
     void (*release)(loom_device *device, void *memory, size_t bytes);

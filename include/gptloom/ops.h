@@ -258,7 +258,7 @@ struct loom_step_scalars {
  * are before that. */
 struct loom_adamw {
     loom_view parameter;        /* (n) fp32, or bf16 without a master */
-    loom_view copy;             /* (n) optional, with fp32 parameters: bf16 or fp16 */
+    loom_view copy;             /* (n) optional, with fp32 parameters: in any dtype, in training bf16 or fp16 */
     loom_view gradient;         /* (n) fp32 or bf16 */
     loom_view moment1, moment2; /* (n) both fp32, or both bf16 */
     const loom_scalars *scalars;
