@@ -83,6 +83,17 @@ TEST(Bf16Products, AutoGoesByTheProcessor) {
 #endif
 }
 
+TEST(Products, ByOthersThanThereAreAreRefused) {
+    for (const char *asked : {"onednn", "OWN", "own "}) {
+        setenv("LOOM_PRODUCTS", asked, 1);
+        loom_device *device = nullptr;
+        loom_error error;
+        EXPECT_FALSE(loom_device_open(&device, "cpu", nullptr, &error)) << asked;
+        EXPECT_NE(std::string(error.message).find("LOOM_PRODUCTS is to be own or library"), std::string::npos);
+    }
+    unsetenv("LOOM_PRODUCTS");
+}
+
 TEST(Bf16Products, HaveAPeak) {
     for (const Way &way : ways) {
         const Device device = open_way(way);

@@ -188,6 +188,14 @@ def run_pytorch(
 
 
 # --------------------------------------------------------------------------------------- gptloom
+def train_command(gptloom: Path, flags: dict) -> list[str]:
+    """`gptloom train` with these flags."""
+    command = [str(gptloom), "train"]
+    for flag, value in flags.items():
+        command += [f"--{flag}", str(value)]
+    return command
+
+
 def run_gptloom(
     name: str,
     arguments: argparse.Namespace,
@@ -225,9 +233,7 @@ def run_gptloom(
         "threads": len(cores),
         "dtype": dtype,
     }
-    command = [str(arguments.gptloom), "train"]
-    for flag, value in flags.items():
-        command += [f"--{flag}", str(value)]
+    command = train_command(arguments.gptloom, flags)
     if data.suffix != ".bin":
         command.append("--any-bytes")  # random bytes are no text
     log = scratch / "log"

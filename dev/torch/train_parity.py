@@ -25,7 +25,7 @@ from pathlib import Path
 
 import torch
 
-from bench import BYTE_VOCABULARY, ROOT, write_shard
+from bench import BYTE_VOCABULARY, ROOT, train_command, write_shard
 from gpt import load_checkpoint, mean_loss
 
 BETAS, EPSILON, WEIGHT_DECAY, CLIP = (0.9, 0.95), 1e-8, 0.1, 1.0
@@ -132,9 +132,7 @@ def train_with_gptloom(arguments: argparse.Namespace, data: Path, scratch: Path)
         "dtype": arguments.dtype,
     }
     for flags in (begin, run):
-        command = [str(arguments.gptloom), "train"]
-        for flag, value in flags.items():
-            command += [f"--{flag}", str(value)]
+        command = train_command(arguments.gptloom, flags)
         done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
         if done.returncode != 0:
             sys.exit(f"train_parity.py: gptloom failed:\n{done.stdout}")
