@@ -15,7 +15,8 @@ enum { DEFAULT_TIMEOUT = 600 };
 
 /* -------------------------------------------------------------------------------------------------------- the launcher */
 
-/* In one write, so that lines of ranks do not mix: into the file that loom_launch_ranks() reads, if it started us. */
+/* In one write, so that lines of ranks do not mix: into the file that loom_launch_ranks() reads, if it started us. Its name
+ * is a link that the kernel made (/proc/PID/fd/N). */
 static bool write_to_launcher(const char *line) {
     const char *path = getenv(LOOM_LAST_LINE);
     const int file = path ? open(path, O_WRONLY | O_APPEND | O_CLOEXEC) : -1;
@@ -82,6 +83,7 @@ void loom_comm_abort(loom_comm *comm, const loom_error *why, int status) {
     const bool of_all = agreed || (why && base && base->failed && !strcmp(why->message, base->failure.message));
     const bool quiet = of_all && !(agreed ? comm->rank == 0 : comm->reports);
     char line[sizeof why->message + 64];
+    loom_error unheard;
     if (why && !quiet) {
         if (!of_all) loom_give_way_to_rank_0();
         if (of_all || !comm || comm->size == 1)
@@ -91,6 +93,8 @@ void loom_comm_abort(loom_comm *comm, const loom_error *why, int status) {
         print_line(line);
     }
     fflush(NULL);
+    /* The one that ends the others waits until they have written to their logs how the run ended. */
+    if (agreed) (void)loom_comm_barrier(comm, &unheard);
     if (comm) comm->backend->abort(comm, quiet, status);
     _exit(status);
 }
