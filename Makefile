@@ -247,7 +247,7 @@ $(BUILD)/obj/$(1)/%.o: csrc/cpu/%.c
 	@mkdir -p $$(@D)
 	$$(call quiet,CC) $$(CC) $$(subst -O3,-O2,$$(CFLAGS_)) -DLOOM_TABLE=$(1) $(2) -c $$< -o $$@
 endef
-$(foreach s,$(SETS),$(eval $(call TABLE,$s,-ffp-contract=fast $(FLAGS_$s))))
+$(foreach s,$(SETS),$(eval $(call TABLE,$s,-ffp-contract=fast -DLOOM_CONTRACTS $(FLAGS_$s))))
 $(eval $(call TABLE,definition))
 $(eval $(call TABLE,oracle,-DLOOM_ORACLE))
 

@@ -301,6 +301,25 @@ TEST_F(Program, TrainHelpNamesEveryFlagWithItsDefault) {
     EXPECT_NE(help.find("(default: 6e-4)"), std::string::npos);
 }
 
+/* What libgomp says of its settings, as it is loaded: the program gives it its own, unless the user has. */
+TEST_F(Program, ItsThreadsSpinForAShortTimeOnly) {
+    const auto waits = [&](const char *name, const char *value) {
+        return run({"--version"},
+                   [=] {
+                       for (const char *each : {"GOMP_SPINCOUNT", "OMP_WAIT_POLICY"}) unsetenv(each);
+                       setenv("OMP_DISPLAY_ENV", "verbose", 1);
+                       if (name) setenv(name, value, 1);
+                   })
+            .err;
+    };
+    if (waits(nullptr, "").find("GOMP_") == std::string::npos) GTEST_SKIP() << "OpenMP is not libgomp's";
+    const std::string ours = "GOMP_SPINCOUNT = '3000'";
+    EXPECT_NE(waits(nullptr, "").find(ours), std::string::npos);
+    EXPECT_NE(waits("GOMP_SPINCOUNT", "77").find("GOMP_SPINCOUNT = '77'"), std::string::npos);
+    EXPECT_EQ(waits("GOMP_SPINCOUNT", "77").find(ours), std::string::npos);
+    EXPECT_EQ(waits("OMP_WAIT_POLICY", "active").find(ours), std::string::npos);
+}
+
 TEST_F(Program, VersionAndDevicesTellWhatThereIs) {
     const Outcome version = run({"--version"});
     EXPECT_EQ(version.code, 0);

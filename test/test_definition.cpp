@@ -114,11 +114,11 @@ std::string bits_of_training(const std::string &device, const std::string &dtype
 }
 
 TEST(Definition, TrainsToTheseBitsEverywhere) {
-    EXPECT_EQ(bits_of_training("definition", "fp32", "1"), "a4b8aac35af08f32");
-    EXPECT_EQ(bits_of_training("definition", "fp32", "2"), "a4b8aac35af08f32");
-    EXPECT_EQ(bits_of_training("definition", "bf16", "2"), "27a279767bd16758");
-    EXPECT_EQ(bits_of_training("definition", "fp16", "2"), "0c4ce1ed50398c0b");
-    EXPECT_EQ(bits_of_training("oracle", "fp32", "2"), "77876e94e938f074");
+    EXPECT_EQ(bits_of_training("definition", "fp32", "1"), "242647711311a729");
+    EXPECT_EQ(bits_of_training("definition", "fp32", "2"), "242647711311a729");
+    EXPECT_EQ(bits_of_training("definition", "bf16", "2"), "fe92178c8d381ba1");
+    EXPECT_EQ(bits_of_training("definition", "fp16", "2"), "eaae3c8c111b24b6");
+    EXPECT_EQ(bits_of_training("oracle", "fp32", "2"), "ba8adc568a919803");
 }
 
 /* ------------------------------------------------------------------------------------------------------ instructions */
@@ -183,6 +183,50 @@ bool has(const std::string &line, std::initializer_list<const char *> words) {
                        [&](const char *word) { return line.find(word) != std::string::npos; });
 }
 
+/* The loops of `code` that have no loop in them: from where a jump goes back to, to the jump. */
+std::vector<std::vector<std::string>> innermost_loops(const std::vector<std::string> &code) {
+    const auto address = [](const std::string &line) { return std::strtoull(line.c_str(), nullptr, 16); };
+    std::vector<std::vector<std::string>> loops;
+    size_t done = 0;
+    for (size_t last = 0; last < code.size(); last++) {
+        const size_t jump = code[last].find("\tj");
+        if (jump == std::string::npos || address(code[last]) == 0) continue;
+        const size_t words = code[last].find_first_of(" ", jump), target = code[last].find_first_not_of(" ", words);
+        if (target == std::string::npos) continue;
+        const auto to = std::strtoull(code[last].c_str() + target, nullptr, 16);
+        size_t first = last;
+        while (first > done && address(code[first]) != to) first--;
+        if (first == last || address(code[first]) != to) continue;
+        loops.emplace_back(code.begin() + (long)first, code.begin() + (long)last + 1);
+        done = last + 1;
+    }
+    return loops;
+}
+
+long count_of(const std::vector<std::string> &code, const char *word) {
+    return std::count_if(code.begin(), code.end(), [&](const std::string &line) { return has(line, {word}); });
+}
+
+/* A core that another thread shares issues half as many instructions: those of an inner loop are few. */
+TEST_F(Instructions, AreFewInTheInnerLoops) {
+    if (sanitized) GTEST_SKIP() << "a sanitizer build is not optimised";
+    const fs::path objects = fs::read_symlink("/proc/self/exe").parent_path().parent_path() / "obj";
+    for (const char *set : {"avx2", "avx512"}) {
+        if (!fs::exists(objects / set)) continue;
+        for (const char *file : {"attention.o", "matmul.o"})
+            for (const char *function : {"tile_strip_high", "tile_transposed_high"}) {
+                int unrolled = 0;
+                for (const auto &loop : innermost_loops(code_of(objects / set / file, function))) {
+                    const long products = count_of(loop, "fmadd");
+                    if (products < 48) continue;
+                    unrolled++;
+                    EXPECT_LE((double)loop.size(), 1.95 * (double)products) << set << ", " << file << ", " << function;
+                }
+                EXPECT_EQ(unrolled, 1) << set << ", " << file << ", " << function << ": the loop was not found";
+            }
+    }
+}
+
 /* What is written to stay in registers does: no set of instructions has too few of them for it. */
 TEST_F(Instructions, HaveRegistersEnoughForTheInnerLoops) {
     if (sanitized) GTEST_SKIP() << "a sanitizer build is not optimised";
@@ -192,7 +236,7 @@ TEST_F(Instructions, HaveRegistersEnoughForTheInnerLoops) {
         if (!fs::exists(objects / set)) continue;
         sets++;
         for (const auto &[file, function, least] :
-             {std::tuple("attention.o", "tile_multiply", 12), {"matmul.o", "multiply_strip", 32}, {"peak.o", "", 12}}) {
+             {std::tuple("attention.o", "tile_", 16), {"matmul.o", "tile_", 16}, {"peak.o", "", 12}}) {
             int products = 0;
             for (const std::string &line : code_of(objects / set / file, function)) {
                 products += has(line, {"mulps", "fmadd", "fmla"});

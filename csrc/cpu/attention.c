@@ -117,11 +117,11 @@ static void forward_tile(const forward_tiles *t, int64_t first, int64_t rows, in
         if (last == 0) continue;
         real *score = t->score + g * TILE, *out = t->out + (first + g) * padded_D;
         const int64_t padded = round_up(count, TILE_ROWS);
-        tile_multiply(score, TILE, t->q + (first + g) * padded_D, padded_D, 1, t->k_transposed, TILE, padded,
+        tile_multiply(score, TILE, t->q + (first + g) * padded_D, padded_D, false, t->k_transposed, TILE, padded,
                       round_up(last, TILE_LANES), D, true);
         online_softmax(score, out, count, position + g, key, keys, last, padded_D, t->maximum + first + g,
                        t->sum + first + g);
-        tile_multiply(out, padded_D, score, TILE, 1, t->v, padded_D, padded, padded_D, last, false);
+        tile_multiply(out, padded_D, score, TILE, false, t->v, padded_D, padded, padded_D, last, false);
     }
 }
 
@@ -229,11 +229,12 @@ static void backward_tile(const struct loom_attention_backward *a, const backwar
         if (last == 0) continue;
         real *p = t->p + g * TILE, *ds = t->ds + g * TILE;
         const int64_t padded = round_up(count, TILE_ROWS), columns = round_up(last, TILE_LANES);
-        tile_multiply(p, TILE, t->q + g * padded_D, padded_D, 1, t->k_transposed + at, TILE, padded, columns, D, true);
-        tile_multiply(ds, TILE, t->dout + g * padded_D, padded_D, 1, t->v_transposed + at, TILE, padded, columns, D,
+        tile_multiply(p, TILE, t->q + g * padded_D, padded_D, false, t->k_transposed + at, TILE, padded, columns, D,
+                      true);
+        tile_multiply(ds, TILE, t->dout + g * padded_D, padded_D, false, t->v_transposed + at, TILE, padded, columns, D,
                       true);
         probabilities(p, ds, lse + g, delta + g, count, padded, position + g, key, keys, round_up(last, GROUP));
-        tile_multiply(dq + g * padded_D, padded_D, ds, TILE, 1, t->k + at, padded_D, padded, padded_D, last, false);
+        tile_multiply(dq + g * padded_D, padded_D, ds, TILE, false, t->k + at, padded_D, padded, padded_D, last, false);
     }
     /* q carries the scale already, so dk needs no other; dq takes it when it is stored. */
     for (int64_t g = 0; g < keys; g += GROUP) {
@@ -241,10 +242,10 @@ static void backward_tile(const struct loom_attention_backward *a, const backwar
                                                 : 0; /* the first query that sees the first of these */
         if (from >= rows) break;
         real *dv = t->dv + at + g * padded_D, *dk = t->dk + at + g * padded_D;
-        tile_multiply(dv, padded_D, t->p + from * TILE + g, 1, TILE, t->dout + from * padded_D, padded_D, GROUP,
+        tile_multiply(dv, padded_D, t->p + from * TILE + g, TILE, true, t->dout + from * padded_D, padded_D, GROUP,
                       padded_D, rows - from, false);
-        tile_multiply(dk, padded_D, t->ds + from * TILE + g, 1, TILE, t->q + from * padded_D, padded_D, GROUP, padded_D,
-                      rows - from, false);
+        tile_multiply(dk, padded_D, t->ds + from * TILE + g, TILE, true, t->q + from * padded_D, padded_D, GROUP,
+                      padded_D, rows - from, false);
     }
 }
 

@@ -26,11 +26,10 @@ static inline void add_stored(const loom_view *view, int64_t row, int64_t first,
     }
 }
 
-/* Columns first .. first + width - 1 of output row `row`: adds the bias to `sums` in place, stores, activates. `sums`
- * may be the stored place itself. */
-static inline void finish_row(const struct loom_matmul_forward *a, int64_t row, int64_t first, int64_t width,
-                              real *sums) {
-    if (loom_view_given(&a->bias)) add_stored(&a->bias, 0, first, width, sums);
+/* Columns first .. first + width - 1 of output row `row`, bias included: stores and activates. `sums` may be the stored
+ * place itself. */
+static inline void store_row(const struct loom_matmul_forward *a, int64_t row, int64_t first, int64_t width,
+                             real *sums) {
     if (a->activation != LOOM_ACTIVATION_NONE) {
         void *before = element_address(&a->preactivation, row, first);
         if (before != sums) store_reals(before, a->preactivation.dtype, sums, width);
@@ -43,6 +42,13 @@ static inline void finish_row(const struct loom_matmul_forward *a, int64_t row, 
     }
     void *out = element_address(&a->out, row, first);
     if (out != sums) store_reals(out, a->out.dtype, sums, width);
+}
+
+/* Likewise of sums without their bias. */
+static inline void finish_row(const struct loom_matmul_forward *a, int64_t row, int64_t first, int64_t width,
+                              real *sums) {
+    if (loom_view_given(&a->bias)) add_stored(&a->bias, 0, first, width, sums);
+    store_row(a, row, first, width, sums);
 }
 
 /* Likewise of the gradients: of the input, stored, and of the weight, stored or added to what is there. */

@@ -39,11 +39,11 @@ typedef struct operand {
     bool outer_first; /* stored as (outer, inner), else as (inner, outer) */
 } operand;
 
-/* C (M,N) = A (M,K) B (K,N). Sums are kept where `out` says, if it is given. `finish`, if not NULL, is called with the
- * finished sums of a row of a block. */
+/* C (M,N) = bias (N), if there is one, + A (M,K) B (K,N). Sums are kept where `out` says, if it is given. `finish`, if not
+ * NULL, is called with the finished sums of a row of a block. */
 typedef struct product {
     operand a, b;
-    const loom_view *out;
+    const loom_view *out, *bias;
     int64_t M, N, K;
     void (*finish)(const void *context, int64_t row, int64_t column, int64_t width, real *sums);
     const void *context;
@@ -111,26 +111,24 @@ static bool readable(const operand *a) {
 
 /* --------------------------------------------------------------------------------------------------------------- strips */
 
-/* C of a strip and a panel: of `a` as rows, `lda` apart, or with 0 as it is copied. Not inlined, so that registers are given
- * out for its loops alone. */
-static __attribute__((noinline)) void multiply_strip(real *c, int64_t ldc, const real *a, int64_t lda,
-                                                     const real *panel, int64_t depth, bool fresh) {
-    if (lda && fresh)
-        tile_strip(c, ldc, a, lda, 1, panel, PANEL, depth, STRIP_ROWS, 2, true);
-    else if (lda)
-        tile_strip(c, ldc, a, lda, 1, panel, PANEL, depth, STRIP_ROWS, 2, false);
-    else if (fresh)
-        tile_strip(c, ldc, a, 1, STRIP_ROWS, panel, PANEL, depth, STRIP_ROWS, 2, true);
+/* C of a strip and a panel: of `a` as rows, `lda` apart, or with 0 as it is copied. */
+static void multiply_strip(real *c, int64_t ldc, addend start, const real *a, int64_t lda, const real *panel,
+                           int64_t depth) {
+    if (lda)
+        tile_strip_high(c, ldc, start, a, lda, panel, PANEL, depth);
     else
-        tile_strip(c, ldc, a, 1, STRIP_ROWS, panel, PANEL, depth, STRIP_ROWS, 2, false);
+        tile_transposed_high(c, ldc, start, a, STRIP_ROWS, panel, PANEL, depth);
 }
 
 /* Likewise where C has fewer rows or columns. */
-static void multiply_edge(real *c, int64_t ldc, int64_t rows, int64_t columns, const real *a, int64_t lda,
-                          const real *panel, int64_t depth, bool fresh) {
+static void multiply_edge(real *c, int64_t ldc, int64_t rows, int64_t columns, addend start, const real *a, int64_t lda,
+                          const real *panel, int64_t depth) {
     real sums[STRIP_ROWS * PANEL];
-    for (int64_t r = 0; !fresh && r < rows; r++) memcpy(sums + r * PANEL, c + r * ldc, (size_t)columns * sizeof *c);
-    multiply_strip(sums, PANEL, a, lda, panel, depth, fresh);
+    if (start.at == c) {
+        for (int64_t r = 0; r < rows; r++) memcpy(sums + r * PANEL, c + r * ldc, (size_t)columns * sizeof *c);
+        start = (addend){sums, PANEL};
+    }
+    multiply_strip(sums, PANEL, start, a, lda, panel, depth);
     for (int64_t r = 0; r < rows; r++) memcpy(c + r * ldc, sums + r * PANEL, (size_t)columns * sizeof *c);
 }
 
@@ -178,9 +176,10 @@ static grid make_grid(const product *p, int threads) {
     }
 }
 
-/* A chunk's rows of A times the panels of B, both `depth` deep from k on. */
+/* A chunk's rows of A times the panels of B, both `depth` deep from k on. Sums begin with `first`,
+ * a row as wide as the block. */
 static void multiply_chunk(const product *p, const block *chunk, int64_t k, int64_t depth, real *a, const real *b,
-                           real *c, int64_t ldc) {
+                           real *c, int64_t ldc, const real *first) {
     const int64_t read = readable(&p->a) ? chunk->rows / STRIP_ROWS * STRIP_ROWS : 0;
     if (p->a.outer_first)
         copy_rows(a, &p->a, chunk->row + read, k, chunk->rows - read, depth);
@@ -193,17 +192,20 @@ static void multiply_chunk(const product *p, const block *chunk, int64_t k, int6
                                                    : a + i * depth;
             const int64_t lda = i < read ? p->a.view->stride[2] : p->a.outer_first ? DEPTH : 0;
             const int64_t rows = smaller(STRIP_ROWS, chunk->rows - i), columns = smaller(PANEL, chunk->columns - j);
+            real *sums = c + i * ldc + j;
+            const addend start = k == 0 ? (addend){first + j, 0} : (addend){sums, ldc};
             if (rows == STRIP_ROWS && columns == PANEL)
-                multiply_strip(c + i * ldc + j, ldc, strip, lda, b + j * depth, depth, k == 0);
+                multiply_strip(sums, ldc, start, strip, lda, b + j * depth, depth);
             else
-                multiply_edge(c + i * ldc + j, ldc, rows, columns, strip, lda, b + j * depth, depth, k == 0);
+                multiply_edge(sums, ldc, rows, columns, start, strip, lda, b + j * depth, depth);
         }
 }
 
 /* With `copied` scratch has the block's columns of B already. */
 static void multiply_block(const product *p, const block *whole, real *scratch, bool copied) {
     const bool fit = columns_that_fit(p) >= whole->columns;
-    real *a = scratch + B_REALS;
+    real *a = scratch + B_REALS, first[MOST_COLUMNS] = {0};
+    if (p->bias) load_reals(first, element_address(p->bias, 0, whole->column), p->bias->dtype, whole->columns);
     for (int64_t k = 0; k < p->K; k += DEPTH) {
         const int64_t depth = smaller(DEPTH, p->K - k);
         real *b = scratch + (fit ? k * round_up(whole->columns, PANEL) : 0);
@@ -215,7 +217,7 @@ static void multiply_block(const product *p, const block *whole, real *scratch, 
             const block chunk = {whole->row + done, whole->column, smaller(CHUNK, whole->rows - done), whole->columns};
             real *c = p->out ? element_address(p->out, chunk.row, chunk.column) : a + A_REALS;
             const int64_t ldc = p->out ? p->out->stride[2] : MOST_COLUMNS;
-            multiply_chunk(p, &chunk, k, depth, a, b, c, ldc);
+            multiply_chunk(p, &chunk, k, depth, a, b, c, ldc, first);
             for (int64_t r = 0; p->finish && k + depth == p->K && r < chunk.rows; r++)
                 p->finish(p->context, chunk.row + r, chunk.column, chunk.columns, c + r * ldc);
         }
@@ -248,15 +250,16 @@ static const loom_view *in_place(const loom_view *out) {
 }
 
 static void finish_forward(const void *context, int64_t row, int64_t column, int64_t width, real *sums) {
-    finish_row(context, row, column, width, sums);
+    store_row(context, row, column, width, sums);
 }
 
 void LOOM_DEFINITION(matmul_forward)(loom_exec *exec, const struct loom_matmul_forward *a) {
     const loom_view *out = in_place(a->activation == LOOM_ACTIVATION_NONE ? &a->out : &a->preactivation);
-    const bool more = !out || loom_view_given(&a->bias) || a->activation != LOOM_ACTIVATION_NONE;
+    const bool more = !out || a->activation != LOOM_ACTIVATION_NONE;
     const product p = {.a = {&a->x, true},
                        .b = {&a->weight, a->transposed},
                        .out = out,
+                       .bias = loom_view_given(&a->bias) ? &a->bias : NULL,
                        .M = loom_view_row_count(&a->x),
                        .N = a->out.shape[3],
                        .K = a->x.shape[3],
