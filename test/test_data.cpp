@@ -508,8 +508,9 @@ TEST_F(DataTest, AnyNumberOfFiles) {
 TEST_F(DataTest, FilesAreHashedWholeOrInPieces) {
     const auto hash = [](const Dataset &dataset, bool whole) {
         char digits[33] = "";
+        uint64_t hashed = 0;
         loom_error error = {""};
-        EXPECT_TRUE(loom_dataset_hash_file(dataset, 0, whole, digits, &error)) << error.message;
+        EXPECT_TRUE(loom_dataset_hash_file(dataset, 0, whole, digits, &hashed, &error)) << error.message;
         return std::string(digits);
     };
     const auto put = [](const std::string &path, uint64_t offset, char byte) {
