@@ -1800,16 +1800,4 @@ TEST_F(Places, OptionsAreWrittenWholeOrNotAtAll) {
     EXPECT_TRUE(failed) << "no fault has struck";
 }
 
-TEST_F(Places, SamplingBesideARunThatPrunes) {
-    const pid_t child = start_endless({"--checkpoint-every", "1", "--keep", "1"});
-    for (int i = 0; i < 8; i++) {
-        fs::rename(folder.string() + ".err", folder / "err");
-        const Outcome outcome = run({"sample", "--from", "run", "--tokens", "1", "--threads", "1"});
-        fs::rename(folder / "err", folder.string() + ".err");
-        EXPECT_EQ(outcome.code, 0) << outcome.err;
-    }
-    kill(child, SIGKILL);
-    finish(child);
-}
-
 } // namespace

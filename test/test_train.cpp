@@ -1009,6 +1009,18 @@ TEST_F(Train, ARunThatBeginsAnewBeginsWithTheWeightsThatItWasGiven) {
     expect_same_checkpoint(at("whole/checkpoints/latest"), at("parts/checkpoints/latest"));
 }
 
+/* It deletes the checkpoint that was found before that is loaded. */
+TEST_F(Train, BeginningBesideARunThatPrunes) {
+    ASSERT_TRUE(trains(run("first", {{"stop-after", "20"}})));
+    ASSERT_TRUE(trains(run("other", {{"init", at("first/checkpoints/step-00000010")}, {"stop-after", "1"}})));
+    std::string newest = at("first/checkpoints/step-00000020");
+    const loom_train_observer observer = {
+        .user = &newest, .planned = [](void *user, const loom_plan *) { fs::remove_all(*(std::string *)user); }};
+    ASSERT_TRUE(trains(run("run", {{"init", at("first")}, {"stop-after", "1"}}), &observer));
+    EXPECT_EQ(read_file(at("run/checkpoints/latest/model.safetensors")),
+              read_file(at("other/checkpoints/latest/model.safetensors")));
+}
+
 /* What is after the checkpoint that a run goes on from is another run: it is not found as the newest any more. */
 TEST_F(Train, GoingOnFromAnOlderCheckpointSetsTheNewerOnesAside) {
     const auto checkpoints = [&] {
