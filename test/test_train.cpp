@@ -1055,6 +1055,39 @@ TEST_F(Train, GoingOnFromAnOlderCheckpointSetsTheNewerOnesAside) {
     refused(run("other", {{"resume-from", "10"}}), {"--resume-from", "--resume"});
 }
 
+/* It stays what it was, as bits depend on it, even where more would fit now; where it does not fit any more, it is less. */
+TEST_F(Train, AMicroBatchThatNobodyGaveIsKeptWhereItCanBe) {
+    const auto session = [&](const Options::Pairs &changes, size_t *bytes = NULL) {
+        Options::Pairs pairs = run("run", {{"stop-after", "1"}, {"memory", "1GiB"}});
+        pairs.erase("micro-batch");
+        const Options options(pairs + changes);
+        struct {
+            int64_t B;
+            size_t bytes;
+            std::string note;
+        } seen = {};
+        loom_train_observer observer = {};
+        observer.user = &seen;
+        observer.started = [](void *user, loom_trainer *trainer) {
+            auto *to = (decltype(seen) *)user;
+            to->B = loom_trainer_options(trainer)->micro_batch;
+            to->bytes = loom_trainer_plan(trainer)->arena.used;
+            to->note = loom_trainer_note(trainer);
+        };
+        require([&](loom_error *error) { return loom_train(options.get(), NULL, &observer, error); });
+        if (bytes) *bytes = seen.bytes;
+        return std::to_string(seen.B) + "; " + seen.note;
+    };
+    const Options::Pairs resumed = {{"resume", "true"}};
+    size_t four = 0;
+    EXPECT_EQ(session({}, &four), "4; ");
+    EXPECT_EQ(session(resumed), "4; ");
+    const std::string changed =
+        "2; --micro-batch: changed, so from here on the bits are not those of an uninterrupted run";
+    EXPECT_EQ(session(resumed + Options::Pairs{{"memory", std::to_string(four - 1)}}), changed);
+    EXPECT_EQ(session(resumed), "2; ");
+}
+
 /* The advice after a loss that runs away, and more steps, whatever followed from the rate and the steps before. */
 TEST_F(Train, WhatFollowsFromAnOptionFollowsAgainAndIsTold) {
     Options::Pairs pairs = run("run", {{"lr", "1e-2"}, {"steps", "100"}, {"stop-after", "10"}});
