@@ -387,6 +387,30 @@ TEST_F(CheckpointTest, NamesWithoutACheckpointAreRefused) {
     EXPECT_TRUE(says({checkpoints, "no checkpoint in it"}));
 }
 
+/* A run that trains beside a reader deletes it between its being found and its being read. Moments belong to the state
+ * that was found with them. */
+TEST_F(CheckpointTest, WhatIsGoneSinceItWasOpenedIsLookedForAnew) {
+    CheckpointModel loaded(device);
+    loaded.tensors.moments = false;
+    ASSERT_TRUE(save(1) && open(run));
+    const uint64_t first = info.identity;
+    model.fill(2);
+    ASSERT_TRUE(save(2, 1));
+    ASSERT_TRUE(loom_checkpoint_load(&info, &loaded.tensors, &error)) << error.message;
+    EXPECT_EQ(loaded.difference(model), "");
+    EXPECT_EQ(info.state.step, 2);
+    EXPECT_NE(info.identity, first);
+
+    ASSERT_TRUE(save(3, 1));
+    loaded.tensors.moments = true;
+    EXPECT_FALSE(loom_checkpoint_load(&info, &loaded.tensors, &error));
+    EXPECT_TRUE(says({checkpoints / "step-00000002"}));
+    loaded.tensors.moments = false;
+    fs::remove_all(checkpoints);
+    EXPECT_FALSE(loom_checkpoint_load(&info, &loaded.tensors, &error));
+    EXPECT_TRUE(says({run, "no checkpoint"}));
+}
+
 TEST_F(CheckpointTest, AnErrorMayBeNull) {
     EXPECT_FALSE(loom_checkpoint_open((directory / "nothing").c_str(), &info, nullptr));
     ASSERT_TRUE(save(1) && save(2));

@@ -1745,6 +1745,17 @@ TEST_F(Places, DirectoriesOfAnotherUserAreRefused) {
     expect_run(training({"--stop-after", "2", "-q"}));
     ASSERT_EQ(chown(checkpoints.c_str(), 4321, 4321), 0);
     expect_mistake({"train", "--resume", "--out", "run"}, {"run/checkpoints: belongs to another user"});
+    fs::create_directory(folder / "evil");
+    ASSERT_EQ(chown((folder / "evil").c_str(), 4321, 4321), 0);
+    expect_mistake(training({"--out", "evil/run"}), {"evil: belongs to another user (4321)"});
+    EXPECT_TRUE(fs::is_empty(folder / "evil"));
+}
+
+TEST_F(Places, DirectoriesOfAllUsersAreRefused) {
+    fs::create_directory(run_folder);
+    fs::permissions(run_folder, fs::perms(0777));
+    expect_mistake(training({}), {"run: all users may write to it (mode 0777)", "chmod o-w"});
+    EXPECT_TRUE(fs::is_empty(run_folder));
 }
 
 /* Steps that are done again are not sampled twice. */
@@ -1806,18 +1817,6 @@ TEST_F(Places, OptionsAreWrittenWholeOrNotAtAll) {
         fs::remove_all(run_folder);
     }
     EXPECT_TRUE(failed) << "no fault has struck";
-}
-
-TEST_F(Places, SamplingBesideARunThatPrunes) {
-    const pid_t child = start_endless({"--checkpoint-every", "1", "--keep", "1"});
-    for (int i = 0; i < 8; i++) {
-        fs::rename(folder.string() + ".err", folder / "err");
-        const Outcome outcome = run({"sample", "--from", "run", "--tokens", "1", "--threads", "1"});
-        fs::rename(folder / "err", folder.string() + ".err");
-        EXPECT_EQ(outcome.code, 0) << outcome.err;
-    }
-    kill(child, SIGKILL);
-    finish(child);
 }
 
 } // namespace

@@ -508,8 +508,9 @@ TEST_F(DataTest, AnyNumberOfFiles) {
 TEST_F(DataTest, FilesAreHashedWholeOrInPieces) {
     const auto hash = [](const Dataset &dataset, bool whole) {
         char digits[33] = "";
+        uint64_t hashed = 0;
         loom_error error = {""};
-        EXPECT_TRUE(loom_dataset_hash_file(dataset, 0, whole, digits, &error)) << error.message;
+        EXPECT_TRUE(loom_dataset_hash_file(dataset, 0, whole, digits, &hashed, &error)) << error.message;
         return std::string(digits);
     };
     const auto put = [](const std::string &path, uint64_t offset, char byte) {
@@ -540,6 +541,9 @@ TEST_F(DataTest, WhatIsNoTextIsRefused) {
     std::string wide, tar = letters, random;
     for (int i = 0; i < 100; i++) wide += std::string{(char)('a' + i % 26), '\0'};
     tar.replace(257, 5, "ustar");
+    std::string wider, ideographs; /* UTF-32 */
+    for (int i = 0; i < 100; i++) wider += std::string{(char)('a' + i % 26), 0, 0, 0};
+    for (int i = 0; i < 100; i++) ideographs += std::string{(char)i, 0x4e, 0, 0};
     std::mt19937 generator(1);
     for (int i = 0; i < 4096; i++) random += (char)generator();
     const struct {
@@ -565,7 +569,12 @@ TEST_F(DataTest, WhatIsNoTextIsRefused) {
         {bytes({0xff, 0xfe}) + wide, "iconv -f utf-16"},
         {bytes({0xfe, 0xff, 0, 'a'}) + letters, "iconv -f utf-16"},
         {bytes({0xff, 0xfe, 0, 0, 'a', 0, 0, 0}), "iconv -f utf-32"},
-        {wide, "iconv -f utf-16"},
+        {wide, "iconv -f utf-16le"},
+        {std::string(1, '\0') + wide + "a", "iconv -f utf-16be"},
+        {wider, "iconv -f utf-32le"},
+        {ideographs, "iconv -f utf-32le"},
+        {std::string(3, '\0') + wider + "a", "iconv -f utf-32be"},
+        {std::string(2, '\0') + ideographs + "aa", "iconv -f utf-32be"},
         {bytes({16, 0, 0, 0, 0, 0, 0, 0}) + "{\"__metadata__\": {}}" + letters, "safetensors"},
         {"GGUF" + bytes({3, 0, 0, 0}) + letters, "GGUF"},
         {bytes({0x80, 4, 0x95}) + letters, "pickle"},

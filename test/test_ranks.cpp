@@ -536,6 +536,23 @@ TEST_F(Program, PlansAreWhatRanksTake) {
     }
 }
 
+/* A run of one rank that fitted whole goes on with two, which is told; and then with one, to what it was with two. */
+TEST_F(Program, ARunWhoseMicroBatchNobodyGaveGoesOnWithOtherRanks) {
+    works(
+        gptloom +
+        " train --data text.txt --n-layer 1 --n-head 2 --n-embd 16 --block-size 16 --batch 8 --threads 1 --device cpu "
+        "--steps 9 --stop-after 1 -q --out run");
+    const auto goes_on = [&](const std::string &flags) {
+        const Outcome o = shell("timeout -k 2 300 " + gptloom + " train --resume --out run --stop-after 1 " + flags);
+        EXPECT_EQ(o.status, 0) << o.err;
+        return o.out + o.err;
+    };
+    const std::string two = goes_on("--ranks 2"), one = goes_on("");
+    EXPECT_NE(two.find("--micro-batch, --ranks: changed, so from here on the bits"), std::string::npos) << two;
+    EXPECT_NE(two.find("4 at a time"), std::string::npos) << two;
+    EXPECT_NE(one.find("4 at a time"), std::string::npos) << one;
+}
+
 TEST_F(Program, MistakesAreOneLine) {
     const std::string quick = gptloom +
                               " train --data text.txt --n-layer 1 --n-head 2 --n-embd 16 --block-size 16 --batch 8 "

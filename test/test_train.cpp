@@ -1009,6 +1009,18 @@ TEST_F(Train, ARunThatBeginsAnewBeginsWithTheWeightsThatItWasGiven) {
     expect_same_checkpoint(at("whole/checkpoints/latest"), at("parts/checkpoints/latest"));
 }
 
+/* It deletes the checkpoint that was found before that is loaded. */
+TEST_F(Train, BeginningBesideARunThatPrunes) {
+    ASSERT_TRUE(trains(run("first", {{"stop-after", "20"}})));
+    ASSERT_TRUE(trains(run("other", {{"init", at("first/checkpoints/step-00000010")}, {"stop-after", "1"}})));
+    std::string newest = at("first/checkpoints/step-00000020");
+    const loom_train_observer observer = {
+        .user = &newest, .planned = [](void *user, const loom_plan *) { fs::remove_all(*(std::string *)user); }};
+    ASSERT_TRUE(trains(run("run", {{"init", at("first")}, {"stop-after", "1"}}), &observer));
+    EXPECT_EQ(read_file(at("run/checkpoints/latest/model.safetensors")),
+              read_file(at("other/checkpoints/latest/model.safetensors")));
+}
+
 /* What is after the checkpoint that a run goes on from is another run: it is not found as the newest any more. */
 TEST_F(Train, GoingOnFromAnOlderCheckpointSetsTheNewerOnesAside) {
     const auto checkpoints = [&] {
@@ -1041,6 +1053,39 @@ TEST_F(Train, GoingOnFromAnOlderCheckpointSetsTheNewerOnesAside) {
                                      "abandoned-step-00000030", "abandoned-step-00000035", "latest", "step-00000010",
                                      "step-00000020"}));
     refused(run("other", {{"resume-from", "10"}}), {"--resume-from", "--resume"});
+}
+
+/* It stays what it was, as bits depend on it, even where more would fit now; where it does not fit any more, it is less. */
+TEST_F(Train, AMicroBatchThatNobodyGaveIsKeptWhereItCanBe) {
+    const auto session = [&](const Options::Pairs &changes, size_t *bytes = NULL) {
+        Options::Pairs pairs = run("run", {{"stop-after", "1"}, {"memory", "1GiB"}});
+        pairs.erase("micro-batch");
+        const Options options(pairs + changes);
+        struct {
+            int64_t B;
+            size_t bytes;
+            std::string note;
+        } seen = {};
+        loom_train_observer observer = {};
+        observer.user = &seen;
+        observer.started = [](void *user, loom_trainer *trainer) {
+            auto *to = (decltype(seen) *)user;
+            to->B = loom_trainer_options(trainer)->micro_batch;
+            to->bytes = loom_trainer_plan(trainer)->arena.used;
+            to->note = loom_trainer_note(trainer);
+        };
+        require([&](loom_error *error) { return loom_train(options.get(), NULL, &observer, error); });
+        if (bytes) *bytes = seen.bytes;
+        return std::to_string(seen.B) + "; " + seen.note;
+    };
+    const Options::Pairs resumed = {{"resume", "true"}};
+    size_t four = 0;
+    EXPECT_EQ(session({}, &four), "4; ");
+    EXPECT_EQ(session(resumed), "4; ");
+    const std::string changed =
+        "2; --micro-batch: changed, so from here on the bits are not those of an uninterrupted run";
+    EXPECT_EQ(session(resumed + Options::Pairs{{"memory", std::to_string(four - 1)}}), changed);
+    EXPECT_EQ(session(resumed), "2; ");
 }
 
 /* The advice after a loss that runs away, and more steps, whatever followed from the rate and the steps before. */
@@ -1203,7 +1248,10 @@ TEST_F(Train, ChangedDataAreNotGoneOnWith) {
 
     std::string other = text;
     other[200000] ^= 1;
+    const auto written = fs::last_write_time(at("d/b"));
     write_file(at("d/b"), other);
+    fs::last_write_time(at("d/b"), written); /* back, as touch -d sets it */
+    refused(resumed(), {"--data", at("d/b"), at("run"), "has changed since", "bring that back"});
     changed_at("d/b", 1);
     refused(resumed(), {"--data", at("d/b"), at("run"), "has changed since", "bring that back"});
     write_file(at("d/b"), text + "more");
@@ -1231,6 +1279,60 @@ TEST_F(Train, ChangedDataAreNotGoneOnWith) {
     EXPECT_TRUE(fs::exists(at("run/data.json")));
     write_file(at("run/data.json"), "{}");
     refused(resumed({{"data", at("moved")}}), {at("run/data.json"), "format_version"});
+}
+
+/* What is too large to be kept in memory is compared where it may have been written to; of more than 1 GiB only pieces,
+ * which is told. */
+TEST_F(Train, LargeDataAreComparedAsFarAsTheirHashGoes) {
+    std::string note;
+    const loom_train_observer observer = {.user = &note, .started = [](void *user, loom_trainer *trainer) {
+                                              *(std::string *)user = loom_trainer_note(trainer);
+                                          }};
+    const auto session = [&](const char *name, const Options::Pairs &changes = {}) {
+        return run(name, Options::Pairs{{"data", at("d")}, {"stop-after", "1"}, {"val-tokens", "100"}} + changes);
+    };
+    const auto resumed = [&](const char *name) { return session(name, {{"resume", "true"}}); };
+    const auto overwrite = [&](uint64_t offset) {
+        const auto written = fs::last_write_time(at("d"));
+        std::fstream file(at("d"), std::ios::binary | std::ios::in | std::ios::out);
+        file.seekp((std::streamoff)offset);
+        file.put('x');
+        file.close();
+        fs::last_write_time(at("d"), written);
+    };
+    write_file(at("d"), some_text(100000, 3));
+    fs::resize_file(at("d"), (64 << 20) + 100000); /* the rest is a hole */
+    ASSERT_TRUE(trains(session("run")));
+    overwrite(32 << 20);
+    refused(resumed("run"), {"--data", at("d"), "has changed since"});
+
+    write_file(at("d"), some_text(100000, 3));
+    fs::resize_file(at("d"), (1 << 30) + (1 << 20));
+    ASSERT_TRUE(trains(session("larger")));
+    ASSERT_TRUE(trains(resumed("larger"), &observer));
+    EXPECT_EQ(note, "");
+    overwrite((32 << 20) - 1000); /* between two pieces */
+    ASSERT_TRUE(trains(resumed("larger"), &observer));
+    EXPECT_NE(note.find("--data: " + at("d") +
+                        " may have been written to since the run began: of 1074790400 bytes only "
+                        "the 8519680 that data.json has a hash of were compared"),
+              std::string::npos)
+        << note;
+    overwrite(32 << 20);
+    refused(resumed("larger"), {"--data", at("d"), "has changed since"});
+}
+
+/* As earlier versions left it, without what tells that nobody has written to a file. */
+TEST_F(Train, ARecordOfDataOfAnEarlierVersionIsRead) {
+    ASSERT_TRUE(trains(run("run", {{"stop-after", "1"}})));
+    std::string record = read_file(at("run/data.json"));
+    for (const char *key : {"\"status_changed\"", "\"inode\""}) {
+        const size_t begin = record.find(key);
+        ASSERT_NE(begin, std::string::npos) << record;
+        record.erase(begin, record.find(',', begin) + 1 - begin);
+    }
+    write_file(at("run/data.json"), record);
+    ASSERT_TRUE(trains(run("run", {{"stop-after", "1"}, {"resume", "true"}})));
 }
 
 TEST_F(Train, ValidationDataMayBeOthersButNotChangeTheirBytes) {

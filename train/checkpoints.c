@@ -123,7 +123,7 @@ static bool offer_older(const loom_train_options *o, const loom_checkpoint_info 
                      why.message, info->older_step, LOOM_SHELL_WORD(o->out));
 }
 
-bool loom_trainer_find_checkpoint(loom_trainer *t, loom_checkpoint_info *info, const loom_checkpoint_info **found,
+bool loom_trainer_find_checkpoint(loom_trainer *t, loom_checkpoint_info *info, loom_checkpoint_info **found,
                                   loom_error *error) {
     loom_train_options *o = &t->options;
     char path[PATH_MAX];
@@ -330,18 +330,19 @@ static loom_checkpoint_tensors tensors_of(loom_trainer *t, const loom_checkpoint
                                      .moment_dtype = t->precision.moment};
 }
 
-static bool load(loom_trainer *t, const loom_checkpoint_info *from, bool moments, loom_error *error) {
+/* Ranks that begin with weights of a run that deletes old checkpoints could each have found another one. */
+static bool load(loom_trainer *t, loom_checkpoint_info *from, bool moments, loom_error *error) {
     loom_checkpoint_slice *slices;
     if (!cut_slices(t, false, &slices, error)) return false;
     const loom_checkpoint_tensors tensors = tensors_of(t, slices, moments);
     const bool ok = loom_checkpoint_load(from, &tensors, error);
     free(slices);
-    if (!ok) return false;
+    if (!ok || !loom_comm_agree(t->comm, "the checkpoint", &from->identity, sizeof from->identity, error)) return false;
     loom_gpt_copy_master(t->gpt);
     return t->device->synchronize(t->device, NULL, error);
 }
 
-bool loom_trainer_start(loom_trainer *t, const loom_checkpoint_info *from, loom_error *error) {
+bool loom_trainer_start(loom_trainer *t, loom_checkpoint_info *from, loom_error *error) {
     const bool resumed = from && t->options.resume;
     const bool bytes = loom_dataset_is_bytes(t->data); /* whose texts end as the loader ends them */
     t->state = resumed ? resumed_state(t, from) : fresh_state(t);

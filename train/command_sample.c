@@ -129,7 +129,7 @@ typedef struct loaded {
     size_t bytes;
 } loaded;
 
-static bool load(loaded *model, const loom_checkpoint_info *info, const settings *mine, loom_error *error) {
+static bool load(loaded *model, loom_checkpoint_info *info, const settings *mine, loom_error *error) {
     const loom_device_options options = {.threads = (int)mine->threads};
     const int64_t T = info->config.block_size;
     const loom_precision_flags asked = {.dtype = mine->dtype, .master = true};
@@ -166,20 +166,25 @@ static void unload(loaded *model) {
     if (model->device) loom_device_close(model->device);
 }
 
-/* A run that trains meanwhile may delete the checkpoint between its being found and its being read. */
-static bool open_model(loaded *model, loom_checkpoint_info *info, const settings *mine, int32_t **prompt, int64_t *n,
-                       loom_error *error) {
-    enum { TRIES = 16 };
-    for (int i = 0; i < TRIES; i++) {
-        if (!loom_checkpoint_open(mine->from, info, error) || !make_prompt(mine, info, prompt, n, error)) return false;
-        if (load(model, info, mine, error)) return true;
-        unload(model);
-        free(*prompt);
-        *model = (loaded){0};
-        *prompt = NULL;
-        if (!loom_checkpoint_is_gone(info)) break;
-    }
-    return false;
+/* Prints the prompt, of n tokens, and what follows it. */
+static bool continue_prompt(const settings *mine, const loom_checkpoint_info *info, loom_gpt *gpt,
+                            const int32_t *prompt, int64_t n, loom_error *error) {
+    const loom_sampling sampling = {.temperature = (float)mine->temperature,
+                                    .top_k = (int)mine->top_k,
+                                    .top_p = (float)mine->top_p,
+                                    .seed = (uint64_t)mine->seed};
+    const long long context = info->config.block_size;
+    writer to = {.bytes = info->bytes, .terminal = isatty(STDOUT_FILENO), .ends = &info->ends};
+    if (n > context)
+        fprintf(stderr,
+                "gptloom: note: --prompt has %lld tokens and the model's context is %lld: it goes on from the last "
+                "%lld, and does not see the first %lld\n",
+                (long long)n, context, context, (long long)n - context);
+    for (int64_t i = 0; mine->prompt && *mine->prompt && i < n; i++) write_token(&to, prompt[i]);
+    if (!loom_gpt_generate(gpt, prompt, n, mine->tokens, &sampling, emit, &to, error)) return false;
+    loom_printable_end(&to.state, stdout);
+    putchar('\n');
+    return true;
 }
 
 static bool sample(const settings *mine, loom_error *error) {
@@ -188,25 +193,8 @@ static bool sample(const settings *mine, loom_error *error) {
     int32_t *prompt;
     int64_t n;
     if (!mine->from) return loom_fail(error, "--from: is missing; name a run or a checkpoint");
-    if (!open_model(&model, &info, mine, &prompt, &n, error)) return false;
-    const loom_sampling sampling = {.temperature = (float)mine->temperature,
-                                    .top_k = (int)mine->top_k,
-                                    .top_p = (float)mine->top_p,
-                                    .seed = (uint64_t)mine->seed};
-    writer to = {.bytes = info.bytes, .terminal = isatty(STDOUT_FILENO), .ends = &info.ends};
-    bool ok = true;
-    if (n > info.config.block_size)
-        fprintf(stderr,
-                "gptloom: note: --prompt has %lld tokens and the model's context is %lld: it goes on from the last "
-                "%lld, and does not see the first %lld\n",
-                (long long)n, (long long)info.config.block_size, (long long)info.config.block_size,
-                (long long)(n - info.config.block_size));
-    for (int64_t i = 0; mine->prompt && *mine->prompt && i < n; i++) write_token(&to, prompt[i]);
-    ok = ok && loom_gpt_generate(model.gpt, prompt, n, mine->tokens, &sampling, emit, &to, error);
-    if (ok) {
-        loom_printable_end(&to.state, stdout);
-        putchar('\n');
-    }
+    if (!loom_checkpoint_open(mine->from, &info, error) || !make_prompt(mine, &info, &prompt, &n, error)) return false;
+    const bool ok = load(&model, &info, mine, error) && continue_prompt(mine, &info, model.gpt, prompt, n, error);
     unload(&model);
     free(prompt);
     return ok;

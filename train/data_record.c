@@ -10,7 +10,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-/* Up to so many bytes files are hashed whole; of more, pieces of each. */
+/* Up to so many bytes files are hashed whole; of more, those that are in memory anyway, and of each other one pieces. */
 enum { HASHED_WHOLE = 1 << 30 };
 enum { FORMAT_VERSION = 1 };
 
@@ -18,9 +18,22 @@ static bool record_path(const loom_trainer *t, char *path, size_t size, loom_err
     return loom_join_path(path, size, t->options.out, "data.json", error);
 }
 
-static const char *time_text(const loom_dataset_file *file, char text[48]) {
-    snprintf(text, 48, "%lld.%09ld", (long long)file->changed.tv_sec, file->changed.tv_nsec);
-    return text;
+/* What tells, without a look into a file, that nobody has written to it: who sets its time of change back sets that of
+ * its inode forth. */
+typedef struct marks {
+    char changed[48], status_changed[48], inode[24];
+} marks;
+
+static void write_time(char text[48], const struct timespec *time) {
+    snprintf(text, 48, "%lld.%09ld", (long long)time->tv_sec, time->tv_nsec);
+}
+
+static marks marks_of(const loom_dataset_file *file) {
+    marks m;
+    write_time(m.changed, &file->changed);
+    write_time(m.status_changed, &file->status_changed);
+    snprintf(m.inode, sizeof m.inode, "%" PRIu64, file->inode);
+    return m;
 }
 
 /* ---------------------------------------------------------------------------------------------------------- writing */
@@ -32,7 +45,8 @@ static uint64_t bytes_of(const loom_dataset *data) {
 }
 
 static bool add_file(cJSON *list, const loom_dataset_file *file, bool whole, const char *hash) {
-    char time[48], size[24];
+    char size[24];
+    const marks m = marks_of(file);
     cJSON *entry = cJSON_CreateObject();
     if (!cJSON_AddItemToArray(list, entry)) {
         cJSON_Delete(entry);
@@ -40,7 +54,9 @@ static bool add_file(cJSON *list, const loom_dataset_file *file, bool whole, con
     }
     snprintf(size, sizeof size, "%" PRIu64, file->size);
     return cJSON_AddStringToObject(entry, "path", file->path) && cJSON_AddRawToObject(entry, "size", size) &&
-           cJSON_AddStringToObject(entry, "changed", time_text(file, time)) &&
+           cJSON_AddStringToObject(entry, "changed", m.changed) &&
+           cJSON_AddStringToObject(entry, "status_changed", m.status_changed) &&
+           cJSON_AddStringToObject(entry, "inode", m.inode) &&
            cJSON_AddStringToObject(entry, "hash_of", whole ? "whole" : "pieces") &&
            cJSON_AddStringToObject(entry, "xxh3_128", hash);
 }
@@ -51,8 +67,9 @@ static bool add_files(cJSON *json, const char *key, const loom_dataset *data, bo
     for (int i = 0; list && i < loom_dataset_files(data); i++) {
         const loom_dataset_file file = loom_dataset_get_file(data, i);
         char hash[33];
-        if (!loom_dataset_hash_file(data, i, whole, hash, error)) return false;
-        if (!add_file(list, &file, whole, hash)) list = NULL;
+        uint64_t hashed;
+        if (!loom_dataset_hash_file(data, i, whole || file.in_memory, hash, &hashed, error)) return false;
+        if (!add_file(list, &file, hashed == file.size, hash)) list = NULL;
     }
     return list || loom_fail(error, "%s: no memory to write it", path);
 }
@@ -80,6 +97,7 @@ bool loom_trainer_write_data(const loom_trainer *t, loom_error *error) {
 /* What the record says of a file. */
 typedef struct recorded {
     const char *path, *changed, *hash;
+    const char *status_changed, *inode; /* NULL: a record of an older version */
     int64_t size;
     bool whole;
 } recorded;
@@ -93,6 +111,8 @@ static bool read_entry(const cJSON *entry, const char *record, recorded *was, lo
         !loom_json_get_whole(entry, record, "size", 0, INT64_C(1) << 53, &was->size, error))
         return false;
     was->whole = !strcmp(of, "whole");
+    was->status_changed = cJSON_GetStringValue(cJSON_GetObjectItemCaseSensitive(entry, "status_changed"));
+    was->inode = cJSON_GetStringValue(cJSON_GetObjectItemCaseSensitive(entry, "inode"));
     return true;
 }
 
@@ -104,19 +124,49 @@ static bool fail_changed(const loom_trainer *t, const char *flag, const char *pa
         path, t->options.out, same ? ", and has changed since" : ", which was ", same ? "" : was, how);
 }
 
-/* A file of the same length and time of change is the same; of another time, one of the same hash. */
+static bool is_unwritten(const loom_dataset_file *file, const recorded *was) {
+    const marks m = marks_of(file);
+    return was->status_changed && was->inode && !strcmp(m.changed, was->changed) &&
+           !strcmp(m.status_changed, was->status_changed) && !strcmp(m.inode, was->inode);
+}
+
+/* Files of which not all could be compared. */
+typedef struct in_part {
+    int files;
+    const char *path; /* of the first */
+    uint64_t compared, bytes;
+} in_part;
+
+static void note_in_part(loom_trainer *t, const char *flag, const in_part *part) {
+    char others[32] = "";
+    if (part->files == 0) return;
+    if (part->files > 1) snprintf(others, sizeof others, " and %d more", part->files - 1);
+    loom_trainer_add_note(t,
+                          "%s: %s%s may have been written to since the run began: of %" PRIu64
+                          " bytes only the %" PRIu64 " that data.json has a hash of were compared, which are the same",
+                          flag, part->path, others, part->bytes, part->compared);
+}
+
+/* A file is what it was if its length and hash are. What is not in memory is hashed only where it may have been written
+ * to, or is another file. */
 static bool check_file(const loom_trainer *t, const char *flag, const loom_dataset *data, int i, const recorded *was,
-                       loom_error *error) {
+                       in_part *part, loom_error *error) {
     const loom_dataset_file is = loom_dataset_get_file(data, i);
-    char time[48], hash[33], how[96];
+    uint64_t hashed;
+    char hash[33], how[96];
     if (is.size != (uint64_t)was->size) {
         snprintf(how, sizeof how, "it has %" PRIu64 " bytes, and had %" PRId64, is.size, was->size);
         return fail_changed(t, flag, is.path, was->path, how, error);
     }
-    if (!strcmp(time_text(&is, time), was->changed)) return true;
-    if (!loom_dataset_hash_file(data, i, was->whole, hash, error)) return false;
-    return !strcmp(hash, was->hash) ||
-           fail_changed(t, flag, is.path, was->path, "it has as many bytes, but not the same", error);
+    if (is_unwritten(&is, was) && !is.in_memory) return true;
+    if (!loom_dataset_hash_file(data, i, was->whole, hash, &hashed, error)) return false;
+    if (strcmp(hash, was->hash) != 0)
+        return fail_changed(t, flag, is.path, was->path, "it has as many bytes, but not the same", error);
+    if (hashed >= is.size || is_unwritten(&is, was)) return true;
+    if (part->files++ == 0) part->path = is.path;
+    part->compared += hashed;
+    part->bytes += is.size;
+    return true;
 }
 
 static bool fail_number(const loom_trainer *t, const char *flag, const loom_dataset *data, const cJSON *list, int i,
@@ -133,9 +183,10 @@ static bool fail_number(const loom_trainer *t, const char *flag, const loom_data
                      flag, t->options.out, loom_dataset_get_file(data, i).path, has, had);
 }
 
-static bool check_files(const loom_trainer *t, const char *flag, const loom_dataset *data, const cJSON *list,
+static bool check_files(loom_trainer *t, const char *flag, const loom_dataset *data, const cJSON *list,
                         const char *record, loom_error *error) {
     const cJSON *entry;
+    in_part part = {0};
     const int has = loom_dataset_files(data);
     const bool as_many = has == cJSON_GetArraySize(list);
     int i = 0;
@@ -144,9 +195,10 @@ static bool check_files(const loom_trainer *t, const char *flag, const loom_data
         if (!read_entry(entry, record, &was, error)) return false;
         if (!as_many && (i >= has || loom_dataset_get_file(data, i).size != (uint64_t)was.size))
             return fail_number(t, flag, data, list, i < has ? i : has - 1, was.path, error);
-        if (as_many && !check_file(t, flag, data, i, &was, error)) return false;
+        if (as_many && !check_file(t, flag, data, i, &was, &part, error)) return false;
         i++;
     }
+    note_in_part(t, flag, &part);
     return as_many || fail_number(t, flag, data, list, i < has ? i : has - 1, "", error);
 }
 

@@ -78,6 +78,19 @@ static int64_t next_micro_batch(const loom_train_options *o, int64_t limit) {
     return 0;
 }
 
+/* The micro-batch that a run chose before and goes on with where it can, as its bits depend on it; 0: none. */
+static int64_t earlier_micro_batch(const loom_trainer *t) {
+    const loom_sharding sharding = loom_train_options_sharding(&t->options);
+    const int64_t B = t->has_before ? t->before.micro_batch : 0;
+    return B > 0 && loom_micro_batches_divide(t->options.batch, B, &sharding) ? B : 0;
+}
+
+/* The first that is tried where none was said. */
+static int64_t first_micro_batch(const loom_trainer *t) {
+    const int64_t earlier = earlier_micro_batch(t);
+    return earlier ? earlier : next_micro_batch(&t->options, t->options.batch + 1);
+}
+
 static bool make_plan(loom_trainer *t, int64_t B, size_t allowed, loom_error *error) {
     const loom_gpt_config shape = loom_trainer_shape(t);
     const loom_gpt_setup setup = loom_trainer_setup(t, B);
@@ -87,10 +100,10 @@ static bool make_plan(loom_trainer *t, int64_t B, size_t allowed, loom_error *er
 }
 
 /* With a policy that was said: the micro-batch that was said, or the largest that fits on all ranks, which may differ in
- * threads and in host memory. */
+ * threads and in host memory; of a run that goes on none larger than before. */
 static bool plan_by_policy(loom_trainer *t, size_t allowed, loom_error *error) {
     const int64_t said = t->options.micro_batch;
-    int64_t B = said ? said : next_micro_batch(&t->options, t->options.batch + 1), smaller;
+    int64_t B = said ? said : first_micro_batch(t), smaller;
     for (;; B = smaller) {
         if (!make_plan(t, B, allowed, error)) return false;
         smaller = said || loom_plan_fits(&t->plan) ? 0 : next_micro_batch(&t->options, B);
@@ -124,7 +137,7 @@ static bool plan_automatically(loom_trainer *t, size_t allowed, loom_error *erro
     loom_trainer_prediction best = {.seconds = INFINITY};
     loom_plan plan = {.B = 0};
     int tries = 0;
-    for (int64_t B = said ? said : next_micro_batch(&t->options, t->options.batch + 1); B > 0 && tries < MOST_TRIES;
+    for (int64_t B = said ? said : first_micro_batch(t); B > 0 && tries < MOST_TRIES;
          B = said ? 0 : next_micro_batch(&t->options, B)) {
         bool fits;
         if (!plan_fastest(t, B, allowed, &fits, error)) return false;
@@ -134,7 +147,7 @@ static bool plan_automatically(loom_trainer *t, size_t allowed, loom_error *erro
             best = t->prediction;
             plan = t->plan;
         }
-        if (t->recompute.kind == LOOM_RECOMPUTE_NONE) break;
+        if (t->recompute.kind == LOOM_RECOMPUTE_NONE || B == earlier_micro_batch(t)) break;
     }
     if (tries == 0) return true; /* the plan is that of the last try, and too large */
     t->prediction = best;

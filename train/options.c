@@ -18,10 +18,10 @@
 enum { LONGEST_STRING = PATH_MAX, LARGEST_FILE = 16 << 20 };
 
 /* What follows from other options is written in a section of its own, in which a file is not read as options: a run that
- * goes on with another --lr has another --min-lr, unless that was given. All else that was settled when a run began
- * stays, as its bits depend on it. */
+ * goes on with another --lr has another --min-lr, unless that was given. The micro-batch stays where it can. All else that
+ * was settled when a run began stays, as its bits depend on it. */
 #define DERIVED "derived"
-static const char *const follow[] = {"steps", "min-lr", "warmup", NULL};
+static const char *const follow[] = {"micro-batch", "steps", "min-lr", "warmup", NULL};
 
 /* A line of that section: what relative paths are relative to. */
 #define DIRECTORY "directory"
@@ -105,7 +105,7 @@ static const loom_flag table[] = {
     {.name = "batch", .type = LOOM_FLAG_INT, AT(batch), .min = 1, .max = 1 << 20, .standard = "8", .metavar = "B",
      .group = "Batches and steps", .help = "sequences per optimizer step, over everything"},
     {.name = "micro-batch", .type = LOOM_FLAG_INT, AT(micro_batch), .min = 1, .max = 1 << 20,
-     .derived = "the largest that fits in memory", .metavar = "B", .group = "Batches and steps",
+     .derived = "the largest that fits in memory; of a run that goes on, as before", .metavar = "B", .group = "Batches and steps",
      .help = "sequences per forward; divides --batch, and the gradients of all are added up"},
     {.name = "seq-len", .type = LOOM_FLAG_INT, AT(seq_len), .min = 1, .max = 1 << 20,
      .derived = "--block-size, at most 1024", .metavar = "T", .group = "Batches and steps",

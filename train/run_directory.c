@@ -69,7 +69,7 @@ bool loom_run_directory_open(loom_lock **lock, const char *out, const loom_train
     if (!loom_join_path(path, sizeof path, out, "lock", error) ||
         !loom_join_path(logs, sizeof logs, out, "logs", error) || !loom_make_directories(out, error))
         return false;
-    if (loom_check_owner(out, error) && (!loom_path_exists(logs) || loom_check_owner(logs, error)) &&
+    if (loom_check_place(out, error) && (!loom_path_exists(logs) || loom_check_place(logs, error)) &&
         loom_lock_take(lock, path, out, NULL, &listener, error) && ready(out, error))
         return true;
     loom_lock_release(*lock);

@@ -256,7 +256,7 @@ static bool take_comm(loom_trainer *t, loom_comm *comm, loom_error *error) {
 /* With *done all is said: nothing more is open. */
 static bool open_everything(loom_trainer *t, loom_checkpoint_info *info, loom_comm *comm,
                             const loom_train_observer *observer, bool *done, loom_error *error) {
-    const loom_checkpoint_info *from;
+    loom_checkpoint_info *from;
     if (!take_comm(t, comm, error)) return false;
     if (!loom_trainer_find_checkpoint(t, info, &from, error)) return false;
     /* A warm-up that nobody chose does not begin again because there are more steps. */

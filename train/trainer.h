@@ -107,7 +107,7 @@ loom_gpt_setup loom_trainer_setup(const loom_trainer *trainer, int64_t micro_bat
 bool loom_trainer_plan_memory(loom_trainer *trainer, const loom_train_observer *observer, loom_error *error);
 
 /* A resumed or initialised run's checkpoint, whose shape the options then have; *found NULL for a fresh run. */
-bool loom_trainer_find_checkpoint(loom_trainer *trainer, loom_checkpoint_info *info, const loom_checkpoint_info **found,
+bool loom_trainer_find_checkpoint(loom_trainer *trainer, loom_checkpoint_info *info, loom_checkpoint_info **found,
                                   loom_error *error);
 
 /* Whether a run can go on from a checkpoint with these data and options. */
@@ -118,6 +118,6 @@ bool loom_trainer_check_resumable(const loom_trainer *trainer, const loom_checkp
 bool loom_trainer_restore_choices(loom_trainer *trainer, const loom_checkpoint_info *from, loom_error *error);
 
 /* The state, the weights and the moments that training begins with. */
-bool loom_trainer_start(loom_trainer *trainer, const loom_checkpoint_info *from, loom_error *error);
+bool loom_trainer_start(loom_trainer *trainer, loom_checkpoint_info *from, loom_error *error);
 
 #endif

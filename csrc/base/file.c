@@ -452,7 +452,7 @@ bool loom_make_directories(const char *path, loom_error *error) {
         if (*slash != '/' && *slash != 0) continue;
         const char kept = *slash;
         *slash = 0;
-        const int failure = mkdir(partial, 0777) == 0 ? 0 : errno;
+        const int failure = mkdir(partial, 0775) == 0 ? 0 : errno;
         if (failure && !loom_is_directory(partial))
             return loom_fail(error, "%s: cannot be made a directory: %s", partial, strerror(failure));
         *slash = kept;
@@ -514,28 +514,6 @@ bool loom_try_directory(const char *path, loom_error *error) {
     return (ok && loom_sync_directory(path, &why)) || loom_fail(error, "%s", why.message);
 }
 
-bool loom_check_owner(const char *path, loom_error *error) {
-    char trial[PATH_MAX];
-    struct stat directory, link, mine;
-    if (stat(path, &directory) != 0 || lstat(path, &link) != 0)
-        return loom_fail(error, "%s: cannot be looked at: %s", path, strerror(errno));
-    const uid_t us = geteuid();
-    const uid_t owners[] = {directory.st_uid, link.st_uid};
-    for (int i = 0; i < 2; i++) {
-        if (owners[i] == us || owners[i] == 0) continue;
-        loom_writer *writer = open_trial(path, trial, NULL);
-        const bool shows_one_owner = writer && fstat(writer->descriptor, &mine) == 0 && mine.st_uid == owners[i];
-        loom_writer_abandon(writer);
-        if (shows_one_owner) continue;
-        const struct passwd *entry = getpwuid(owners[i]);
-        return loom_fail(error,
-                         "%s: belongs to another user (%s%s%ld), who could lead what is written there elsewhere; "
-                         "take a directory of your own, or have this one given to you (chown)",
-                         path, entry ? entry->pw_name : "", entry ? ", " : "", (long)owners[i]);
-    }
-    return true;
-}
-
 bool loom_path_exists(const char *path) {
     struct stat status;
     return lstat(path, &status) == 0;
@@ -577,4 +555,95 @@ bool loom_follow_links(char *path, size_t size, loom_error *error) {
     for (int links = 0; followed && links < MOST_LINKS; links++)
         if (!follow_link(path, size, &followed, error)) return false;
     return true;
+}
+
+/* ------------------------------------------------------------------------------------ who could lead writes elsewhere */
+
+/* A directory that is looked at, and what its file system shows of a file of ours that nobody else may write to. */
+typedef struct place {
+    const char *path;
+    struct stat status, mine;
+    bool tried, shown;
+    int links; /* followed on the way to it */
+} place;
+
+static bool show_mine(place *p) {
+    char trial[PATH_MAX];
+    if (p->tried) return p->shown;
+    p->tried = true;
+    loom_writer *writer = open_trial(p->path, trial, NULL);
+    if (writer) (void)fchmod(writer->descriptor, 0600); /* or it has no permissions: that is what is asked */
+    p->shown = writer && fstat(writer->descriptor, &p->mine) == 0;
+    loom_writer_abandon(writer);
+    return p->shown;
+}
+
+/* Containers without root show those whom their user namespace lacks, the machine's root among them, as nobody. */
+static bool is_unknown(uid_t owner) {
+    enum { NOBODY = 65534 };
+    unsigned long first, mapped, n;
+    if (owner != NOBODY) return false;
+    FILE *file = loom_file_open("/proc/self/uid_map", NULL);
+    const bool lacks = file && fscanf(file, "%lu %lu %lu", &first, &mapped, &n) == 3 && n < UINT32_MAX;
+    if (file) fclose(file);
+    return lacks;
+}
+
+/* Whether only we, root and those of its group may exchange what lies in a directory, or a link. What a file system
+ * shows of each file (exFAT, NFS that maps root) says nothing. */
+static bool check_entry(place *p, const char *path, const struct stat *entry, bool sticky_will_do, loom_error *error) {
+    static const char elsewhere[] = "could lead what is written below it elsewhere";
+    const bool there = entry->st_dev == p->status.st_dev, is_directory = S_ISDIR(entry->st_mode);
+    const uid_t owner = entry->st_uid;
+    const bool of_other = owner != geteuid() && owner != 0 && !is_unknown(owner) &&
+                          !(there && show_mine(p) && p->mine.st_uid == owner);
+    const bool is_open = is_directory && entry->st_mode & S_IWOTH && !(entry->st_mode & S_ISVTX && sticky_will_do) &&
+                         !(there && show_mine(p) && p->mine.st_mode & S_IWOTH);
+    if (!of_other && !is_open) return true;
+    char *name = is_directory ? realpath(path, NULL) : NULL;
+    const char *shown = name ? name : path;
+    const struct passwd *user = of_other ? getpwuid(owner) : NULL;
+    if (of_other)
+        loom_fail(error,
+                  "%s: belongs to another user (%s%s%ld), who %s; take a directory of your own, or have this one given "
+                  "to you (chown)",
+                  shown, user ? user->pw_name : "", user ? ", " : "", (long)owner, elsewhere);
+    else
+        loom_fail(error, "%s: all users may write to it (mode %04o), and %s; take another directory, or chmod o-w it",
+                  shown, (unsigned)(entry->st_mode & 07777), elsewhere);
+    free(name);
+    return false;
+}
+
+/* All that a path leads through: a relative one from here on, which is where it is whatever becomes of what is above. */
+static bool check_way(place *p, const char *path, loom_error *error) {
+    enum { MOST_LINKS = 40 };
+    char part[PATH_MAX], target[PATH_MAX];
+    struct stat status;
+    bool followed;
+    if (strlen(path) >= sizeof part) return loom_fail(error, "%s: the name is too long", path);
+    strcpy(part, path);
+    const char *first = *path == '/' ? "/" : ".";
+    if (stat(first, &status) != 0) return loom_fail(error, "%s: cannot be looked at: %s", first, strerror(errno));
+    if (!check_entry(p, first, &status, true, error)) return false;
+    for (char *end = part + 1;; end++) {
+        const char kept = *end;
+        if (kept != '/' && kept != 0) continue;
+        *end = 0;
+        if (lstat(part, &status) != 0) return loom_fail(error, "%s: cannot be looked at: %s", part, strerror(errno));
+        if (!check_entry(p, part, &status, true, error)) return false;
+        if (S_ISLNK(status.st_mode)) {
+            strcpy(target, part);
+            if (++p->links > MOST_LINKS) return loom_fail(error, "%s: leads through too many links", p->path);
+            if (!follow_link(target, sizeof target, &followed, error) || !check_way(p, target, error)) return false;
+        }
+        *end = kept;
+        if (!kept) return true;
+    }
+}
+
+bool loom_check_place(const char *path, loom_error *error) {
+    place p = {.path = path};
+    if (stat(path, &p.status) != 0) return loom_fail(error, "%s: cannot be looked at: %s", path, strerror(errno));
+    return check_way(&p, path, error) && check_entry(&p, path, &p.status, false, error);
 }

@@ -93,7 +93,7 @@ bool loom_file_checksum(const char *path, uint64_t *size, char checksum[33], loo
 /* Puts what symbolic links lead to in the place of a path that is one. */
 bool loom_follow_links(char *path, size_t size, loom_error *error);
 
-/* Makes a directory and its parents. */
+/* Makes a directory and its parents, to which not all users may write. */
 bool loom_make_directories(const char *path, loom_error *error);
 /* Deletes a directory with all below it, or a file; what is not there is no error. Symbolic links are not followed. */
 bool loom_remove_tree(const char *path, loom_error *error);
@@ -101,9 +101,11 @@ bool loom_remove_tree(const char *path, loom_error *error);
 bool loom_sync_directory(const char *path, loom_error *error);
 /* Tries what a run needs of a directory: files made, written, flushed, renamed and deleted. */
 bool loom_try_directory(const char *path, loom_error *error);
-/* Refuses a directory of another user, who could have anything lie in it, or put there, under names that we use. root's
- * is no other user's, and on file systems that show one owner for all (exFAT, NFS that maps root) nobody's is. */
-bool loom_check_owner(const char *path, loom_error *error);
+/* Refuses a directory in which, or above which, another user could put something else in the place of what we use: one
+ * of another user but root, or one that all may write to, unless it is above and sticky, as /tmp is. Links are looked at
+ * and followed. A group may write: whoever is let into it is trusted. Owners and modes that a file system shows of every
+ * file (exFAT, NFS that maps root) are no reason, nor is an owner that a user namespace does not know. */
+bool loom_check_place(const char *path, loom_error *error);
 bool loom_path_exists(const char *path);
 bool loom_is_directory(const char *path);
 

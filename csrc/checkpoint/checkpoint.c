@@ -108,11 +108,14 @@ static void point_to_older(loom_checkpoint_info *info, loom_error *error) {
 }
 
 /* A run that trains beside a reader deletes old checkpoints: one that went while it was read is looked for anew. */
+enum { TRIES = 16 };
+
 bool loom_checkpoint_open(const char *path, loom_checkpoint_info *info, loom_error *error) {
-    enum { TRIES = 16 };
     for (int i = 0; i < TRIES; i++) {
         struct stat before, after;
         *info = (loom_checkpoint_info){.older_step = -1};
+        if (snprintf(info->path, sizeof info->path, "%s", path) >= (int)sizeof info->path)
+            return loom_fail(error, "%s: the name is too long", path);
         if (!loom_checkpoint_find(path, info->directory, sizeof info->directory, error)) return false;
         const bool seen = stat(info->directory, &before) == 0;
         if (open_files(info, error)) return true;
@@ -123,10 +126,6 @@ bool loom_checkpoint_open(const char *path, loom_checkpoint_info *info, loom_err
         }
     }
     return false;
-}
-
-bool loom_checkpoint_is_gone(const loom_checkpoint_info *info) {
-    return !loom_is_directory(info->directory);
 }
 
 int64_t loom_checkpoint_bad_steps(const char *directory) {
@@ -152,7 +151,7 @@ static const char *describe_shape(const loom_gpt_config *config, char text[192])
 }
 
 /* Everything is opened and matched before the first byte is copied. */
-bool loom_checkpoint_load(const loom_checkpoint_info *info, const loom_checkpoint_tensors *tensors, loom_error *error) {
+static bool load_files(const loom_checkpoint_info *info, const loom_checkpoint_tensors *tensors, loom_error *error) {
     char found[192], expected[192], weights_path[PATH_MAX], moments_path[PATH_MAX];
     if (!same_shape(&info->config, tensors->config))
         return loom_fail(error, "%s: is of another shape: it has %s; the model has %s", info->directory,
@@ -174,6 +173,17 @@ bool loom_checkpoint_load(const loom_checkpoint_info *info, const loom_checkpoin
     loom_tensor_source_close(&moments_source);
     loom_tensor_source_close(&weights_source);
     return ok;
+}
+
+bool loom_checkpoint_load(loom_checkpoint_info *info, const loom_checkpoint_tensors *tensors, loom_error *error) {
+    char path[sizeof info->path];
+    strcpy(path, info->path);
+    for (int i = 0; i < TRIES; i++) {
+        if (load_files(info, tensors, error)) return true;
+        if (tensors->moments || loom_is_directory(info->directory)) return false;
+        if (!loom_checkpoint_open(path, info, error)) return false;
+    }
+    return false;
 }
 
 bool loom_checkpoint_restore_choices(const loom_checkpoint_info *info, loom_device *device, loom_error *error) {

@@ -281,7 +281,7 @@ bool loom_checkpoint_prepare(const char *checkpoints, loom_error *error) {
     char latest[PATH_MAX];
     struct stat status;
     if (!loom_path_exists(checkpoints)) return true;
-    if (!loom_check_owner(checkpoints, error) || !loom_try_directory(checkpoints, error)) return false;
+    if (!loom_check_place(checkpoints, error) || !loom_try_directory(checkpoints, error)) return false;
     remove_stale(checkpoints);
     if (!loom_join_path(latest, sizeof latest, checkpoints, LATEST, error)) return false;
     return lstat(latest, &status) != 0 || !S_ISDIR(status.st_mode) || repair_latest(checkpoints, latest, error);
@@ -295,7 +295,7 @@ bool loom_checkpoint_begin(const char *checkpoints, int64_t step, char *temporar
     if (getrandom(&number, sizeof number, 0) != sizeof number) number = (uint32_t)getpid();
     snprintf(prefix, sizeof prefix, TEMPORARY "%08" PRIx32 "-", number);
     if (!step_path(checkpoints, step, prefix, temporary, size, error)) return false;
-    if (mkdir(temporary, 0777) == 0) return true;
+    if (mkdir(temporary, 0775) == 0) return true;
     return loom_fail(error, "%s: cannot be made a directory: %s", temporary, strerror(errno));
 }
 

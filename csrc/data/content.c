@@ -78,10 +78,24 @@ static bool is_binary(const unsigned char *head, size_t n) {
     return n >= 64 && controls >= n / 20;
 }
 
-static bool mostly_zero_in(const unsigned char *head, size_t n, size_t first) {
-    size_t zeros = 0;
-    for (size_t i = first; i < n; i += 2) zeros += head[i] == 0;
-    return n >= 64 && zeros >= n / 2 * 3 / 4;
+#define WIDE(bits, order)                                                                                              \
+    "is text in UTF-" #bits ", or numbers of " #bits " bits: convert text first, iconv -f utf-" #bits order            \
+    " -t utf-8; token shards end in .bin"
+
+/* What is in units of 32 or 16 bits, little end first or last, has its zeros in some places of each and not in others.
+ * Of 16 bits that is so only where most of it is ASCII or Latin: nothing as sure tells Chinese from bytes. */
+static const char *wide_refusal(const unsigned char *head, size_t n) {
+    size_t zeros[4] = {0};
+    bool most[4];
+    if (n < 64) return NULL;
+    for (size_t i = 0; i < n; i++) zeros[i % 4] += head[i] == 0;
+    for (int i = 0; i < 4; i++) most[i] = zeros[i] >= n / 4 * 3 / 4;
+    if (most[2] && most[3] && !most[0]) return WIDE(32, "le");
+    if (most[0] && most[1] && !most[3]) return WIDE(32, "be");
+    const size_t even = zeros[0] + zeros[2], odd = zeros[1] + zeros[3], many = n / 2 * 3 / 4;
+    if (odd >= many && even < many) return WIDE(16, "le");
+    if (even >= many && odd < many) return WIDE(16, "be");
+    return NULL;
 }
 
 const char *loom_content_refusal(const unsigned char *head, size_t n, uint64_t size) {
@@ -94,10 +108,8 @@ const char *loom_content_refusal(const unsigned char *head, size_t n, uint64_t s
     if (is_safetensors(head, n, size))
         return "holds tensors (safetensors), not text; --init begins with a model's weights";
     if (is_pickle(head, n)) return "is a pickle of Python" CONVERT;
-    if (mostly_zero_in(head, n, 0) != mostly_zero_in(head, n, 1))
-        return "is text in UTF-16, or numbers of 16 bits: convert text first, iconv -f utf-16 -t utf-8; token shards "
-               "end "
-               "in .bin";
+    const char *wide = wide_refusal(head, n);
+    if (wide) return wide;
     if (is_binary(head, n)) return "is binary, not text";
     return NULL;
 }

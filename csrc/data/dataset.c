@@ -233,26 +233,34 @@ uint64_t loom_dataset_identity(const loom_dataset *dataset) {
 
 loom_dataset_file loom_dataset_get_file(const loom_dataset *dataset, int i) {
     const loom_input *input = &dataset->inputs->input[i];
-    return (loom_dataset_file){.path = input->path, .size = input->size, .changed = input->changed};
+    return (loom_dataset_file){.path = input->path,
+                               .size = input->size,
+                               .inode = input->inode,
+                               .changed = input->changed,
+                               .status_changed = input->status_changed,
+                               .in_memory = input->kept || input->size == 0};
 }
 
 /* ------------------------------------------------------------------------------------------------------------ hashing */
 
 static bool hash_bytes(const loom_dataset *dataset, int i, bool whole, unsigned char *buffer, size_t piece,
-                       XXH3_state_t *state, loom_error *error) {
+                       XXH3_state_t *state, uint64_t *hashed, loom_error *error) {
     const uint64_t apart = whole ? piece : 128 * piece, size = dataset->inputs->input[i].size;
+    *hashed = 0;
     for (uint64_t at = 0; at < size;) {
         const size_t n = size - at < piece ? (size_t)(size - at) : piece;
         const unsigned char *bytes;
         if (!loom_inputs_read(dataset->inputs, i, at, n, buffer, &bytes, error)) return false;
         XXH3_128bits_update(state, bytes, n);
+        *hashed += n;
         if (at + n == size) break;
         at = at + apart + piece < size ? at + apart : whole ? at + piece : size - piece;
     }
     return true;
 }
 
-bool loom_dataset_hash_file(const loom_dataset *dataset, int i, bool whole, char hash[33], loom_error *error) {
+bool loom_dataset_hash_file(const loom_dataset *dataset, int i, bool whole, char hash[33], uint64_t *hashed,
+                            loom_error *error) {
     const size_t piece = 64 << 10;
     const uint64_t size = dataset->inputs->input[i].size;
     XXH3_state_t *state = XXH3_createState();
@@ -260,7 +268,7 @@ bool loom_dataset_hash_file(const loom_dataset *dataset, int i, bool whole, char
     bool ok = state && buffer;
     if (!ok) loom_fail(error, "%s: no memory to compute its checksum", dataset->inputs->input[i].path);
     if (ok) XXH3_128bits_reset(state);
-    ok = ok && hash_bytes(dataset, i, whole, buffer, piece, state, error);
+    ok = ok && hash_bytes(dataset, i, whole, buffer, piece, state, hashed, error);
     if (ok) {
         const XXH128_hash_t sum = XXH3_128bits_digest(state);
         snprintf(hash, 33, "%016llx%016llx", (unsigned long long)sum.high64, (unsigned long long)sum.low64);

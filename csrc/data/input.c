@@ -121,6 +121,7 @@ bool loom_inputs_add(loom_inputs *inputs, char *path, loom_error *error) {
     if (descriptor < 0) return false;
     input->size = (uint64_t)status.st_size;
     input->changed = status.st_mtim;
+    input->status_changed = status.st_ctim;
     input->device = status.st_dev;
     input->inode = status.st_ino;
     if (input->size > inputs->room) {

@@ -19,7 +19,7 @@ extern "C" {
 typedef struct loom_input {
     char *path;
     uint64_t size;
-    struct timespec changed;
+    struct timespec changed, status_changed;
     dev_t device;
     ino_t inode;
     unsigned char *kept; /* all of it; NULL: it is read when it is asked for */

@@ -64,6 +64,7 @@ loom_text_ends loom_text_ends_of(bool bytes, int64_t vocab_size);
 
 /* What a checkpoint says about itself. */
 typedef struct loom_checkpoint_info {
+    char path[4096];      /* what was opened, which may mean another checkpoint later */
     char directory[4096]; /* the checkpoint itself, `latest` resolved */
     loom_gpt_config config;
     loom_text_ends ends;
@@ -123,12 +124,11 @@ int64_t loom_checkpoint_newest(const char *run);
  * One that a running training deletes meanwhile is looked for anew. */
 bool loom_checkpoint_open(const char *path, loom_checkpoint_info *info, loom_error *error);
 
-/* Whether it has been deleted since it was opened, as a running training does: then it is to be opened anew. */
-bool loom_checkpoint_is_gone(const loom_checkpoint_info *info);
-
 /* Fills the slices from it, whose shape must be the layout's: what is of another type is converted, rounded to nearest;
- * what is no parameter's (padding, gaps) becomes zero. Ranks load each by itself, and their slices may overlap. */
-bool loom_checkpoint_load(const loom_checkpoint_info *info, const loom_checkpoint_tensors *tensors, loom_error *error);
+ * what is no parameter's (padding, gaps) becomes zero. Ranks load each by itself, and their slices may overlap. Where
+ * weights alone are loaded, one that a running training has deleted since it was opened is looked for anew: *info is then
+ * that which was loaded. */
+bool loom_checkpoint_load(loom_checkpoint_info *info, const loom_checkpoint_tensors *tensors, loom_error *error);
 
 /* Gives a device, before anything is prepared on it, what the checkpoint's device chose by measuring. True where there
  * is nothing to give; false where this device cannot choose the same. */

@@ -50,14 +50,16 @@ loom_dataset_note(const loom_dataset *dataset); /* a line on what was found, "PA
 /* One of its files, as it was when it was opened. */
 typedef struct loom_dataset_file {
     const char *path;
-    uint64_t size;
-    struct timespec changed;
+    uint64_t size, inode;
+    struct timespec changed, status_changed; /* mtime, ctime */
+    bool in_memory;                          /* all of it: to read it costs nothing */
 } loom_dataset_file;
 
 loom_dataset_file loom_dataset_get_file(const loom_dataset *dataset, int i);
 
-/* 32 hex digits of XXH3-128: of the whole file, or of 64 KiB at every 8 MiB and at the end. */
-bool loom_dataset_hash_file(const loom_dataset *dataset, int i, bool whole, char hash[33], loom_error *error);
+/* 32 hex digits of XXH3-128: of the whole file, or of 64 KiB at every 8 MiB and at the end. *hashed: of how many bytes. */
+bool loom_dataset_hash_file(const loom_dataset *dataset, int i, bool whole, char hash[33], uint64_t *hashed,
+                            loom_error *error);
 
 /* A hash of what the data is (order counts, names do not): its kind, each file's length and first and last 64 KiB. */
 uint64_t loom_dataset_identity(const loom_dataset *dataset);

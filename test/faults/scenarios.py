@@ -120,7 +120,7 @@ SCENARIOS = [
      {"setup": "cd run/checkpoints; to=`readlink latest`; rm latest; echo $to > latest"}),
     ("a damaged checkpoint", "info run", {"setup": "truncate -s -9 run/checkpoints/latest/model.safetensors"}),
     ("in use", "train --resume --out run -q", {"setup": "touch run/lock", "wrapped": "flock run/lock"}),
-    ("of another user", "train --resume --out run -q", {"setup": "chown 12345 run", "undo": "chown 0 run", "root": True}),
+    ("of another user", "train --resume --out run -q", {"setup": "chown 65534 run", "undo": "chown 0 run", "root": True}),
     # What is done about a first fault
     ("no stream", "train --resume --out run -q", {"first": "fdopen csrc/base/file.c:open_stream ENOMEM"}),
     ("no room for a checkpoint", f"{TRAIN} {SHORT}", {"first": "write csrc/base/file.c:write_all ENOSPC:9"}),
