@@ -643,7 +643,7 @@ TEST_F(Files, DirectoriesOfOthersAreRefused) {
     refusal(check("link"), {at("link"), "another user", "4321"});
     ASSERT_EQ(lchown(at("link").c_str(), 0, 0), 0);
     ASSERT_EQ(chown(at("d").c_str(), 4321, 4321), 0);
-    refusal(check("link"), {at("d"), "another user"});
+    refusal(check("link"), {at("link"), "another user"});
     refusal(check("d"), {at("d"), "another user", "4321", "chown"});
     EXPECT_TRUE(fs::is_empty(at("d")));
     ASSERT_EQ(chown(at("d").c_str(), 0, 0), 0);
@@ -656,45 +656,32 @@ TEST_F(Files, DirectoriesOfOthersAreRefused) {
     fs::current_path(before);
 }
 
-/* Whoever may exchange what is above a directory may exchange what is in it. */
-TEST_F(Files, DirectoriesBelowThoseOfOthersAreRefused) {
-    fs::create_directories(at("a/b/c"));
-    fs::create_directories(at("e"));
-    fs::create_directory_symlink("../a/b", at("e/link"));
+TEST_F(Files, DirectoriesThatAllMayWriteToAreRefused) {
+    fs::create_directories(at("a/b"));
+    fs::create_directory_symlink("a/b", at("link"));
     const auto check = [&](const char *name) {
         return [&, name](loom_error *error) { return loom_check_place(at(name).c_str(), error); };
     };
     const auto mode = [&](const char *name, mode_t bits) { ASSERT_EQ(chmod(at(name).c_str(), bits), 0); };
-    EXPECT_TRUE(works(check("e/link/c")));
-    for (const char *open : {"a", "a/b", "a/b/c", "e"}) {
-        mode(open, 0777);
-        refusal(check("e/link/c"), {at(open) + ": all users may write to it (mode 0777)", "chmod o-w"});
-        mode(open, 01777);
-        if (open == std::string("a/b/c"))
-            refusal(check("e/link/c"), {at(open) + ": all users may write to it (mode 1777)"});
-        else
-            EXPECT_TRUE(works(check("e/link/c"))) << open;
-        mode(open, 0775);
+    for (const char *name : {"a/b", "link"}) {
+        mode("a/b", 0775);
+        EXPECT_TRUE(works(check(name)));
+        mode("a/b", 0777);
+        refusal(check(name), {at(name) + ": all users may write to it (mode 0777)", "chmod o-w"});
+        mode("a/b", 01777);
+        refusal(check(name), {at(name) + ": all users may write to it (mode 1777)"});
     }
-    EXPECT_TRUE(works(check("e/link/c")));
-    fs::create_directory_symlink("loop", at("loop"));
-    refusal(check("loop/c"), {"loop/c", "links"});
-    if (geteuid() != 0) GTEST_SKIP() << "needs two users: run it as root";
-    for (const char *of_other : {"a", "a/b", "e"}) {
-        ASSERT_EQ(chown(at(of_other).c_str(), 4321, 4321), 0);
-        refusal(check("e/link/c"), {at(of_other) + ": belongs to another user (4321)"});
-        ASSERT_EQ(chown(at(of_other).c_str(), 0, 0), 0);
-    }
-    ASSERT_EQ(lchown(at("e/link").c_str(), 4321, 4321), 0);
-    refusal(check("e/link/c"), {at("e/link") + ": belongs to another user (4321)"});
+    mode("a/b", 0755);
+    mode("a", 0777); /* as the directories that containers are given */
+    EXPECT_TRUE(works(check("a/b")));
 }
 
 /* In a container without root, which of those that it does not know owns a directory is not to be seen. */
 TEST_F(Files, OwnersThatAUserNamespaceDoesNotKnowAreNoReason) {
     if (geteuid() != 0) GTEST_SKIP() << "needs two users: run it as root";
-    fs::create_directories(at("d/e"));
+    fs::create_directories(at("d"));
     ASSERT_EQ(chown(at("d").c_str(), 4321, 4321), 0);
-    const std::string path = at("d/e");
+    const std::string path = at("d");
     const pid_t child = fork();
     if (child == 0) {
         if (unshare(CLONE_NEWUSER) != 0 || !(std::ofstream("/proc/self/uid_map") << "0 0 1\n").flush()) _exit(2);

@@ -1745,10 +1745,6 @@ TEST_F(Places, DirectoriesOfAnotherUserAreRefused) {
     expect_run(training({"--stop-after", "2", "-q"}));
     ASSERT_EQ(chown(checkpoints.c_str(), 4321, 4321), 0);
     expect_mistake({"train", "--resume", "--out", "run"}, {"run/checkpoints: belongs to another user"});
-    fs::create_directory(folder / "evil");
-    ASSERT_EQ(chown((folder / "evil").c_str(), 4321, 4321), 0);
-    expect_mistake(training({"--out", "evil/run"}), {"evil: belongs to another user (4321)"});
-    EXPECT_TRUE(fs::is_empty(folder / "evil"));
 }
 
 TEST_F(Places, DirectoriesOfAllUsersAreRefused) {

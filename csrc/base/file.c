@@ -564,7 +564,6 @@ typedef struct place {
     const char *path;
     struct stat status, mine;
     bool tried, shown;
-    int links; /* followed on the way to it */
 } place;
 
 static bool show_mine(place *p) {
@@ -591,59 +590,31 @@ static bool is_unknown(uid_t owner) {
 
 /* Whether only we, root and those of its group may exchange what lies in a directory, or a link. What a file system
  * shows of each file (exFAT, NFS that maps root) says nothing. */
-static bool check_entry(place *p, const char *path, const struct stat *entry, bool sticky_will_do, loom_error *error) {
+static bool check_entry(place *p, const struct stat *entry, loom_error *error) {
     static const char elsewhere[] = "could lead what is written below it elsewhere";
     const bool there = entry->st_dev == p->status.st_dev, is_directory = S_ISDIR(entry->st_mode);
     const uid_t owner = entry->st_uid;
     const bool of_other = owner != geteuid() && owner != 0 && !is_unknown(owner) &&
                           !(there && show_mine(p) && p->mine.st_uid == owner);
-    const bool is_open = is_directory && entry->st_mode & S_IWOTH && !(entry->st_mode & S_ISVTX && sticky_will_do) &&
+    const bool is_open = is_directory && entry->st_mode & S_IWOTH &&
                          !(there && show_mine(p) && p->mine.st_mode & S_IWOTH);
     if (!of_other && !is_open) return true;
-    char *name = is_directory ? realpath(path, NULL) : NULL;
-    const char *shown = name ? name : path;
     const struct passwd *user = of_other ? getpwuid(owner) : NULL;
     if (of_other)
         loom_fail(error,
                   "%s: belongs to another user (%s%s%ld), who %s; take a directory of your own, or have this one given "
                   "to you (chown)",
-                  shown, user ? user->pw_name : "", user ? ", " : "", (long)owner, elsewhere);
+                  p->path, user ? user->pw_name : "", user ? ", " : "", (long)owner, elsewhere);
     else
         loom_fail(error, "%s: all users may write to it (mode %04o), and %s; take another directory, or chmod o-w it",
-                  shown, (unsigned)(entry->st_mode & 07777), elsewhere);
-    free(name);
+                  p->path, (unsigned)(entry->st_mode & 07777), elsewhere);
     return false;
-}
-
-/* All that a path leads through: a relative one from here on, which is where it is whatever becomes of what is above. */
-static bool check_way(place *p, const char *path, loom_error *error) {
-    enum { MOST_LINKS = 40 };
-    char part[PATH_MAX], target[PATH_MAX];
-    struct stat status;
-    bool followed;
-    if (strlen(path) >= sizeof part) return loom_fail(error, "%s: the name is too long", path);
-    strcpy(part, path);
-    const char *first = *path == '/' ? "/" : ".";
-    if (stat(first, &status) != 0) return loom_fail(error, "%s: cannot be looked at: %s", first, strerror(errno));
-    if (!check_entry(p, first, &status, true, error)) return false;
-    for (char *end = part + 1;; end++) {
-        const char kept = *end;
-        if (kept != '/' && kept != 0) continue;
-        *end = 0;
-        if (lstat(part, &status) != 0) return loom_fail(error, "%s: cannot be looked at: %s", part, strerror(errno));
-        if (!check_entry(p, part, &status, true, error)) return false;
-        if (S_ISLNK(status.st_mode)) {
-            strcpy(target, part);
-            if (++p->links > MOST_LINKS) return loom_fail(error, "%s: leads through too many links", p->path);
-            if (!follow_link(target, sizeof target, &followed, error) || !check_way(p, target, error)) return false;
-        }
-        *end = kept;
-        if (!kept) return true;
-    }
 }
 
 bool loom_check_place(const char *path, loom_error *error) {
     place p = {.path = path};
-    if (stat(path, &p.status) != 0) return loom_fail(error, "%s: cannot be looked at: %s", path, strerror(errno));
-    return check_way(&p, path, error) && check_entry(&p, path, &p.status, false, error);
+    struct stat link;
+    if (stat(path, &p.status) != 0 || lstat(path, &link) != 0)
+        return loom_fail(error, "%s: cannot be looked at: %s", path, strerror(errno));
+    return check_entry(&p, &link, error) && check_entry(&p, &p.status, error);
 }

@@ -101,10 +101,10 @@ bool loom_remove_tree(const char *path, loom_error *error);
 bool loom_sync_directory(const char *path, loom_error *error);
 /* Tries what a run needs of a directory: files made, written, flushed, renamed and deleted. */
 bool loom_try_directory(const char *path, loom_error *error);
-/* Refuses a directory in which, or above which, another user could put something else in the place of what we use: one
- * of another user but root, or one that all may write to, unless it is above and sticky, as /tmp is. Links are looked at
- * and followed. A group may write: whoever is let into it is trusted. Owners and modes that a file system shows of every
- * file (exFAT, NFS that maps root) are no reason, nor is an owner that a user namespace does not know. */
+/* Refuses a directory, or a link to it, of another user but root, and a directory that all may write to: others could put
+ * something else in the place of what we use there. A group may write: whoever is let into it is trusted. Owners and modes
+ * that a file system shows of every file (exFAT, NFS that maps root) are no reason, nor is an owner that a user namespace
+ * does not know. What is above the directory is not looked at. */
 bool loom_check_place(const char *path, loom_error *error);
 bool loom_path_exists(const char *path);
 bool loom_is_directory(const char *path);
