@@ -19,7 +19,7 @@ Outcome faults(const std::string &how) {
 }
 
 TEST(Faults, NothingIsLost) {
-    const Outcome o = faults(full() ? "--tries 1200 --seconds 120" : "--short --tries 100 --seconds 20");
+    const Outcome o = faults(full() ? "--tries 1200 --seconds 100" : "--short --tries 100 --seconds 20");
     EXPECT_EQ(o.status, 0) << "see above";
 }
 

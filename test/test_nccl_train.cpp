@@ -574,7 +574,7 @@ TEST_F(NcclTrainInFull, AStoppedRankIsFoundWhereverItIs) {
         SCOPED_TRACE("call " + std::to_string(call) + " of " + std::to_string(calls));
         fs::remove_all(here.at("run"));
         const Outcome o = torchrun(
-            2, Reference::name(), train("run", more + " --comm-timeout 10"),
+            2, Reference::name(), train("run", more + " --comm-timeout 5"),
             gpus(2) + calls_to("run") + " " + at_port(free_port()) + " NCCL_STANDIN_STOP=1:" + std::to_string(call), 1);
         EXPECT_EQ(o.status, 2) << o.output;
         ASSERT_EQ(lines_of(o.output).size(), 1u) << o.output;
