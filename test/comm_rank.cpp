@@ -14,6 +14,7 @@
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <fstream>
 #include <functional>
 #include <map>
 #include <memory>
@@ -364,31 +365,58 @@ void host() {
 
 /* ------------------------------------------------------------------------------------------------------------ what fails */
 
-/* A few operations that work, then steps in which rank 1 does something else. */
-void steps(const std::function<void()> &instead) {
+/* Ranks other than 0 and 1 say that they have come, and rank 0 waits until all have. */
+void come() {
+    const auto file = [](int rank) { return "came." + std::to_string(rank); };
+    if (comm->rank > 1) std::ofstream(file(comm->rank)).flush();
+    for (int r = 2; comm->rank == 0 && r < comm->size; r++)
+        while (access(file(r).c_str(), F_OK) != 0) usleep(1000);
+}
+
+/* A few operations that work, then steps in which rank 1 does something else. Rank 0 alone has the short limit, and waits
+ * for rank 1 alone: so no other is ever late. */
+void steps(
+    const std::function<void()> &instead, const std::function<void()> &once_there = [] {}) {
     Buffer buffer(1000, LOOM_F32);
     buffer.write(values(comm->rank, 0, 1000, 6, LOOM_F32));
     for (comm->step = 1; comm->step < 100; comm->step++) {
-        if (comm->step == 3) comm->timeout = limit;
+        if (comm->step == 3 && comm->rank == 0) come(), comm->timeout = limit;
         if (comm->step == 3 && comm->rank == 1) instead();
         char *data = buffer.at(0, LOOM_F32);
-        wait(loom_comm_all_reduce(comm, nullptr, data, data, 1000, LOOM_F32));
+        const loom_ticket ticket = loom_comm_all_reduce(comm, nullptr, data, data, 1000, LOOM_F32);
+        if (comm->step == 3 && comm->rank > 1) come(), once_there();
+        wait(ticket);
         require([](loom_error *error) { return loom_comm_synchronize(comm, nullptr, error); });
     }
 }
 
+void hang_at_once() {
+    for (;;) pause();
+}
+
 void hang() {
-    steps([] {
-        for (;;) pause();
+    steps(hang_at_once);
+}
+
+/* Rank 1 hangs, and when rank 0 asks who does, the others get no processor for a while. */
+void slow() {
+    steps(hang_at_once, [] {
+        const pid_t self = getpid();
+        if (fork() == 0) {
+            usleep(3500000);
+            kill(self, SIGCONT);
+            _exit(0);
+        }
+        raise(SIGSTOP);
     });
 }
 
-/* Rank 1 is at work alone for three times the limit: before what is on host memory, and in a step. */
+/* Rank 1 is at work alone for longer than the limit: before what is on host memory, and in a step. */
 void patient() {
-    const auto work = [] { usleep((useconds_t)(3e6 * limit)); };
+    const auto work = [] { usleep((useconds_t)(1.5e6 * limit)); };
     comm->patient = true;
     require([](loom_error *error) { return loom_comm_barrier(comm, error); });
-    comm->timeout = limit;
+    if (comm->rank == 0) comm->timeout = limit;
     if (comm->rank == 1) work();
     require([](loom_error *error) { return loom_comm_barrier(comm, error); });
     steps(work);
@@ -493,6 +521,7 @@ int main(int argc, char **argv) {
                                                                 {"streams", streams},
                                                                 {"host", host},
                                                                 {"hang", hang},
+                                                                {"slow", slow},
                                                                 {"patient", patient},
                                                                 {"patient_hang", patient_hang},
                                                                 {"own_work", own_work},

@@ -1394,7 +1394,7 @@ TEST_F(Program, NothingFromOutsideSteersTheTerminal) {
         {"sample", "--from", "run", "--device", bad},
         {"info", bad},
         {"info", turned + "/run"},
-        {"plan", "gpt2", "--gpu", bad},
+        {"plan", "gpt2", "--on", bad},
         {"plan", turned + "/run", "--batch", "1"},
         {"plot", "metrics"},
         {"plot", turned + "/run"},
@@ -1417,6 +1417,7 @@ TEST_F(Program, NothingFromOutsideSteersTheTerminal) {
                 << "of " << testing::PrintToString(told) << " at byte " << at << " of " << testing::PrintToString(text);
         }
         EXPECT_TRUE(outcome.code == 0 || outcome.code == 2) << outcome.code << " of " << testing::PrintToString(told);
+        EXPECT_EQ(outcome.err.find("there is no such flag") != std::string::npos, call.back() == "--" + bad) << told;
         EXPECT_LE(lines_of(outcome.err).size(), 1u) << outcome.err;
     }
 }

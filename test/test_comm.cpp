@@ -167,8 +167,14 @@ TEST_F(Mpi, AHungRankIsNamed) {
     }
 }
 
+TEST_F(Mpi, ARankThatGetsNoProcessorForAWhileIsNotNamed) {
+    all_end(mpirun(3, "slow mpi cpu 240 1"),
+            "gptloom: rank 1 did not come to all_reduce 3 (1000 of fp32) within 1 s: in step 2, "
+            "while the others are in step 3");
+}
+
 TEST_F(Mpi, ThoseAtWorkAloneHaveTenTimesTheLimit) {
-    all_works(2, "cpu 120 0.5", "", "patient");
+    all_works(2, "cpu 120 1", "", "patient");
     all_end(mpirun(2, "patient_hang mpi cpu 120 0.5"),
             "gptloom: rank 1 did not come to all_reduce 3 (1000 of fp32) within 5 s: in step 2, "
             "while the others are in step 3");
@@ -361,7 +367,7 @@ TEST_F(Nccl, AHungRankEndsTheOthers) {
 }
 
 TEST_F(Nccl, ThoseAtWorkAloneHaveTenTimesTheLimit) {
-    all_works(torchrun(2, "patient nccl cuda 120 0.5", at_port(free_port())));
+    all_works(torchrun(2, "patient nccl cuda 120 1", at_port(free_port())));
 }
 
 TEST_F(Nccl, AnErrorOfTheLibraryNamesCallAndRank) {
@@ -403,7 +409,7 @@ TEST_F(NcclUnderMpi, Works) {
 }
 
 TEST_F(NcclUnderMpi, ThoseAtWorkAloneHaveTenTimesTheLimit) {
-    const Outcome o = mpirun(2, "patient nccl cuda 120 0.5", library);
+    const Outcome o = mpirun(2, "patient nccl cuda 120 1", library);
     EXPECT_EQ(o.status, 0) << o.output;
     EXPECT_EQ(o.output, "");
 }

@@ -6,12 +6,32 @@ namespace {
 namespace fs = std::filesystem;
 using namespace support;
 
-TEST(Faults, NothingIsLost) {
+Outcome faults(const std::string &how) {
     const fs::path script = fs::absolute(fs::path(__FILE__)).parent_path() / "faults/faults.py";
-    const std::string how = full() ? "--tries 1200 --seconds 170" : "--short --tries 100 --seconds 20";
+    TemporaryDirectory here;
+    const std::string log = here.at("log");
     const std::string command = "python3 " + script.string() + " --jobs 1 --build " + (folder() / "..").string() + " " +
-                                how;
-    EXPECT_EQ(std::system(command.c_str()), 0) << command;
+                                how + " >" + log + " 2>&1";
+    const int status = std::system(command.c_str());
+    const std::string output = command + "\n" + read_file(log);
+    puts(output.c_str());
+    return {WEXITSTATUS(status), output};
+}
+
+TEST(Faults, NothingIsLost) {
+    const Outcome o = faults(full() ? "--tries 1200 --seconds 100" : "--short --tries 100 --seconds 20");
+    EXPECT_EQ(o.status, 0) << "see above";
+}
+
+/* What has no time tries the least of each kind; what is asked for less than that says so. */
+TEST(Faults, HavingTriedNothingIsNotGood) {
+    Outcome o = faults("--short --scenarios info --only calls,filesystems --seconds 0");
+    EXPECT_EQ(o.status, 0) << o.output;
+    EXPECT_NE(o.output.find("\n10 tries in "), std::string::npos) << o.output;
+    o = faults("--short --scenarios info --only calls --tries 4");
+    EXPECT_EQ(o.status, 1) << o.output;
+    EXPECT_NE(o.output.find("\nfaults: 4 of calls: fewer than 5 tries have done anything\n"), std::string::npos)
+        << o.output;
 }
 
 class OneFault : public RanksTest {

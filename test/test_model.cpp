@@ -3,6 +3,7 @@
 #include "support.h"
 
 extern "C" {
+#include "base/clock.h"
 #include "model/gpt.h"
 }
 
@@ -206,6 +207,24 @@ TEST(Devices, AreOpenedByName) {
             {"--device", "'orcale'", "did you mean oracle?"});
     refusal([&](loom_error *error) { return loom_device_open(&device, "cuda", NULL, error); }, {"--device", "cpu"});
     loom_device_close(NULL);
+}
+
+/* Each of them takes turns with others, and once each was counted as if it had a processor. What the processors do is
+ * measured until it shows, as others may have them. */
+TEST(Devices, ManyThreadsHaveThePeakOfTheProcessors) {
+    cpu_set_t here;
+    ASSERT_EQ(sched_getaffinity(0, sizeof here, &here), 0);
+    const int processors = CPU_COUNT(&here);
+    const auto peak_of = [](int threads) {
+        const Device device = open_device("cpu", threads);
+        double peak = 0;
+        require([&](loom_error *error) { return device->peak(device.get(), LOOM_F32, 0.005, &peak, error); });
+        return peak;
+    };
+    const double crowded = peak_of(16 * processors), end = loom_seconds_now() + 60;
+    double alone = 0;
+    while (alone < crowded / 4 && loom_seconds_now() < end) alone = std::max(alone, peak_of(processors));
+    EXPECT_GE(alone, crowded / 4) << crowded;
 }
 
 TEST(Devices, MoreMemoryThanThereIsIsRefusedWithTheSizes) {

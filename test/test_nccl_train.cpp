@@ -473,10 +473,10 @@ TEST_F(NcclTrain, AKilledRankEndsTheOthersAndTheRunGoesOn) {
     const std::string more = stage(1) + " --deterministic-reduce --checkpoint-every 1";
     ASSERT_EQ(by_torchrun(2, "whole", more).status, 0);
     const int call = number_of_losses(here.at("whole.calls.1"), 2) - 5; /* an exchange's */
-    const Outcome o = by_torchrun(2, "run", more + " --comm-timeout 5", "NCCL_STANDIN_DIE=1:" + std::to_string(call));
+    const Outcome o = by_torchrun(2, "run", more + " --comm-timeout 10", "NCCL_STANDIN_DIE=1:" + std::to_string(call));
     EXPECT_EQ(o.status, 2) << o.output;
     ASSERT_EQ(lines_of(o.output).size(), 1u) << o.output;
-    EXPECT_EQ(lines_of(o.output)[0].find("gptloom: rank 0 waited 5 s in step 2 for other ranks to come to exchange "),
+    EXPECT_EQ(lines_of(o.output)[0].find("gptloom: rank 0 waited 10 s in step 2 for other ranks to come to exchange "),
               0u)
         << o.output;
     EXPECT_EQ(read_calls(here.at("run.calls.0")).back().kind, "CommAbort");
@@ -487,10 +487,10 @@ TEST_F(NcclTrain, AKilledRankEndsTheOthersAndTheRunGoesOn) {
 }
 
 TEST_F(NcclTrainByMpi, AStoppedRankIsNamed) {
-    const Outcome o = by_mpirun(4, "run", stage(0) + " --comm-timeout 5", "NCCL_STANDIN_STOP=1:20");
+    const Outcome o = by_mpirun(4, "run", stage(0) + " --comm-timeout 10", "NCCL_STANDIN_STOP=1:20");
     EXPECT_EQ(o.status, 2) << o.output;
     ASSERT_EQ(lines_of(o.output).size(), 1u) << o.output;
-    EXPECT_EQ(lines_of(o.output)[0].find("gptloom: rank 1: no answer for 5 s, to all_"), 0u) << o.output;
+    EXPECT_EQ(lines_of(o.output)[0].find("gptloom: rank 1: no answer for 10 s, to all_"), 0u) << o.output;
     EXPECT_NE(lines_of(o.output)[0].find(" in step "), std::string::npos) << o.output;
 }
 

@@ -75,10 +75,11 @@ class TwoHosts : public RunsTest {
                                               " --mca oob_tcp_keepalive_intvl 1 --mca oob_tcp_keepalive_probes 2"));
     }
 
-    /* Has TCP give up what is on its way after 13 s, where systems wait for a quarter of an hour. */
-    void give_up_soon() {
+    /* Has TCP give up what is on its way after 13 s (6 retries: 25 s), where systems wait for a quarter of an hour. */
+    void give_up_soon(int retries = 5) {
+        const std::string number = std::to_string(retries);
         for (int i = 0; i < 2; i++)
-            ASSERT_TRUE(runs(on(i) + Words{"sh", "-c", "echo 5 >/proc/sys/net/ipv4/tcp_retries2"}));
+            ASSERT_TRUE(runs(on(i) + Words{"sh", "-c", "echo " + number + " >/proc/sys/net/ipv4/tcp_retries2"}));
     }
 
     /* Bytes that a host has sent over the link. */
@@ -133,12 +134,12 @@ TEST_F(TwoHosts, ALinkThatIsCutForLongerThanMpirunWaits) {
  * are on their way, ends when TCP gives up. */
 TEST_F(TwoHosts, ALinkThatIsCutForLongerThanRanksWait) {
     if (!full()) GTEST_SKIP() << "make test-full runs it";
-    give_up_soon();
-    auto process = start(across(4) + train("run", "--zero 2 --comm-timeout 5"));
+    give_up_soon(6);
+    auto process = start(across(4) + train("run", "--zero 2 --comm-timeout 10"));
     rank_after(*process, "run", 3, 4);
     ASSERT_TRUE(set_link(1, "down"));
-    const std::string one = ": ranks 2 and 3: no answer for 5 s, to ",
-                      other = ": ranks 0 and 1: no answer for 5 s, to ";
+    const std::string one = ": ranks 2 and 3: no answer for 10 s, to ",
+                      other = ": ranks 0 and 1: no answer for 10 s, to ";
     const std::string why = ": they hang, or their machines or the links to them are down";
     const double end = now() + seconds_to_hang;
     for (int r = 0; r < 4; r++) {

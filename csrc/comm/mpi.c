@@ -12,6 +12,7 @@
 
 #include <dlfcn.h>
 #include <errno.h>
+#include <math.h>
 #include <pthread.h>
 #include <signal.h>
 #include <stdatomic.h>
@@ -30,7 +31,8 @@ enum {
     IDLE_NANOSECONDS = 20 * 1000 * 1000,
     SPINS = 20 /* looks at an operation that do not pause: what is small has ended by then */
 };
-static const double seconds_between_looks = 0.01, seconds_for_answers = 2, seconds_of_pause = 20e-6;
+static const double seconds_between_looks = 0.01, seconds_of_pause = 20e-6;
+static const double least_seconds_for_answers = 4, limits_for_answers = 0.05;
 
 typedef struct mpi {
     loom_comm_base base; /* first */
@@ -40,7 +42,8 @@ typedef struct mpi {
     void *pinned[2];     /* two pieces: one is copied while the other is sent */
     size_t piece;        /* bytes of each */
     loom_mark *copied;
-    void *arrival; /* ARRIVAL_BYTES: of a sum, what another rank has sent */
+    void *arrival;              /* ARRIVAL_BYTES: of a sum, what another rank has sent */
+    double seconds_for_answers; /* which a rank that gets no processor takes, too */
 
     pthread_t thread;
     bool threaded;
@@ -169,7 +172,7 @@ static bool look_around(mpi *m, char *why) {
 
 /* Asks all others how far they are; ends when all have answered, or after a while. */
 static void ask_around(mpi *m) {
-    const double end = loom_seconds_now() + seconds_for_answers;
+    const double end = loom_seconds_now() + m->seconds_for_answers;
     const int size = m->world.size;
     char why[LOOM_MPI_WHY];
     int answered;
@@ -243,7 +246,7 @@ static bool timed_out(mpi *m, const loom_comm_operation *o, bool told, double se
  * of it. */
 static bool transfer_part(mpi *m, const loom_comm_operation *o, const loom_comm_operation *part, loom_error *error) {
     /* Who is at the end lets those who are not find out what is wrong, and say it. */
-    const double limit = o->kind == LOOM_FAREWELL ? 2 * (m->base.comm.timeout + seconds_for_answers)
+    const double limit = o->kind == LOOM_FAREWELL ? 2 * (m->base.comm.timeout + m->seconds_for_answers)
                                                   : m->base.comm.timeout;
     double end = loom_seconds_now() + limit;
     int limits = 0; /* that have passed */
@@ -686,6 +689,7 @@ bool loom_comm_mpi_open(loom_comm **comm, const loom_comm_options *options, loom
     m->table = table;
     m->step = m->own_step = -1;
     m->reports = true;
+    m->seconds_for_answers = fmax(least_seconds_for_answers, limits_for_answers * options->timeout);
     m->base.times_waiting = true;
     pthread_mutex_init(&m->lock, NULL);
     pthread_cond_init(&m->changed, NULL);

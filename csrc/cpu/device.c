@@ -26,7 +26,8 @@ typedef struct cpu {
     loom_device device;
     const loom_cpu_table *table;
     loom_ops ops;
-    int ranks; /* that share the machine's memory */
+    int processors; /* where its threads may run */
+    int ranks;      /* that share the machine's memory */
     bool pinned;
     double timer; /* when it was started */
 } cpu;
@@ -157,11 +158,14 @@ static bool choices_set(loom_device *device, const char *text, loom_error *error
     return true;
 }
 
-/* Products that are widened run at the rate of fp32. */
+/* Products that are widened run at the rate of fp32. Threads that take turns on a processor would each find the rate of all
+ * of it. */
 static bool peak(loom_device *device, loom_dtype dtype, double seconds, double *rate, loom_error *error) {
+    const cpu *c = (const cpu *)device;
+    const int at_once = device->threads < c->processors ? device->threads : c->processors;
     if (dtype == LOOM_BF16 && !(device->widened & 1u << LOOM_BF16))
-        return loom_tuned_matmul_bf16_rate(device->implementation, device->threads, seconds, rate, error);
-    *rate = ((const cpu *)device)->table->peak(device->threads, seconds);
+        return loom_tuned_matmul_bf16_rate(device->implementation, at_once, seconds, rate, error);
+    *rate = c->table->peak(at_once, seconds);
     return true;
 }
 
@@ -180,7 +184,8 @@ int loom_cpu_threads(const loom_device_options *options) {
 
 /* "2 threads, AVX-512, matrix products by oneDNN 3.7.1, of bf16 by AMX". More threads than processors wait for each
  * other at every barrier. */
-static void describe(loom_device *device, int processors, const char *products, const char *bf16) {
+static void describe(loom_device *device, const char *products, const char *bf16) {
+    const int processors = ((const cpu *)device)->processors;
     char how[64] = "", crowded[64] = "";
     if (device->threads > processors)
         snprintf(crowded, sizeof crowded, " on %d processor%s (slow: fewer are faster)", processors,
@@ -241,6 +246,7 @@ bool loom_cpu_open(loom_device **out, loom_cpu_kind kind, const loom_device_opti
     const char *bf16 = NULL; /* what multiplies it, if it is not widened */
     char products[128] = "the definition";
     loom_device *device = &c->device;
+    c->processors = CPU_COUNT(&processors.set);
     c->ranks = options->local_size > 1 ? options->local_size : 1;
     *device = (loom_device){.name = names[kind],
                             .ops = &c->ops,
@@ -291,7 +297,7 @@ bool loom_cpu_open(loom_device **out, loom_cpu_kind kind, const loom_device_opti
         if (c->pinned) loom_processors_pin(&processors, threads);
     }
     device->widened = 1u << LOOM_F16 | (bf16 ? 0 : 1u << LOOM_BF16);
-    describe(device, CPU_COUNT(&processors.set), products, bf16);
+    describe(device, products, bf16);
     *out = device;
     return true;
 }

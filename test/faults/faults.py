@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Makes things go wrong while the program runs, and looks whether it lost anything.
 
-    test/faults/faults.py [--build DIR] [--tries N] [--seed S] [--jobs N] [--only KIND,..] [--short]
+    test/faults/faults.py [--build DIR] [--tries N] [--seconds S] [--seed S] [--jobs N] [--only KIND,..] [--short]
 
 Kinds: kill (SIGKILL at every change of a file and at random moments), calls (one call of one call site fails with an errno
 that it may give), damage (a file is cut, flipped, emptied, removed, or is something else), filesystems (full, read-only,
@@ -11,7 +11,10 @@ comes again.
 A try is good if the program ends within its time with 0, or with 2 and one line "gptloom: ..."; if its output is then that
 of an undisturbed one; and if what it left goes on: what it had saved loads, `--resume` (or a new start, where nothing was
 begun) ends with the same bits, metrics and files as a run that was not disturbed, and nothing temporary stays. Whatever is not
-good is called lost, and is shown with the command that shows it. The status is 1 if anything was lost.
+good is called lost, and is shown with the command that shows it. The status is 1 if anything was lost; if fewer than LEAST tries of
+a kind have done anything, however few were asked for; and, where all is asked for, if call sites are neither reached nor named
+in scenarios.py. --seconds begin when all scenarios are learnt; a try that has not ended some time after them is ended, and is
+not judged.
 """
 
 import argparse
@@ -40,6 +43,8 @@ import time
 from scenarios import NOT_HERE, SCENARIOS
 
 TIME_LIMIT = 120  # of a program, in seconds: for hangs only
+TIME_TO_END = 60  # of the tries that are under way when --seconds are over
+LEAST = 5  # tries of a kind that have to be made, whatever the time
 STEPS = 6
 
 MEMORY = ["ENOMEM"]
@@ -86,6 +91,10 @@ ONE_RUN = ["run", "resume", "sample", "plan", "plot", "info"]
 
 class Lost(Exception):
     """What was lost, in a line."""
+
+
+class Unended(Exception):
+    """A try was under way still when all had to end."""
 
 
 def read(path):
@@ -167,6 +176,7 @@ class Lab:
         self.preload = os.path.join(self.build, "test", "libfaults.so") + (f" {sanitizer[1]}" if sanitizer else "")
         self.lock = threading.Lock()
         self.references = {}
+        self.end = float("inf")  # of all tries
         with open(os.path.join(where, "text.txt"), "w", encoding="utf-8") as file:
             file.write("the quick brown fox jumps over the lazy dog\n" * 60)
         with open(os.path.join(where, "tokens.bin"), "wb") as file:  # a shard of llm.c's
@@ -219,23 +229,42 @@ class Lab:
         else:
             process = self.start(command, folder, faults)
         try:
-            out, err = process.communicate(timeout=TIME_LIMIT)
+            out, err = process.communicate(timeout=self.limit())
         except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)
+            self.kill_all(folder)
             out, err = process.communicate()
-            raise Lost(f"hangs: still there after {TIME_LIMIT} s: {err.decode(errors='replace')[-300:]}") from None
+            self.hangs(f"hangs: still there after {TIME_LIMIT} s: {err.decode(errors='replace')[-300:]}")
         finally:
             if tty:
                 drain.join()
         return process.returncode, out or b"", err.decode(errors="replace")
 
+    def limit(self):
+        return max(0, min(TIME_LIMIT, self.end - time.monotonic()))
+
+    def hangs(self, why):
+        raise Lost(why) if time.monotonic() < self.end else Unended
+
+    @staticmethod
+    def all_in(folder):
+        """The processes that were started in a folder, and what has come of them."""
+        mark = b"\0LOOM_FAULT_FOLDER=" + folder.encode() + b"\0"
+        return [int(name) for name in os.listdir("/proc") if name.isdigit() and mark in environment_of(name)]
+
+    def kill_all(self, folder):
+        while there := self.all_in(folder):
+            for process in there:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(process, signal.SIGKILL)
+            time.sleep(0.01)
+
     def wait_for_all(self, folder):
         """Waits for what a program that was killed has left running, as ranks are."""
-        mark = b"\0LOOM_FAULT_FOLDER=" + folder.encode() + b"\0"
-        end = time.monotonic() + TIME_LIMIT
-        while any(mark in environment_of(name) for name in os.listdir("/proc") if name.isdigit()):
+        end = time.monotonic() + self.limit()
+        while self.all_in(folder):
             if time.monotonic() > end:
-                raise Lost(f"leaves processes running for {TIME_LIMIT} s")
+                self.kill_all(folder)
+                self.hangs(f"leaves processes running for {TIME_LIMIT} s")
             time.sleep(0.05)
 
     def must(self, command, folder, what="it"):
@@ -340,9 +369,11 @@ class Scenario:
         return [self.lab.program(self.variant), *self.words]
 
     def by_tcp(self):
-        """Two ranks that find each other by TCP, as torchrun starts them, with the stand-in for NCCL."""
+        """Two ranks that find each other by TCP, as torchrun starts them, with the stand-in for NCCL. One whose other is gone
+        waits for it for this time, ten times as long where one may be at work alone."""
         port = free_port()
-        words = self.lab.train("emulated", "tcp", ["--comm", "nccl", "--micro-batch", "1", "--comm-timeout", "10"])
+        timeout = str(TIME_LIMIT) if self.seconds is None else "2"  # it is learnt without a failure
+        words = self.lab.train("emulated", "tcp", ["--comm", "nccl", "--micro-batch", "1", "--comm-timeout", timeout])
         shared = f"WORLD_SIZE=2 MASTER_ADDR=127.0.0.1 MASTER_PORT={port} LOOM_EMULATION_GPUS=2 LOOM_EMULATION_THREADS=1 "
         shared += f"LOOM_SECRET=secret LOOM_NCCL={self.lab.build}/test/libnccl_standin.so"
         start = "".join(f"env RANK={i} LOCAL_RANK={i} {shared} {shlex.join(words)} & p{i}=$!; " for i in (0, 1))
@@ -517,19 +548,24 @@ class Special(Scenario):
 
 
 class Report:
-    """Adds up tries by kind of fault."""
+    """Adds up tries by kind of fault. Its clock starts when it is made."""
 
-    def __init__(self):
+    def __init__(self, kinds):
         self.rows = collections.OrderedDict()
-        self.lost = []
+        self.lost, self.unended = [], []
+        self.done = dict.fromkeys(kinds, 0)  # tries of each kind in which something was done
         self.started = time.monotonic()
         self.lock = threading.Lock()
 
-    def add(self, row, end, what=None, why=None):
+    def add(self, kind, row, end, did=True, what=None, why=None):
         with self.lock:
             self.rows.setdefault(row, collections.Counter())[end] += 1
+            self.done[kind] += did
             if end == "lost":
                 self.lost.append((row, what, why))
+
+    def too_few(self):
+        return [f"{count} of {kind}" for kind, count in self.done.items() if count < LEAST]
 
     def tries(self):
         return sum(sum(row.values()) for row in self.rows.values())
@@ -553,6 +589,8 @@ class Report:
         self.show_row("all", total, width)
         seconds = time.monotonic() - self.started
         print(f"\n{self.tries()} tries in {seconds:.0f} s; {len(self.lost)} lost")
+        for what in self.unended:
+            print(f"not ended in time, and not judged: {what}")
 
     @staticmethod
     def show_row(name, ends, width):
@@ -564,7 +602,8 @@ class Report:
 
 
 # ---------------------------------------------------------------------------------------------------------------- kinds
-# Each yields tries without end, or until it has no more: (row of the table, description, function).
+# Each yields tries without end, or until it has no more: (row of the table, description, function), which returns how it ended
+# and whether anything was done to it.
 
 
 def call_tries(scenarios, rng, coverage):
@@ -590,7 +629,7 @@ def call_tries(scenarios, rng, coverage):
                 end, fired = scenario.attempt({"LOOM_FAULT": fault})
                 if fired:
                     coverage.injected.add(site)
-                return end
+                return end, fired
 
             row = "others" if isinstance(scenario, Special) else scenario
             yield f"call fails: {row}", f"LOOM_FAULT={fault} ({site[1]}) {scenario}", attempt
@@ -618,7 +657,7 @@ def kill_tries(scenarios, rng):
         yield (
             f"killed at a change of a file: {scenario}",
             f"LOOM_FAULT={faults['LOOM_FAULT']} {scenario}",
-            lambda scenario=scenario, faults=faults, nonzero=nonzero: scenario.attempt(faults, nonzero)[0],
+            lambda scenario=scenario, faults=faults, nonzero=nonzero: scenario.attempt(faults, nonzero),
         )
 
 
@@ -640,7 +679,8 @@ def kill_at(scenario, moment):
             out, err = process.communicate()
         return process.returncode, out, err.decode(errors="replace")
 
-    return scenario.attempt({}, (-signal.SIGKILL,), disturb)[0]
+    end, _ = scenario.attempt({}, (-signal.SIGKILL,), disturb)
+    return end, end == "killed"
 
 
 FILESYSTEMS = ["nolinks", "nofsync", "nolocks", "noexchange", "nommap", "readonly", "full", "slow=2000", "nolinks,nofsync,nolocks,noexchange"]
@@ -654,7 +694,7 @@ def filesystem_tries(scenarios, rng):
                 yield (
                     f"file system {system.partition('=')[0]}",
                     f"LOOM_FAULT_FS={word} {scenario}",
-                    lambda scenario=scenario, word=word: scenario.attempt({"LOOM_FAULT_FS": word})[0],
+                    lambda scenario=scenario, word=word: (scenario.attempt({"LOOM_FAULT_FS": word})[0], True),
                 )
 
 
@@ -706,7 +746,7 @@ def damage_tries(scenarios, rng):
                 yield (
                     f"file {how}",
                     f"{name} {how} (seed {seed}): {scenario}",
-                    lambda scenario=scenario, name=name, how=how, seed=seed: damaged(scenario, name, how, seed),
+                    lambda scenario=scenario, name=name, how=how, seed=seed: (damaged(scenario, name, how, seed), True),
                 )
 
 
@@ -750,7 +790,7 @@ class Coverage:
         self.reached, self.injected = set(), set()
 
     def show(self, programs):
-        """With programs: what they have beyond what was reached."""
+        """With programs: what they have beyond what was reached. Returns how many are missing."""
         around = {site: inside for program in programs for site, inside in sites_of(program).items()}
         there = self.reached.union(around)
         reasons = {site: reason_of(*site, around[site]) for site in there - self.reached}
@@ -770,6 +810,7 @@ class Coverage:
                 print(f"\n{title}:")
             for (source, reason), calls in sorted(rows.items(), key=str):
                 print(f"    {source}: {' '.join(calls)}{f'  ({reason})' if reason else ''}")
+        return len(missing)
 
 
 def reason_of(function, line, inside):
@@ -852,19 +893,19 @@ def fault_at(program, words):
 
 
 def interleave(kinds, tries):
-    """So many tries of the kinds, by their shares."""
+    """So many tries of the kinds, by their shares, each with its kind."""
     done = [0] * len(kinds)
     for _ in range(tries):
         i = min(range(len(kinds)), key=lambda k: (done[k] + 1) / kinds[k][0])
         done[i] += 1
-        yield next(kinds[i][1])
+        yield kinds[i][1], *next(kinds[i][2])
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--build", default="build")
     parser.add_argument("--tries", type=int, default=5000)
-    parser.add_argument("--seconds", type=float, default=float("inf"), help="begin no try after so long")
+    parser.add_argument("--seconds", type=float, default=float("inf"), help="of tries: then none is begun")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--jobs", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--only", default="kill,calls,damage,filesystems")
@@ -874,7 +915,7 @@ def main():
     parser.add_argument("--short", action="store_true", help="one variant, no list of what is not reached")
     arguments = parser.parse_args()
     rng = random.Random(arguments.seed)
-    report, coverage = Report(), Coverage()
+    coverage = Coverage()
     with tempfile.TemporaryDirectory(prefix="gptloom-faults-") as where:
         lab = Lab(arguments.build, where)
         every = [
@@ -908,25 +949,37 @@ def main():
             (1.5, "damage", damage_tries([s for s in scenarios if s.name in ONE_RUN[1:]] or scenarios, rng)),
             (0.5, "filesystems", filesystem_tries([s for s in scenarios if s.name in ONE_RUN and not s.which], rng)),
         ]
-        kinds = [(share, tries) for share, name, tries in kinds if name in only]
+        kinds = [kind for kind in kinds if kind[1] in only]
+        report = Report([name for _, name, _ in kinds])
+        over = report.started + arguments.seconds
+        lab.end = over + TIME_TO_END
 
-        def attempt(row, what, function):
-            if time.monotonic() - report.started > arguments.seconds:
+        def attempt(kind, row, what, function):
+            if time.monotonic() > (over if report.done[kind] >= LEAST else lab.end):
                 return
             try:
-                report.add(row, function())
+                report.add(kind, row, *function())
+            except Unended:
+                report.unended.append(what)
             except Lost as lost:
-                report.add(row, "lost", what, str(lost))
+                report.add(kind, row, "lost", True, what, str(lost))
             except (OSError, ValueError, KeyError) as error:
-                report.add(row, "lost", what, f"cannot be looked at: {error!r}")
+                report.add(kind, row, "lost", True, what, f"cannot be looked at: {error!r}")
 
         with concurrent.futures.ThreadPoolExecutor(arguments.jobs) as pool:
             for future in [pool.submit(attempt, *each) for each in interleave(kinds, arguments.tries)]:
                 future.result()
     report.show()
+    missing = 0
     if "calls" in only:
-        coverage.show([] if arguments.short else [lab.program("fp32"), lab.program("emulated")])
-    return 1 if report.lost else 0
+        missing = coverage.show([] if arguments.short else [lab.program("fp32"), lab.program("emulated")])
+    chosen = any(getattr(arguments, name) != parser.get_default(name) for name in ("only", "scenarios", "variants"))
+    wrong = [f"{too_few}: fewer than {LEAST} tries have done anything" for too_few in report.too_few()]
+    if missing and not chosen and os.geteuid() == 0:
+        wrong.append(f"{missing} call sites are neither reached nor named in scenarios.py")
+    for line in wrong:
+        print(f"faults: {line}")
+    return 1 if report.lost or wrong else 0
 
 
 if __name__ == "__main__":

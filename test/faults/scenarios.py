@@ -90,6 +90,7 @@ SCENARIOS = [
     ("bf16 aloud", f"{TRAIN} {SHORT} --dtype bf16 ", {}),
     ("bf16 without master weights", f"{TRAIN} {SHORT} --dtype bf16 --master-weights off --micro-batch 1 --zero 1 --val-every 0", {}),
     ("fp16 aloud", f"{TRAIN} {SHORT} --dtype fp16", {}),
+    ("products by the library", f"{TRAIN} {SHORT}", {"env": {"LOOM_PRODUCTS": "library"}, "goes_on": None}),
     ("no validation", f"{TRAIN} --steps 2 --val-fraction 0", {}),
     ("check-finite", f"{TRAIN} {SHORT} --check-finite", {}),
     ("terminal", f"{TRAIN} --steps 6 --val-every 2 --val-tokens 32 --sample-every 2 --sample-tokens 2", {"tty": True}),
