@@ -1336,7 +1336,7 @@ TEST_F(Train, ARunBeginsWithAnothersWeights) {
         EXPECT_TRUE(std::all_of(moment, moment + layout->elements, [](float m) { return m == 0; }));
         EXPECT_EQ(trainer->state.scalars.updates, 0);
         EXPECT_EQ(trainer->state.seed, 9u);
-        require([&](loom_error *error) { return loom_trainer_save(trainer.get(), at("saved").c_str(), 0, error); });
+        require([&](loom_error *error) { return loom_trainer_save(trainer.get(), at("saved").c_str(), error); });
     }
     EXPECT_TRUE(read_file(at("saved/checkpoints/latest/model.safetensors")) ==
                 read_file(at("first/checkpoints/latest/model.safetensors")));
@@ -1416,7 +1416,8 @@ TEST_F(Train, OldCheckpointsGo) {
     ASSERT_TRUE(trains(run("run", {{"keep", "2"}})));
     std::set<std::string> names;
     for (const auto &entry : fs::directory_iterator(at("run/checkpoints"))) names.insert(entry.path().filename());
-    EXPECT_EQ(names, (std::set<std::string>{"latest", "step-00000030", "step-00000040"}));
+    EXPECT_EQ(names, (std::set<std::string>{"latest", "step-00000020", "step-00000030", "step-00000040"}))
+        << "two that later steps have shown to be good, and the last one";
 }
 
 /* Wherever it is asked to: between micro-batches, in validation and in sampling. What was under way is done again by the
@@ -1582,8 +1583,27 @@ TEST_F(LostRun, KeepsItsGoodCheckpointsAndSaysHowToGoOn) {
                          {"sample-every", "1"},
                          {"sample-tokens", "4"}}),
                    {"--lr: ", "the last good checkpoint is of step 9: gptloom train --resume --out " + at("run")});
-    ASSERT_TRUE(trains(lost({{"resume", "true"}, {"stop-after", "3"}, {"steps", "200"}})));
-    EXPECT_EQ(checkpoints(), (std::set<std::string>{"step-00000009", "step-00000012"}));
+    ASSERT_TRUE(trains(lost({{"resume", "true"}, {"stop-after", "4"}, {"steps", "200"}})));
+    EXPECT_EQ(checkpoints(), (std::set<std::string>{"step-00000009", "step-00000012", "step-00000013"}));
+}
+
+/* The update that destroys the parameters is that of a step whose loss is good, and may be followed by a save: no good
+ * checkpoint goes for it, in this session or the next, and the command that is offered goes on from the good one. */
+TEST_F(LostRun, ACheckpointIsGoodOnlyOnceTheNextStepIs) {
+    const Options::Pairs each = lost({{"steps", "200"}, {"checkpoint-every", "1"}, {"keep", "1"}}),
+                         destroy = {{"resume", "true"}, {"lr", "100"}, {"weight-decay", "100"}};
+    for (const char *sessions : {"one", "two"}) {
+        fs::remove_all(at("run"));
+        ASSERT_TRUE(trains(each + Options::Pairs{{"stop-after", "9"}}));
+        EXPECT_EQ(checkpoints(), (std::set<std::string>{"step-00000008", "step-00000009"}));
+        if (!strcmp(sessions, "two")) {
+            ASSERT_TRUE(trains(each + destroy + Options::Pairs{{"stop-after", "1"}}));
+        }
+        Train::refused(each + destroy, {"the last good checkpoint is of step 9: ", " --resume-from 9 --lr "});
+        EXPECT_EQ(checkpoints(), (std::set<std::string>{"step-00000009", "step-00000010"})) << sessions;
+        ASSERT_TRUE(trains(each + Options::Pairs{{"resume", "true"}, {"resume-from", "9"}, {"stop-after", "2"}}));
+        EXPECT_EQ(checkpoints(), (std::set<std::string>{"abandoned-step-00000010", "step-00000010", "step-00000011"}));
+    }
 }
 
 /* What a session leaves after a bad step takes no good checkpoint's place; the next one goes on counting. */
@@ -1607,7 +1627,8 @@ TEST_F(LostRun, BadStepsAreCountedAcrossSessions) {
     refusal([&](loom_error *error) { return loom_train(options.get(), NULL, &second, error); },
             {"for 10 steps, up to step 17", "of step 6: ", " --resume-from 6 --lr 0.001"});
     ASSERT_TRUE(trains(lost({{"resume", "true"}, {"resume-from", "6"}, {"lr", "1e-3"}, {"stop-after", "3"}})));
-    EXPECT_EQ(checkpoints(), (std::set<std::string>{"abandoned-step-00000012", "step-00000006", "step-00000009"}));
+    EXPECT_EQ(checkpoints(),
+              (std::set<std::string>{"abandoned-step-00000012", "step-00000003", "step-00000006", "step-00000009"}));
 }
 
 TEST_F(LostRun, ACheckpointThatIsDueAfterABadStepWaitsForAGoodOne) {
@@ -1618,7 +1639,7 @@ TEST_F(LostRun, ACheckpointThatIsDueAfterABadStepWaitsForAGoodOne) {
         if (step == 9) *weight = kept;
     });
     ASSERT_TRUE(trains(lost({{"steps", "11"}}), meddler.observer()));
-    EXPECT_EQ(checkpoints(), (std::set<std::string>{"step-00000010", "step-00000011"}));
+    EXPECT_EQ(checkpoints(), (std::set<std::string>{"step-00000006", "step-00000010", "step-00000011"}));
 }
 
 TEST_F(LostRun, ParametersThatAreNotFiniteAreNeverSaved) {

@@ -410,24 +410,27 @@ bool loom_trainer_check_parameters(loom_trainer *t, loom_error *error) {
     return t->comm->size > 1 ? loom_comm_all(t->comm, ok, error) : ok;
 }
 
-int64_t loom_run_last_good(const char *out) {
-    char path[PATH_MAX], older[PATH_MAX];
-    const int64_t newest = loom_checkpoint_newest(out);
-    if (newest < 0 || !loom_checkpoint_of_step(out, newest, path, sizeof path, NULL)) return -1;
-    while (loom_checkpoint_bad_steps(path) != 0) {
-        if (!loom_checkpoint_older(path, older, sizeof older)) return -1;
-        strcpy(path, older);
-    }
+static int64_t step_of_path(const char *path) {
     return strtoll(strrchr(path, '-') + 1, NULL, 10);
 }
 
-bool loom_trainer_save(loom_trainer *t, const char *run, int keep, loom_error *error) {
+int64_t loom_run_last_good(const char *out, int64_t before) {
+    char path[PATH_MAX], older[PATH_MAX];
+    const int64_t newest = loom_checkpoint_newest(out);
+    if (newest < 0 || !loom_checkpoint_of_step(out, newest, path, sizeof path, NULL)) return -1;
+    while (step_of_path(path) >= before || loom_checkpoint_bad_steps(path) != 0) {
+        if (!loom_checkpoint_older(path, older, sizeof older)) return -1;
+        strcpy(path, older);
+    }
+    return step_of_path(path);
+}
+
+bool loom_trainer_save(loom_trainer *t, const char *run, loom_error *error) {
     loom_checkpoint_slice *slices;
     if (!cut_slices(t, true, &slices, error)) return false;
     const loom_checkpoint_tensors tensors = tensors_of(t, slices, true);
     t->comm->patient = true; /* with one that flushes or computes a checksum */
-    const bool ok = loom_checkpoint_save(run, &tensors, &t->state, loom_dataset_is_bytes(t->data), keep, t->comm,
-                                         error);
+    const bool ok = loom_checkpoint_save(run, &tensors, &t->state, loom_dataset_is_bytes(t->data), t->comm, error);
     t->comm->patient = false;
     free(slices);
     return ok;

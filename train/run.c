@@ -34,6 +34,7 @@ typedef struct run {
     double validation_loss;
     bool owes_validation, owes_sample; /* after the step that this session begins with */
     bool is_good, save_is_due;         /* the last step was no bad one; a checkpoint waits for such a one */
+    bool proves_saved; /* the last step was good, and its loss that of the newest checkpoint's parameters */
 } run;
 
 /* ------------------------------------------------------------------------------------------------------ the directory */
@@ -303,7 +304,8 @@ static void add_remedy(const run *r, char *command, size_t size) {
 
 /* Ends a run with what has happened, and the command with which its last good checkpoint goes on. */
 static bool fail_lost(const run *r, const char *what, loom_error *error) {
-    const int64_t good = loom_run_last_good(r->options->out);
+    const loom_training_state *state = &r->trainer->state;
+    const int64_t good = loom_run_last_good(r->options->out, state->step - state->bad_steps);
     char command[sizeof error->message / 2] = "", step[32];
     const char *hint = r->options->check_finite ? "" : "; --check-finite tells which tensor goes bad first";
     if (good < 0) {
@@ -323,7 +325,7 @@ static bool fail_lost(const run *r, const char *what, loom_error *error) {
 
 /* One step that is not finite is skipped by AdamW; many bad ones in a row, in however many sessions, mean that the
  * parameters are lost. A loss that has run away is bad too, but may come back. Gradients that overflow because of the loss
- * scale do not count: it halves until they do not. */
+ * scale do not count while the loss is good: it halves until they do not. */
 static bool judge_step(run *r, const loom_step_report *report, loom_error *error) {
     enum { PATIENCE = 10 };
     /* So many nats more than a uniform guess are no step on the way to anything. */
@@ -333,7 +335,8 @@ static bool judge_step(run *r, const loom_step_report *report, loom_error *error
     const bool overflow = isfinite(report->loss) && loom_trainer_loss_scale(t) > 1;
     const bool finite = isfinite(report->loss) && isfinite(report->grad_norm);
     r->is_good = (finite || overflow) && (double)report->loss < log((double)r->options->vocab_size) + RUN_AWAY;
-    if (!overflow) t->state.bad_steps = r->is_good ? 0 : t->state.bad_steps + 1;
+    r->proves_saved = r->is_good && t->state.bad_steps == 0 && r->saved_step == report->step - 1;
+    if (!r->is_good || !overflow) t->state.bad_steps = r->is_good ? 0 : t->state.bad_steps + 1;
     if (r->options->check_finite && !finite && !overflow) {
         snprintf(what, sizeof what, "in step %" PRId64 " %s%s", report->step,
                  *t->finite.found ? "the first tensor that is not finite is "
@@ -349,8 +352,7 @@ static bool judge_step(run *r, const loom_step_report *report, loom_error *error
 }
 
 /* Nothing that is not good is ever saved over, or counted as, a good checkpoint: after a bad step it waits for a good one,
- * and where a session ends with a bad one (`last`) what it leaves takes no other's place. Parameters that are not finite
- * are never saved. */
+ * and what is saved takes no other's place before a step has proved it. Parameters that are not finite are never saved. */
 static bool save(run *r, int64_t step, bool last, loom_error *error) {
     loom_error why;
     char what[512], directory[PATH_MAX];
@@ -364,11 +366,21 @@ static bool save(run *r, int64_t step, bool last, loom_error *error) {
     r->save_is_due = false;
     if (!r->options->save) return true;
     if (r->lock && !loom_lock_is_held(r->lock, error)) return false;
-    if (!loom_trainer_save(r->trainer, r->options->out, r->is_good ? (int)r->options->keep : 0, error)) return false;
+    if (!loom_trainer_save(r->trainer, r->options->out, error)) return false;
     r->saved_step = step;
     if (!loom_join_path(directory, sizeof directory, r->options->out, "checkpoints/latest", error)) return false;
     if (r->observer->saved) r->observer->saved(r->observer->user, step, directory);
     return true;
+}
+
+/* A step's loss is that of the parameters before its update: a checkpoint is known to be good, and older ones may go, only
+ * when the step after it has been, in this session or the next. */
+static void prune(const run *r, int64_t step) {
+    char checkpoints[PATH_MAX];
+    const loom_train_options *o = r->options;
+    if (r->comm->rank == 0 && r->proves_saved && o->save && o->keep > 0 &&
+        loom_join_path(checkpoints, sizeof checkpoints, o->out, "checkpoints", NULL))
+        loom_checkpoint_prune(checkpoints, step - 1, (int)o->keep);
 }
 
 /* A sample of parameters that are not finite has no text: the run is lost. (Of several ranks rank 0 alone writes, and may
@@ -522,7 +534,7 @@ static bool catch_up(run *r, int64_t step, bool *stops, loom_error *error) {
 
 static bool run_steps(run *r, loom_error *error) {
     const loom_train_options *o = r->options;
-    const int64_t first = r->first = loom_trainer_steps_done(r->trainer),
+    const int64_t first = r->first = r->saved_step = loom_trainer_steps_done(r->trainer),
                   planned = loom_trainer_steps_planned(r->trainer);
     const int64_t last = o->stop_after > 0 && first + o->stop_after < planned ? first + o->stop_after : planned;
     bool stops;
@@ -543,6 +555,7 @@ static bool run_steps(run *r, loom_error *error) {
         if (!stops && validates_after(r, step) && !validate(r, step, &stops, error))
             return write_metrics(r, &report, NULL) && save_what_is_done(r, step, error);
         if (!write_metrics(r, &report, error)) return false;
+        prune(r, step);
         if (!stops && r->is_good && samples_after(r, step) && !sample_or_lose(r, step, &stops, error)) return false;
         if (stops) return finish(r, step, error);
         if ((is_due(o->checkpoint_every, step) || r->save_is_due) && !save(r, step, false, error)) return false;
@@ -564,7 +577,7 @@ bool loom_train(const loom_train_options *options, loom_comm *comm, const loom_t
                 loom_error *error) {
     static const loom_train_observer nobody;
     loom_error why;
-    run r = {.observer = observer ? observer : &nobody, .saved_step = -1, .validated_step = -1, .is_good = true};
+    run r = {.observer = observer ? observer : &nobody, .validated_step = -1, .is_good = true};
     if (!check_place(options, error)) {
         if (comm && comm->size == 1) loom_comm_close(comm);
         return false;

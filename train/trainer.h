@@ -89,8 +89,8 @@ bool loom_trainer_check_parameters(loom_trainer *trainer, loom_error *error);
 /* Of a run that goes on: whether an option is another than it was before, and as text what it was and is. */
 bool loom_trainer_has_changed(const loom_trainer *trainer, const char *name, char before[64], char now[64]);
 
-/* The run's newest checkpoint that was written after a good step; -1: there is none. */
-int64_t loom_run_last_good(const char *out);
+/* The run's newest checkpoint of a step below `before` that was written after a good step; -1: there is none. */
+int64_t loom_run_last_good(const char *out, int64_t before);
 
 /* Whether a run that has all its steps has their validation and sample too, which an interrupt may have left out. */
 bool loom_run_owes_nothing(loom_trainer *trainer);

@@ -150,7 +150,7 @@ bool loom_trainer_sample(loom_trainer *trainer, int64_t n, bool (*emit)(void *us
                          bool *interrupted, loom_error *error);
 
 /* Writes a checkpoint of the current step into run directory `run`. */
-bool loom_trainer_save(loom_trainer *trainer, const char *run, int keep, loom_error *error);
+bool loom_trainer_save(loom_trainer *trainer, const char *run, loom_error *error);
 
 int64_t loom_trainer_steps_done(const loom_trainer *trainer);
 const char *loom_trainer_note(const loom_trainer *trainer); /* lines on what is not as asked for, or as it was; or "" */
