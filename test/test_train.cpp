@@ -1575,14 +1575,15 @@ TEST_F(LostRun, KeepsItsGoodCheckpointsAndSaysHowToGoOn) {
                                   " --lr 0.01 --weight-decay 0.1; --check-finite"});
     EXPECT_EQ(checkpoints(), (std::set<std::string>{"step-00000006", "step-00000009"}));
     EXPECT_EQ(fs::read_symlink(at("run/checkpoints/latest")), "step-00000009");
-    /* Nor do samples of what is lost hide it. */
+    /* Nor do samples of what is lost hide it. What the lost session was given is in config.ini, and is not offered. */
     Train::refused(lost({{"resume", "true"},
                          {"steps", "200"},
-                         {"lr", "100"},
+                         {"lr", "50"},
                          {"weight-decay", "100"},
                          {"sample-every", "1"},
                          {"sample-tokens", "4"}}),
-                   {"--lr: ", "the last good checkpoint is of step 9: gptloom train --resume --out " + at("run")});
+                   {"--lr: ", "the last good checkpoint is of step 9: gptloom train --resume --out " + at("run") +
+                                  " --lr 0.01 --weight-decay 0.1"});
     ASSERT_TRUE(trains(lost({{"resume", "true"}, {"stop-after", "4"}, {"steps", "200"}})));
     EXPECT_EQ(checkpoints(), (std::set<std::string>{"step-00000009", "step-00000012", "step-00000013"}));
 }
@@ -1599,7 +1600,8 @@ TEST_F(LostRun, ACheckpointIsGoodOnlyOnceTheNextStepIs) {
         if (!strcmp(sessions, "two")) {
             ASSERT_TRUE(trains(each + destroy + Options::Pairs{{"stop-after", "1"}}));
         }
-        Train::refused(each + destroy, {"the last good checkpoint is of step 9: ", " --resume-from 9 --lr "});
+        Train::refused(each + destroy,
+                       {"the last good checkpoint is of step 9: ", " --resume-from 9 --lr 0.01 --weight-decay 0.1"});
         EXPECT_EQ(checkpoints(), (std::set<std::string>{"step-00000009", "step-00000010"})) << sessions;
         ASSERT_TRUE(trains(each + Options::Pairs{{"resume", "true"}, {"resume-from", "9"}, {"stop-after", "2"}}));
         EXPECT_EQ(checkpoints(), (std::set<std::string>{"abandoned-step-00000010", "step-00000010", "step-00000011"}));
@@ -1616,8 +1618,11 @@ TEST_F(LostRun, BadStepsAreCountedAcrossSessions) {
     });
     ASSERT_TRUE(trains(lost({{"stop-after", "12"}}), first.observer()));
     EXPECT_EQ(checkpoints(), (std::set<std::string>{"step-00000003", "step-00000006", "step-00000012"}));
-    EXPECT_EQ(loom_checkpoint_bad_steps(at("run/checkpoints/step-00000012").c_str()), 5);
-    EXPECT_EQ(loom_checkpoint_bad_steps(at("run/checkpoints/step-00000006").c_str()), 0);
+    loom_training_state state;
+    ASSERT_TRUE(loom_checkpoint_state(at("run/checkpoints/step-00000012").c_str(), &state));
+    EXPECT_EQ(state.bad_steps, 5);
+    ASSERT_TRUE(loom_checkpoint_state(at("run/checkpoints/step-00000006").c_str(), &state));
+    EXPECT_EQ(state.bad_steps, 0);
 
     loom_trainer *trainer = nullptr;
     loom_train_observer second = {};
@@ -1625,7 +1630,8 @@ TEST_F(LostRun, BadStepsAreCountedAcrossSessions) {
     second.started = [](void *, loom_trainer *t) { *Meddler::weight(t, LN) = NAN; };
     const Options options(lost({{"resume", "true"}}));
     refusal([&](loom_error *error) { return loom_train(options.get(), NULL, &second, error); },
-            {"for 10 steps, up to step 17", "of step 6: ", " --resume-from 6 --lr 0.001"});
+            {"no finite number: 10 steps in a row were bad, up to step 17", "; --check-finite",
+             "of step 6: ", " --resume-from 6 --lr 0.001"});
     ASSERT_TRUE(trains(lost({{"resume", "true"}, {"resume-from", "6"}, {"lr", "1e-3"}, {"stop-after", "3"}})));
     EXPECT_EQ(checkpoints(),
               (std::set<std::string>{"abandoned-step-00000012", "step-00000003", "step-00000006", "step-00000009"}));
@@ -1660,6 +1666,12 @@ TEST_F(LostRun, ALossThatHasRunAwayIsNoGoodOne) {
     refused(lost({{"steps", "12"}, {"lr", "1e-9"}, {"min-lr", "0"}}), meddler,
             {"lost parameters", "the last good checkpoint is of step 6: ", "--lr 1e-10"});
     EXPECT_EQ(checkpoints(), (std::set<std::string>{"step-00000003", "step-00000006", "step-00000012"}));
+    fs::remove_all(at("run"));
+    const std::string message = refused(lost({{"lr", "1e-9"}, {"min-lr", "0"}}), meddler,
+                                        {"the loss has run away to ",
+                                         ", where a uniform guess has 5.549: 10 steps in a row were bad, up to step 17",
+                                         "the last good checkpoint is of step 6: "});
+    EXPECT_EQ(message.find("finite"), std::string::npos) << message;
 }
 
 TEST_F(LostRun, ARunWithoutAGoodCheckpointSaysSo) {

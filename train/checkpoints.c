@@ -194,6 +194,22 @@ static loom_training_settings settings_of(const loom_trainer *t) {
     return settings;
 }
 
+/* What a lost run may go on with as it was. */
+static void write_course(const loom_train_options *options, char *course, size_t size) {
+    static const char *const names[] = {"lr",    "min-lr", "schedule", "weight-decay", "beta1",
+                                        "beta2", "eps",    "clip",     "skip-spikes"};
+    int n;
+    const loom_flag *table = loom_train_option_table(&n);
+    char value[32];
+    size_t used = 0;
+    for (size_t i = 0; i < sizeof names / sizeof *names; i++) {
+        const bool fits = loom_flag_text(loom_flag_find(table, n, names[i]), options, 0, value, sizeof value);
+        LOOM_CHECK(fits);
+        used += (size_t)snprintf(course + used, size - used, "%s--%s %s", used ? " " : "", names[i], value);
+        LOOM_CHECK(used < size);
+    }
+}
+
 static loom_training_state fresh_state(const loom_trainer *t) {
     return (loom_training_state){.seed = t->options.seed,
                                  .data_identity = loom_dataset_identity(t->data),
@@ -232,7 +248,8 @@ static float rate_after(const loom_train_options *o, int64_t step) {
     return loom_schedule_at(&schedule, step);
 }
 
-bool loom_trainer_has_changed(const loom_trainer *t, const char *name, char before[64], char now[64]) {
+/* Of a run that goes on: whether an option is another than it was before, and as text what it was and is. */
+static bool has_changed(const loom_trainer *t, const char *name, char before[64], char now[64]) {
     int n;
     const loom_flag *table = loom_train_option_table(&n), *flag = loom_flag_find(table, n, name);
     LOOM_CHECK(flag);
@@ -248,7 +265,7 @@ static void note_course(loom_trainer *t) {
     char line[768] = "", before[64], now[64];
     size_t used = 0;
     for (size_t i = 0; i < sizeof names / sizeof *names; i++)
-        if (loom_trainer_has_changed(t, names[i], before, now))
+        if (has_changed(t, names[i], before, now))
             used += (size_t)snprintf(line + used, sizeof line - used, "%s--%s %s -> %s", used ? ", " : "", names[i],
                                      before, now);
     LOOM_CHECK(used < sizeof line);
@@ -345,6 +362,8 @@ bool loom_trainer_start(loom_trainer *t, const loom_checkpoint_info *from, loom_
     const bool resumed = from && t->options.resume;
     const bool bytes = loom_dataset_is_bytes(t->data); /* whose texts end as the loader ends them */
     t->state = resumed ? resumed_state(t, from) : fresh_state(t);
+    memset(t->state.course, 0, sizeof t->state.course);
+    write_course(&t->options, t->state.course, sizeof t->state.course);
     t->ends = from && !bytes ? from->ends : loom_text_ends_of(bytes, t->options.vocab_size);
     if (resumed) note_changes(t, &from->state);
     if (resumed && t->has_before) note_course(t);
@@ -414,11 +433,11 @@ static int64_t step_of_path(const char *path) {
     return strtoll(strrchr(path, '-') + 1, NULL, 10);
 }
 
-int64_t loom_run_last_good(const char *out, int64_t before) {
+int64_t loom_run_last_good(const char *out, int64_t before, loom_training_state *state) {
     char path[PATH_MAX], older[PATH_MAX];
     const int64_t newest = loom_checkpoint_newest(out);
     if (newest < 0 || !loom_checkpoint_of_step(out, newest, path, sizeof path, NULL)) return -1;
-    while (step_of_path(path) >= before || loom_checkpoint_bad_steps(path) != 0) {
+    while (step_of_path(path) >= before || !loom_checkpoint_state(path, state) || state->bad_steps > 0) {
         if (!loom_checkpoint_older(path, older, sizeof older)) return -1;
         strcpy(path, older);
     }

@@ -34,6 +34,7 @@ typedef struct run {
     double validation_loss;
     bool owes_validation, owes_sample; /* after the step that this session begins with */
     bool is_good, save_is_due;         /* the last step was no bad one; a checkpoint waits for such a one */
+    bool is_finite;                    /* the last step's loss and gradient were */
     bool proves_saved; /* the last step was good, and its loss that of the newest checkpoint's parameters */
 } run;
 
@@ -282,34 +283,44 @@ static void add_word(char *command, size_t size, const char *format, const char 
     snprintf(command + used, size - used, format, LOOM_SHELL_WORD(word));
 }
 
-/* The options with which a lost run may go on: what this session has changed as it was before, else a tenth of the rate. */
-static void add_remedy(const run *r, char *command, size_t size) {
-    static const char *const names[] = {"lr",    "min-lr", "schedule", "weight-decay", "beta1",
-                                        "beta2", "eps",    "clip",     "skip-spikes"};
+/* The value of an option in a course; false where that does not tell. */
+static bool find_in_course(const char *course, const char *option, char value[32]) {
+    char key[32];
+    snprintf(key, sizeof key, "%s ", option);
+    const char *at = strstr(course, key);
+    return at && sscanf(at + strlen(key), "%31s", value) == 1;
+}
+
+/* The options with which a lost run may go on: those that have changed since its last good checkpoint was saved as they
+ * were in that one's course, else a tenth of the rate. */
+static void add_remedy(const run *r, const char *course, char *command, size_t size) {
     const loom_trainer *t = r->trainer;
-    char before[64], now[64], flag[96];
+    char now[sizeof t->state.course], was[32], word[96], *rest;
     bool changed = false;
-    for (size_t i = 0; i < sizeof names / sizeof *names; i++) {
-        const bool follows = !strcmp(names[i], "min-lr") && t->given.min_lr < 0;
-        if (follows || !loom_trainer_has_changed(t, names[i], before, now)) continue;
-        snprintf(flag, sizeof flag, " --%s %%s", names[i]);
-        add_word(command, size, flag, before);
+    strcpy(now, t->state.course);
+    for (char *option = strtok_r(now, " ", &rest); option; option = strtok_r(NULL, " ", &rest)) {
+        const char *is = strtok_r(NULL, " ", &rest);
+        const bool follows = !strcmp(option, "--min-lr") && t->given.min_lr < 0;
+        if (follows || !find_in_course(course, option, was) || !strcmp(was, is)) continue;
+        snprintf(word, sizeof word, " %s %%s", option);
+        add_word(command, size, word, was);
         changed = true;
     }
-    snprintf(flag, sizeof flag, "%.3g", r->options->lr / 10);
-    if (!changed) add_word(command, size, " --lr %s", flag);
-    snprintf(flag, sizeof flag, "%.3g", r->options->lr / 100);
-    if (!changed && t->given.min_lr > r->options->lr / 10) add_word(command, size, " --min-lr %s", flag);
+    snprintf(word, sizeof word, "%.3g", r->options->lr / 10);
+    if (!changed) add_word(command, size, " --lr %s", word);
+    snprintf(word, sizeof word, "%.3g", r->options->lr / 100);
+    if (!changed && t->given.min_lr > r->options->lr / 10) add_word(command, size, " --min-lr %s", word);
 }
 
 /* Ends a run with what has happened, and the command with which its last good checkpoint goes on. */
-static bool fail_lost(const run *r, const char *what, loom_error *error) {
+static bool fail_lost(const run *r, const char *what, bool finite, loom_error *error) {
     const loom_training_state *state = &r->trainer->state;
-    const int64_t good = loom_run_last_good(r->options->out, state->step - state->bad_steps);
+    loom_training_state then;
+    const int64_t good = loom_run_last_good(r->options->out, state->step - state->bad_steps, &then);
     char command[sizeof error->message / 2] = "", step[32];
-    const char *hint = r->options->check_finite ? "" : "; --check-finite tells which tensor goes bad first";
+    const char *hint = finite || r->options->check_finite ? "" : "; --check-finite tells which tensor goes bad first";
     if (good < 0) {
-        add_remedy(r, command, sizeof command);
+        add_remedy(r, "", command, sizeof command);
         return loom_fail(error, "--lr: %s; there is no good checkpoint: begin anew in another --out, with%s%s", what,
                          command, hint);
     }
@@ -319,7 +330,7 @@ static bool fail_lost(const run *r, const char *what, loom_error *error) {
     char ranks[16];
     snprintf(ranks, sizeof ranks, "%d", r->comm->size);
     if (r->comm->size > 1) add_word(command, sizeof command, " --ranks %s", ranks);
-    add_remedy(r, command, sizeof command);
+    add_remedy(r, then.course, command, sizeof command);
     return loom_fail(error, "--lr: %s; the last good checkpoint is of step %s: %s%s", what, step, command, hint);
 }
 
@@ -333,8 +344,9 @@ static bool judge_step(run *r, const loom_step_report *report, loom_error *error
     loom_trainer *t = r->trainer;
     char what[512];
     const bool overflow = isfinite(report->loss) && loom_trainer_loss_scale(t) > 1;
-    const bool finite = isfinite(report->loss) && isfinite(report->grad_norm);
-    r->is_good = (finite || overflow) && (double)report->loss < log((double)r->options->vocab_size) + RUN_AWAY;
+    const double guess = log((double)r->options->vocab_size), loss = (double)report->loss;
+    const bool finite = r->is_finite = isfinite(report->loss) && isfinite(report->grad_norm);
+    r->is_good = (finite || overflow) && loss < guess + RUN_AWAY;
     r->proves_saved = r->is_good && t->state.bad_steps == 0 && r->saved_step == report->step - 1;
     if (!r->is_good || !overflow) t->state.bad_steps = r->is_good ? 0 : t->state.bad_steps + 1;
     if (r->options->check_finite && !finite && !overflow) {
@@ -342,13 +354,14 @@ static bool judge_step(run *r, const loom_step_report *report, loom_error *error
                  *t->finite.found ? "the first tensor that is not finite is "
                                   : "all tensors are finite, and the squares of the gradient are too large to be added",
                  t->finite.found);
-        return fail_lost(r, what, error);
+        return fail_lost(r, what, finite, error);
     }
     *t->finite.found = 0;
     if (t->state.bad_steps < PATIENCE) return true;
-    snprintf(what, sizeof what, "the loss or its gradient has been no finite number for %d steps, up to step %" PRId64,
-             PATIENCE, report->step);
-    return fail_lost(r, what, error);
+    char how[96] = "the loss or its gradient is no finite number";
+    if (finite) snprintf(how, sizeof how, "the loss has run away to %.4g, where a uniform guess has %.4g", loss, guess);
+    snprintf(what, sizeof what, "%s: %d steps in a row were bad, up to step %" PRId64, how, PATIENCE, report->step);
+    return fail_lost(r, what, finite, error);
 }
 
 /* Nothing that is not good is ever saved over, or counted as, a good checkpoint: after a bad step it waits for a good one,
@@ -361,7 +374,7 @@ static bool save(run *r, int64_t step, bool last, loom_error *error) {
     if (!r->is_good && !last) return true;
     if (!loom_trainer_check_parameters(r->trainer, &why)) {
         snprintf(what, sizeof what, "after step %" PRId64 " %.400s", step, why.message);
-        return fail_lost(r, what, error);
+        return fail_lost(r, what, false, error);
     }
     r->save_is_due = false;
     if (!r->options->save) return true;
@@ -391,14 +404,14 @@ static bool sample_or_lose(run *r, int64_t step, bool *stops, loom_error *error)
     if (sample(r, step, stops, error)) return true;
     if (r->comm->size > 1 || loom_trainer_check_parameters(r->trainer, &why)) return false;
     snprintf(what, sizeof what, "after step %" PRId64 " %.400s", step, why.message);
-    return fail_lost(r, what, error);
+    return fail_lost(r, what, false, error);
 }
 
 /* The run's last step: done, unless it is a bad one. */
 static bool finish(run *r, int64_t step, loom_error *error) {
     if (!save(r, step, true, error)) return false;
     if (r->is_good || step < loom_trainer_steps_planned(r->trainer)) return true;
-    return fail_lost(r, "the loss at the end of the run is that of lost parameters", error);
+    return fail_lost(r, "the loss at the end of the run is that of lost parameters", r->is_finite, error);
 }
 
 /* After an error that has left the state as step `step` did: what is done is saved before the run ends. Of several ranks

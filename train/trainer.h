@@ -86,11 +86,9 @@ void loom_trainer_check_ops(loom_trainer *trainer);
 /* Whether all parameters are finite, of all ranks; the error names the first that is not. */
 bool loom_trainer_check_parameters(loom_trainer *trainer, loom_error *error);
 
-/* Of a run that goes on: whether an option is another than it was before, and as text what it was and is. */
-bool loom_trainer_has_changed(const loom_trainer *trainer, const char *name, char before[64], char now[64]);
-
-/* The run's newest checkpoint of a step below `before` that was written after a good step; -1: there is none. */
-int64_t loom_run_last_good(const char *out, int64_t before);
+/* The run's newest checkpoint of a step below `before` that was written after a good step, and its state; -1: there is
+ * none. */
+int64_t loom_run_last_good(const char *out, int64_t before, loom_training_state *state);
 
 /* Whether a run that has all its steps has their validation and sample too, which an interrupt may have left out. */
 bool loom_run_owes_nothing(loom_trainer *trainer);

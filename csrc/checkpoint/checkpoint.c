@@ -129,10 +129,9 @@ bool loom_checkpoint_is_gone(const loom_checkpoint_info *info) {
     return !loom_is_directory(info->directory);
 }
 
-int64_t loom_checkpoint_bad_steps(const char *directory) {
-    loom_training_state state;
+bool loom_checkpoint_state(const char *directory, loom_training_state *state) {
     bool has_optimizer = false;
-    return open_state(directory, &state, &has_optimizer, NULL) && has_optimizer ? state.bad_steps : -1;
+    return open_state(directory, state, &has_optimizer, NULL) && has_optimizer;
 }
 
 /* ---------------------------------------------------------------------------------------------------------- loading */

@@ -47,6 +47,7 @@ typedef struct loom_training_state {
     int64_t batch, seq_len, training_tokens;
     loom_dtype dtype; /* what the run stores weights and activations in */
     loom_training_settings settings;
+    char course[384];           /* the options that updates hang on, "--lr 0.001 ..."; "" in files that do not tell */
     int64_t bad_steps;          /* in a row, up to this one, whose loss was no number or had run away */
     loom_scalars_state scalars; /* a loss scale of 0: not told, as in files older than loss scaling */
 } loom_training_state;
@@ -110,8 +111,8 @@ loom_checkpoint_slice *loom_checkpoint_whole_slices(const loom_checkpoint_tensor
 bool loom_checkpoint_save(const char *run, const loom_checkpoint_tensors *tensors, const loom_training_state *state,
                           bool bytes, loom_comm *comm, loom_error *error);
 
-/* How many bad steps a checkpoint was written after; -1 where it is no whole one. */
-int64_t loom_checkpoint_bad_steps(const char *directory);
+/* The state of a checkpoint's training; false where it is no whole one of a training. */
+bool loom_checkpoint_state(const char *directory, loom_training_state *state);
 
 /* The step of a run's newest checkpoint, as its name says, whole or not; -1 if there is none. */
 int64_t loom_checkpoint_newest(const char *run);
