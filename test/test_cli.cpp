@@ -1642,7 +1642,7 @@ TEST_F(Places, WithoutLinksLatestIsATextFile) {
     expect_run_on(bare, {"train", "--resume", "--out", "run", "-q"});
     EXPECT_EQ(slurp(checkpoints / "latest"), "step-00000004\n");
     EXPECT_EQ(names_in(run_folder),
-              (std::set<std::string>{"checkpoints", "config.ini", "data.json", "metrics.jsonl", "plan.json"}));
+              (std::set<std::string>{"checkpoints", "config.ini", "data.json", "metrics.jsonl", "plan.json", "saved"}));
     for (const char *from : {"run", "run/checkpoints", "run/checkpoints/latest"})
         EXPECT_EQ(run({"sample", "--from", from, "--tokens", "1"}, on(bare)).code, 0) << from;
     EXPECT_EQ(run({"info", "run"}, on(bare)).code, 0);

@@ -966,7 +966,7 @@ TEST_F(Train, AnotherRunsDirectoryIsRefusedAndUntouched) {
 }
 
 TEST_F(Train, WhateverIsLeftOfARunIsARun) {
-    for (const char *part : {"config.ini", "metrics.jsonl", "samples.txt", "checkpoints"}) {
+    for (const char *part : {"config.ini", "metrics.jsonl", "samples.txt", "checkpoints", "saved"}) {
         const std::string place = std::string("only-") + part;
         fs::create_directories(at(place));
         write_file(at(place + "/" + part), "");
@@ -979,7 +979,8 @@ TEST_F(Train, WhateverIsLeftOfARunIsARun) {
 TEST_F(Train, ARunThatEndedBeforeItsFirstCheckpointBeginsAnew) {
     ASSERT_TRUE(trains(run("whole")));
     ASSERT_TRUE(trains(run("parts", {{"stop-after", "3"}})));
-    for (const char *name : {"latest", "step-00000003"}) fs::remove_all(at(std::string("parts/checkpoints/") + name));
+    for (const char *name : {"checkpoints/latest", "checkpoints/step-00000003", "saved"})
+        fs::remove_all(at(std::string("parts/") + name));
     ASSERT_TRUE(trains(run("parts", {{"resume", "true"}})));
     expect_same_checkpoint(at("whole/checkpoints/latest"), at("parts/checkpoints/latest"));
     EXPECT_EQ(metrics_of(at("parts")), metrics_of(at("whole")));
@@ -990,13 +991,27 @@ TEST_F(Train, ARunWhoseCheckpointsAreGoneIsRefusedAndUntouched) {
     ASSERT_TRUE(trains(run("run", {{"stop-after", "12"}})));
     fs::rename(at("run/checkpoints"), at("elsewhere"));
     const std::string before = fingerprint(at("run"));
-    refused(run("run", {{"resume", "true"}}), {"--resume: " + at("run/checkpoints") + " is not there", "12 steps"});
+    refused(run("run", {{"resume", "true"}}), {"--resume: " + at("run/checkpoints") + " is not there", "has saved"});
     fs::create_directory(at("run/checkpoints"));
-    refused(run("run", {{"resume", "true"}}), {at("run/checkpoints") + " holds no checkpoint", "12 steps"});
+    refused(run("run", {{"resume", "true"}}), {at("run/checkpoints") + " holds no checkpoint", "has saved"});
     fs::remove(at("run/checkpoints"));
     EXPECT_TRUE(fingerprint(at("run")) == before);
     fs::rename(at("elsewhere"), at("run/checkpoints"));
     ASSERT_TRUE(trains(run("run", {{"resume", "true"}})));
+}
+
+/* However few steps it had, and though the folder is there; nor was there one that could be put back after --no-save. */
+TEST_F(Train, ARunWhoseOnlyCheckpointIsGoneIsRefusedAndUntouched) {
+    const Options::Pairs few = {{"steps", "5"}, {"warmup", "0"}, {"checkpoint-every", "1000"}};
+    const Options::Pairs more = {{"resume", "true"}, {"steps", "7"}};
+    ASSERT_TRUE(trains(run("run", few)));
+    for (const auto &entry : fs::directory_iterator(at("run/checkpoints"))) fs::remove_all(entry);
+    const std::string before = fingerprint(at("run"));
+    refused(run("run", few + more), {"--resume: " + at("run/checkpoints") + " holds no checkpoint", "has saved some"});
+    EXPECT_TRUE(fingerprint(at("run")) == before);
+    ASSERT_TRUE(trains(run("unsaved", few + Options::Pairs{{"save", "false"}})));
+    const std::string message = refused(run("unsaved", few + more), {"5 steps", "--no-save leaves none"});
+    EXPECT_EQ(message.find("saved some"), std::string::npos) << message;
 }
 
 /* One that began with another's weights does so again. */
@@ -1004,7 +1019,8 @@ TEST_F(Train, ARunThatBeginsAnewBeginsWithTheWeightsThatItWasGiven) {
     ASSERT_TRUE(trains(run("first", {{"steps", "10"}})));
     ASSERT_TRUE(trains(run("whole", {{"init", at("first")}})));
     ASSERT_TRUE(trains(run("parts", {{"init", at("first")}, {"stop-after", "3"}})));
-    for (const char *name : {"latest", "step-00000003"}) fs::remove_all(at(std::string("parts/checkpoints/") + name));
+    for (const char *name : {"checkpoints/latest", "checkpoints/step-00000003", "saved"})
+        fs::remove_all(at(std::string("parts/") + name));
     ASSERT_TRUE(trains(run("parts", {{"resume", "true"}})));
     expect_same_checkpoint(at("whole/checkpoints/latest"), at("parts/checkpoints/latest"));
 }

@@ -78,15 +78,23 @@ static bool has_no_checkpoint(const char *run) {
  * there must have been a checkpoint: what was trained is not given up in silence. */
 static bool begin_anew(loom_trainer *t, loom_error *error) {
     loom_train_options *o = &t->options;
-    char checkpoints[PATH_MAX];
+    char checkpoints[PATH_MAX], mark[PATH_MAX];
     const int64_t last = loom_run_last_step(o->out), every = t->has_before ? t->before.checkpoint_every : 0;
-    if (!loom_join_path(checkpoints, sizeof checkpoints, o->out, "checkpoints", error)) return false;
+    if (!loom_join_path(checkpoints, sizeof checkpoints, o->out, "checkpoints", error) ||
+        !loom_join_path(mark, sizeof mark, o->out, "saved", error))
+        return false;
     const bool gone = !loom_path_exists(checkpoints);
+    const char *is = gone ? "is not there" : "holds no checkpoint";
+    if (loom_path_exists(mark))
+        return loom_fail(
+            error, "--resume: %s %s, though the run has saved some; put them back, or begin anew in another --out",
+            checkpoints, is);
+    /* Runs of earlier versions have no mark. */
     if (last > 0 && (gone || (every > 0 && last > every)))
         return loom_fail(error,
                          "--resume: %s %s, though metrics.jsonl beside it has %" PRId64
-                         " steps; put the checkpoints back, or begin anew in another --out",
-                         checkpoints, gone ? "is not there" : "holds no checkpoint", last);
+                         " steps (--no-save leaves none); put back what was there, or begin anew in another --out",
+                         checkpoints, is, last);
     if (last > 0)
         loom_trainer_add_note(t,
                               "the run was ended before its first checkpoint: it begins anew, and its %" PRId64

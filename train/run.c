@@ -42,7 +42,7 @@ typedef struct run {
 
 /* A new run needs a place of its own. */
 static bool check_place(const loom_train_options *options, loom_error *error) {
-    static const char *const parts[] = {"config.ini", "metrics.jsonl", "samples.txt", "checkpoints"};
+    static const char *const parts[] = {"config.ini", "metrics.jsonl", "samples.txt", "checkpoints", "saved"};
     char part[PATH_MAX];
     if (!options->out || !*options->out) return loom_fail(error, "--out: name the directory for the run");
     if (options->resume) return true;
@@ -364,6 +364,14 @@ static bool judge_step(run *r, const loom_step_report *report, loom_error *error
     return fail_lost(r, what, finite, error);
 }
 
+/* A mark that stays with the run when its checkpoints go: it is not to begin anew then. */
+static bool mark_saved(const run *r, loom_error *error) {
+    static const char words[] = "This run has saved checkpoints: without them it does not go on.\n";
+    char path[PATH_MAX];
+    return r->comm->rank > 0 || (loom_join_path(path, sizeof path, r->options->out, "saved", error) &&
+                                 (loom_path_exists(path) || loom_file_replace(path, words, strlen(words), error)));
+}
+
 /* Nothing that is not good is ever saved over, or counted as, a good checkpoint: after a bad step it waits for a good one,
  * and what is saved takes no other's place before a step has proved it. Parameters that are not finite are never saved. */
 static bool save(run *r, int64_t step, bool last, loom_error *error) {
@@ -379,7 +387,7 @@ static bool save(run *r, int64_t step, bool last, loom_error *error) {
     r->save_is_due = false;
     if (!r->options->save) return true;
     if (r->lock && !loom_lock_is_held(r->lock, error)) return false;
-    if (!loom_trainer_save(r->trainer, r->options->out, error)) return false;
+    if (!loom_trainer_save(r->trainer, r->options->out, error) || !mark_saved(r, error)) return false;
     r->saved_step = step;
     if (!loom_join_path(directory, sizeof directory, r->options->out, "checkpoints/latest", error)) return false;
     if (r->observer->saved) r->observer->saved(r->observer->user, step, directory);
