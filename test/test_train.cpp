@@ -1000,6 +1000,24 @@ TEST_F(Train, ARunWhoseCheckpointsAreGoneIsRefusedAndUntouched) {
     ASSERT_TRUE(trains(run("run", {{"resume", "true"}})));
 }
 
+/* With validation, and with data that were too short for it. */
+TEST_F(Train, ARunThatIsDoneNeedsNoDataToSaySo) {
+    int64_t done = 0;
+    loom_train_observer observer = {};
+    observer.user = &done;
+    observer.already_done = [](void *user, int64_t step) { *(int64_t *)user = step; };
+    write_file(at("short"), some_text(100, 3));
+    for (const char *data : {"text", "short"}) {
+        const Options::Pairs of = run(std::string("of-") + data, {{"data", at(data)}, {"steps", "7"}});
+        ASSERT_TRUE(trains(of, &observer));
+        fs::remove(at(data));
+        done = 0;
+        EXPECT_TRUE(trains(of + Options::Pairs{{"resume", "true"}}, &observer));
+        EXPECT_EQ(done, 7);
+        refused(of + Options::Pairs{{"resume", "true"}, {"steps", "8"}}, {"--data: " + at(data)});
+    }
+}
+
 /* However few steps it had, and though the folder is there; nor was there one that could be put back after --no-save. */
 TEST_F(Train, ARunWhoseOnlyCheckpointIsGoneIsRefusedAndUntouched) {
     const Options::Pairs few = {{"steps", "5"}, {"warmup", "0"}, {"checkpoint-every", "1000"}};

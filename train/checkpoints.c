@@ -157,7 +157,6 @@ static bool check_data(const loom_trainer *t, const loom_checkpoint_info *from, 
                      named && !strcmp(named, t->options.data[0]) ? ", and has changed since" : "");
 }
 
-/* A run goes on only as what it was: what its order of data or its numbers depend on may not change. */
 bool loom_trainer_check_resumable(const loom_trainer *t, const loom_checkpoint_info *from, loom_error *error) {
     if (!from->has_optimizer)
         return loom_fail(error, "--resume: %s has weights only; --init starts a new run from them", from->directory);
@@ -165,13 +164,16 @@ bool loom_trainer_check_resumable(const loom_trainer *t, const loom_checkpoint_i
         return loom_fail(
             error, "--seed: %" PRIu64 " is asked for, and the run %s has %" PRIu64 "; a resumed run cannot change it",
             t->options.seed, t->options.out, from->state.seed);
+    return check_order("--seq-len", t->options.seq_len, from->state.seq_len, t->options.out, error);
+}
+
+bool loom_trainer_check_same_data(const loom_trainer *t, const loom_checkpoint_info *from, loom_error *error) {
     if (!check_data(t, from, error)) return false;
     if (t->training.tokens != from->state.training_tokens)
         return loom_fail(error,
                          "--val-fraction: leaves %" PRId64 " tokens for training, and the run %s has %" PRId64
                          "; a resumed run cannot change it, as the order of the data depends on it",
                          t->training.tokens, t->options.out, from->state.training_tokens);
-    if (!check_order("--seq-len", t->options.seq_len, from->state.seq_len, t->options.out, error)) return false;
     if (from->state.step > t->options.steps)
         return loom_fail(error,
                          "--steps: the run %s has done %" PRId64 " steps already, more than %" PRId64

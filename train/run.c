@@ -60,7 +60,8 @@ static bool check_place(const loom_train_options *options, loom_error *error) {
 bool loom_train_check(const loom_train_options *options, loom_error *error) {
     loom_dataset *data = NULL;
     bool ok = check_place(options, error);
-    for (int validation = 0; ok && validation < 2; validation++) {
+    /* A run that is done goes on without its data. */
+    for (int validation = 0; ok && !options->resume && validation < 2; validation++) {
         const int n = validation ? options->n_val_data : options->n_data;
         ok = n == 0 || loom_train_open_data(options, validation, &data, error);
         if (ok && n > 0) loom_dataset_close(data);

@@ -108,8 +108,10 @@ bool loom_trainer_plan_memory(loom_trainer *trainer, const loom_train_observer *
 bool loom_trainer_find_checkpoint(loom_trainer *trainer, loom_checkpoint_info *info, const loom_checkpoint_info **found,
                                   loom_error *error);
 
-/* Whether a run can go on from a checkpoint with these data and options. */
+/* A run goes on only as what it was: what its order of data or its numbers depend on may not change. Of the checkpoint and
+ * the options; and, once they are open and split and the steps are known, of the data. */
 bool loom_trainer_check_resumable(const loom_trainer *trainer, const loom_checkpoint_info *from, loom_error *error);
+bool loom_trainer_check_same_data(const loom_trainer *trainer, const loom_checkpoint_info *from, loom_error *error);
 
 /* What the device chose by measuring: --choices, or a resumed run's own. The same choices as before give the same bits: a
  * run does not go on with others unless that is asked for. */

@@ -193,7 +193,8 @@ struct loom_train_observer {
 bool loom_train(const loom_train_options *options, loom_comm *comm, const loom_train_observer *observer,
                 loom_error *error);
 
-/* What loom_train would refuse at first sight, with no device and no ranks: OUT holds a run, there is no such data. */
+/* What loom_train would refuse at first sight, with no device and no ranks: OUT holds another run, there are no such
+ * data for a new one. */
 bool loom_train_check(const loom_train_options *options, loom_error *error);
 
 /* Of a run that goes on elsewhere or was ended: the last step in a rank's log; -1 if there is none. */
