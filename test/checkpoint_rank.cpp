@@ -47,9 +47,9 @@ CheckpointKind mine(CheckpointKind kind) {
     return kind;
 }
 
-bool save_step(const CheckpointModel &model, int64_t step, int keep, loom_error *error) {
+bool save_step(const CheckpointModel &model, int64_t step, loom_error *error) {
     const loom_training_state state = state_of(step);
-    return loom_checkpoint_save(run.c_str(), &model.tensors, &state, true, keep, comm, error);
+    return loom_checkpoint_save(run.c_str(), &model.tensors, &state, true, comm, error);
 }
 
 /* Each of the kinds, as a step of its own. */
@@ -57,7 +57,7 @@ void save() {
     for (size_t i = 0; i < several_kinds().size(); i++) {
         CheckpointModel model(device, mine(several_kinds()[i]));
         model.fill(i);
-        require([&](loom_error *error) { return save_step(model, (int64_t)i, 0, error); });
+        require([&](loom_error *error) { return save_step(model, (int64_t)i, error); });
     }
 }
 
@@ -104,7 +104,7 @@ void fails(const CheckpointModel &model, int rank, const std::function<void()> &
     require([](loom_error *error) { return loom_comm_barrier(comm, error); });
     loom_error error = {""};
     if (comm->rank == rank) before();
-    const bool ok = save_step(model, 2, 1, &error);
+    const bool ok = save_step(model, 2, &error);
     if (comm->rank == rank) after();
     const std::string is = listing(); /* at once: no rank returns before rank 0 has cleaned up */
     expect(!ok, "this save was to fail");
@@ -132,7 +132,7 @@ bool (*synchronize)(loom_device *device, loom_stream *stream, loom_error *error)
 void fail() {
     CheckpointModel model(device, mine(several_kinds()[0]));
     model.fill(1);
-    require([&](loom_error *error) { return save_step(model, 1, 0, error); });
+    require([&](loom_error *error) { return save_step(model, 1, error); });
     const fs::path step = run / "checkpoints/step-00000001";
     const auto weights = (rlim_t)fs::file_size(step / "model.safetensors");
     const auto full = [&](rlim_t size) { return [=] { fill_disk(size, SIG_IGN); }; };
@@ -173,24 +173,24 @@ void fail() {
     };
     once([&] { fs::remove(latest), fs::create_directory(latest); });
     loom_error told = {""};
-    expect(!save_step(model, 2, 1, &told), "a directory in latest's place");
+    expect(!save_step(model, 2, &told), "a directory in latest's place");
     expect(strstr(told.message, "cannot be renamed") && fs::exists(second) && fs::exists(step), told.message);
     once([&] { fs::remove(latest), fs::remove_all(second); });
 
-    require([&](loom_error *error) { return save_step(model, 2, 1, error); });
-    expect(!fs::exists(step) && fs::read_symlink(latest) == "step-00000002",
-           "the next save is the only one: " + listing());
+    require([&](loom_error *error) { return save_step(model, 2, error); });
+    expect(fs::exists(step) && fs::read_symlink(latest) == "step-00000002",
+           "the next save is the latest: " + listing());
 }
 
 /* The last rank dies in the middle of its part of a file: of SIGXFSZ. */
 void die() {
     CheckpointModel model(device, mine(several_kinds()[0]));
     model.fill(1);
-    require([&](loom_error *error) { return save_step(model, 1, 0, error); });
+    require([&](loom_error *error) { return save_step(model, 1, error); });
     model.fill(2);
     const auto weights = (rlim_t)fs::file_size(run / "checkpoints/step-00000001/model.safetensors");
     if (comm->rank == comm->size - 1) fill_disk(weights, SIG_DFL);
-    save_step(model, 2, 1, nullptr);
+    save_step(model, 2, nullptr);
     pause(); /* until mpirun ends what is left */
 }
 

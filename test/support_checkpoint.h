@@ -5,6 +5,7 @@
 #include "checkpoint_model.h"
 #include "support.h"
 
+#include "checkpoint/directory.h"
 #include "checkpoint/tensors.h"
 
 #include <set>
@@ -133,7 +134,9 @@ class CheckpointTest : public ::testing::Test {
     bool save(int64_t step, int keep = 0) {
         const loom_training_state state = state_of(step);
         error.message[0] = 0;
-        return loom_checkpoint_save(run.c_str(), &model.tensors, &state, true, keep, nullptr, &error);
+        const bool saved = loom_checkpoint_save(run.c_str(), &model.tensors, &state, true, nullptr, &error);
+        if (saved && keep > 0) loom_checkpoint_prune(checkpoints.c_str(), step, keep);
+        return saved;
     }
 
     bool open(const fs::path &path) {

@@ -21,7 +21,7 @@ class CheckpointRanks : public MpiTest {
             model.fill(i);
             const loom_training_state state = state_of(static_cast<int64_t>(i));
             require([&](loom_error *error) {
-                return loom_checkpoint_save(where.c_str(), &model.tensors, &state, true, 0, nullptr, error);
+                return loom_checkpoint_save(where.c_str(), &model.tensors, &state, true, nullptr, error);
             });
         }
     }
@@ -79,7 +79,7 @@ TEST_F(CheckpointRanks, ADeathLeavesTheEarlierCheckpointWhole) {
     EXPECT_EQ(loaded.difference(saved), "");
     const loom_training_state state = state_of(2);
     require([&](loom_error *error) {
-        return loom_checkpoint_save(run.c_str(), &saved.tensors, &state, true, 0, nullptr, error);
+        return loom_checkpoint_save(run.c_str(), &saved.tensors, &state, true, nullptr, error);
     });
     EXPECT_EQ(names_in(run + "/checkpoints"), (std::set<std::string>{"latest", "step-00000001", "step-00000002"}));
 }

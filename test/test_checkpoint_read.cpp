@@ -513,15 +513,19 @@ TEST_F(CheckpointTest, OlderStatesAreOfFp32WithoutALossScale) {
     EXPECT_EQ(state.scalars.loss_scale_age, 1234);
     replace_in_file(path, "\"dtype\"", "\"other\"");
     ASSERT_TRUE(read()) << error.message;
+    EXPECT_STREQ(state.course, "") << "older ones do not tell";
     EXPECT_EQ(state.dtype, LOOM_F32);
     EXPECT_EQ(state.scalars.loss_scale, 0);
     EXPECT_EQ(state.scalars.loss_scale_age, 0);
 
+    const std::string long_course = "\"fp16\", \"course\": \"" + std::string(sizeof state.course, 'x') + "\"";
     const struct {
         const char *old_text, *new_text, *says;
     } cases[] = {{"\"fp16\"", "\"fp8\"", "fp8"},
                  {"\"fp16\"", "\"fp64\"", "fp64"},
                  {"\"fp16\"", "16", "dtype"},
+                 {"\"fp16\"", "\"fp16\", \"course\": 1", "course"},
+                 {"\"fp16\"", long_course.c_str(), "longer"},
                  {"\"loss_scale\"", "\"other\"", "loss_scale"},
                  {"\"loss_scale_age\"", "\"other\"", "loss_scale_age"},
                  {"\"loss_scale\":\t\"0x", "\"loss_scale\":\t\"-0x", "loss_scale"},

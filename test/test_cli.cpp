@@ -943,6 +943,20 @@ TEST_F(Program, ARunThatIsDoneIsNoMistakeToResume) {
     expect_mistake({"train", "--resume", "--out", "run", "--steps", "3"}, {"--steps: ", "4", "3"});
 }
 
+/* Whether by steps or by epochs. */
+TEST_F(Program, ARunThatIsDoneNeedsNoDataToSaySo) {
+    expect_run(training({}));
+    expect_run(without(training({"--out", "epochs", "--epochs", "0.05"}), "--steps"));
+    fs::remove(folder / "text.txt");
+    for (const char *out : {"run", "epochs"}) {
+        const Outcome outcome = run({"train", "--resume", "--out", out});
+        EXPECT_EQ(outcome.code, 0) << outcome.err;
+        EXPECT_NE(outcome.out.find("the run has done all of its "), std::string::npos) << outcome.out;
+    }
+    expect_mistake({"train", "--resume", "--out", "run", "--steps", "8"}, {"--data: ", "text.txt", "is not there"});
+    expect_mistake({"train", "--resume", "--out", "run", "--seed", "8"}, {"--seed: "});
+}
+
 TEST_F(Program, EpochsBecomeSteps) {
     text("text.txt", 3199); /* and end-of-text; without the tenth that is held out, 180 windows of 16 */
     expect_run(without(training({"--epochs", "0.1", "--stop-after", "1"}), "--steps"));
@@ -1662,7 +1676,7 @@ TEST_F(Places, WithoutLinksLatestIsATextFile) {
     expect_run_on(bare, {"train", "--resume", "--out", "run", "-q"});
     EXPECT_EQ(slurp(checkpoints / "latest"), "step-00000004\n");
     EXPECT_EQ(names_in(run_folder),
-              (std::set<std::string>{"checkpoints", "config.ini", "data.json", "metrics.jsonl", "plan.json"}));
+              (std::set<std::string>{"checkpoints", "config.ini", "data.json", "metrics.jsonl", "plan.json", "saved"}));
     for (const char *from : {"run", "run/checkpoints", "run/checkpoints/latest"})
         EXPECT_EQ(run({"sample", "--from", from, "--tokens", "1"}, on(bare)).code, 0) << from;
     EXPECT_EQ(run({"info", "run"}, on(bare)).code, 0);

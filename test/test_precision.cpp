@@ -599,7 +599,7 @@ TEST_F(Train, TheLossScaleBelongsToTheCheckpoint) {
             EXPECT_TRUE(step(trainer).skipped);
             EXPECT_EQ(loom_trainer_loss_scale(trainer.get()), std::ldexp(1.0f, 40 - i));
         }
-        require([&](loom_error *error) { return loom_trainer_save(trainer.get(), at("run").c_str(), 0, error); });
+        require([&](loom_error *error) { return loom_trainer_save(trainer.get(), at("run").c_str(), error); });
     }
     const Options resumed(run("run", {{"dtype", "fp16"}, {"resume", "true"}}));
     EXPECT_EQ(loom_trainer_loss_scale(open_trainer(resumed).get()), 0x1p36f);
@@ -641,7 +641,7 @@ TEST_F(Train, ChoicesLieInTheCheckpoint) {
     const Options options(run("run"));
     const Trainer trainer = open_trainer(options);
     const auto save = [&] {
-        require([&](loom_error *error) { return loom_trainer_save(trainer.get(), at("run").c_str(), 0, error); });
+        require([&](loom_error *error) { return loom_trainer_save(trainer.get(), at("run").c_str(), error); });
     };
     save();
     EXPECT_FALSE(fs::exists(at("run/checkpoints/latest/choices.txt")));

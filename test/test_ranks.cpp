@@ -507,6 +507,9 @@ TEST_F(Program, RunsOfRanksLeaveWhatOneRankLeaves) {
     EXPECT_TRUE(state("two") == state("one")) << "the checkpoints differ";
     EXPECT_EQ(metrics("four"), metrics("one"));
     EXPECT_EQ(metrics("two"), metrics("one"));
+
+    fs::remove(here.at("text.txt")); /* which a run that is done does not need */
+    works(gptloom + " train -q --resume --out two --ranks 2 --steps 8");
 }
 
 /* The same by a GPU's ranks, which share it, started by mpirun; with what one rank's device chose by measuring. */

@@ -966,7 +966,7 @@ TEST_F(Train, AnotherRunsDirectoryIsRefusedAndUntouched) {
 }
 
 TEST_F(Train, WhateverIsLeftOfARunIsARun) {
-    for (const char *part : {"config.ini", "metrics.jsonl", "samples.txt", "checkpoints"}) {
+    for (const char *part : {"config.ini", "metrics.jsonl", "samples.txt", "checkpoints", "saved"}) {
         const std::string place = std::string("only-") + part;
         fs::create_directories(at(place));
         write_file(at(place + "/" + part), "");
@@ -979,7 +979,8 @@ TEST_F(Train, WhateverIsLeftOfARunIsARun) {
 TEST_F(Train, ARunThatEndedBeforeItsFirstCheckpointBeginsAnew) {
     ASSERT_TRUE(trains(run("whole")));
     ASSERT_TRUE(trains(run("parts", {{"stop-after", "3"}})));
-    for (const char *name : {"latest", "step-00000003"}) fs::remove_all(at(std::string("parts/checkpoints/") + name));
+    for (const char *name : {"checkpoints/latest", "checkpoints/step-00000003", "saved"})
+        fs::remove_all(at(std::string("parts/") + name));
     ASSERT_TRUE(trains(run("parts", {{"resume", "true"}})));
     expect_same_checkpoint(at("whole/checkpoints/latest"), at("parts/checkpoints/latest"));
     EXPECT_EQ(metrics_of(at("parts")), metrics_of(at("whole")));
@@ -990,13 +991,45 @@ TEST_F(Train, ARunWhoseCheckpointsAreGoneIsRefusedAndUntouched) {
     ASSERT_TRUE(trains(run("run", {{"stop-after", "12"}})));
     fs::rename(at("run/checkpoints"), at("elsewhere"));
     const std::string before = fingerprint(at("run"));
-    refused(run("run", {{"resume", "true"}}), {"--resume: " + at("run/checkpoints") + " is not there", "12 steps"});
+    refused(run("run", {{"resume", "true"}}), {"--resume: " + at("run/checkpoints") + " is not there", "has saved"});
     fs::create_directory(at("run/checkpoints"));
-    refused(run("run", {{"resume", "true"}}), {at("run/checkpoints") + " holds no checkpoint", "12 steps"});
+    refused(run("run", {{"resume", "true"}}), {at("run/checkpoints") + " holds no checkpoint", "has saved"});
     fs::remove(at("run/checkpoints"));
     EXPECT_TRUE(fingerprint(at("run")) == before);
     fs::rename(at("elsewhere"), at("run/checkpoints"));
     ASSERT_TRUE(trains(run("run", {{"resume", "true"}})));
+}
+
+/* With validation, and with data that were too short for it. */
+TEST_F(Train, ARunThatIsDoneNeedsNoDataToSaySo) {
+    int64_t done = 0;
+    loom_train_observer observer = {};
+    observer.user = &done;
+    observer.already_done = [](void *user, int64_t step) { *(int64_t *)user = step; };
+    write_file(at("short"), some_text(100, 3));
+    for (const char *data : {"text", "short"}) {
+        const Options::Pairs of = run(std::string("of-") + data, {{"data", at(data)}, {"steps", "7"}});
+        ASSERT_TRUE(trains(of, &observer));
+        fs::remove(at(data));
+        done = 0;
+        EXPECT_TRUE(trains(of + Options::Pairs{{"resume", "true"}}, &observer));
+        EXPECT_EQ(done, 7);
+        refused(of + Options::Pairs{{"resume", "true"}, {"steps", "8"}}, {"--data: " + at(data)});
+    }
+}
+
+/* However few steps it had, and though the folder is there; nor was there one that could be put back after --no-save. */
+TEST_F(Train, ARunWhoseOnlyCheckpointIsGoneIsRefusedAndUntouched) {
+    const Options::Pairs few = {{"steps", "5"}, {"warmup", "0"}, {"checkpoint-every", "1000"}};
+    const Options::Pairs more = {{"resume", "true"}, {"steps", "7"}};
+    ASSERT_TRUE(trains(run("run", few)));
+    for (const auto &entry : fs::directory_iterator(at("run/checkpoints"))) fs::remove_all(entry);
+    const std::string before = fingerprint(at("run"));
+    refused(run("run", few + more), {"--resume: " + at("run/checkpoints") + " holds no checkpoint", "has saved some"});
+    EXPECT_TRUE(fingerprint(at("run")) == before);
+    ASSERT_TRUE(trains(run("unsaved", few + Options::Pairs{{"save", "false"}})));
+    const std::string message = refused(run("unsaved", few + more), {"5 steps", "--no-save leaves none"});
+    EXPECT_EQ(message.find("saved some"), std::string::npos) << message;
 }
 
 /* One that began with another's weights does so again. */
@@ -1004,7 +1037,8 @@ TEST_F(Train, ARunThatBeginsAnewBeginsWithTheWeightsThatItWasGiven) {
     ASSERT_TRUE(trains(run("first", {{"steps", "10"}})));
     ASSERT_TRUE(trains(run("whole", {{"init", at("first")}})));
     ASSERT_TRUE(trains(run("parts", {{"init", at("first")}, {"stop-after", "3"}})));
-    for (const char *name : {"latest", "step-00000003"}) fs::remove_all(at(std::string("parts/checkpoints/") + name));
+    for (const char *name : {"checkpoints/latest", "checkpoints/step-00000003", "saved"})
+        fs::remove_all(at(std::string("parts/") + name));
     ASSERT_TRUE(trains(run("parts", {{"resume", "true"}})));
     expect_same_checkpoint(at("whole/checkpoints/latest"), at("parts/checkpoints/latest"));
 }
@@ -1438,7 +1472,7 @@ TEST_F(Train, ARunBeginsWithAnothersWeights) {
         EXPECT_TRUE(std::all_of(moment, moment + layout->elements, [](float m) { return m == 0; }));
         EXPECT_EQ(trainer->state.scalars.updates, 0);
         EXPECT_EQ(trainer->state.seed, 9u);
-        require([&](loom_error *error) { return loom_trainer_save(trainer.get(), at("saved").c_str(), 0, error); });
+        require([&](loom_error *error) { return loom_trainer_save(trainer.get(), at("saved").c_str(), error); });
     }
     EXPECT_TRUE(read_file(at("saved/checkpoints/latest/model.safetensors")) ==
                 read_file(at("first/checkpoints/latest/model.safetensors")));
@@ -1518,7 +1552,8 @@ TEST_F(Train, OldCheckpointsGo) {
     ASSERT_TRUE(trains(run("run", {{"keep", "2"}})));
     std::set<std::string> names;
     for (const auto &entry : fs::directory_iterator(at("run/checkpoints"))) names.insert(entry.path().filename());
-    EXPECT_EQ(names, (std::set<std::string>{"latest", "step-00000030", "step-00000040"}));
+    EXPECT_EQ(names, (std::set<std::string>{"latest", "step-00000020", "step-00000030", "step-00000040"}))
+        << "two that later steps have shown to be good, and the last one";
 }
 
 /* Wherever it is asked to: between micro-batches, in validation and in sampling. What was under way is done again by the
@@ -1676,16 +1711,37 @@ TEST_F(LostRun, KeepsItsGoodCheckpointsAndSaysHowToGoOn) {
                                   " --lr 0.01 --weight-decay 0.1; --check-finite"});
     EXPECT_EQ(checkpoints(), (std::set<std::string>{"step-00000006", "step-00000009"}));
     EXPECT_EQ(fs::read_symlink(at("run/checkpoints/latest")), "step-00000009");
-    /* Nor do samples of what is lost hide it. */
+    /* Nor do samples of what is lost hide it. What the lost session was given is in config.ini, and is not offered. */
     Train::refused(lost({{"resume", "true"},
                          {"steps", "200"},
-                         {"lr", "100"},
+                         {"lr", "50"},
                          {"weight-decay", "100"},
                          {"sample-every", "1"},
                          {"sample-tokens", "4"}}),
-                   {"--lr: ", "the last good checkpoint is of step 9: gptloom train --resume --out " + at("run")});
-    ASSERT_TRUE(trains(lost({{"resume", "true"}, {"stop-after", "3"}, {"steps", "200"}})));
-    EXPECT_EQ(checkpoints(), (std::set<std::string>{"step-00000009", "step-00000012"}));
+                   {"--lr: ", "the last good checkpoint is of step 9: gptloom train --resume --out " + at("run") +
+                                  " --lr 0.01 --weight-decay 0.1"});
+    ASSERT_TRUE(trains(lost({{"resume", "true"}, {"stop-after", "4"}, {"steps", "200"}})));
+    EXPECT_EQ(checkpoints(), (std::set<std::string>{"step-00000009", "step-00000012", "step-00000013"}));
+}
+
+/* The update that destroys the parameters is that of a step whose loss is good, and may be followed by a save: no good
+ * checkpoint goes for it, in this session or the next, and the command that is offered goes on from the good one. */
+TEST_F(LostRun, ACheckpointIsGoodOnlyOnceTheNextStepIs) {
+    const Options::Pairs each = lost({{"steps", "200"}, {"checkpoint-every", "1"}, {"keep", "1"}}),
+                         destroy = {{"resume", "true"}, {"lr", "100"}, {"weight-decay", "100"}};
+    for (const char *sessions : {"one", "two"}) {
+        fs::remove_all(at("run"));
+        ASSERT_TRUE(trains(each + Options::Pairs{{"stop-after", "9"}}));
+        EXPECT_EQ(checkpoints(), (std::set<std::string>{"step-00000008", "step-00000009"}));
+        if (!strcmp(sessions, "two")) {
+            ASSERT_TRUE(trains(each + destroy + Options::Pairs{{"stop-after", "1"}}));
+        }
+        Train::refused(each + destroy,
+                       {"the last good checkpoint is of step 9: ", " --resume-from 9 --lr 0.01 --weight-decay 0.1"});
+        EXPECT_EQ(checkpoints(), (std::set<std::string>{"step-00000009", "step-00000010"})) << sessions;
+        ASSERT_TRUE(trains(each + Options::Pairs{{"resume", "true"}, {"resume-from", "9"}, {"stop-after", "2"}}));
+        EXPECT_EQ(checkpoints(), (std::set<std::string>{"abandoned-step-00000010", "step-00000010", "step-00000011"}));
+    }
 }
 
 /* What a session leaves after a bad step takes no good checkpoint's place; the next one goes on counting. */
@@ -1698,8 +1754,11 @@ TEST_F(LostRun, BadStepsAreCountedAcrossSessions) {
     });
     ASSERT_TRUE(trains(lost({{"stop-after", "12"}}), first.observer()));
     EXPECT_EQ(checkpoints(), (std::set<std::string>{"step-00000003", "step-00000006", "step-00000012"}));
-    EXPECT_EQ(loom_checkpoint_bad_steps(at("run/checkpoints/step-00000012").c_str()), 5);
-    EXPECT_EQ(loom_checkpoint_bad_steps(at("run/checkpoints/step-00000006").c_str()), 0);
+    loom_training_state state;
+    ASSERT_TRUE(loom_checkpoint_state(at("run/checkpoints/step-00000012").c_str(), &state));
+    EXPECT_EQ(state.bad_steps, 5);
+    ASSERT_TRUE(loom_checkpoint_state(at("run/checkpoints/step-00000006").c_str(), &state));
+    EXPECT_EQ(state.bad_steps, 0);
 
     loom_trainer *trainer = nullptr;
     loom_train_observer second = {};
@@ -1707,9 +1766,11 @@ TEST_F(LostRun, BadStepsAreCountedAcrossSessions) {
     second.started = [](void *, loom_trainer *t) { *Meddler::weight(t, LN) = NAN; };
     const Options options(lost({{"resume", "true"}}));
     refusal([&](loom_error *error) { return loom_train(options.get(), NULL, &second, error); },
-            {"for 10 steps, up to step 17", "of step 6: ", " --resume-from 6 --lr 0.001"});
+            {"no finite number: 10 steps in a row were bad, up to step 17", "; --check-finite",
+             "of step 6: ", " --resume-from 6 --lr 0.001"});
     ASSERT_TRUE(trains(lost({{"resume", "true"}, {"resume-from", "6"}, {"lr", "1e-3"}, {"stop-after", "3"}})));
-    EXPECT_EQ(checkpoints(), (std::set<std::string>{"abandoned-step-00000012", "step-00000006", "step-00000009"}));
+    EXPECT_EQ(checkpoints(),
+              (std::set<std::string>{"abandoned-step-00000012", "step-00000003", "step-00000006", "step-00000009"}));
 }
 
 TEST_F(LostRun, ACheckpointThatIsDueAfterABadStepWaitsForAGoodOne) {
@@ -1720,7 +1781,7 @@ TEST_F(LostRun, ACheckpointThatIsDueAfterABadStepWaitsForAGoodOne) {
         if (step == 9) *weight = kept;
     });
     ASSERT_TRUE(trains(lost({{"steps", "11"}}), meddler.observer()));
-    EXPECT_EQ(checkpoints(), (std::set<std::string>{"step-00000010", "step-00000011"}));
+    EXPECT_EQ(checkpoints(), (std::set<std::string>{"step-00000006", "step-00000010", "step-00000011"}));
 }
 
 TEST_F(LostRun, ParametersThatAreNotFiniteAreNeverSaved) {
@@ -1741,6 +1802,12 @@ TEST_F(LostRun, ALossThatHasRunAwayIsNoGoodOne) {
     refused(lost({{"steps", "12"}, {"lr", "1e-9"}, {"min-lr", "0"}}), meddler,
             {"lost parameters", "the last good checkpoint is of step 6: ", "--lr 1e-10"});
     EXPECT_EQ(checkpoints(), (std::set<std::string>{"step-00000003", "step-00000006", "step-00000012"}));
+    fs::remove_all(at("run"));
+    const std::string message = refused(lost({{"lr", "1e-9"}, {"min-lr", "0"}}), meddler,
+                                        {"the loss has run away to ",
+                                         ", where a uniform guess has 5.549: 10 steps in a row were bad, up to step 17",
+                                         "the last good checkpoint is of step 6: "});
+    EXPECT_EQ(message.find("finite"), std::string::npos) << message;
 }
 
 TEST_F(LostRun, ARunWithoutAGoodCheckpointSaysSo) {

@@ -224,7 +224,7 @@ void run(const Training &training, const loom_comm_options &how, const std::stri
         require([&](loom_error *error) { return loom_trainer_sample(t, 20, take_token, &tokens, NULL, error); });
         lines << "sample" << tokens << "\n";
     }
-    if (training.save) require([&](loom_error *error) { return loom_trainer_save(t, options.out, 3, error); });
+    if (training.save) require([&](loom_error *error) { return loom_trainer_save(t, options.out, error); });
     expect_same(lines.str(), "what is said of " + training.name);
     const State state = state_of(t);
     write_tensors(t, state.parameters, t->precision.master, "weights", lines, numbers);

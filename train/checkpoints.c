@@ -78,15 +78,23 @@ static bool has_no_checkpoint(const char *run) {
  * there must have been a checkpoint: what was trained is not given up in silence. */
 static bool begin_anew(loom_trainer *t, loom_error *error) {
     loom_train_options *o = &t->options;
-    char checkpoints[PATH_MAX];
+    char checkpoints[PATH_MAX], mark[PATH_MAX];
     const int64_t last = loom_run_last_step(o->out), every = t->has_before ? t->before.checkpoint_every : 0;
-    if (!loom_join_path(checkpoints, sizeof checkpoints, o->out, "checkpoints", error)) return false;
+    if (!loom_join_path(checkpoints, sizeof checkpoints, o->out, "checkpoints", error) ||
+        !loom_join_path(mark, sizeof mark, o->out, "saved", error))
+        return false;
     const bool gone = !loom_path_exists(checkpoints);
+    const char *is = gone ? "is not there" : "holds no checkpoint";
+    if (loom_path_exists(mark))
+        return loom_fail(
+            error, "--resume: %s %s, though the run has saved some; put them back, or begin anew in another --out",
+            checkpoints, is);
+    /* Runs of earlier versions have no mark. */
     if (last > 0 && (gone || (every > 0 && last > every)))
         return loom_fail(error,
                          "--resume: %s %s, though metrics.jsonl beside it has %" PRId64
-                         " steps; put the checkpoints back, or begin anew in another --out",
-                         checkpoints, gone ? "is not there" : "holds no checkpoint", last);
+                         " steps (--no-save leaves none); put back what was there, or begin anew in another --out",
+                         checkpoints, is, last);
     if (last > 0)
         loom_trainer_add_note(t,
                               "the run was ended before its first checkpoint: it begins anew, and its %" PRId64
@@ -149,7 +157,6 @@ static bool check_data(const loom_trainer *t, const loom_checkpoint_info *from, 
                      named && !strcmp(named, t->options.data[0]) ? ", and has changed since" : "");
 }
 
-/* A run goes on only as what it was: what its order of data or its numbers depend on may not change. */
 bool loom_trainer_check_resumable(const loom_trainer *t, const loom_checkpoint_info *from, loom_error *error) {
     if (!from->has_optimizer)
         return loom_fail(error, "--resume: %s has weights only; --init starts a new run from them", from->directory);
@@ -157,13 +164,16 @@ bool loom_trainer_check_resumable(const loom_trainer *t, const loom_checkpoint_i
         return loom_fail(
             error, "--seed: %" PRIu64 " is asked for, and the run %s has %" PRIu64 "; a resumed run cannot change it",
             t->options.seed, t->options.out, from->state.seed);
+    return check_order("--seq-len", t->options.seq_len, from->state.seq_len, t->options.out, error);
+}
+
+bool loom_trainer_check_same_data(const loom_trainer *t, const loom_checkpoint_info *from, loom_error *error) {
     if (!check_data(t, from, error)) return false;
     if (t->training.tokens != from->state.training_tokens)
         return loom_fail(error,
                          "--val-fraction: leaves %" PRId64 " tokens for training, and the run %s has %" PRId64
                          "; a resumed run cannot change it, as the order of the data depends on it",
                          t->training.tokens, t->options.out, from->state.training_tokens);
-    if (!check_order("--seq-len", t->options.seq_len, from->state.seq_len, t->options.out, error)) return false;
     if (from->state.step > t->options.steps)
         return loom_fail(error,
                          "--steps: the run %s has done %" PRId64 " steps already, more than %" PRId64
@@ -192,6 +202,22 @@ static loom_training_settings settings_of(const loom_trainer *t) {
     if (t->device->arithmetic)
         t->device->arithmetic(t->device, t->precision.storage, settings.arithmetic, sizeof settings.arithmetic);
     return settings;
+}
+
+/* What a lost run may go on with as it was. */
+static void write_course(const loom_train_options *options, char *course, size_t size) {
+    static const char *const names[] = {"lr",    "min-lr", "schedule", "weight-decay", "beta1",
+                                        "beta2", "eps",    "clip",     "skip-spikes"};
+    int n;
+    const loom_flag *table = loom_train_option_table(&n);
+    char value[32];
+    size_t used = 0;
+    for (size_t i = 0; i < sizeof names / sizeof *names; i++) {
+        const bool fits = loom_flag_text(loom_flag_find(table, n, names[i]), options, 0, value, sizeof value);
+        LOOM_CHECK(fits);
+        used += (size_t)snprintf(course + used, size - used, "%s--%s %s", used ? " " : "", names[i], value);
+        LOOM_CHECK(used < size);
+    }
 }
 
 static loom_training_state fresh_state(const loom_trainer *t) {
@@ -232,7 +258,8 @@ static float rate_after(const loom_train_options *o, int64_t step) {
     return loom_schedule_at(&schedule, step);
 }
 
-bool loom_trainer_has_changed(const loom_trainer *t, const char *name, char before[64], char now[64]) {
+/* Of a run that goes on: whether an option is another than it was before, and as text what it was and is. */
+static bool has_changed(const loom_trainer *t, const char *name, char before[64], char now[64]) {
     int n;
     const loom_flag *table = loom_train_option_table(&n), *flag = loom_flag_find(table, n, name);
     LOOM_CHECK(flag);
@@ -248,7 +275,7 @@ static void note_course(loom_trainer *t) {
     char line[768] = "", before[64], now[64];
     size_t used = 0;
     for (size_t i = 0; i < sizeof names / sizeof *names; i++)
-        if (loom_trainer_has_changed(t, names[i], before, now))
+        if (has_changed(t, names[i], before, now))
             used += (size_t)snprintf(line + used, sizeof line - used, "%s--%s %s -> %s", used ? ", " : "", names[i],
                                      before, now);
     LOOM_CHECK(used < sizeof line);
@@ -346,6 +373,8 @@ bool loom_trainer_start(loom_trainer *t, loom_checkpoint_info *from, loom_error 
     const bool resumed = from && t->options.resume;
     const bool bytes = loom_dataset_is_bytes(t->data); /* whose texts end as the loader ends them */
     t->state = resumed ? resumed_state(t, from) : fresh_state(t);
+    memset(t->state.course, 0, sizeof t->state.course);
+    write_course(&t->options, t->state.course, sizeof t->state.course);
     t->ends = from && !bytes ? from->ends : loom_text_ends_of(bytes, t->options.vocab_size);
     if (resumed) note_changes(t, &from->state);
     if (resumed && t->has_before) note_course(t);
@@ -411,24 +440,27 @@ bool loom_trainer_check_parameters(loom_trainer *t, loom_error *error) {
     return t->comm->size > 1 ? loom_comm_all(t->comm, ok, error) : ok;
 }
 
-int64_t loom_run_last_good(const char *out) {
-    char path[PATH_MAX], older[PATH_MAX];
-    const int64_t newest = loom_checkpoint_newest(out);
-    if (newest < 0 || !loom_checkpoint_of_step(out, newest, path, sizeof path, NULL)) return -1;
-    while (loom_checkpoint_bad_steps(path) != 0) {
-        if (!loom_checkpoint_older(path, older, sizeof older)) return -1;
-        strcpy(path, older);
-    }
+static int64_t step_of_path(const char *path) {
     return strtoll(strrchr(path, '-') + 1, NULL, 10);
 }
 
-bool loom_trainer_save(loom_trainer *t, const char *run, int keep, loom_error *error) {
+int64_t loom_run_last_good(const char *out, int64_t before, loom_training_state *state) {
+    char path[PATH_MAX], older[PATH_MAX];
+    const int64_t newest = loom_checkpoint_newest(out);
+    if (newest < 0 || !loom_checkpoint_of_step(out, newest, path, sizeof path, NULL)) return -1;
+    while (step_of_path(path) >= before || !loom_checkpoint_state(path, state) || state->bad_steps > 0) {
+        if (!loom_checkpoint_older(path, older, sizeof older)) return -1;
+        strcpy(path, older);
+    }
+    return step_of_path(path);
+}
+
+bool loom_trainer_save(loom_trainer *t, const char *run, loom_error *error) {
     loom_checkpoint_slice *slices;
     if (!cut_slices(t, true, &slices, error)) return false;
     const loom_checkpoint_tensors tensors = tensors_of(t, slices, true);
     t->comm->patient = true; /* with one that flushes or computes a checksum */
-    const bool ok = loom_checkpoint_save(run, &tensors, &t->state, loom_dataset_is_bytes(t->data), keep, t->comm,
-                                         error);
+    const bool ok = loom_checkpoint_save(run, &tensors, &t->state, loom_dataset_is_bytes(t->data), t->comm, error);
     t->comm->patient = false;
     free(slices);
     return ok;

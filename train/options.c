@@ -180,7 +180,8 @@ static const loom_flag table[] = {
      .standard = "1000", .metavar = "N", .group = "Run",
      .help = "save after every N steps, and at the end; 0: at the end only"},
     {.name = "keep", .type = LOOM_FLAG_INT, AT(keep), .min = 0, .max = 1e6, .standard = "3", .metavar = "N",
-     .group = "Run", .help = "checkpoints to keep, the newest ones; 0: all"},
+     .group = "Run", .help = "checkpoints to keep, the newest that the loss of the step after has shown to be good, and beside them "
+                             "the last one; 0: all"},
     {.name = "save", .type = LOOM_FLAG_BOOL, AT(save), .standard = "true", .session = true, .group = "Run",
      .help = "--no-save: write no checkpoint, not even at the end, for runs whose speed alone is of interest"},
 

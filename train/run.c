@@ -34,13 +34,15 @@ typedef struct run {
     double validation_loss;
     bool owes_validation, owes_sample; /* after the step that this session begins with */
     bool is_good, save_is_due;         /* the last step was no bad one; a checkpoint waits for such a one */
+    bool is_finite;                    /* the last step's loss and gradient were */
+    bool proves_saved; /* the last step was good, and its loss that of the newest checkpoint's parameters */
 } run;
 
 /* ------------------------------------------------------------------------------------------------------ the directory */
 
 /* A new run needs a place of its own. */
 static bool check_place(const loom_train_options *options, loom_error *error) {
-    static const char *const parts[] = {"config.ini", "metrics.jsonl", "samples.txt", "checkpoints"};
+    static const char *const parts[] = {"config.ini", "metrics.jsonl", "samples.txt", "checkpoints", "saved"};
     char part[PATH_MAX];
     if (!options->out || !*options->out) return loom_fail(error, "--out: name the directory for the run");
     if (options->resume) return true;
@@ -58,7 +60,8 @@ static bool check_place(const loom_train_options *options, loom_error *error) {
 bool loom_train_check(const loom_train_options *options, loom_error *error) {
     loom_dataset *data = NULL;
     bool ok = check_place(options, error);
-    for (int validation = 0; ok && validation < 2; validation++) {
+    /* A run that is done goes on without its data. */
+    for (int validation = 0; ok && !options->resume && validation < 2; validation++) {
         const int n = validation ? options->n_val_data : options->n_data;
         ok = n == 0 || loom_train_open_data(options, validation, &data, error);
         if (ok && n > 0) loom_dataset_close(data);
@@ -281,33 +284,44 @@ static void add_word(char *command, size_t size, const char *format, const char 
     snprintf(command + used, size - used, format, LOOM_SHELL_WORD(word));
 }
 
-/* The options with which a lost run may go on: what this session has changed as it was before, else a tenth of the rate. */
-static void add_remedy(const run *r, char *command, size_t size) {
-    static const char *const names[] = {"lr",    "min-lr", "schedule", "weight-decay", "beta1",
-                                        "beta2", "eps",    "clip",     "skip-spikes"};
+/* The value of an option in a course; false where that does not tell. */
+static bool find_in_course(const char *course, const char *option, char value[32]) {
+    char key[32];
+    snprintf(key, sizeof key, "%s ", option);
+    const char *at = strstr(course, key);
+    return at && sscanf(at + strlen(key), "%31s", value) == 1;
+}
+
+/* The options with which a lost run may go on: those that have changed since its last good checkpoint was saved as they
+ * were in that one's course, else a tenth of the rate. */
+static void add_remedy(const run *r, const char *course, char *command, size_t size) {
     const loom_trainer *t = r->trainer;
-    char before[64], now[64], flag[96];
+    char now[sizeof t->state.course], was[32], word[96], *rest;
     bool changed = false;
-    for (size_t i = 0; i < sizeof names / sizeof *names; i++) {
-        const bool follows = !strcmp(names[i], "min-lr") && t->given.min_lr < 0;
-        if (follows || !loom_trainer_has_changed(t, names[i], before, now)) continue;
-        snprintf(flag, sizeof flag, " --%s %%s", names[i]);
-        add_word(command, size, flag, before);
+    strcpy(now, t->state.course);
+    for (char *option = strtok_r(now, " ", &rest); option; option = strtok_r(NULL, " ", &rest)) {
+        const char *is = strtok_r(NULL, " ", &rest);
+        const bool follows = !strcmp(option, "--min-lr") && t->given.min_lr < 0;
+        if (follows || !find_in_course(course, option, was) || !strcmp(was, is)) continue;
+        snprintf(word, sizeof word, " %s %%s", option);
+        add_word(command, size, word, was);
         changed = true;
     }
-    snprintf(flag, sizeof flag, "%.3g", r->options->lr / 10);
-    if (!changed) add_word(command, size, " --lr %s", flag);
-    snprintf(flag, sizeof flag, "%.3g", r->options->lr / 100);
-    if (!changed && t->given.min_lr > r->options->lr / 10) add_word(command, size, " --min-lr %s", flag);
+    snprintf(word, sizeof word, "%.3g", r->options->lr / 10);
+    if (!changed) add_word(command, size, " --lr %s", word);
+    snprintf(word, sizeof word, "%.3g", r->options->lr / 100);
+    if (!changed && t->given.min_lr > r->options->lr / 10) add_word(command, size, " --min-lr %s", word);
 }
 
 /* Ends a run with what has happened, and the command with which its last good checkpoint goes on. */
-static bool fail_lost(const run *r, const char *what, loom_error *error) {
-    const int64_t good = loom_run_last_good(r->options->out);
+static bool fail_lost(const run *r, const char *what, bool finite, loom_error *error) {
+    const loom_training_state *state = &r->trainer->state;
+    loom_training_state then;
+    const int64_t good = loom_run_last_good(r->options->out, state->step - state->bad_steps, &then);
     char command[sizeof error->message / 2] = "", step[32];
-    const char *hint = r->options->check_finite ? "" : "; --check-finite tells which tensor goes bad first";
+    const char *hint = finite || r->options->check_finite ? "" : "; --check-finite tells which tensor goes bad first";
     if (good < 0) {
-        add_remedy(r, command, sizeof command);
+        add_remedy(r, "", command, sizeof command);
         return loom_fail(error, "--lr: %s; there is no good checkpoint: begin anew in another --out, with%s%s", what,
                          command, hint);
     }
@@ -317,13 +331,13 @@ static bool fail_lost(const run *r, const char *what, loom_error *error) {
     char ranks[16];
     snprintf(ranks, sizeof ranks, "%d", r->comm->size);
     if (r->comm->size > 1) add_word(command, sizeof command, " --ranks %s", ranks);
-    add_remedy(r, command, sizeof command);
+    add_remedy(r, then.course, command, sizeof command);
     return loom_fail(error, "--lr: %s; the last good checkpoint is of step %s: %s%s", what, step, command, hint);
 }
 
 /* One step that is not finite is skipped by AdamW; many bad ones in a row, in however many sessions, mean that the
  * parameters are lost. A loss that has run away is bad too, but may come back. Gradients that overflow because of the loss
- * scale do not count: it halves until they do not. */
+ * scale do not count while the loss is good: it halves until they do not. */
 static bool judge_step(run *r, const loom_step_report *report, loom_error *error) {
     enum { PATIENCE = 10 };
     /* So many nats more than a uniform guess are no step on the way to anything. */
@@ -331,26 +345,36 @@ static bool judge_step(run *r, const loom_step_report *report, loom_error *error
     loom_trainer *t = r->trainer;
     char what[512];
     const bool overflow = isfinite(report->loss) && loom_trainer_loss_scale(t) > 1;
-    const bool finite = isfinite(report->loss) && isfinite(report->grad_norm);
-    r->is_good = (finite || overflow) && (double)report->loss < log((double)r->options->vocab_size) + RUN_AWAY;
-    if (!overflow) t->state.bad_steps = r->is_good ? 0 : t->state.bad_steps + 1;
+    const double guess = log((double)r->options->vocab_size), loss = (double)report->loss;
+    const bool finite = r->is_finite = isfinite(report->loss) && isfinite(report->grad_norm);
+    r->is_good = (finite || overflow) && loss < guess + RUN_AWAY;
+    r->proves_saved = r->is_good && t->state.bad_steps == 0 && r->saved_step == report->step - 1;
+    if (!r->is_good || !overflow) t->state.bad_steps = r->is_good ? 0 : t->state.bad_steps + 1;
     if (r->options->check_finite && !finite && !overflow) {
         snprintf(what, sizeof what, "in step %" PRId64 " %s%s", report->step,
                  *t->finite.found ? "the first tensor that is not finite is "
                                   : "all tensors are finite, and the squares of the gradient are too large to be added",
                  t->finite.found);
-        return fail_lost(r, what, error);
+        return fail_lost(r, what, finite, error);
     }
     *t->finite.found = 0;
     if (t->state.bad_steps < PATIENCE) return true;
-    snprintf(what, sizeof what, "the loss or its gradient has been no finite number for %d steps, up to step %" PRId64,
-             PATIENCE, report->step);
-    return fail_lost(r, what, error);
+    char how[96] = "the loss or its gradient is no finite number";
+    if (finite) snprintf(how, sizeof how, "the loss has run away to %.4g, where a uniform guess has %.4g", loss, guess);
+    snprintf(what, sizeof what, "%s: %d steps in a row were bad, up to step %" PRId64, how, PATIENCE, report->step);
+    return fail_lost(r, what, finite, error);
+}
+
+/* A mark that stays with the run when its checkpoints go: it is not to begin anew then. */
+static bool mark_saved(const run *r, loom_error *error) {
+    static const char words[] = "This run has saved checkpoints: without them it does not go on.\n";
+    char path[PATH_MAX];
+    return r->comm->rank > 0 || (loom_join_path(path, sizeof path, r->options->out, "saved", error) &&
+                                 (loom_path_exists(path) || loom_file_replace(path, words, strlen(words), error)));
 }
 
 /* Nothing that is not good is ever saved over, or counted as, a good checkpoint: after a bad step it waits for a good one,
- * and where a session ends with a bad one (`last`) what it leaves takes no other's place. Parameters that are not finite
- * are never saved. */
+ * and what is saved takes no other's place before a step has proved it. Parameters that are not finite are never saved. */
 static bool save(run *r, int64_t step, bool last, loom_error *error) {
     loom_error why;
     char what[512], directory[PATH_MAX];
@@ -359,16 +383,26 @@ static bool save(run *r, int64_t step, bool last, loom_error *error) {
     if (!r->is_good && !last) return true;
     if (!loom_trainer_check_parameters(r->trainer, &why)) {
         snprintf(what, sizeof what, "after step %" PRId64 " %.400s", step, why.message);
-        return fail_lost(r, what, error);
+        return fail_lost(r, what, false, error);
     }
     r->save_is_due = false;
     if (!r->options->save) return true;
     if (r->lock && !loom_lock_is_held(r->lock, error)) return false;
-    if (!loom_trainer_save(r->trainer, r->options->out, r->is_good ? (int)r->options->keep : 0, error)) return false;
+    if (!loom_trainer_save(r->trainer, r->options->out, error) || !mark_saved(r, error)) return false;
     r->saved_step = step;
     if (!loom_join_path(directory, sizeof directory, r->options->out, "checkpoints/latest", error)) return false;
     if (r->observer->saved) r->observer->saved(r->observer->user, step, directory);
     return true;
+}
+
+/* A step's loss is that of the parameters before its update: a checkpoint is known to be good, and older ones may go, only
+ * when the step after it has been, in this session or the next. */
+static void prune(const run *r, int64_t step) {
+    char checkpoints[PATH_MAX];
+    const loom_train_options *o = r->options;
+    if (r->comm->rank == 0 && r->proves_saved && o->save && o->keep > 0 &&
+        loom_join_path(checkpoints, sizeof checkpoints, o->out, "checkpoints", NULL))
+        loom_checkpoint_prune(checkpoints, step - 1, (int)o->keep);
 }
 
 /* A sample of parameters that are not finite has no text: the run is lost. (Of several ranks rank 0 alone writes, and may
@@ -379,14 +413,14 @@ static bool sample_or_lose(run *r, int64_t step, bool *stops, loom_error *error)
     if (sample(r, step, stops, error)) return true;
     if (r->comm->size > 1 || loom_trainer_check_parameters(r->trainer, &why)) return false;
     snprintf(what, sizeof what, "after step %" PRId64 " %.400s", step, why.message);
-    return fail_lost(r, what, error);
+    return fail_lost(r, what, false, error);
 }
 
 /* The run's last step: done, unless it is a bad one. */
 static bool finish(run *r, int64_t step, loom_error *error) {
     if (!save(r, step, true, error)) return false;
     if (r->is_good || step < loom_trainer_steps_planned(r->trainer)) return true;
-    return fail_lost(r, "the loss at the end of the run is that of lost parameters", error);
+    return fail_lost(r, "the loss at the end of the run is that of lost parameters", r->is_finite, error);
 }
 
 /* After an error that has left the state as step `step` did: what is done is saved before the run ends. Of several ranks
@@ -522,7 +556,7 @@ static bool catch_up(run *r, int64_t step, bool *stops, loom_error *error) {
 
 static bool run_steps(run *r, loom_error *error) {
     const loom_train_options *o = r->options;
-    const int64_t first = r->first = loom_trainer_steps_done(r->trainer),
+    const int64_t first = r->first = r->saved_step = loom_trainer_steps_done(r->trainer),
                   planned = loom_trainer_steps_planned(r->trainer);
     const int64_t last = o->stop_after > 0 && first + o->stop_after < planned ? first + o->stop_after : planned;
     bool stops;
@@ -543,6 +577,7 @@ static bool run_steps(run *r, loom_error *error) {
         if (!stops && validates_after(r, step) && !validate(r, step, &stops, error))
             return write_metrics(r, &report, NULL) && save_what_is_done(r, step, error);
         if (!write_metrics(r, &report, error)) return false;
+        prune(r, step);
         if (!stops && r->is_good && samples_after(r, step) && !sample_or_lose(r, step, &stops, error)) return false;
         if (stops) return finish(r, step, error);
         if ((is_due(o->checkpoint_every, step) || r->save_is_due) && !save(r, step, false, error)) return false;
@@ -564,7 +599,7 @@ bool loom_train(const loom_train_options *options, loom_comm *comm, const loom_t
                 loom_error *error) {
     static const loom_train_observer nobody;
     loom_error why;
-    run r = {.observer = observer ? observer : &nobody, .saved_step = -1, .validated_step = -1, .is_good = true};
+    run r = {.observer = observer ? observer : &nobody, .validated_step = -1, .is_good = true};
     if (!check_place(options, error)) {
         if (comm && comm->size == 1) loom_comm_close(comm);
         return false;

@@ -253,6 +253,17 @@ static bool take_comm(loom_trainer *t, loom_comm *comm, loom_error *error) {
     return true;
 }
 
+/* Whether a run that goes on has all its steps, with what belongs to them. Its data, which may be gone by then, need not be
+ * open: what follows from them is as it was before. */
+static bool is_done(loom_trainer *t, const loom_checkpoint_info *from) {
+    loom_train_options *o = &t->options;
+    const bool all_for_training = t->has_before && t->given.val_fraction < 0 && t->before.val_fraction == 0;
+    if (!o->steps && t->has_before && o->epochs == t->before.epochs) o->steps = t->before.steps;
+    t->has_validation = o->n_val_data > 0 || (o->val_fraction > 0 && !all_for_training);
+    t->state.step = from->state.step;
+    return t->state.step == o->steps && loom_run_owes_nothing(t);
+}
+
 /* With *done all is said: nothing more is open. */
 static bool open_everything(loom_trainer *t, loom_checkpoint_info *info, loom_comm *comm,
                             const loom_train_observer *observer, bool *done, loom_error *error) {
@@ -262,16 +273,15 @@ static bool open_everything(loom_trainer *t, loom_checkpoint_info *info, loom_co
     /* A warm-up that nobody chose does not begin again because there are more steps. */
     if (t->has_before && t->options.warmup < 0) t->options.warmup = t->before.warmup;
     if (!loom_train_options_resolve(&t->options, error) ||
-        !loom_recompute_parse(t->options.recompute, &t->recompute, error) || !open_data(t, from, error) ||
-        !loom_trainer_check_data(t, error))
+        !loom_recompute_parse(t->options.recompute, &t->recompute, error))
         return false;
-    if (!split_data(t, error) || !settle_steps(t, error)) return false;
-    if (t->options.resume && from) {
-        if (!loom_trainer_check_resumable(t, from, error)) return false;
-        t->state.step = from->state.step;
-        *done = t->state.step == t->options.steps && loom_run_owes_nothing(t);
-        if (*done) return true;
-    }
+    const bool goes_on = t->options.resume && from;
+    if (goes_on && !loom_trainer_check_resumable(t, from, error)) return false;
+    *done = goes_on && is_done(t, from);
+    if (*done) return true;
+    if (!open_data(t, from, error) || !loom_trainer_check_data(t, error) || !split_data(t, error) ||
+        !settle_steps(t, error) || (goes_on && !loom_trainer_check_same_data(t, from, error)))
+        return false;
     if (!open_device(t, error) || !check_agreement(t, from, error) || !loom_trainer_restore_choices(t, from, error))
         return false;
     if (!loom_trainer_plan_memory(t, observer, error) || !allocate(t, error) || !loom_trainer_start(t, from, error))

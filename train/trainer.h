@@ -86,11 +86,9 @@ void loom_trainer_check_ops(loom_trainer *trainer);
 /* Whether all parameters are finite, of all ranks; the error names the first that is not. */
 bool loom_trainer_check_parameters(loom_trainer *trainer, loom_error *error);
 
-/* Of a run that goes on: whether an option is another than it was before, and as text what it was and is. */
-bool loom_trainer_has_changed(const loom_trainer *trainer, const char *name, char before[64], char now[64]);
-
-/* The run's newest checkpoint that was written after a good step; -1: there is none. */
-int64_t loom_run_last_good(const char *out);
+/* The run's newest checkpoint of a step below `before` that was written after a good step, and its state; -1: there is
+ * none. */
+int64_t loom_run_last_good(const char *out, int64_t before, loom_training_state *state);
 
 /* Whether a run that has all its steps has their validation and sample too, which an interrupt may have left out. */
 bool loom_run_owes_nothing(loom_trainer *trainer);
@@ -110,8 +108,10 @@ bool loom_trainer_plan_memory(loom_trainer *trainer, const loom_train_observer *
 bool loom_trainer_find_checkpoint(loom_trainer *trainer, loom_checkpoint_info *info, loom_checkpoint_info **found,
                                   loom_error *error);
 
-/* Whether a run can go on from a checkpoint with these data and options. */
+/* A run goes on only as what it was: what its order of data or its numbers depend on may not change. Of the checkpoint and
+ * the options; and, once they are open and split and the steps are known, of the data. */
 bool loom_trainer_check_resumable(const loom_trainer *trainer, const loom_checkpoint_info *from, loom_error *error);
+bool loom_trainer_check_same_data(const loom_trainer *trainer, const loom_checkpoint_info *from, loom_error *error);
 
 /* What the device chose by measuring: --choices, or a resumed run's own. The same choices as before give the same bits: a
  * run does not go on with others unless that is asked for. */

@@ -128,10 +128,9 @@ bool loom_checkpoint_open(const char *path, loom_checkpoint_info *info, loom_err
     return false;
 }
 
-int64_t loom_checkpoint_bad_steps(const char *directory) {
-    loom_training_state state;
+bool loom_checkpoint_state(const char *directory, loom_training_state *state) {
     bool has_optimizer = false;
-    return open_state(directory, &state, &has_optimizer, NULL) && has_optimizer ? state.bad_steps : -1;
+    return open_state(directory, state, &has_optimizer, NULL) && has_optimizer;
 }
 
 /* ---------------------------------------------------------------------------------------------------------- loading */

@@ -391,10 +391,10 @@ static void delete_step(const char *checkpoints, int64_t step) {
         loom_remove_tree(leaving, NULL);
 }
 
-void loom_checkpoint_prune(const char *checkpoints, int64_t written, int keep) {
+void loom_checkpoint_prune(const char *checkpoints, int64_t good, int keep) {
     int n, kept = 1;
     int64_t *steps = list_steps(checkpoints, &n);
     for (int i = 0; i < n; i++)
-        if (steps[i] != written && kept++ >= keep) delete_step(checkpoints, steps[i]);
+        if (steps[i] != good && kept++ >= keep) delete_step(checkpoints, steps[i]);
     free(steps);
 }

@@ -33,9 +33,9 @@ bool loom_checkpoint_begin(const char *checkpoints, int64_t step, char *temporar
  * temporary name is to be deleted: a checkpoint that got no name, or one of the same step that it replaced. */
 bool loom_checkpoint_publish(const char *checkpoints, int64_t step, const char *temporary, loom_error *error);
 
-/* Deletes old checkpoints, so that `keep` are left with that of step `written`, which is never deleted. What cannot be
+/* Deletes old checkpoints, so that `keep` are left with that of step `good`, which is never deleted. What cannot be
  * deleted stays for the next time: that is no reason to end a run. */
-void loom_checkpoint_prune(const char *checkpoints, int64_t written, int keep);
+void loom_checkpoint_prune(const char *checkpoints, int64_t good, int keep);
 
 /* The path of a run's checkpoint of a step; where there is none the error lists those that there are. */
 bool loom_checkpoint_of_step(const char *run, int64_t step, char *path, size_t size, loom_error *error);

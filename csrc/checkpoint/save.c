@@ -3,7 +3,7 @@
  *     rank 0     makes the temporary directory, the small files, and files of tensors without the tensors
  *     all        write what they have of the tensors in its place
  *     some       compute the checksums of these files, one each, now that they are whole
- *     rank 0     writes the manifest, renames the directory, deletes older ones
+ *     rank 0     writes the manifest, renames the directory
  *
  * and go on from one line to the next only if all have done theirs. */
 #include "gptloom/checkpoint.h"
@@ -149,8 +149,8 @@ static bool fill(save *s, const char *run, loom_error *error) {
 }
 
 bool loom_checkpoint_save(const char *run, const loom_checkpoint_tensors *tensors, const loom_training_state *state,
-                          bool bytes, int keep, loom_comm *comm, loom_error *error) {
-    LOOM_CHECK(state->step >= 0 && state->tokens >= 0 && keep >= 0);
+                          bool bytes, loom_comm *comm, loom_error *error) {
+    LOOM_CHECK(state->step >= 0 && state->tokens >= 0);
     LOOM_CHECK(!bytes || tensors->config->vocab_size >= LOOM_BYTE_VOCABULARY);
     save s = {
         .tensors = tensors,
@@ -162,7 +162,6 @@ bool loom_checkpoint_save(const char *run, const loom_checkpoint_tensors *tensor
     s.manifest.directory = s.temporary;
     const bool filled = fill(&s, run, error), ok = filled && (!leads(&s) || publish(&s, error));
     if (leads(&s) && *s.temporary) loom_remove_tree(s.temporary, NULL); /* what failed, or what was replaced */
-    if (leads(&s) && ok && keep > 0) loom_checkpoint_prune(s.checkpoints, state->step, keep);
     if (filled) return agreed(&s, ok, error);
     if (s.comm) loom_comm_barrier(s.comm, NULL); /* so that nobody ends before rank 0 has cleaned up */
     return false;

@@ -62,6 +62,7 @@ static bool add_state(cJSON *json, const loom_training_state *state) {
         !add_bits(json, "data_identity", state->data_identity) || !add_count(json, "batch", state->batch) ||
         !add_count(json, "seq_len", state->seq_len) || !add_count(json, "training_tokens", state->training_tokens) ||
         !cJSON_AddStringToObject(json, "dtype", loom_dtype_name(state->dtype)) ||
+        (*state->course && !cJSON_AddStringToObject(json, "course", state->course)) ||
         (state->bad_steps > 0 && !add_count(json, "bad_steps", state->bad_steps)) ||
         !add_settings(json, &state->settings))
         return false;
@@ -188,15 +189,15 @@ static bool get_device(const cJSON *json, const char *path, loom_training_settin
     return true;
 }
 
-/* Files that are older than it do not tell. It is only compared and shown. */
-static bool read_arithmetic(const cJSON *json, const char *path, loom_training_settings *settings, loom_error *error) {
-    memset(settings->arithmetic, 0, sizeof settings->arithmetic);
-    if (!cJSON_HasObjectItem(json, "arithmetic")) return true;
-    const char *text = loom_json_get_string(json, path, "arithmetic", error);
+/* A text that files that are older than it do not have. It is only compared and shown. */
+static bool get_later_text(const cJSON *json, const char *path, const char *key, char *to, size_t size,
+                           loom_error *error) {
+    memset(to, 0, size);
+    if (!cJSON_HasObjectItem(json, key)) return true;
+    const char *text = loom_json_get_string(json, path, key, error);
     if (!text) return false;
-    if (strlen(text) >= sizeof settings->arithmetic)
-        return loom_fail(error, "%s: \"arithmetic\" is longer than any is", path);
-    memcpy(settings->arithmetic, text, strlen(text));
+    if (strlen(text) >= size) return loom_fail(error, "%s: \"%s\" is longer than any is", path, key);
+    memcpy(to, text, strlen(text));
     return true;
 }
 
@@ -229,7 +230,8 @@ static bool read_settings(const cJSON *json, const char *path, loom_training_set
         !get_later_dtype(from, path, "grad_dtype", &settings->grad_dtype, error) ||
         !get_switch(from, path, "tf32", &settings->tf32, error) ||
         !get_attention(from, path, &settings->cudnn_attention, error) || !read_ranks(from, path, settings, error) ||
-        !get_device(from, path, settings, error) || !read_arithmetic(from, path, settings, error))
+        !get_device(from, path, settings, error) ||
+        !get_later_text(from, path, "arithmetic", settings->arithmetic, sizeof settings->arithmetic, error))
         return false;
     return true;
 }
@@ -262,6 +264,7 @@ static bool read_state(const cJSON *json, const char *path, loom_training_state 
            get_double(scalars, path, "loss_square", &state->scalars.loss_square, error) &&
            get_double(scalars, path, "norm_mean", &state->scalars.norm_mean, error) &&
            get_double(scalars, path, "norm_square", &state->scalars.norm_square, error) &&
+           get_later_text(json, path, "course", state->course, sizeof state->course, error) &&
            read_bad_steps(json, path, state, error) && read_precision(json, path, state, error) &&
            read_settings(json, path, &state->settings, error);
 }

@@ -12,7 +12,7 @@
  *   RUN/checkpoints/latest     a symbolic link to the newest one
  *
  * A checkpoint is written to a temporary directory beside its place, flushed, renamed, and only then does `latest`
- * move: at any instant `latest` is whole. Older ones are deleted last.
+ * move: at any instant `latest` is whole.
  *
  * Ranks write it together, each what it has, and any number of ranks can load it: its bytes do not depend on how many
  * wrote it, nor on what each of them had. */
@@ -47,6 +47,7 @@ typedef struct loom_training_state {
     int64_t batch, seq_len, training_tokens;
     loom_dtype dtype; /* what the run stores weights and activations in */
     loom_training_settings settings;
+    char course[384];           /* the options that updates hang on, "--lr 0.001 ..."; "" in files that do not tell */
     int64_t bad_steps;          /* in a row, up to this one, whose loss was no number or had run away */
     loom_scalars_state scalars; /* a loss scale of 0: not told, as in files older than loss scaling */
 } loom_training_state;
@@ -102,19 +103,17 @@ typedef struct loom_checkpoint_tensors {
 loom_checkpoint_slice *loom_checkpoint_whole_slices(const loom_checkpoint_tensors *tensors, void *parameters,
                                                     void *moment1, void *moment2, loom_error *error);
 
-/* Saves RUN/checkpoints/step-N, moves `latest`, keeps the newest `keep` (0: all), this one among them whatever its step.
- * On any error the previous ones are as they were and the temporary directory is gone; but what has been written whole
- * and has its name stays, even if `latest` cannot be moved to it. An old one that cannot be deleted is no error: the
- * next save tries again.
+/* Saves RUN/checkpoints/step-N and moves `latest`. On any error the previous ones are as they were and the temporary
+ * directory is gone; but what has been written whole and has its name stays, even if `latest` cannot be moved to it.
  *
  * With a communicator all ranks call it, with slices that together are every bucket once; of all else that is saved, and
  * of what the directory is called, rank 0's counts. The directory must be on a file system that all ranks share. It ends
  * on all ranks alike: an error of one is that of all, as loom_comm_all() has it. NULL: alone. */
 bool loom_checkpoint_save(const char *run, const loom_checkpoint_tensors *tensors, const loom_training_state *state,
-                          bool bytes, int keep, loom_comm *comm, loom_error *error);
+                          bool bytes, loom_comm *comm, loom_error *error);
 
-/* How many bad steps a checkpoint was written after; -1 where it is no whole one. */
-int64_t loom_checkpoint_bad_steps(const char *directory);
+/* The state of a checkpoint's training; false where it is no whole one of a training. */
+bool loom_checkpoint_state(const char *directory, loom_training_state *state);
 
 /* The step of a run's newest checkpoint, as its name says, whole or not; -1 if there is none. */
 int64_t loom_checkpoint_newest(const char *run);

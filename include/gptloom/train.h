@@ -150,7 +150,7 @@ bool loom_trainer_sample(loom_trainer *trainer, int64_t n, bool (*emit)(void *us
                          bool *interrupted, loom_error *error);
 
 /* Writes a checkpoint of the current step into run directory `run`. */
-bool loom_trainer_save(loom_trainer *trainer, const char *run, int keep, loom_error *error);
+bool loom_trainer_save(loom_trainer *trainer, const char *run, loom_error *error);
 
 int64_t loom_trainer_steps_done(const loom_trainer *trainer);
 const char *loom_trainer_note(const loom_trainer *trainer); /* lines on what is not as asked for, or as it was; or "" */
@@ -193,7 +193,8 @@ struct loom_train_observer {
 bool loom_train(const loom_train_options *options, loom_comm *comm, const loom_train_observer *observer,
                 loom_error *error);
 
-/* What loom_train would refuse at first sight, with no device and no ranks: OUT holds a run, there is no such data. */
+/* What loom_train would refuse at first sight, with no device and no ranks: OUT holds another run, there are no such
+ * data for a new one. */
 bool loom_train_check(const loom_train_options *options, loom_error *error);
 
 /* Of a run that goes on elsewhere or was ended: the last step in a rank's log; -1 if there is none. */
