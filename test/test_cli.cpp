@@ -118,6 +118,19 @@ class Program : public ::testing::Test {
         return waitid(P_PID, (id_t)child, &ended, WEXITED | WNOHANG | WNOWAIT) == 0 && ended.si_pid == 0;
     }
 
+    /* Waits until a program waits to write to stdout; false where that cannot be seen. */
+    static bool await_write(pid_t child) {
+        const std::string path = "/proc/" + std::to_string(child) + "/syscall"; /* what its first thread is in */
+        long call = 0;
+        unsigned long descriptor = 0;
+        while (is_running(child) && !slurp("/proc/self/syscall").empty()) {
+            if (sscanf(slurp(path).c_str(), "%ld %lx", &call, &descriptor) == 2 && call == SYS_write && descriptor == 1)
+                return true;
+            usleep(1000);
+        }
+        return false;
+    }
+
     static int wait_for(pid_t child) {
         int status = 0;
         EXPECT_EQ(waitpid(child, &status, 0), child);
@@ -687,21 +700,34 @@ TEST_F(Program, CtrlCInFrontOfAPagerEnds) {
     }
     fcntl(ends[1], F_SETFL, 0);
     const pid_t child = start(training({}), [&] { dup2(ends[1], 1); });
-    const std::string path = "/proc/" + std::to_string(child) + "/syscall"; /* what its first thread is in */
-    long call = 0;
-    unsigned long descriptor = 0;
-    const auto is_waiting = [&] {
-        return sscanf(slurp(path).c_str(), "%ld %lx", &call, &descriptor) == 2 && call == SYS_write && descriptor == 1;
-    };
-    while (!is_waiting() && is_running(child) && !slurp("/proc/self/syscall").empty()) usleep(1000);
+    const bool waited = await_write(child);
     kill(child, SIGINT);
     const Outcome outcome = finish(child);
     close(ends[0]);
     close(ends[1]);
-    if (slurp("/proc/self/syscall").empty()) GTEST_SKIP() << "whether a process waits cannot be seen here";
+    if (!waited) GTEST_SKIP() << "whether a process waits cannot be seen here";
     EXPECT_EQ(outcome.code, 130) << outcome.err;
     ASSERT_EQ(lines_of(outcome.err).size(), 2u) << outcome.err;
     EXPECT_NE(outcome.err.find("could not be written after step 0 (nobody read it)"), std::string::npos) << outcome.err;
+}
+
+/* Nor is it in the way that stderr is the same pipe, as in `gptloom train 2>&1 | less`: what was done is saved. */
+TEST_F(Program, CtrlCInFrontOfAPagerOfBothStreamsSaves) {
+    for (const int number : {SIGINT, SIGTERM}) {
+        int ends[2];
+        fs::remove_all(folder / "run");
+        ASSERT_EQ(pipe2(ends, O_CLOEXEC), 0);
+        ASSERT_EQ(fcntl(ends[1], F_SETPIPE_SZ, 4096), 4096); /* the first lines fit, not those of all steps */
+        const pid_t child = start(training({"--steps", "100"}), [&] { dup2(ends[1], 1), dup2(1, 2); });
+        const bool waited = await_write(child);
+        kill(child, number);
+        EXPECT_EQ(finish(child).code, 128 + number);
+        close(ends[0]);
+        close(ends[1]);
+        if (!waited) GTEST_SKIP() << "whether a process waits cannot be seen here";
+        ASSERT_GT(metrics(), 0u);
+        EXPECT_EQ(std::stoul(latest().substr(5)), metrics());
+    }
 }
 
 /* A file that is opened where 0, 1 or 2 is closed gets that number, and what is printed: cron jobs and daemons close them. */

@@ -9,6 +9,7 @@
 #include "base/file.h"
 #include "base/plural.h"
 #include "base/printable.h"
+#include "base/say.h"
 
 #include <errno.h>
 #include <limits.h>
@@ -473,9 +474,11 @@ static bool check_comm(const loom_train_options *options, loom_error *error) {
 /* At a second Ctrl-C, as far as the run's files tell. */
 static void say_what_would_be_lost(void *out) {
     const int64_t done = loom_run_logged_step(out, 0), saved = loom_checkpoint_newest(out);
-    char lost[128];
+    char lost[128], line[256];
     loom_interrupts_name_lost(lost, sizeof lost, done, saved > 0 ? saved : 0);
-    fprintf(stderr, "gptloom: the ranks end and save still; once more ends them at once, and %s\n", lost);
+    const int length = snprintf(line, sizeof line,
+                                "gptloom: the ranks end and save still; once more ends them at once, and %s\n", lost);
+    loom_say(line, (size_t)length);
 }
 
 /* Starts this command once more for each rank; waits, and prints last why they failed, if they did. */
