@@ -904,6 +904,18 @@ TEST(LockHolder, IsALineThatMakesSense) {
     EXPECT_FALSE(reads("gptloom here a-boot pid:[1] 77 5 6" + std::string(600, ' ') + "\n"));
 }
 
+/* What is no beginning of such a line somebody else has made: it stays, and is not waited for. */
+TEST_F(Locks, AnotherFileStaysAsItIs) {
+    times.settle = times.patience = 1000;
+    for (const std::string text :
+         {"mine\n", "mine", "\n", "gptloom: notes\n", "gptloom here a-boot pid:[1] 77 5\n", "gptloom-2"}) {
+        write("lock", text);
+        refuses({path + ": is a file that gptloom has not made", "move it elsewhere"});
+        std::ifstream file(path, std::ios::binary);
+        EXPECT_EQ(std::string(std::istreambuf_iterator<char>(file), {}), text);
+    }
+}
+
 /* Nothing but its heartbeat tells whether another machine's is alive. */
 TEST_F(Locks, AnotherMachinesIsWatched) {
     loom_lock *lock = nullptr;

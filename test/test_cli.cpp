@@ -1724,11 +1724,17 @@ TEST_F(Places, WhatKilledRunsLeftUnfinishedIsDeleted) {
 TEST_F(Places, LinksInTheWayAreNotFollowed) {
     write("victim", "precious");
     fs::create_directory(run_folder);
-    for (const char *name : {"plan.json", "choices.txt", "samples.txt"})
+    for (const char *name : {"plan.json", "choices.txt", "samples.txt"}) {
         fs::create_symlink("../victim", run_folder / name);
-    expect_mistake(training({}), {"--out: run holds a run already"});
-    fs::remove(run_folder / "samples.txt");
-    expect_run(training({"--stop-after", "2", "-q"}));
+        expect_mistake(training({}), {std::string("--out: run/") + name + " is there already"});
+        fs::remove(run_folder / name);
+    }
+    expect_run(training({"--stop-after", "1", "-q"}));
+    for (const char *name : {"plan.json", "choices.txt"}) {
+        fs::remove(run_folder / name);
+        fs::create_symlink("../victim", run_folder / name);
+    }
+    expect_run({"train", "--resume", "--out", "run", "--stop-after", "1", "-q"});
     EXPECT_FALSE(fs::is_symlink(run_folder / "plan.json"));
     for (const char *name : {"metrics.jsonl", "samples.txt", "lock"}) {
         const bool was_there = fs::exists(run_folder / name);
@@ -1741,6 +1747,25 @@ TEST_F(Places, LinksInTheWayAreNotFollowed) {
     }
     EXPECT_EQ(slurp(folder / "victim"), "precious");
     expect_run({"train", "--resume", "--out", "run", "-q"});
+}
+
+/* A new run writes over nothing that it has not made. */
+TEST_F(Places, FilesOfOthersAreNotWrittenOver) {
+    fs::create_directories(run_folder / "logs");
+    write("run/notes.txt", "mine");
+    write("run/logs/other.log", "mine");
+    for (const char *name :
+         {"metrics.jsonl", "samples.txt", "data.json", "plan.json", "choices.txt", "logs/rank-0000.log", "lock"}) {
+        write(fs::path("run") / name, "mine");
+        expect_mistake(training({}), {std::string("run/") + name});
+        fs::remove(run_folder / name);
+    }
+    /* What runs leave that were killed before they began: on a GPU, with choices. */
+    write("run/choices.txt", "measured on a GPU\n");
+    write("run/.tmp-0123456789abcdef", "half");
+    expect_run(training({"-q"}));
+    EXPECT_EQ(names_in(run_folder), (std::set<std::string>{"checkpoints", "config.ini", "data.json", "logs",
+                                                           "metrics.jsonl", "notes.txt", "plan.json"}));
 }
 
 TEST_F(Places, DirectoriesOfAnotherUserAreRefused) {

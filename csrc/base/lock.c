@@ -73,13 +73,21 @@ static holder make_own(void) {
     return own;
 }
 
+/* How much there is of the file's line; -1 and errno where it cannot be read. */
+static ssize_t read_line(const char *path, char line[LOOM_LOCK_LINE]) {
+    const int descriptor = open(path, O_RDONLY | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK);
+    if (descriptor < 0) return -1;
+    const ssize_t n = pread(descriptor, line, LOOM_LOCK_LINE, 0);
+    const int failure = errno;
+    close(descriptor);
+    errno = failure;
+    return n;
+}
+
 /* What the file says; false if that is not whole, as while it is written. */
 static bool read_holder(const char *path, holder *found) {
     char line[LOOM_LOCK_LINE];
-    const int descriptor = open(path, O_RDONLY | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK);
-    if (descriptor < 0) return false;
-    const ssize_t n = pread(descriptor, line, sizeof line, 0);
-    close(descriptor);
+    const ssize_t n = read_line(path, line);
     return n > 0 && loom_lock_holder_read(found, line, (size_t)n);
 }
 
@@ -204,11 +212,24 @@ static outcome watch(const loom_lock *lock, const holder *other, loom_error *err
     return TAKEN;
 }
 
-/* Whether the lock that is there, open and perhaps flock()ed by us, may be taken over. */
+static outcome fail_to(const loom_lock *lock, const char *what, loom_error *error) {
+    loom_fail(error, "%s: cannot be %s: %s", lock->path, what, strerror(errno));
+    return REFUSED;
+}
+
+/* Whether the lock that is there, open and perhaps flock()ed by us, may be taken over. A file that is none of ours stays. */
 static outcome judge(const loom_lock *lock, bool locked, bool patient, const holder **other, holder *found,
                      loom_error *error) {
+    char line[LOOM_LOCK_LINE];
+    const ssize_t n = read_line(lock->path, line);
     *other = NULL;
-    if (!read_holder(lock->path, found)) return patient ? AGAIN : TAKEN; /* made, and its maker killed at once */
+    if (n < 0) return errno == ENOENT || errno == EINTR ? AGAIN : fail_to(lock, "read", error);
+    if (loom_lock_holder_is_begun(line, (size_t)n)) return patient ? AGAIN : TAKEN; /* its maker was killed at once */
+    if (!loom_lock_holder_read(found, line, (size_t)n)) {
+        loom_fail(error, "%s: is a file that gptloom has not made, where its lock should be; move it elsewhere",
+                  lock->path);
+        return REFUSED;
+    }
     *other = found;
     if (locked && loom_lock_same_system(found, &lock->own)) return TAKEN;
     if (loom_lock_same_space(found, &lock->own))
@@ -220,11 +241,6 @@ static bool is_still_there(int descriptor, const char *path) {
     struct stat open_one, there;
     return fstat(descriptor, &open_one) == 0 && lstat(path, &there) == 0 && open_one.st_dev == there.st_dev &&
            open_one.st_ino == there.st_ino;
-}
-
-static outcome fail_to(const loom_lock *lock, const char *what, loom_error *error) {
-    loom_fail(error, "%s: cannot be %s: %s", lock->path, what, strerror(errno));
-    return REFUSED;
 }
 
 /* `patient`: a file that says nothing yet may be just made. */

@@ -3,7 +3,7 @@
  * On one machine the kernel's lock decides, which ends with its process. On a file system that several machines share it
  * may not reach the others, so the file also tells the host, the process and a heartbeat, which a thread renews: a lock
  * of another machine is taken over only when its heartbeat has stopped. Two machines that take over the same stopped lock
- * at once each look again whose it is. (This has been tried with files that look as if another machine had made them,
+ * at once each look again whose it is. A file that says something else is none of ours, and stays. (This has been tried with files that look as if another machine had made them,
  * not with two machines and NFS.) */
 #ifndef LOOM_BASE_LOCK_H
 #define LOOM_BASE_LOCK_H
