@@ -3,6 +3,7 @@
 #include "gptloom/device.h"
 
 #include "../train/interrupts.h"
+#include "../train/progress.h"
 
 #include <gtest/gtest.h>
 
@@ -858,6 +859,42 @@ TEST_F(Program, LongRunsPrintFewLines) {
     EXPECT_GT(lines.size(), 60u);
     EXPECT_LT(lines.size(), 120u);
     EXPECT_NE(outcome.out.find("step 150/150"), std::string::npos);
+}
+
+/* Where stdout is no terminal, a validation that is long says so, and seldom how far it is. */
+TEST(Progress, OfALongValidationIsToldSeldom) {
+    EXPECT_FALSE(loom_progress_is_due(1000, 0, -1)) << "nothing is known";
+    EXPECT_FALSE(loom_progress_is_due(1, 0.001, -1)) << "the first batches tell little";
+    EXPECT_FALSE(loom_progress_is_due(5, 0.25, -1)) << "it takes 20 s";
+    EXPECT_TRUE(loom_progress_is_due(5, 0.1, -1));
+    EXPECT_FALSE(loom_progress_is_due(170, 0.9, 5)) << "within minutes of the last";
+    EXPECT_TRUE(loom_progress_is_due(190, 0.9, 5));
+    EXPECT_FALSE(loom_progress_is_due(3600, 0.1, 400)) << "of ten hours not a tenth since the last";
+    EXPECT_TRUE(loom_progress_is_due(4000, 0.11, 5));
+    for (const double whole : {20., 60., 36000.}) {
+        int told = 0;
+        double last = -1;
+        for (double part = 0; part < 1; part += 1e-4)
+            if (loom_progress_is_due(part * whole, part, last)) told++, last = part * whole;
+        EXPECT_EQ(told, whole < 30 ? 0 : whole < 180 ? 1 : 10) << whole;
+    }
+}
+
+TEST(Progress, OfALongValidationTellsTokensAndTime) {
+    FILE *out = tmpfile();
+    loom_progress progress;
+    char line[200] = "";
+    loom_progress_begin(&progress, out, 0, 9, 9);
+    progress.validation_tokens = 12345678;
+    loom_progress_validating(&progress, 7, 0);
+    progress.validation_began -= 3600;
+    loom_progress_validating(&progress, 7, 0.5);
+    loom_progress_validating(&progress, 7, 0.51);
+    rewind(out);
+    EXPECT_NE(fgets(line, sizeof line, out), nullptr);
+    EXPECT_STREQ(line, "step 7: validates on 12.3M tokens: 50% done, about 1:00:00 left\n");
+    EXPECT_EQ(fgets(line, sizeof line, out), nullptr);
+    fclose(out);
 }
 
 TEST_F(Program, FlagsWinOverTheConfigFile) {

@@ -283,6 +283,8 @@ static void show_start(session *now, loom_trainer *trainer) {
     now->bytes = loom_dataset_is_bytes(loom_trainer_data(trainer));
     now->saves = options->save;
     loom_progress_begin(&now->progress, stdout, done, ends_early ? done + options->stop_after : planned, planned);
+    if (loom_trainer_has_validation(trainer))
+        now->progress.validation_tokens = loom_trainer_validation_tokens(trainer, options->val_tokens);
     now->progress.peak = peak;
     now->progress.peak_dtype = peak_dtype;
     now->progress.flops_per_token = loom_gpt_flops_per_token(loom_gpt_get_config(gpt), options->seq_len);
@@ -310,9 +312,8 @@ static void on_stepped(void *user, const loom_step_report *report) {
 
 static void on_validating(void *user, int64_t step, double part) {
     session *now = user;
-    (void)step;
     if (now->quiet) return;
-    loom_progress_validating(&now->progress, part);
+    loom_progress_validating(&now->progress, step, part);
     flush(now);
 }
 
