@@ -3,6 +3,7 @@
 #include "gptloom/device.h"
 
 #include "../train/interrupts.h"
+#include "../train/progress.h"
 
 #include <gtest/gtest.h>
 
@@ -116,6 +117,19 @@ class Program : public ::testing::Test {
     static bool is_running(pid_t child) {
         siginfo_t ended = {};
         return waitid(P_PID, (id_t)child, &ended, WEXITED | WNOHANG | WNOWAIT) == 0 && ended.si_pid == 0;
+    }
+
+    /* Waits until a program waits to write to stdout; false where that cannot be seen. */
+    static bool await_write(pid_t child) {
+        const std::string path = "/proc/" + std::to_string(child) + "/syscall"; /* what its first thread is in */
+        long call = 0;
+        unsigned long descriptor = 0;
+        while (is_running(child) && !slurp("/proc/self/syscall").empty()) {
+            if (sscanf(slurp(path).c_str(), "%ld %lx", &call, &descriptor) == 2 && call == SYS_write && descriptor == 1)
+                return true;
+            usleep(1000);
+        }
+        return false;
     }
 
     static int wait_for(pid_t child) {
@@ -706,21 +720,34 @@ TEST_F(Program, CtrlCInFrontOfAPagerEnds) {
     }
     fcntl(ends[1], F_SETFL, 0);
     const pid_t child = start(training({}), [&] { dup2(ends[1], 1); });
-    const std::string path = "/proc/" + std::to_string(child) + "/syscall"; /* what its first thread is in */
-    long call = 0;
-    unsigned long descriptor = 0;
-    const auto is_waiting = [&] {
-        return sscanf(slurp(path).c_str(), "%ld %lx", &call, &descriptor) == 2 && call == SYS_write && descriptor == 1;
-    };
-    while (!is_waiting() && is_running(child) && !slurp("/proc/self/syscall").empty()) usleep(1000);
+    const bool waited = await_write(child);
     kill(child, SIGINT);
     const Outcome outcome = finish(child);
     close(ends[0]);
     close(ends[1]);
-    if (slurp("/proc/self/syscall").empty()) GTEST_SKIP() << "whether a process waits cannot be seen here";
+    if (!waited) GTEST_SKIP() << "whether a process waits cannot be seen here";
     EXPECT_EQ(outcome.code, 130) << outcome.err;
     ASSERT_EQ(lines_of(outcome.err).size(), 2u) << outcome.err;
     EXPECT_NE(outcome.err.find("could not be written after step 0 (nobody read it)"), std::string::npos) << outcome.err;
+}
+
+/* Nor is it in the way that stderr is the same pipe, as in `gptloom train 2>&1 | less`: what was done is saved. */
+TEST_F(Program, CtrlCInFrontOfAPagerOfBothStreamsSaves) {
+    for (const int number : {SIGINT, SIGTERM}) {
+        int ends[2];
+        fs::remove_all(folder / "run");
+        ASSERT_EQ(pipe2(ends, O_CLOEXEC), 0);
+        ASSERT_EQ(fcntl(ends[1], F_SETPIPE_SZ, 4096), 4096); /* the first lines fit, not those of all steps */
+        const pid_t child = start(training({"--steps", "100"}), [&] { dup2(ends[1], 1), dup2(1, 2); });
+        const bool waited = await_write(child);
+        kill(child, number);
+        EXPECT_EQ(finish(child).code, 128 + number);
+        close(ends[0]);
+        close(ends[1]);
+        if (!waited) GTEST_SKIP() << "whether a process waits cannot be seen here";
+        ASSERT_GT(metrics(), 0u);
+        EXPECT_EQ(std::stoul(latest().substr(5)), metrics());
+    }
 }
 
 /* A file that is opened where 0, 1 or 2 is closed gets that number, and what is printed: cron jobs and daemons close them. */
@@ -851,6 +878,42 @@ TEST_F(Program, LongRunsPrintFewLines) {
     EXPECT_GT(lines.size(), 60u);
     EXPECT_LT(lines.size(), 120u);
     EXPECT_NE(outcome.out.find("step 150/150"), std::string::npos);
+}
+
+/* Where stdout is no terminal, a validation that is long says so, and seldom how far it is. */
+TEST(Progress, OfALongValidationIsToldSeldom) {
+    EXPECT_FALSE(loom_progress_is_due(1000, 0, -1)) << "nothing is known";
+    EXPECT_FALSE(loom_progress_is_due(1, 0.001, -1)) << "the first batches tell little";
+    EXPECT_FALSE(loom_progress_is_due(5, 0.25, -1)) << "it takes 20 s";
+    EXPECT_TRUE(loom_progress_is_due(5, 0.1, -1));
+    EXPECT_FALSE(loom_progress_is_due(170, 0.9, 5)) << "within minutes of the last";
+    EXPECT_TRUE(loom_progress_is_due(190, 0.9, 5));
+    EXPECT_FALSE(loom_progress_is_due(3600, 0.1, 400)) << "of ten hours not a tenth since the last";
+    EXPECT_TRUE(loom_progress_is_due(4000, 0.11, 5));
+    for (const double whole : {20., 60., 36000.}) {
+        int told = 0;
+        double last = -1;
+        for (double part = 0; part < 1; part += 1e-4)
+            if (loom_progress_is_due(part * whole, part, last)) told++, last = part * whole;
+        EXPECT_EQ(told, whole < 30 ? 0 : whole < 180 ? 1 : 10) << whole;
+    }
+}
+
+TEST(Progress, OfALongValidationTellsTokensAndTime) {
+    FILE *out = tmpfile();
+    loom_progress progress;
+    char line[200] = "";
+    loom_progress_begin(&progress, out, 0, 9, 9);
+    progress.validation_tokens = 12345678;
+    loom_progress_validating(&progress, 7, 0);
+    progress.validation_began -= 3600;
+    loom_progress_validating(&progress, 7, 0.5);
+    loom_progress_validating(&progress, 7, 0.51);
+    rewind(out);
+    EXPECT_NE(fgets(line, sizeof line, out), nullptr);
+    EXPECT_STREQ(line, "step 7: validates on 12.3M tokens: 50% done, about 1:00:00 left\n");
+    EXPECT_EQ(fgets(line, sizeof line, out), nullptr);
+    fclose(out);
 }
 
 TEST_F(Program, FlagsWinOverTheConfigFile) {
@@ -1732,11 +1795,17 @@ TEST_F(Places, WhatKilledRunsLeftUnfinishedIsDeleted) {
 TEST_F(Places, LinksInTheWayAreNotFollowed) {
     write("victim", "precious");
     fs::create_directory(run_folder);
-    for (const char *name : {"plan.json", "choices.txt", "samples.txt"})
+    for (const char *name : {"plan.json", "choices.txt", "samples.txt"}) {
         fs::create_symlink("../victim", run_folder / name);
-    expect_mistake(training({}), {"--out: run holds a run already"});
-    fs::remove(run_folder / "samples.txt");
-    expect_run(training({"--stop-after", "2", "-q"}));
+        expect_mistake(training({}), {std::string("--out: run/") + name + " is there already"});
+        fs::remove(run_folder / name);
+    }
+    expect_run(training({"--stop-after", "1", "-q"}));
+    for (const char *name : {"plan.json", "choices.txt"}) {
+        fs::remove(run_folder / name);
+        fs::create_symlink("../victim", run_folder / name);
+    }
+    expect_run({"train", "--resume", "--out", "run", "--stop-after", "1", "-q"});
     EXPECT_FALSE(fs::is_symlink(run_folder / "plan.json"));
     for (const char *name : {"metrics.jsonl", "samples.txt", "lock"}) {
         const bool was_there = fs::exists(run_folder / name);
@@ -1749,6 +1818,25 @@ TEST_F(Places, LinksInTheWayAreNotFollowed) {
     }
     EXPECT_EQ(slurp(folder / "victim"), "precious");
     expect_run({"train", "--resume", "--out", "run", "-q"});
+}
+
+/* A new run writes over nothing that it has not made. */
+TEST_F(Places, FilesOfOthersAreNotWrittenOver) {
+    fs::create_directories(run_folder / "logs");
+    write("run/notes.txt", "mine");
+    write("run/logs/other.log", "mine");
+    for (const char *name :
+         {"metrics.jsonl", "samples.txt", "data.json", "plan.json", "choices.txt", "logs/rank-0000.log", "lock"}) {
+        write(fs::path("run") / name, "mine");
+        expect_mistake(training({}), {std::string("run/") + name});
+        fs::remove(run_folder / name);
+    }
+    /* What runs leave that were killed before they began: on a GPU, with choices. */
+    write("run/choices.txt", "measured on a GPU\n");
+    write("run/.tmp-0123456789abcdef", "half");
+    expect_run(training({"-q"}));
+    EXPECT_EQ(names_in(run_folder), (std::set<std::string>{"checkpoints", "config.ini", "data.json", "logs",
+                                                           "metrics.jsonl", "notes.txt", "plan.json"}));
 }
 
 TEST_F(Places, DirectoriesOfAnotherUserAreRefused) {

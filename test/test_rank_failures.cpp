@@ -4,6 +4,9 @@
 
 #include <random>
 
+#include <poll.h>
+#include <sys/stat.h>
+
 namespace {
 
 using namespace support;
@@ -155,6 +158,27 @@ TEST_F(FakeMpirun, RanksAreWarnedWhenTheyHaveBegun) {
     write_file(here.at("go"), "");
     EXPECT_EQ(process->wait(), 0) << process->output();
     EXPECT_TRUE(process->is_gone());
+}
+
+/* Nor does a reader that does not read, of stdout and stderr together, keep them: a pager, or a terminal that is stopped. */
+TEST_F(FakeMpirun, SignalsEndWhatNobodyReads) {
+    const std::string floods = "while :; do echo 'a line, and another one of the same length'; done\n",
+                      begins = "trap '' USR1\necho ready >>$LOOM_LAST_LINE\necho ready >>$LOOM_LAST_LINE\n";
+    for (const auto &[script, signals] :
+         {std::pair(floods, 1), {"exec >&2\n" + floods, 1}, {begins + "exec >&2\n" + floods, 3}}) {
+        const std::string pipe = here.at("command-" + std::to_string(commands + 1) + "."); /* where its output goes */
+        ASSERT_EQ(mkfifo(pipe.c_str(), 0600), 0);
+        const int reader = open(pipe.c_str(), O_RDWR | O_NONBLOCK | O_CLOEXEC);
+        ASSERT_EQ(fcntl(reader, F_SETPIPE_SZ, 4096), 4096);
+        auto process = launch(script);
+        struct pollfd room = {reader, POLLOUT, 0};
+        while (poll(&room, 1, 0) != 0 && !process->has_ended()) usleep(1000);
+        for (int i = 0; i < signals; i++) process->deliver(SIGINT);
+        EXPECT_EQ(process->wait(), 130) << script;
+        fs::remove(pipe);
+        close(reader);
+        EXPECT_TRUE(process->is_gone());
+    }
 }
 
 TEST_F(RankFailures, UnderMpirunItsBannerStandsAndLogsNameTheLastStep) {

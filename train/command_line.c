@@ -1,9 +1,11 @@
 #include "command_line.h"
 
+#include "output.h"
 #include "synonyms.h"
 
 #include "base/check.h"
 #include "base/printable.h"
+#include "base/say.h"
 #include "gptloom/comm.h"
 
 #include <getopt.h>
@@ -253,8 +255,10 @@ void loom_command_line_help(const loom_command_line *line, FILE *out) {
 
 int loom_command_failed(const loom_error *error) {
     loom_give_way_to_rank_0();
-    fflush(stdout);
-    fprintf(stderr, "gptloom: %s\n", error->message);
+    char line[sizeof error->message + 16];
+    const int length = snprintf(line, sizeof line, "gptloom: %s\n", error->message);
+    loom_output_flush();
+    loom_say(line, (size_t)length);
     return 2;
 }
 

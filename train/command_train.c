@@ -9,6 +9,7 @@
 #include "base/file.h"
 #include "base/plural.h"
 #include "base/printable.h"
+#include "base/say.h"
 
 #include <errno.h>
 #include <limits.h>
@@ -282,6 +283,8 @@ static void show_start(session *now, loom_trainer *trainer) {
     now->bytes = loom_dataset_is_bytes(loom_trainer_data(trainer));
     now->saves = options->save;
     loom_progress_begin(&now->progress, stdout, done, ends_early ? done + options->stop_after : planned, planned);
+    if (loom_trainer_has_validation(trainer))
+        now->progress.validation_tokens = loom_trainer_validation_tokens(trainer, options->val_tokens);
     now->progress.peak = peak;
     now->progress.peak_dtype = peak_dtype;
     now->progress.flops_per_token = loom_gpt_flops_per_token(loom_gpt_get_config(gpt), options->seq_len);
@@ -309,9 +312,8 @@ static void on_stepped(void *user, const loom_step_report *report) {
 
 static void on_validating(void *user, int64_t step, double part) {
     session *now = user;
-    (void)step;
     if (now->quiet) return;
-    loom_progress_validating(&now->progress, part);
+    loom_progress_validating(&now->progress, step, part);
     flush(now);
 }
 
@@ -473,9 +475,11 @@ static bool check_comm(const loom_train_options *options, loom_error *error) {
 /* At a second Ctrl-C, as far as the run's files tell. */
 static void say_what_would_be_lost(void *out) {
     const int64_t done = loom_run_logged_step(out, 0), saved = loom_checkpoint_newest(out);
-    char lost[128];
+    char lost[128], line[256];
     loom_interrupts_name_lost(lost, sizeof lost, done, saved > 0 ? saved : 0);
-    fprintf(stderr, "gptloom: the ranks end and save still; once more ends them at once, and %s\n", lost);
+    const int length = snprintf(line, sizeof line,
+                                "gptloom: the ranks end and save still; once more ends them at once, and %s\n", lost);
+    loom_say(line, (size_t)length);
 }
 
 /* Starts this command once more for each rank; waits, and prints last why they failed, if they did. */

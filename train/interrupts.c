@@ -1,6 +1,8 @@
 #include "interrupts.h"
 #include "output.h"
 
+#include "base/say.h"
+
 #include <errno.h>
 #include <signal.h>
 #include <stdatomic.h>
@@ -19,13 +21,13 @@ static atomic_bool begun, speaks, saves, live;
 static char text[2][256];
 static atomic_int shown;
 
-/* To stderr, in one write; past a live line on stdout, which is drawn again after it. */
+/* To stderr; past a live line on stdout, which is drawn again after it. */
 static void say(const char *line) {
     static const char clear[] = "\r\x1b[K";
     if (!speaks) return;
-    ssize_t written = live ? write(STDOUT_FILENO, clear, strlen(clear)) : 0;
-    written = write(STDERR_FILENO, line, strlen(line));
-    (void)written; /* there is nobody left to tell */
+    const ssize_t written = live ? write(STDOUT_FILENO, clear, strlen(clear)) : 0;
+    (void)written;
+    loom_say(line, strlen(line));
 }
 
 /* Ends the program as the signal would; it is delivered when the handler, in which it is blocked, returns. */
@@ -40,8 +42,11 @@ static void handle(int number) {
     int none = 0;
     if (!begun && number != SIGUSR1) {
         end_at_once(number);
-    } else if (atomic_compare_exchange_strong(&asked, &none, number)) {
-        loom_output_give_up_if_blocked();
+        return;
+    }
+    loom_hurry(true);
+    loom_output_give_up_if_blocked();
+    if (atomic_compare_exchange_strong(&asked, &none, number)) {
         say(saves ? "gptloom: interrupted: ends with the micro-batch and saves the last whole step; --resume goes on\n"
                   : "gptloom: interrupted: ends with the micro-batch\n");
     } else if (counts && atomic_fetch_add(&repeated, 1) > 0) {

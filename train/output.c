@@ -1,5 +1,7 @@
 #include "output.h"
 
+#include "base/say.h"
+
 #include <errno.h>
 #include <fcntl.h>
 #include <poll.h>
@@ -47,6 +49,7 @@ static int reason_of_earlier(void) {
 }
 
 bool loom_output_flush(void) {
+    loom_output_give_up_if_blocked();
     errno = 0;
     if (fflush(stdout) == 0 && !ferror(stdout)) return true;
     note(errno ? errno : reason_of_earlier());
@@ -61,8 +64,8 @@ void loom_output_flush_or_give_up(void) {
 }
 
 void loom_output_give_up_if_blocked(void) {
-    struct pollfd out = {.fd = STDOUT_FILENO, .events = POLLOUT};
-    if (poll(&out, 1, 0) == 0) give_up(EAGAIN);
+    if (!loom_may_write(STDOUT_FILENO)) give_up(EAGAIN);
+    if (!loom_may_write(STDERR_FILENO) && nowhere >= 0) dup2(nowhere, STDERR_FILENO);
 }
 
 int loom_output_failure(void) {

@@ -7,6 +7,10 @@
 
 #include <stdio.h>
 
+#ifdef __cplusplus
+extern "C" {
+#endif
+
 typedef struct loom_progress {
     FILE *out;
     bool live;                    /* a terminal */
@@ -21,7 +25,9 @@ typedef struct loom_progress {
     double validation;       /* NAN until there is one */
     double validating;       /* how far it is, from 0 to 1; negative: it is not under way */
     double validation_seconds;
-    double started, drawn; /* seconds on the monotonic clock */
+    double validation_began, told; /* when; how long after that a line last told how far it is, negative: not yet */
+    int64_t validation_tokens;     /* that one takes */
+    double started, drawn;         /* seconds on the monotonic clock */
     int64_t skipped;
     bool open; /* a live line stands without its newline */
 } loom_progress;
@@ -30,8 +36,9 @@ typedef struct loom_progress {
 void loom_progress_begin(loom_progress *progress, FILE *out, int64_t first, int64_t last, int64_t total);
 
 void loom_progress_step(loom_progress *progress, const loom_step_report *report);
-/* During validation the live line says how far it is; a plain one comes at its end, with the time that it took. */
-void loom_progress_validating(loom_progress *progress, double part);
+/* During validation the live line says how far it is; a plain one comes at its end, with the time that it took, and in one
+ * that is long sparse ones before, with the time that is left. */
+void loom_progress_validating(loom_progress *progress, int64_t step, double part);
 void loom_progress_validated(loom_progress *progress, int64_t step, const loom_validation *result);
 
 /* Ends the live line, if one stands, so that other lines can be printed; the next step draws it anew. */
@@ -40,6 +47,11 @@ void loom_progress_interrupt(loom_progress *progress);
 /* Ends the session: the live line, if one stands, shows the last step and stays. */
 void loom_progress_end(loom_progress *progress);
 
+/* Whether a plain line on how far something is is due, `seconds` after it began, a `part` of it done, and the last such line
+ * `told` seconds after it began (negative: none yet). One comes once it is clear that it takes half a minute or more; then
+ * one for each tenth, but none within minutes. */
+bool loom_progress_is_due(double seconds, double part, double told);
+
 double loom_progress_seconds(const loom_progress *progress); /* since the beginning */
 
 /* "1:05", "2:03:04" or "3d 04:05". */
@@ -47,4 +59,7 @@ void loom_format_duration(char *text, size_t size, double seconds);
 /* "812", "12.3K", "1.25M", "3.1G". */
 void loom_format_count(char *text, size_t size, double count);
 
+#ifdef __cplusplus
+}
+#endif
 #endif

@@ -5,6 +5,7 @@
 #include "base/file.h"
 #include "base/printable.h"
 #include "checkpoint/directory.h"
+#include "cuda/choices.h"
 
 #include <errno.h>
 #include <inttypes.h>
@@ -40,17 +41,31 @@ typedef struct run {
 
 /* ------------------------------------------------------------------------------------------------------ the directory */
 
-/* A new run needs a place of its own. */
+/* Choices are written before config.ini: of a run that was killed between them they are all that is left. */
+static bool is_left(const char *path, const char *name) {
+    char text[sizeof LOOM_CHOICES_BEGIN - 1];
+    FILE *file = strcmp(name, "choices.txt") ? NULL : loom_file_open(path, NULL);
+    const bool is = file && fread(text, sizeof text, 1, file) == 1 && !memcmp(text, LOOM_CHOICES_BEGIN, sizeof text);
+    if (file) fclose(file);
+    return is;
+}
+
+/* A new run needs a place of its own: it writes over nothing that it has not made. (The lock tells that of itself.) */
 static bool check_place(const loom_train_options *options, loom_error *error) {
-    static const char *const parts[] = {"config.ini", "metrics.jsonl", "samples.txt", "checkpoints", "saved"};
+    static const char *const parts[] = {"config.ini", "checkpoints", "metrics.jsonl",      "samples.txt", "data.json",
+                                        "plan.json",  "choices.txt", "logs/rank-0000.log", "saved"};
+    enum { OF_WHAT_GOES_ON = 2 }; /* the first ones */
     char part[PATH_MAX];
     if (!options->out || !*options->out) return loom_fail(error, "--out: name the directory for the run");
     if (options->resume) return true;
     for (size_t i = 0; i < sizeof parts / sizeof *parts; i++) {
         if (!loom_join_path(part, sizeof part, options->out, parts[i], error)) return false;
-        if (loom_path_exists(part))
+        if (!loom_path_exists(part) || is_left(part, parts[i])) continue;
+        if (i < OF_WHAT_GOES_ON)
             return loom_fail(error, "--out: %s holds a run already; --resume continues it, or take another directory",
                              options->out);
+        return loom_fail(error, "--out: %s is there already, and a run would write over it; take another directory",
+                         part);
     }
     if (loom_path_exists(options->out) && !loom_is_directory(options->out))
         return loom_fail(error, "--out: %s is not a directory", options->out);

@@ -16,7 +16,7 @@
 #include <time.h>
 #include <unistd.h>
 
-const loom_lock_times loom_lock_standard_times = {.heartbeat = 15, .patience = 60, .old = 600, .settle = 2};
+const loom_lock_times loom_lock_standard_times = {.heartbeat = 15, .patience = 60, .settle = 2};
 
 typedef loom_lock_holder holder;
 
@@ -73,13 +73,21 @@ static holder make_own(void) {
     return own;
 }
 
+/* How much there is of the file's line; -1 and errno where it cannot be read. */
+static ssize_t read_line(const char *path, char line[LOOM_LOCK_LINE]) {
+    const int descriptor = open(path, O_RDONLY | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK);
+    if (descriptor < 0) return -1;
+    const ssize_t n = pread(descriptor, line, LOOM_LOCK_LINE, 0);
+    const int failure = errno;
+    close(descriptor);
+    errno = failure;
+    return n;
+}
+
 /* What the file says; false if that is not whole, as while it is written. */
 static bool read_holder(const char *path, holder *found) {
     char line[LOOM_LOCK_LINE];
-    const int descriptor = open(path, O_RDONLY | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK);
-    if (descriptor < 0) return false;
-    const ssize_t n = pread(descriptor, line, sizeof line, 0);
-    close(descriptor);
+    const ssize_t n = read_line(path, line);
     return n > 0 && loom_lock_holder_read(found, line, (size_t)n);
 }
 
@@ -170,10 +178,10 @@ static bool start_thread(loom_lock *lock, loom_error *error) {
 
 typedef enum outcome { TAKEN, REFUSED, AGAIN } outcome;
 
-static outcome refuse(const loom_lock *lock, const holder *other, loom_error *error) {
+static outcome refuse(const loom_lock *lock, const holder *other, long long silence, loom_error *error) {
     loom_fail(error,
               "%s: is in use by process %ld on %s (its last sign of life: %lld s ago); wait for its end, or end it",
-              lock->what, other->process, other->host, loom_lock_silence(other, now()));
+              lock->what, other->process, other->host, silence);
     return REFUSED;
 }
 
@@ -188,31 +196,45 @@ static void tell(const loom_lock *lock, const char *format, ...) {
     if (lock->listener.tell) lock->listener.tell(lock->listener.user, line);
 }
 
-/* Looks whether a lock of another machine is renewed: only that it is not, for a while, tells that nobody has it. */
+/* Looks whether a lock of another machine is renewed: only that it is not, for a while, tells that nobody has it. A
+ * heartbeat that comes is new, whatever that machine's clock says. */
 static outcome watch(const loom_lock *lock, const holder *other, loom_error *error) {
     holder found;
-    const long long age = loom_lock_silence(other, now());
     const double pause = lock->times.patience / 60;
-    if ((double)age >= lock->times.old) return TAKEN;
     tell(lock, "%s: process %ld on %s may be at work there; watching for up to %.0f s whether it is", lock->what,
          other->process, other->host, lock->times.patience);
     for (int i = 0; i < 60; i++) {
         wait_seconds(pause);
         if (!read_holder(lock->path, &found)) return AGAIN;
-        if (found.beat != other->beat || !loom_lock_same_holder(&found, other)) return refuse(lock, &found, error);
+        if (found.beat != other->beat || !loom_lock_same_holder(&found, other)) return refuse(lock, &found, 0, error);
     }
     return TAKEN;
 }
 
-/* Whether the lock that is there, open and perhaps flock()ed by us, may be taken over. */
+static outcome fail_to(const loom_lock *lock, const char *what, loom_error *error) {
+    loom_fail(error, "%s: cannot be %s: %s", lock->path, what, strerror(errno));
+    return REFUSED;
+}
+
+/* Whether the lock that is there, open and perhaps flock()ed by us, may be taken over. A file that is none of ours stays. */
 static outcome judge(const loom_lock *lock, bool locked, bool patient, const holder **other, holder *found,
                      loom_error *error) {
+    char line[LOOM_LOCK_LINE];
+    const ssize_t n = read_line(lock->path, line);
     *other = NULL;
-    if (!read_holder(lock->path, found)) return patient ? AGAIN : TAKEN; /* made, and its maker killed at once */
+    if (n < 0) return errno == ENOENT || errno == EINTR ? AGAIN : fail_to(lock, "read", error);
+    if (loom_lock_holder_is_begun(line, (size_t)n)) return patient ? AGAIN : TAKEN; /* its maker was killed at once */
+    if (!loom_lock_holder_read(found, line, (size_t)n)) {
+        loom_fail(error, "%s: is a file that gptloom has not made, where its lock should be; move it elsewhere",
+                  lock->path);
+        return REFUSED;
+    }
     *other = found;
     if (locked && loom_lock_same_system(found, &lock->own)) return TAKEN;
     if (loom_lock_same_space(found, &lock->own))
-        return found->start >= 0 && start_of(found->process) == found->start ? refuse(lock, found, error) : TAKEN;
+        return found->start >= 0 && start_of(found->process) == found->start
+                   ? refuse(lock, found, loom_lock_silence(found, now()), error)
+                   : TAKEN;
     return watch(lock, found, error);
 }
 
@@ -220,11 +242,6 @@ static bool is_still_there(int descriptor, const char *path) {
     struct stat open_one, there;
     return fstat(descriptor, &open_one) == 0 && lstat(path, &there) == 0 && open_one.st_dev == there.st_dev &&
            open_one.st_ino == there.st_ino;
-}
-
-static outcome fail_to(const loom_lock *lock, const char *what, loom_error *error) {
-    loom_fail(error, "%s: cannot be %s: %s", lock->path, what, strerror(errno));
-    return REFUSED;
 }
 
 /* `patient`: a file that says nothing yet may be just made. */
@@ -243,7 +260,7 @@ static outcome try_to_take(loom_lock *lock, bool patient, loom_error *error) {
     }
     const bool locked = flock(lock->descriptor, LOCK_EX | LOCK_NB) == 0;
     if (!locked && errno == EWOULDBLOCK) {
-        if (read_holder(lock->path, &found)) return refuse(lock, &found, error);
+        if (read_holder(lock->path, &found)) return refuse(lock, &found, loom_lock_silence(&found, now()), error);
         if (patient) return AGAIN;
         loom_fail(error, "%s: is in use by another process", lock->what);
         return REFUSED;
@@ -264,7 +281,7 @@ static outcome try_to_take(loom_lock *lock, bool patient, loom_error *error) {
     if (!other || (locked && loom_lock_same_system(other, &lock->own))) return TAKEN;
     wait_seconds(lock->times.settle);
     if (!read_holder(lock->path, &again)) return AGAIN;
-    return loom_lock_same_holder(&again, &lock->own) ? TAKEN : refuse(lock, &again, error);
+    return loom_lock_same_holder(&again, &lock->own) ? TAKEN : refuse(lock, &again, 0, error);
 }
 
 bool loom_lock_take(loom_lock **out, const char *path, const char *what, const loom_lock_times *times,

@@ -2,9 +2,10 @@
  *
  * On one machine the kernel's lock decides, which ends with its process. On a file system that several machines share it
  * may not reach the others, so the file also tells the host, the process and a heartbeat, which a thread renews: a lock
- * of another machine is taken over only when its heartbeat has stopped. Two machines that take over the same stopped lock
- * at once each look again whose it is. (This has been tried with files that look as if another machine had made them,
- * not with two machines and NFS.) */
+ * of another machine is taken over only when it has been watched and its heartbeat has stopped. How old that is says
+ * nothing, as clocks differ. Two machines that take over the same stopped lock at once each look again whose it is. A file
+ * that says something else is none of ours, and stays. (This has been tried with files that look as if another machine had
+ * made them, not with two machines and NFS.) */
 #ifndef LOOM_BASE_LOCK_H
 #define LOOM_BASE_LOCK_H
 
@@ -22,7 +23,6 @@ typedef struct loom_lock loom_lock;
 typedef struct loom_lock_times {
     double heartbeat; /* between two heartbeats */
     double patience;  /* without a heartbeat, watched, after which a lock of another machine is taken over */
-    double old;       /* the age by the clock at which it is taken over at once; clocks differ by less than that */
     double settle;    /* after a lock of another machine is taken over, before it is looked at again */
 } loom_lock_times;
 

@@ -28,6 +28,12 @@ bool loom_lock_holder_read(loom_lock_holder *holder, const char *text, size_t si
     return holder->process > 0 && holder->start >= -1 && holder->beat >= 0;
 }
 
+bool loom_lock_holder_is_begun(const char *text, size_t size) {
+    static const char word[] = "gptloom ";
+    const size_t most = sizeof word - 1;
+    return size < LOOM_LOCK_LINE && !memchr(text, '\n', size) && !memcmp(text, word, size < most ? size : most);
+}
+
 int loom_lock_holder_write(const loom_lock_holder *holder, char line[LOOM_LOCK_LINE]) {
     return snprintf(line, LOOM_LOCK_LINE, "gptloom %s %s %s %ld %lld %lld\n", holder->host, holder->boot, holder->space,
                     holder->process, holder->start, holder->beat);

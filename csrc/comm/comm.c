@@ -3,6 +3,7 @@
 #include "base/check.h"
 #include "base/clock.h"
 #include "base/nearest.h"
+#include "base/say.h"
 #include "comm/rendezvous.h"
 
 #include <fcntl.h>
@@ -27,9 +28,7 @@ static bool write_to_launcher(const char *line) {
 }
 
 static void print_line(const char *line) {
-    if (write_to_launcher(line)) return;
-    const ssize_t written = write(STDERR_FILENO, line, strlen(line));
-    (void)written; /* there is nobody left to tell */
+    if (!write_to_launcher(line)) loom_say(line, strlen(line));
 }
 
 /* ----------------------------------------------------------------------------------------------------------- open, close */

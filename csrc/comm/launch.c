@@ -3,6 +3,7 @@
 
 #include "base/clock.h"
 #include "base/file.h"
+#include "base/say.h"
 #include "comm/rendezvous.h"
 
 #include <dirent.h>
@@ -40,12 +41,14 @@ static void count_signal(int number) {
         if (signals[i] == number) got[i]++;
     if (!first) first = number;
     if (number != SIGUSR1) by = number;
+    loom_hurry(true);
 }
 
 /* What this process ignores, as nohup has it do, stays ignored. */
 static void catch_signals(struct sigaction before[SIGNALS]) {
     const struct sigaction action = {.sa_handler = count_signal};
     first = by = 0;
+    loom_hurry(false);
     for (int i = 0; i < SIGNALS; i++) {
         got[i] = 0;
         sigaction(signals[i], &action, &before[i]);
@@ -168,8 +171,7 @@ static void listen_once(launch *l) {
     char text[4096];
     const ssize_t n = read(l->output, text, sizeof text);
     if (n < 0 && errno == EINTR) return;
-    for (ssize_t done = 0, out; done < n; done += out)
-        if ((out = write(STDERR_FILENO, text + done, (size_t)(n - done))) <= 0) break;
+    if (n > 0) loom_say(text, (size_t)n);
     for (ssize_t i = 0; i < n; i++) {
         if (text[i] == '\n')
             look_at_line(l);
@@ -181,11 +183,6 @@ static void listen_once(launch *l) {
     l->output = -1;
 }
 
-static bool takes_more(int file) {
-    struct pollfd polled = {.fd = file, .events = POLLOUT};
-    return poll(&polled, 1, 0) != 0;
-}
-
 /* Passes on what ranks print. mpirun would end them where its stdout breaks; where ours does, nothing more is passed on. Nor
  * does a reader that does not read, as a pager, hold up what signals ask for. */
 static void pass_on(launch *l) {
@@ -193,7 +190,7 @@ static void pass_on(launch *l) {
     const ssize_t n = read(l->prints, text, sizeof text);
     if (n < 0 && errno == EINTR) return;
     for (ssize_t done = 0; done < n && !l->end->unwritten;) {
-        const bool may = !first || takes_more(STDOUT_FILENO);
+        const bool may = loom_may_write(STDOUT_FILENO);
         const ssize_t out = may ? write(STDOUT_FILENO, text + done, (size_t)(n - done)) : -1;
         if (out >= 0)
             done += out;

@@ -6,7 +6,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-static const char FIRST[] = "measured on ";
+static const char FIRST[] = LOOM_CHOICES_BEGIN;
 
 static const char *const names[LOOM_CHOICE_KINDS] = {
     [LOOM_CHOICE_MATMUL] = "matmul", [LOOM_CHOICE_DBIAS] = "dbias", [LOOM_CHOICE_ATTENTION] = "attention"};

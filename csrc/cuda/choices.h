@@ -22,6 +22,9 @@ typedef enum loom_choice_kind {
     LOOM_CHOICE_KINDS
 } loom_choice_kind;
 
+/* How the text begins; by it the choices of a run that was killed are told from other files. */
+#define LOOM_CHOICES_BEGIN "measured on "
+
 enum { LOOM_CHOICE_ALGORITHM = 64 /* bytes */, LOOM_CHOICE_KEY = 800, LOOM_CHOICE_VALUE = 400 };
 
 typedef struct loom_choice {

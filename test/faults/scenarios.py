@@ -186,4 +186,5 @@ NOT_HERE = [
     ("train/command_train.c", "show_settings", "printf", "needs cuDNN and a GPU"),
     ("train/command_train.c", "show_start", "printf", "a GPU that is passed over as it does not work; the rest of the function is reached"),
     ("train/command_train.c", "show_end", "printf", "a validation that takes a second"),
+    ("train/progress.c", "print_validating", "", "a validation that takes half a minute"),
 ]

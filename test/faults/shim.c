@@ -587,8 +587,9 @@ int glob(const char *pattern, int flags, int (*failed)(const char *, int), glob_
     }
 
 static size_t room_or_fail(int file, size_t bytes, bool *failed) {
-    const size_t room = bytes > 0 ? take_room(file, bytes) : 0;
-    *failed = bytes > 0 && room == 0;
+    const bool needs = bytes > 0 && file != STDERR_FILENO; /* messages come through */
+    const size_t room = needs ? take_room(file, bytes) : bytes;
+    *failed = needs && room == 0;
     if (*failed) errno = ENOSPC;
     return room;
 }
@@ -602,7 +603,7 @@ ssize_t write(int file, const void *data, size_t bytes) {
     RESOLVE(write);
     bool full;
     int what = VERDICT(write);
-    if (file == STDERR_FILENO && REAL_SHORT(what)) what = 0; /* messages come through */
+    if (file == STDERR_FILENO && REAL_SHORT(what)) what = 0;
     if (REAL_SHORT(what)) return errno = what, -1;
     if (what == SHORT && bytes > 1) bytes /= 2;
     bytes = room_or_fail(file, bytes, &full);
