@@ -1836,7 +1836,7 @@ TEST_F(Places, FilesOfOthersAreNotWrittenOver) {
     write("run/.tmp-0123456789abcdef", "half");
     expect_run(training({"-q"}));
     EXPECT_EQ(names_in(run_folder), (std::set<std::string>{"checkpoints", "config.ini", "data.json", "logs",
-                                                           "metrics.jsonl", "notes.txt", "plan.json"}));
+                                                           "metrics.jsonl", "notes.txt", "plan.json", "saved"}));
 }
 
 TEST_F(Places, DirectoriesOfAnotherUserAreRefused) {

@@ -272,14 +272,14 @@ TEST_F(CudaRun, TakesTheChoicesOfAnotherRun) {
 /* A run that was ended before its first checkpoint begins anew with the choices that it has, not with others. */
 TEST_F(CudaRun, ARunThatBeginsAnewTakesItsOwnChoices) {
     ASSERT_TRUE(trains(run("a", {{"stop-after", "1"}})));
-    for (const char *name : {"latest", "step-00000001"})
-        fs::remove_all(directory.at(std::string("a/checkpoints/") + name));
+    for (const char *name : {"checkpoints/latest", "checkpoints/step-00000001", "saved"})
+        fs::remove_all(directory.at(std::string("a/") + name));
     const std::string own = read_file(directory.at("a/choices.txt"));
     ASSERT_TRUE(trains(run("a", {{"stop-after", "1"}, {"resume", "true"}})));
     EXPECT_EQ(read_file(directory.at("a/choices.txt")), own);
 
-    for (const char *name : {"latest", "step-00000001"})
-        fs::remove_all(directory.at(std::string("a/checkpoints/") + name));
+    for (const char *name : {"checkpoints/latest", "checkpoints/step-00000001", "saved"})
+        fs::remove_all(directory.at(std::string("a/") + name));
     std::string other = own;
     other.replace(other.find("emulated"), 8, "imagined");
     write_file(directory.at("a/choices.txt"), other);
