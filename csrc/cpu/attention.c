@@ -18,15 +18,24 @@ static int64_t smaller(int64_t a, int64_t b) {
     return a < b ? a : b;
 }
 
+/* Where head h of position t of a (B,T,H,D) view lies. */
+static void *head_address(const loom_view *v, int64_t b, int64_t t, int64_t h) {
+    const int64_t element = b * v->stride[0] + t * v->stride[1] + h * v->stride[2];
+    return (char *)v->data + (size_t)element * stored_size(v->dtype);
+}
+
+static const real *read_head(const loom_view *v, int64_t b, int64_t t, int64_t h, real *scratch) {
+    ask_for(head_address(v, b, t + AHEAD, h), (size_t)v->shape[3] * stored_size(v->dtype));
+    return reals_at(head_address(v, b, t, h), v->dtype, v->shape[3], scratch);
+}
+
 /* Rows first .. first + rows - 1 of head h of a (B,T,H,D) view, times `scale`; zeros up to padded_rows and padded_D. */
 static void load_tile(real *tile, const loom_view *v, int64_t b, int64_t h, int64_t first, int64_t rows,
                       int64_t padded_rows, int64_t padded_D, real scale) {
     const int64_t D = v->shape[3];
     for (int64_t r = 0; r < rows; r++) {
         real *row = tile + r * padded_D;
-        const int64_t element = b * v->stride[0] + (first + r) * v->stride[1] + h * v->stride[2];
-        const real *stored = reals_at((const char *)v->data + (size_t)element * loom_dtype_size(v->dtype), v->dtype, D,
-                                      row);
+        const real *stored = read_head(v, b, first + r, h, row);
 #pragma omp simd
         for (int64_t d = 0; d < D; d++) row[d] = stored[d] * scale;
         for (int64_t d = D; d < padded_D; d++) row[d] = 0;
@@ -36,11 +45,8 @@ static void load_tile(real *tile, const loom_view *v, int64_t b, int64_t h, int6
 
 static void store_tile(const loom_view *v, int64_t b, int64_t h, int64_t first, int64_t rows, const real *tile,
                        int64_t padded_D) {
-    for (int64_t r = 0; r < rows; r++) {
-        const int64_t element = b * v->stride[0] + (first + r) * v->stride[1] + h * v->stride[2];
-        store_reals((char *)v->data + (size_t)element * loom_dtype_size(v->dtype), v->dtype, tile + r * padded_D,
-                    v->shape[3]);
-    }
+    for (int64_t r = 0; r < rows; r++)
+        store_reals(head_address(v, b, first + r, h), v->dtype, tile + r * padded_D, v->shape[3]);
 }
 
 /* Likewise transposed, (D, TILE). Rows that are not stored as reals go through `staging` (TILE, padded_D). */
@@ -51,12 +57,7 @@ static void load_transposed(real *tile, real *staging, const loom_view *v, int64
         const real *row[4];
         for (int i = 0; i < 4; i++) {
             real *own = staging + (r + i) * padded_D;
-            const int64_t element = b * v->stride[0] + (first + r + i) * v->stride[1] + h * v->stride[2];
-            if (r + i < rows)
-                row[i] = reals_at((const char *)v->data + (size_t)element * loom_dtype_size(v->dtype), v->dtype, D,
-                                  own);
-            else
-                row[i] = memset(own, 0, (size_t)D * sizeof *own);
+            row[i] = r + i < rows ? read_head(v, b, first + r + i, h, own) : memset(own, 0, (size_t)D * sizeof *own);
         }
         int64_t d = 0;
         for (; d + 4 <= D; d += 4) transpose_4x4(tile + d * TILE + r, TILE, row, d);

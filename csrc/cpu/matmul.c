@@ -68,8 +68,15 @@ static const void *stored_at(const operand *o, int64_t outer, int64_t inner) {
 static inline __attribute__((always_inline)) void copy_strips(real *to, const operand *o, int64_t outer, int64_t inner,
                                                               int64_t outers, int64_t inners, int wide) {
     real converted[MOST_COLUMNS];
+    const loom_dtype dtype = o->view->dtype;
+    const bool regular = loom_rows_regular(o->view);
+    const char *const first = stored_at(o, outer, inner);
+    const size_t size = stored_size(dtype), bytes = (size_t)outers * size;
+    const int64_t step = o->view->stride[2] * (int64_t)size;
     for (int64_t i = 0; i < inners; i++) {
-        const real *from = reals_at(stored_at(o, outer, inner + i), o->view->dtype, outers, converted);
+        const char *stored = regular ? first + i * step : stored_at(o, outer, inner + i);
+        if (regular) ask_for(stored + AHEAD * step, bytes);
+        const real *from = reals_at(stored, dtype, outers, converted);
         real *at = to + i * wide;
         int64_t r = 0;
         for (; r + wide <= outers; r += wide) memcpy(at + r * inners, from + r, (size_t)wide * sizeof *to);

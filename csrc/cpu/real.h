@@ -55,17 +55,33 @@ typedef real vector __attribute__((vector_size(VECTOR_BYTES), aligned(sizeof(rea
 
 /* ------------------------------------------------------------------------------------------------------------- rows */
 
-/* Where row `row` of a view starts, rows counted over all but the innermost dimension. */
+static inline size_t stored_size(loom_dtype dtype) {
+    return dtype == LOOM_REAL_DTYPE ? sizeof(real) : loom_dtype_size(dtype);
+}
+
+/* Where row `row` of a view starts, rows counted over all but the innermost dimension. Rows are all one stride apart in
+ * most views, and then nothing is divided. */
 static inline void *row_address(const loom_view *view, int64_t row) {
-    const int64_t c = row % view->shape[2], b = row / view->shape[2] % view->shape[1],
-                  a = row / view->shape[2] / view->shape[1];
-    const int64_t element = a * view->stride[0] + b * view->stride[1] + c * view->stride[2];
-    return (char *)view->data + (size_t)element * loom_dtype_size(view->dtype);
+    const int64_t *shape = view->shape, *stride = view->stride;
+    int64_t element = row * stride[2];
+    if (stride[1] != shape[2] * stride[2] || stride[0] != shape[1] * stride[1]) {
+        const int64_t c = row % shape[2], b = row / shape[2] % shape[1], a = row / shape[2] / shape[1];
+        element = a * stride[0] + b * stride[1] + c * stride[2];
+    }
+    return (char *)view->data + (size_t)element * stored_size(view->dtype);
 }
 
 /* Where column `first` of a row lies. */
 static inline void *element_address(const loom_view *view, int64_t row, int64_t first) {
-    return (char *)row_address(view, row) + (size_t)first * loom_dtype_size(view->dtype);
+    return (char *)row_address(view, row) + (size_t)first * stored_size(view->dtype);
+}
+
+/* Short pieces of rows that lie far apart no processor sees coming: they are asked for AHEAD rows before they are read. An
+ * address behind the last is no error. */
+enum { AHEAD = 12 };
+static inline void ask_for(const void *stored, size_t bytes) {
+    enum { LINE = 64 };
+    for (size_t i = 0; i < bytes; i += LINE) __builtin_prefetch((const char *)stored + i);
 }
 
 static inline bool stored_as_real(const loom_view *view) {
