@@ -669,7 +669,7 @@ TEST_F(Files, DirectoriesThatAllMayWriteToAreRefused) {
         mode("a/b", 0777);
         refusal(check(name), {at(name) + ": all users may write to it (mode 0777)", "chmod o-w"});
         mode("a/b", 01777);
-        refusal(check(name), {at(name) + ": all users may write to it (mode 1777)"});
+        refusal(check(name), {at(name) + ": all users may write to it (mode 1777)", "one below it"});
     }
     mode("a/b", 0755);
     mode("a", 0777); /* as the directories that containers are given */

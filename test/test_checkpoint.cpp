@@ -116,7 +116,7 @@ TEST_F(CheckpointTest, StateSurvivesAtItsLimits) {
     state.seq_len = INT64_MAX;
     state.training_tokens = (int64_t{1} << 53) + 1;
     memset(state.course, 'x', sizeof state.course - 1);
-    state.bad_steps = INT64_MAX;
+    state.bad_steps = state.step;
     const double values[] = {0.0,          -0.0,
                              DBL_MAX,      -DBL_MIN,
                              DBL_TRUE_MIN, -5 * DBL_TRUE_MIN,

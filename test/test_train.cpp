@@ -1784,6 +1784,23 @@ TEST_F(LostRun, ACheckpointThatIsDueAfterABadStepWaitsForAGoodOne) {
     EXPECT_EQ(checkpoints(), (std::set<std::string>{"step-00000006", "step-00000010", "step-00000011"}));
 }
 
+/* In fp16 too, whose gradients may overflow, a good step ends a row of bad ones. */
+TEST_F(LostRun, AGoodStepInFp16EndsBadOnes) {
+    uint16_t kept = 0;
+    const Meddler meddler([&](loom_trainer *t, int64_t step) {
+        uint16_t *weight = (uint16_t *)loom_gpt_get_parameters(t->gpt) +
+                           loom_layout_find(loom_gpt_get_layout(t->gpt), LN)->offset;
+        if (step == 7) kept = *weight, *weight = 0x7E00; /* no number */
+        if (step == 8) *weight = kept;
+    });
+    ASSERT_TRUE(trains(lost({{"steps", "13"}, {"dtype", "fp16"}}), meddler.observer()));
+    loom_training_state state;
+    ASSERT_TRUE(loom_checkpoint_state(at("run/checkpoints/latest").c_str(), &state));
+    EXPECT_EQ(state.step, 13);
+    EXPECT_EQ(state.bad_steps, 0);
+    EXPECT_EQ(checkpoints(), (std::set<std::string>{"step-00000009", "step-00000012", "step-00000013"}));
+}
+
 TEST_F(LostRun, ParametersThatAreNotFiniteAreNeverSaved) {
     const Meddler meddler([](loom_trainer *t, int64_t step) {
         if (step == 9) Meddler::weight(t, "transformer.h.0.mlp.c_proj.bias")[15] = INFINITY;

@@ -18,8 +18,8 @@ static bool record_path(const loom_trainer *t, char *path, size_t size, loom_err
     return loom_join_path(path, size, t->options.out, "data.json", error);
 }
 
-/* What tells, without a look into a file, that nobody has written to it: who sets its time of change back sets that of
- * its inode forth. */
+/* What tells, without a look into a file, that nobody has written to it: setting mtime back (touch -d) moves ctime
+ * forward. */
 typedef struct marks {
     char changed[48], status_changed[48], inode[24];
 } marks;

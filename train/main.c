@@ -7,11 +7,12 @@
 #include "base/printable.h"
 #include "gptloom/device.h"
 
-#include <limits.h>
 #include <stdio.h>
 #include <signal.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/auxv.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 static const loom_command commands[] = {
@@ -102,13 +103,15 @@ static int finish(int code) {
  * slower. It reads how long they spin when it is loaded, before main(), so the program begins once more, told to let them
  * spin for some 60 microseconds, unless the user has said how they shall wait. */
 static void begin_with_short_waits(char **argv) {
-    static const char spins[] = "GOMP_SPINCOUNT";
-    char path[PATH_MAX];
+    static const char spins[] = "GOMP_SPINCOUNT", self[] = "/proc/self/exe";
+    const char *started = (const char *)getauxval(AT_EXECFN);
+    struct stat runs, named;
     if (getenv(spins) || getenv("OMP_WAIT_POLICY")) return;
-    const ssize_t length = readlink("/proc/self/exe", path, sizeof path - 1);
-    if (length <= 0 || setenv(spins, "3000", 1) != 0) return;
-    path[length] = 0;
-    execv(path, argv); /* comes back only where it failed: then all is as it was */
+    /* Where a loader or valgrind was started, which runs this program, that is what would begin once more. */
+    if (!started || stat(self, &runs) != 0 || stat(started, &named) != 0) return;
+    if (runs.st_dev != named.st_dev || runs.st_ino != named.st_ino || setenv(spins, "3000", 1) != 0) return;
+    execv(started, argv);
+    unsetenv(spins); /* it failed */
 }
 
 int main(int argc, char **argv) {

@@ -105,7 +105,7 @@ static const loom_flag table[] = {
     {.name = "batch", .type = LOOM_FLAG_INT, AT(batch), .min = 1, .max = 1 << 20, .standard = "8", .metavar = "B",
      .group = "Batches and steps", .help = "sequences per optimizer step, over everything"},
     {.name = "micro-batch", .type = LOOM_FLAG_INT, AT(micro_batch), .min = 1, .max = 1 << 20,
-     .derived = "the largest that fits in memory; of a run that goes on, as before", .metavar = "B", .group = "Batches and steps",
+     .derived = "the largest that fits in memory; of a run that goes on as before, where that divides and fits", .metavar = "B", .group = "Batches and steps",
      .help = "sequences per forward; divides --batch, and the gradients of all are added up"},
     {.name = "seq-len", .type = LOOM_FLAG_INT, AT(seq_len), .min = 1, .max = 1 << 20,
      .derived = "--block-size, at most 1024", .metavar = "T", .group = "Batches and steps",
@@ -180,8 +180,8 @@ static const loom_flag table[] = {
      .standard = "1000", .metavar = "N", .group = "Run",
      .help = "save after every N steps, and at the end; 0: at the end only"},
     {.name = "keep", .type = LOOM_FLAG_INT, AT(keep), .min = 0, .max = 1e6, .standard = "3", .metavar = "N",
-     .group = "Run", .help = "checkpoints to keep, the newest that the loss of the step after has shown to be good, and beside them "
-                             "the last one; 0: all"},
+     .group = "Run", .help = "checkpoints to keep: the newest that the loss of the step after it has shown to be good, and those that "
+                             "were saved before it; the last one comes beside them; 0: all"},
     {.name = "save", .type = LOOM_FLAG_BOOL, AT(save), .standard = "true", .session = true, .group = "Run",
      .help = "--no-save: write no checkpoint, not even at the end, for runs whose speed alone is of interest"},
 

@@ -48,8 +48,8 @@ void loom_progress_interrupt(loom_progress *progress);
 void loom_progress_end(loom_progress *progress);
 
 /* Whether a plain line on how far something is is due, `seconds` after it began, a `part` of it done, and the last such line
- * `told` seconds after it began (negative: none yet). One comes once it is clear that it takes half a minute or more; then
- * one for each tenth, but none within minutes. */
+ * `told` seconds after it began (negative: none yet). The first is due once it is clear that the whole takes half a
+ * minute or more; then at most one for each tenth of it, at least 3 minutes apart. */
 bool loom_progress_is_due(double seconds, double part, double told);
 
 double loom_progress_seconds(const loom_progress *progress); /* since the beginning */

@@ -351,20 +351,20 @@ static bool fail_lost(const run *r, const char *what, bool finite, loom_error *e
 }
 
 /* One step that is not finite is skipped by AdamW; many bad ones in a row, in however many sessions, mean that the
- * parameters are lost. A loss that has run away is bad too, but may come back. Gradients that overflow because of the loss
- * scale do not count while the loss is good: it halves until they do not. */
+ * parameters are lost. A loss that has run away is bad too, but may come back. A step whose gradients overflow because of
+ * the loss scale is a good one if its loss is: the scale halves until they do not. */
 static bool judge_step(run *r, const loom_step_report *report, loom_error *error) {
     enum { PATIENCE = 10 };
     /* So many nats more than a uniform guess are no step on the way to anything. */
     static const double RUN_AWAY = 10;
     loom_trainer *t = r->trainer;
     char what[512];
-    const bool overflow = isfinite(report->loss) && loom_trainer_loss_scale(t) > 1;
+    const bool overflow = isfinite(report->loss) && !isfinite(report->grad_norm) && loom_trainer_loss_scale(t) > 1;
     const double guess = log((double)r->options->vocab_size), loss = (double)report->loss;
     const bool finite = r->is_finite = isfinite(report->loss) && isfinite(report->grad_norm);
     r->is_good = (finite || overflow) && loss < guess + RUN_AWAY;
     r->proves_saved = r->is_good && t->state.bad_steps == 0 && r->saved_step == report->step - 1;
-    if (!r->is_good || !overflow) t->state.bad_steps = r->is_good ? 0 : t->state.bad_steps + 1;
+    t->state.bad_steps = r->is_good ? 0 : t->state.bad_steps + 1;
     if (r->options->check_finite && !finite && !overflow) {
         snprintf(what, sizeof what, "in step %" PRId64 " %s%s", report->step,
                  *t->finite.found ? "the first tensor that is not finite is "
@@ -388,8 +388,8 @@ static bool mark_saved(const run *r, loom_error *error) {
                                  (loom_path_exists(path) || loom_file_replace(path, words, strlen(words), error)));
 }
 
-/* Nothing that is not good is ever saved over, or counted as, a good checkpoint: after a bad step it waits for a good one,
- * and what is saved takes no other's place before a step has proved it. Parameters that are not finite are never saved. */
+/* Nothing takes the place of a good checkpoint before it is known to be good: after a bad step a save waits for a good one,
+ * and older ones go only when a step has proved it. Parameters that are not finite are never saved. */
 static bool save(run *r, int64_t step, bool last, loom_error *error) {
     loom_error why;
     char what[512], directory[PATH_MAX];
@@ -403,8 +403,9 @@ static bool save(run *r, int64_t step, bool last, loom_error *error) {
     r->save_is_due = false;
     if (!r->options->save) return true;
     if (r->lock && !loom_lock_is_held(r->lock, error)) return false;
-    if (!loom_trainer_save(r->trainer, r->options->out, error) || !mark_saved(r, error)) return false;
+    if (!loom_trainer_save(r->trainer, r->options->out, error)) return false;
     r->saved_step = step;
+    if (!mark_saved(r, error)) return false;
     if (!loom_join_path(directory, sizeof directory, r->options->out, "checkpoints/latest", error)) return false;
     if (r->observer->saved) r->observer->saved(r->observer->user, step, directory);
     return true;
@@ -412,12 +413,17 @@ static bool save(run *r, int64_t step, bool last, loom_error *error) {
 
 /* A step's loss is that of the parameters before its update: a checkpoint is known to be good, and older ones may go, only
  * when the step after it has been, in this session or the next. */
-static void prune(const run *r, int64_t step) {
+static bool prune(const run *r, int64_t step, loom_error *error) {
     char checkpoints[PATH_MAX];
     const loom_train_options *o = r->options;
-    if (r->comm->rank == 0 && r->proves_saved && o->save && o->keep > 0 &&
-        loom_join_path(checkpoints, sizeof checkpoints, o->out, "checkpoints", NULL))
-        loom_checkpoint_prune(checkpoints, step - 1, (int)o->keep);
+    if (!r->proves_saved || !o->save || o->keep == 0) return true;
+    if (!loom_join_path(checkpoints, sizeof checkpoints, o->out, "checkpoints", error)) return false;
+    loom_comm *comm = r->trainer->comm;
+    comm->patient = true; /* with a file system that is slow to delete */
+    if (comm->rank == 0) loom_checkpoint_prune(checkpoints, step - 1, (int)o->keep);
+    const bool ok = loom_comm_barrier(comm, error);
+    comm->patient = false;
+    return ok;
 }
 
 /* A sample of parameters that are not finite has no text: the run is lost. (Of several ranks rank 0 alone writes, and may
@@ -592,7 +598,7 @@ static bool run_steps(run *r, loom_error *error) {
         if (!stops && validates_after(r, step) && !validate(r, step, &stops, error))
             return write_metrics(r, &report, NULL) && save_what_is_done(r, step, error);
         if (!write_metrics(r, &report, error)) return false;
-        prune(r, step);
+        if (!prune(r, step, error)) return false;
         if (!stops && r->is_good && samples_after(r, step) && !sample_or_lose(r, step, &stops, error)) return false;
         if (stops) return finish(r, step, error);
         if ((is_due(o->checkpoint_every, step) || r->save_is_due) && !save(r, step, false, error)) return false;

@@ -254,7 +254,7 @@ static bool take_comm(loom_trainer *t, loom_comm *comm, loom_error *error) {
 }
 
 /* Whether a run that goes on has all its steps, with what belongs to them. Its data, which may be gone by then, need not be
- * open: what follows from them is as it was before. */
+ * open: what follows from them is as it was before, and is set so here; a run that does go on sets it once more. */
 static bool is_done(loom_trainer *t, const loom_checkpoint_info *from) {
     loom_train_options *o = &t->options;
     const bool all_for_training = t->has_before && t->given.val_fraction < 0 && t->before.val_fraction == 0;

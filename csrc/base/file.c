@@ -606,8 +606,9 @@ static bool check_entry(place *p, const struct stat *entry, loom_error *error) {
                   "to you (chown)",
                   p->path, user ? user->pw_name : "", user ? ", " : "", (long)owner, elsewhere);
     else
-        loom_fail(error, "%s: all users may write to it (mode %04o), and %s; take another directory, or chmod o-w it",
-                  p->path, (unsigned)(entry->st_mode & 07777), elsewhere);
+        loom_fail(error, "%s: all users may write to it (mode %04o), and %s; take another directory%s", p->path,
+                  (unsigned)(entry->st_mode & 07777), elsewhere,
+                  entry->st_mode & S_ISVTX ? ", as one below it" : ", or chmod o-w it");
     return false;
 }
 

@@ -269,9 +269,8 @@ static outcome try_to_take(loom_lock *lock, bool patient, loom_error *error) {
     const outcome judged = made ? TAKEN : judge(lock, locked, patient, &other, &found, error);
     if (judged != TAKEN) return judged;
     if (other)
-        tell(lock,
-             "%s: process %ld on %s has not ended in order (its last sign of life: %lld s ago); its lock is taken over",
-             lock->what, other->process, other->host, loom_lock_silence(other, now()));
+        tell(lock, "%s: process %ld on %s has not ended in order; its lock is taken over", lock->what, other->process,
+             other->host);
     lock->own.beat = now();
     if (!write_holder(lock->descriptor, &lock->own)) {
         const outcome failed = fail_to(lock, "written", error);

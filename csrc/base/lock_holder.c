@@ -31,6 +31,9 @@ bool loom_lock_holder_read(loom_lock_holder *holder, const char *text, size_t si
 bool loom_lock_holder_is_begun(const char *text, size_t size) {
     static const char word[] = "gptloom ";
     const size_t most = sizeof word - 1;
+    size_t zeros = 0;
+    while (zeros < size && !text[zeros]) zeros++;
+    if (zeros == size) return true;
     return size < LOOM_LOCK_LINE && !memchr(text, '\n', size) && !memcmp(text, word, size < most ? size : most);
 }
 

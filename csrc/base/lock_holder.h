@@ -25,7 +25,8 @@ void loom_lock_word(char word[LOOM_LOCK_WORD], const char *text);
 /* False where the text, which need not end in a zero, is no whole line of such words. */
 bool loom_lock_holder_read(loom_lock_holder *holder, const char *text, size_t size);
 
-/* Whether this is a beginning of such a line and no more of it: its writer was killed, or is still at it. */
+/* Whether this is a beginning of such a line and no more of it, or zeros, which a crash may leave: its writer was killed, or
+ * is still at it. */
 bool loom_lock_holder_is_begun(const char *text, size_t size);
 
 /* The line, and its length. */

@@ -13,7 +13,7 @@ void loom_hurry(bool hurried) {
 
 bool loom_may_write(int descriptor) {
     struct pollfd polled = {.fd = descriptor, .events = POLLOUT};
-    return !is_hurried || poll(&polled, 1, 0) != 0;
+    return !is_hurried || poll(&polled, 1, 0) > 0;
 }
 
 void loom_say(const char *text, size_t length) {

@@ -10,7 +10,8 @@
 extern "C" {
 #endif
 
-/* For handlers of signals that ask for an end: from now on (or, with false, no longer) no reader is waited for. */
+/* For handlers of signals that ask for an end: from now on (or, with false, no longer) no reader is waited for. A write that
+ * was begun before waits still, until the next signal. */
 void loom_hurry(bool hurried);
 
 /* Whether a descriptor may be written to: in a hurry only where it takes something at present. */

@@ -236,10 +236,13 @@ static bool read_settings(const cJSON *json, const char *path, loom_training_set
     return true;
 }
 
-/* Most states have none. */
+/* Most states have none. They are some of the steps. */
 static bool read_bad_steps(const cJSON *json, const char *path, loom_training_state *state, loom_error *error) {
     state->bad_steps = 0;
-    return !cJSON_HasObjectItem(json, "bad_steps") || get_count(json, path, "bad_steps", &state->bad_steps, error);
+    if (!cJSON_HasObjectItem(json, "bad_steps")) return true;
+    return get_count(json, path, "bad_steps", &state->bad_steps, error) &&
+           (state->bad_steps <= state->step ||
+            loom_fail(error, "%s: has more \"bad_steps\" than steps: %" PRId64, path, state->bad_steps));
 }
 
 static bool read_state(const cJSON *json, const char *path, loom_training_state *state, loom_error *error) {

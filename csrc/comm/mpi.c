@@ -32,7 +32,7 @@ enum {
     SPINS = 20 /* looks at an operation that do not pause: what is small has ended by then */
 };
 static const double seconds_between_looks = 0.01, seconds_of_pause = 20e-6;
-static const double least_seconds_for_answers = 4, limits_for_answers = 0.05;
+static const double least_seconds_for_answers = 4, share_of_timeout_for_answers = 0.05;
 
 typedef struct mpi {
     loom_comm_base base; /* first */
@@ -43,7 +43,7 @@ typedef struct mpi {
     size_t piece;        /* bytes of each */
     loom_mark *copied;
     void *arrival;              /* ARRIVAL_BYTES: of a sum, what another rank has sent */
-    double seconds_for_answers; /* which a rank that gets no processor takes, too */
+    double seconds_for_answers; /* enough for a rank that gets no processor for a while */
 
     pthread_t thread;
     bool threaded;
@@ -689,7 +689,7 @@ bool loom_comm_mpi_open(loom_comm **comm, const loom_comm_options *options, loom
     m->table = table;
     m->step = m->own_step = -1;
     m->reports = true;
-    m->seconds_for_answers = fmax(least_seconds_for_answers, limits_for_answers * options->timeout);
+    m->seconds_for_answers = fmax(least_seconds_for_answers, share_of_timeout_for_answers * options->timeout);
     m->base.times_waiting = true;
     pthread_mutex_init(&m->lock, NULL);
     pthread_cond_init(&m->changed, NULL);

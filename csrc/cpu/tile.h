@@ -22,9 +22,9 @@ static inline int64_t round_up(int64_t n, int64_t to) {
     return (n + to - 1) / to * to;
 }
 
-/* sum += a * b, and how many steps of the inner dimension are written out. A compiler that chooses itself among the three
- * forms of the fused instruction moves accumulators about: of 12 products' loop it makes 24 to 29 instructions, where 21.5
- * do. That many a processor issues only if the other thread of its core is idle, which on a shared machine it is not. */
+/* sum += a * b, and how many steps of the inner dimension are written out. gcc, which may choose among the three forms of
+ * the fused instruction, moves accumulators about: a step of 12 multiply-adds is 24 to 29 instructions, where these are
+ * 21.5. So many more a core issues only while its other thread is idle, which on a shared machine it is not. */
 #if defined LOOM_CONTRACTS && defined __FMA__
 enum { UNROLLED = 4 };
 static inline __attribute__((always_inline)) void multiply_add(vector *sum, vector a, vector b) {
