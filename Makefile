@@ -27,7 +27,7 @@ MATMUL  ?= auto
 # CUDA: the toolkit's folder, found by its nvcc; empty where there is none, and then only the emulation has CUDA. The
 # GPUs to build for: compute capabilities, 80 to 120; later ones compile the lowest one's PTX when they start.
 NVCC      ?= $(shell command -v nvcc 2>/dev/null || ls /usr/local/cuda/bin/nvcc 2>/dev/null)
-CUDA      ?= $(patsubst %/bin/nvcc,%,$(NVCC))
+CUDA      ?= $(patsubst %/bin/nvcc,%,$(lastword $(NVCC)))
 CUDA_ARCH ?= 80 90
 # cuDNN's header, which may lie inside a Python package; the library itself is loaded when it is asked for.
 CUDNN_INCLUDE ?= $(if $(CUDA),$(shell dev/find-cudnn.sh $(CUDA)))
