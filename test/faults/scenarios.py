@@ -177,6 +177,8 @@ NOT_HERE = [
     ("csrc/cuda/attention_cudnn.c", "", "", "needs cuDNN and a GPU"),
     ("csrc/cuda/cudnn_engine.c", "", "", "needs cuDNN and a GPU"),
     ("csrc/cuda/cudnn_graph.c", "", "", "needs cuDNN and a GPU"),
+    ("csrc/checkpoint/directory.c", "loom_exchange_by_renames", "rename", "a step that is saved once more: test_checkpoint"),
+    ("csrc/checkpoint/directory.c", "loom_exchange_directories", "", "a step that is saved once more: test_checkpoint"),
     ("csrc/comm/mpi.c", "timed_out", "calloc", "a rank that hangs: test_rank_failures"),
     ("csrc/cpu/matmul_rate.c", "loom_tuned_matmul_bf16_rate", "", "needs a CPU with AVX-512 or AMX for bf16"),
     ("train/command_bench.c", "open_rival", "", "takes 13 s in emulation"),
@@ -186,5 +188,8 @@ NOT_HERE = [
     ("train/command_train.c", "show_settings", "printf", "needs cuDNN and a GPU"),
     ("train/command_train.c", "show_start", "printf", "a GPU that is passed over as it does not work; the rest of the function is reached"),
     ("train/command_train.c", "show_end", "printf", "a validation that takes a second"),
+    ("train/main.c", "begin_with_short_waits", "", "tests say how threads wait; without: test_cli"),
+    ("train/output.c", "loom_output_give_up_if_blocked", "dup2", "a stderr that nobody reads: test_cli"),
+    ("train/run.c", "is_left", "", "a run on a GPU that was killed as it began: test_cli"),
     ("train/progress.c", "print_validating", "", "a validation that takes half a minute"),
 ]
