@@ -13,7 +13,7 @@
  *   NCCL_STANDIN_FAIL  R:N: rank R's N-th call that communicates fails with ncclSystemError
  *   NCCL_STANDIN_DIE   R:N: in it the rank is killed
  *   NCCL_STANDIN_STOP  R:N: in it the rank is stopped
- *   NCCL_STANDIN_SLOW  R:N: before it the rank sleeps for five seconds */
+ *   NCCL_STANDIN_SLOW  R:N: before it the rank sleeps for two seconds */
 #include "comm/nccl_api.h"
 
 #include "base/half.h"
@@ -415,7 +415,7 @@ static int check(communicator *c, const part *p, void *stream, int64_t in_rows, 
     c->calls++;
     if (it_is_time(c, "NCCL_STANDIN_DIE")) raise(SIGKILL);
     if (it_is_time(c, "NCCL_STANDIN_STOP")) raise(SIGSTOP);
-    if (it_is_time(c, "NCCL_STANDIN_SLOW")) sleep(5);
+    if (it_is_time(c, "NCCL_STANDIN_SLOW")) sleep(2);
     if (it_is_time(c, "NCCL_STANDIN_FAIL")) return c->state = wrong(c, SYSTEM_ERROR, "the cable has been pulled");
     if (c->state != SUCCESS && !(depth && c->state == IN_PROGRESS))
         return wrong(c, INVALID_USAGE, "%s while the communicator is not ready", p->says.call);

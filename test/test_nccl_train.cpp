@@ -387,7 +387,7 @@ TEST_F(NcclTrain, BackwardDoesNotWaitForReductions) {
     }
 }
 
-/* Where a rank is late by five seconds in step 2, the other one's GPU, whose metrics these are, stands still for what is
+/* Where a rank is late by two seconds in step 2, the other one's GPU, whose metrics these are, stands still for what is
  * left of them when its own work is done: before the update at stage 0, and amid backward at stage 2, whose gradients have
  * to leave their places. */
 TEST_F(NcclTrain, TheTimeThatTheGpuStandsStillIsTold) {

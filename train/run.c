@@ -363,7 +363,7 @@ static bool judge_step(run *r, const loom_step_report *report, loom_error *error
     const double guess = log((double)r->options->vocab_size), loss = (double)report->loss;
     const bool finite = r->is_finite = isfinite(report->loss) && isfinite(report->grad_norm);
     r->is_good = (finite || overflow) && loss < guess + RUN_AWAY;
-    r->proves_saved = r->is_good && t->state.bad_steps == 0 && r->saved_step == report->step - 1;
+    r->proves_saved = r->is_good && t->state.bad_steps == 0 && r->saved_step > 0 && r->saved_step == report->step - 1;
     t->state.bad_steps = r->is_good ? 0 : t->state.bad_steps + 1;
     if (r->options->check_finite && !finite && !overflow) {
         snprintf(what, sizeof what, "in step %" PRId64 " %s%s", report->step,
