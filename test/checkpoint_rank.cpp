@@ -168,6 +168,7 @@ void fail() {
     /* When all is written and has its name, it stays. */
     const fs::path latest = run / "checkpoints/latest", second = run / "checkpoints/step-00000002";
     const auto once = [](const std::function<void()> &action) {
+        require([](loom_error *error) { return loom_comm_barrier(comm, error); }); /* all have seen what there was */
         if (comm->rank == 0) action();
         require([](loom_error *error) { return loom_comm_barrier(comm, error); });
     };
