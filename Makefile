@@ -210,7 +210,7 @@ $(BUILD)/emulated/gptloom: $(PROGRAM_OBJECTS) $(BUILD)/emulated/libgptloom.a
 	$(call quiet,LD) $(CXX) $(LINK_FLAGS) -Wl,--export-dynamic-symbol='emulation_*' -o $@ $^ $(LIBS)
 
 # The comparison of ops alone, linked with nothing that another processor's toolchain does not bring.
-PARITY_OBJECTS := $(addprefix $(BUILD)/obj/train/,command_parity.o command_cases.o command_line.o synonyms.o) \
+PARITY_OBJECTS := $(addprefix $(BUILD)/obj/train/,command_parity.o command_cases.o command_line.o output.o synonyms.o) \
                   $(patsubst %.c,$(BUILD)/obj/%.o,$(wildcard test/ops/*.c) test/parity_program.c)
 $(BUILD)/parity: $(PARITY_OBJECTS) $(BUILD)/libgptloom.a
 	$(call quiet,LD) $(CC) $(LINK_FLAGS) -o $@ $^ -lm -lpthread -ldl
