@@ -99,7 +99,7 @@ static int finish(int code) {
 }
 
 /* Threads of a step wait for each other some hundred times. libgomp has them spin for milliseconds before they sleep, which
- * on a machine that has other work takes the processor from the very thread that they wait for: training was 2 to 4 times
+ * on a machine that has other work takes the processor from the very thread that they wait for: training was up to three times
  * slower. It reads how long they spin when it is loaded, before main(), so the program begins once more, told to let them
  * spin for some 60 microseconds, unless the user has said how they shall wait. */
 static void begin_with_short_waits(char **argv) {
