@@ -9,6 +9,7 @@
 
 #include <netinet/in.h>
 #include <sys/socket.h>
+#include <sys/un.h>
 #include <sys/wait.h>
 
 namespace support {
@@ -66,16 +67,35 @@ inline std::string standin() {
     return (folder() / "libnccl_standin.so").string();
 }
 
-/* A port that is free now. */
-inline int free_port() {
+inline bool can_bind(int port) {
     const int s = socket(AF_INET, SOCK_STREAM, 0);
     sockaddr_in address = {};
-    socklen_t size = sizeof address;
     address.sin_family = AF_INET;
-    bind(s, (sockaddr *)&address, size);
-    getsockname(s, (sockaddr *)&address, &size);
+    address.sin_port = htons((uint16_t)port);
+    const bool can = bind(s, (sockaddr *)&address, sizeof address) == 0;
     close(s);
-    return ntohs(address.sin_port);
+    return can;
+}
+
+/* A port that is free, and the one above it too (torchrun's agent has the first, and rank 0 listens at the second). They are
+ * below those that the kernel gives to connections, and until this process ends no other test gets them: the name of an
+ * abstract socket holds them. */
+inline int free_port() {
+    const int first = 20000, pairs = 6000;
+    static int next = getpid() * 7; /* processes that begin together look in different places */
+    for (int i = 0; i < pairs; i++, next++) {
+        const int port = first + next % pairs * 2;
+        sockaddr_un name = {};
+        name.sun_family = AF_UNIX;
+        const int length = snprintf(name.sun_path + 1, sizeof name.sun_path - 1, "gptloom-test-port-%d", port);
+        const int holder = socket(AF_UNIX, SOCK_DGRAM | SOCK_CLOEXEC, 0);
+        const auto size = (socklen_t)(offsetof(sockaddr_un, sun_path) + 1 + (size_t)length);
+        const bool ours = bind(holder, (sockaddr *)&name, size) == 0;
+        if (ours && can_bind(port) && can_bind(port + 1)) return next++, port;
+        close(holder);
+    }
+    ADD_FAILURE() << "no port is free from " << first << " on";
+    return first;
 }
 
 inline std::string at_port(int port) {

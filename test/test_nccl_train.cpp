@@ -568,13 +568,13 @@ TEST_F(NcclTrainInFull, AStoppedRankIsFoundWhereverItIs) {
     ASSERT_EQ(by_torchrun(2, "whole", more).status, 0);
     int64_t calls = 0;
     for (const Call &c : read_calls(here.at("whole.calls.1"))) calls += c.comm != 0;
-    const int rounds = 12;
+    const int rounds = 6;
     for (int i = 0; i < rounds; i++) {
         const int64_t call = 1 + i * (calls - 1) / (rounds - 1);
         SCOPED_TRACE("call " + std::to_string(call) + " of " + std::to_string(calls));
         fs::remove_all(here.at("run"));
         const Outcome o = torchrun(
-            2, Reference::name(), train("run", more + " --comm-timeout 5"),
+            2, Reference::name(), train("run", more + " --comm-timeout 10"),
             gpus(2) + calls_to("run") + " " + at_port(free_port()) + " NCCL_STANDIN_STOP=1:" + std::to_string(call), 1);
         EXPECT_EQ(o.status, 2) << o.output;
         ASSERT_EQ(lines_of(o.output).size(), 1u) << o.output;

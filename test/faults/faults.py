@@ -145,10 +145,24 @@ def read_to_end(terminal):
     os.close(terminal)
 
 
-def free_port():
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return free.getsockname()[1]
+of_this_thread = threading.local()
+
+
+def port_of_this_thread():
+    """A port that is free, below those that the kernel gives to connections. The name of an abstract socket holds it, as in
+    the tests of ranks (test/support_ranks.h): no other test gets it."""
+    if not hasattr(of_this_thread, "port"):
+        for port in range(20000 + os.getpid() % 500 * 12, 32000, 2):
+            holder = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+            with contextlib.suppress(OSError), socket.socket() as free:
+                holder.bind(f"\0gptloom-test-port-{port}")
+                free.bind(("127.0.0.1", port))
+                of_this_thread.port, of_this_thread.holder = port, holder
+                break
+            holder.close()
+        else:
+            raise SystemExit("faults: no port is free")
+    return of_this_thread.port
 
 
 def remove_orphans():
@@ -376,7 +390,7 @@ class Scenario:
     def by_tcp(self):
         """Two ranks that find each other by TCP, as torchrun starts them, with the stand-in for NCCL. One whose other is gone
         waits for it for this time, ten times as long where one may be at work alone."""
-        port = free_port()
+        port = port_of_this_thread()
         timeout = str(TIME_LIMIT) if self.seconds is None else "2"  # it is learnt without a failure
         words = self.lab.train("emulated", "tcp", ["--comm", "nccl", "--micro-batch", "1", "--comm-timeout", timeout])
         shared = f"WORLD_SIZE=2 MASTER_ADDR=127.0.0.1 MASTER_PORT={port} LOOM_EMULATION_GPUS=2 LOOM_EMULATION_THREADS=1 "
@@ -480,7 +494,7 @@ class Special(Scenario):
 
     def go(self, folder, faults):
         environment = {"LOOM_FAULT_RANK": self.rank(), **self.how.get("env", {})}
-        port = free_port() if "MASTER_PORT" in environment else 0
+        port = port_of_this_thread() if "MASTER_PORT" in environment else 0
         environment = {key: value.format(port=port, build=self.lab.build) for key, value in environment.items()}
         faults = {**environment, **faults}
         if self.first:
