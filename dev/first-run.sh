@@ -29,7 +29,7 @@ done
 "$gptloom" train --data "$data" --out "$run" \
     --n-layer 4 --n-head 4 --n-embd 128 --block-size 64 --batch 12 --steps 1500 \
     --lr 1e-3 --min-lr 1e-4 --warmup 100 --beta2 0.99 --weight-decay 0.1 --clip 0 \
-    --val-fraction 0.1 --val-every 250 --sample-every 0
+    --val-fraction 0.1 --val-every 500 --sample-every 0
 
 # last KEY: its last value in the run's metrics, to a thousandth.
 last() {

@@ -457,7 +457,7 @@ TEST(Suggestions, GoFromOneChangeToAllAtOnce) {
               (Flags{"--recompute block-attn", "--micro-batch 4", "--dtype bf16"}));
     EXPECT_EQ(told(1, 1, 64, "bf16", false, "none"),
               (Flags{"--dtype bf16 --master-weights off --optimizer-dtype bf16"}));
-    EXPECT_EQ(told(1, 1, 32, "fp32", true, "none"),
+    EXPECT_EQ(told(1, 1, 40, "fp32", true, "none"),
               (Flags{"--recompute block-attn", "--optimizer-dtype bf16",
                      "--dtype bf16 --master-weights off --optimizer-dtype bf16"}));
     EXPECT_EQ(told(8, 1, 64, "bf16", false, "block"),

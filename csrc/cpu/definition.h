@@ -13,6 +13,8 @@ size_t LOOM_DEFINITION(embedding_backward_scratch)(const struct loom_embedding_b
 size_t LOOM_DEFINITION(layernorm_forward_scratch)(const loom_device *device, const struct loom_layernorm_forward *a);
 size_t LOOM_DEFINITION(layernorm_backward_scratch)(const loom_device *device, const struct loom_layernorm_backward *a);
 size_t LOOM_DEFINITION(matmul_scratch)(const loom_device *device);
+size_t LOOM_DEFINITION(matmul_backward_weight_scratch)(const loom_device *device,
+                                                       const struct loom_matmul_backward_weight *a);
 size_t LOOM_DEFINITION(attention_forward_scratch)(const loom_device *device, const struct loom_attention_forward *a);
 size_t LOOM_DEFINITION(attention_backward_scratch)(const loom_device *device, const struct loom_attention_backward *a);
 size_t LOOM_DEFINITION(gelu_scratch)(const loom_device *device, const loom_view *view);

@@ -11,8 +11,9 @@
  *     order. One panel stays in the first-level cache while all rows go by, all of them in the second-level cache. If a
  *     block's columns of B fit into scratch over their whole depth K, a thread whose next block lies in the same columns
  *     does not copy them again;
- *   - A is read where it lies if its rows are reals, else CHUNK rows at a time are copied. Copies are where storage types
- *     are converted and transposes made;
+ *   - A is read where it lies if its rows are reals, else CHUNK rows at a time are copied. Where A is stored as (K,M), as it
+ *     is for the gradient of a weight, all threads together copy it once, for all blocks, as much of K at a time as fits
+ *     into SHARED_REALS. Copies are where storage types are converted and transposes made;
  *   - sums are kept in the output itself where that is stored as reals, else in scratch.
  *
  * Each element is one sum over the inner dimension, in order. So its bits depend neither on how a product is cut nor on
@@ -28,10 +29,11 @@ enum { FEWEST_ROWS = 32, FEWEST_COLUMNS = 64 };
 
 /* A thread's scratch: a part of B, a chunk of A, and the sums of a chunk. */
 enum { B_REALS = DEPTH * MOST_COLUMNS, A_REALS = CHUNK * DEPTH, C_REALS = CHUNK * MOST_COLUMNS };
+enum { THREAD_REALS = B_REALS + A_REALS + C_REALS };
 
-size_t LOOM_DEFINITION(matmul_scratch)(const loom_device *device) {
-    return thread_scratch_bytes(device, B_REALS + A_REALS + C_REALS);
-}
+/* All threads' copy of A: at most so many reals, in pieces of SHARED_ROWS rows, and not where less of K than FEWEST_DEEP
+ * would be copied at a time. */
+enum { SHARED_REALS = 1 << 20, SHARED_ROWS = 4 * STRIP_ROWS, FEWEST_DEEP = 128 };
 
 /* One side of a product. `outer` counts what the output has too: rows of the left side, columns of the right one. */
 typedef struct operand {
@@ -156,15 +158,34 @@ static int64_t near_equal(int64_t n, int64_t most, int64_t multiple) {
     return smaller(n, round_up(ceiling_divide(n, ceiling_divide(n, most)), multiple));
 }
 
-/* How many columns of B fit into scratch over their whole depth. */
-static int64_t columns_that_fit(const product *p) {
-    return B_REALS / p->K / PANEL * PANEL;
+/* A part of the inner dimension, which all blocks go through before any begins the next, and all threads' copy of A's
+ * strips of it, (M / STRIP_ROWS, depth, STRIP_ROWS), or NULL. */
+typedef struct part {
+    int64_t k, depth;
+    real *a;
+} part;
+
+/* How deep parts are whose A is copied for all threads; 0 where it is not. */
+static int64_t shared_depth(const product *p) {
+    if (p->M == 0 || p->K == 0) return 0;
+    const int64_t most = SHARED_REALS / round_up(p->M, STRIP_ROWS);
+    if (p->a.outer_first || (most < p->K && (!p->out || most < FEWEST_DEEP))) return 0;
+    return near_equal(p->K, most, 1);
 }
 
-static grid make_grid(const product *p, int threads) {
-    const bool fit = columns_that_fit(p) >= FEWEST_COLUMNS;
+static size_t shared_bytes(const product *p) {
+    return (size_t)(round_up(p->M, STRIP_ROWS) * shared_depth(p)) * sizeof(real);
+}
+
+/* How many columns of B fit into scratch over the depth of a part. */
+static int64_t columns_that_fit(int64_t depth) {
+    return B_REALS / depth / PANEL * PANEL;
+}
+
+static grid make_grid(const product *p, int64_t depth, int threads) {
+    const bool fit = columns_that_fit(depth) >= FEWEST_COLUMNS;
     int64_t most_rows = p->out ? MOST_ROWS : CHUNK;
-    int64_t most_columns = fit ? smaller(columns_that_fit(p), MOST_COLUMNS) : MOST_COLUMNS;
+    int64_t most_columns = fit ? smaller(columns_that_fit(depth), MOST_COLUMNS) : MOST_COLUMNS;
     for (;;) {
         grid g = {near_equal(p->M, most_rows, STRIP_ROWS), near_equal(p->N, most_columns, PANEL), 0, 0};
         g.down = ceiling_divide(p->M, g.rows);
@@ -185,17 +206,18 @@ static grid make_grid(const product *p, int threads) {
 
 /* A chunk's rows of A times the panels of B, both `depth` deep from k on. Sums begin with `first`,
  * a row as wide as the block. */
-static void multiply_chunk(const product *p, const block *chunk, int64_t k, int64_t depth, real *a, const real *b,
-                           real *c, int64_t ldc, const real *first) {
+static void multiply_chunk(const product *p, const part *of, const block *chunk, int64_t k, int64_t depth, real *a,
+                           const real *b, real *c, int64_t ldc, const real *first) {
     const int64_t read = readable(&p->a) ? chunk->rows / STRIP_ROWS * STRIP_ROWS : 0;
     if (p->a.outer_first)
         copy_rows(a, &p->a, chunk->row + read, k, chunk->rows - read, depth);
-    else
+    else if (!of->a)
         copy_strips(a, &p->a, chunk->row, k, chunk->rows, depth, STRIP_ROWS);
     for (int64_t j = 0; j < chunk->columns; j += PANEL)
         for (int64_t i = 0; i < chunk->rows; i += STRIP_ROWS) {
             const real *strip = i < read           ? stored_at(&p->a, chunk->row + i, k)
                                 : p->a.outer_first ? a + (i - read) * DEPTH
+                                : of->a            ? of->a + (chunk->row + i) * of->depth + (k - of->k) * STRIP_ROWS
                                                    : a + i * depth;
             const int64_t lda = i < read ? p->a.view->stride[2] : p->a.outer_first ? DEPTH : 0;
             const int64_t rows = smaller(STRIP_ROWS, chunk->rows - i), columns = smaller(PANEL, chunk->columns - j);
@@ -209,13 +231,14 @@ static void multiply_chunk(const product *p, const block *chunk, int64_t k, int6
 }
 
 /* With `copied` scratch has the block's columns of B already. */
-static void multiply_block(const product *p, const block *whole, real *scratch, bool copied) {
-    const bool fit = columns_that_fit(p) >= whole->columns;
+static void multiply_block(const product *p, const part *of, const block *whole, real *scratch, bool copied) {
+    const bool fit = columns_that_fit(of->depth) >= whole->columns;
+    const int64_t end = of->k + of->depth;
     real *a = scratch + B_REALS, first[MOST_COLUMNS] = {0};
     if (p->bias) load_reals(first, element_address(p->bias, 0, whole->column), p->bias->dtype, whole->columns);
-    for (int64_t k = 0; k < p->K; k += DEPTH) {
-        const int64_t depth = smaller(DEPTH, p->K - k);
-        real *b = scratch + (fit ? k * round_up(whole->columns, PANEL) : 0);
+    for (int64_t k = of->k; k < end; k += DEPTH) {
+        const int64_t depth = smaller(DEPTH, end - k);
+        real *b = scratch + (fit ? (k - of->k) * round_up(whole->columns, PANEL) : 0);
         if (!copied && p->b.outer_first)
             transpose_into_panels(b, &p->b, whole->column, k, whole->columns, depth);
         else if (!copied)
@@ -224,28 +247,42 @@ static void multiply_block(const product *p, const block *whole, real *scratch, 
             const block chunk = {whole->row + done, whole->column, smaller(CHUNK, whole->rows - done), whole->columns};
             real *c = p->out ? element_address(p->out, chunk.row, chunk.column) : a + A_REALS;
             const int64_t ldc = p->out ? p->out->stride[2] : MOST_COLUMNS;
-            multiply_chunk(p, &chunk, k, depth, a, b, c, ldc, first);
+            multiply_chunk(p, of, &chunk, k, depth, a, b, c, ldc, first);
             for (int64_t r = 0; p->finish && k + depth == p->K && r < chunk.rows; r++)
                 p->finish(p->context, chunk.row + r, chunk.column, chunk.columns, c + r * ldc);
         }
     }
 }
 
+/* All blocks of a part, by the threads of a parallel region. */
+static void multiply_part(const product *p, const part *of, const grid *g, real *scratch) {
+    int64_t column_before = -1;
+    if (of->a) {
+#pragma omp for schedule(dynamic)
+        for (int64_t row = 0; row < p->M; row += SHARED_ROWS)
+            copy_strips(of->a + row * of->depth, &p->a, row, of->k, smaller(SHARED_ROWS, p->M - row), of->depth,
+                        STRIP_ROWS);
+    }
+#pragma omp for schedule(dynamic)
+    for (int64_t i = 0; i < g->down * g->across; i++) {
+        const int64_t row = i % g->down * g->rows, column = i / g->down * g->columns;
+        const block b = {row, column, smaller(g->rows, p->M - row), smaller(g->columns, p->N - column)};
+        multiply_block(p, of, &b, scratch, column == column_before && columns_that_fit(of->depth) >= g->columns);
+        column_before = column;
+    }
+}
+
 static void multiply(const loom_exec *exec, const product *p) {
     if (p->M == 0 || p->N == 0) return;
     LOOM_CHECK(p->K > 0);
-    const grid g = make_grid(p, exec->device->threads);
+    const int64_t shared = shared_depth(p), deep = shared ? shared : p->K;
+    const size_t threads_bytes = thread_scratch_bytes(exec->device, THREAD_REALS);
+    const grid g = make_grid(p, deep, exec->device->threads);
+    LOOM_CHECK(threads_bytes + shared_bytes(p) <= exec->workspace_bytes);
 #pragma omp parallel num_threads(exec->device->threads)
-    {
-        real *scratch = thread_scratch(exec, B_REALS + A_REALS + C_REALS);
-        int64_t column_before = -1;
-#pragma omp for schedule(dynamic)
-        for (int64_t i = 0; i < g.down * g.across; i++) {
-            const int64_t row = i % g.down * g.rows, column = i / g.down * g.columns;
-            const block b = {row, column, smaller(g.rows, p->M - row), smaller(g.columns, p->N - column)};
-            multiply_block(p, &b, scratch, column == column_before && columns_that_fit(p) >= g.columns);
-            column_before = column;
-        }
+    for (int64_t k = 0; k < p->K; k += deep) {
+        const part of = {k, smaller(deep, p->K - k), shared ? (real *)((char *)exec->workspace + threads_bytes) : NULL};
+        multiply_part(p, &of, &g, thread_scratch(exec, THREAD_REALS));
     }
 }
 
@@ -296,17 +333,33 @@ static void finish_weight(const void *context, int64_t row, int64_t column, int6
     finish_weight_row(context, row, column, width, sums);
 }
 
-void LOOM_DEFINITION(matmul_backward_weight)(loom_exec *exec, const struct loom_matmul_backward_weight *a) {
+static product weight_gradient(const struct loom_matmul_backward_weight *a) {
     const loom_view *left = a->transposed ? &a->dout : &a->x, *right = a->transposed ? &a->x : &a->dout;
     const loom_view *out = a->accumulate ? NULL : in_place(&a->dweight);
-    const product p = {.a = {left, false},
-                       .b = {right, false},
-                       .out = out,
-                       .M = a->dweight.shape[2],
-                       .N = a->dweight.shape[3],
-                       .K = loom_view_row_count(&a->x),
-                       .finish = out ? NULL : finish_weight,
-                       .context = a};
+    return (product){.a = {left, false},
+                     .b = {right, false},
+                     .out = out,
+                     .M = a->dweight.shape[2],
+                     .N = a->dweight.shape[3],
+                     .K = loom_view_row_count(&a->x),
+                     .finish = out ? NULL : finish_weight,
+                     .context = a};
+}
+
+void LOOM_DEFINITION(matmul_backward_weight)(loom_exec *exec, const struct loom_matmul_backward_weight *a) {
+    const product p = weight_gradient(a);
     multiply(exec, &p);
     if (loom_view_given(&a->dbias)) bias_gradient(exec, &a->dbias, &a->dout, a->accumulate);
+}
+
+/* -------------------------------------------------------------------------------------------------------------- scratch */
+
+size_t LOOM_DEFINITION(matmul_scratch)(const loom_device *device) {
+    return thread_scratch_bytes(device, THREAD_REALS);
+}
+
+size_t LOOM_DEFINITION(matmul_backward_weight_scratch)(const loom_device *device,
+                                                       const struct loom_matmul_backward_weight *a) {
+    const product p = weight_gradient(a);
+    return thread_scratch_bytes(device, THREAD_REALS) + shared_bytes(&p);
 }

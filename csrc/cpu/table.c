@@ -18,8 +18,8 @@ size_t LOOM_DEFINITION(workspace)(const loom_device *device, loom_op op, const v
     case LOOM_OP_layernorm_forward: return LOOM_DEFINITION(layernorm_forward_scratch)(device, arguments);
     case LOOM_OP_layernorm_backward: return LOOM_DEFINITION(layernorm_backward_scratch)(device, arguments);
     case LOOM_OP_matmul_forward:
-    case LOOM_OP_matmul_backward_input:
-    case LOOM_OP_matmul_backward_weight: return LOOM_DEFINITION(matmul_scratch)(device);
+    case LOOM_OP_matmul_backward_input: return LOOM_DEFINITION(matmul_scratch)(device);
+    case LOOM_OP_matmul_backward_weight: return LOOM_DEFINITION(matmul_backward_weight_scratch)(device, arguments);
     case LOOM_OP_attention_forward: return LOOM_DEFINITION(attention_forward_scratch)(device, arguments);
     case LOOM_OP_attention_backward: return LOOM_DEFINITION(attention_backward_scratch)(device, arguments);
     case LOOM_OP_gelu_forward:
