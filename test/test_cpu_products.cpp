@@ -107,7 +107,10 @@ TEST(Bf16Products, HaveAPeak) {
 
 /* Matrices of small integers: all sums are exact in fp32, in any order, and too long for bf16. So ways differ only if
  * they round elsewhere. More than one tile in each direction, more than two parts in depth, and none of them whole. */
-enum { N = 197, I = 1013, O = 421 };
+struct Sizes {
+    int64_t N, I, O; /* rows of x, its columns, columns of the output */
+};
+const Sizes odd = {197, 1013, 421};
 
 /* Memory of a device, and what lies there. */
 class Memory {
@@ -137,7 +140,8 @@ class Memory {
 /* The results of one way, by name. */
 class Products {
   public:
-    explicit Products(const Way &way) : device_(open_way(way)) {
+    explicit Products(const Way &way, const Sizes &sizes = odd)
+        : device_(open_way(way)), N(sizes.N), I(sizes.I), O(sizes.O) {
     }
 
     std::map<std::string, std::string> run() {
@@ -151,18 +155,44 @@ class Products {
             call(LOOM_OP_matmul_backward_input, input);
             keep("dx" + suffix, dx);
             for (const loom_dtype dtype : {LOOM_F32, LOOM_BF16})
-                for (const bool accumulate : {false, true}) {
-                    const loom_view dweight = transposed ? filled(O, I, dtype) : filled(I, O, dtype);
-                    loom_matmul_backward_weight a = {dweight, {}, dout, x, transposed, accumulate};
-                    call(LOOM_OP_matmul_backward_weight, a);
+                for (const bool accumulate : {false, true})
                     keep(std::string("dweight ") + loom_dtype_name(dtype) + (accumulate ? " added" : "") + suffix,
-                         dweight);
-                }
+                         weight_gradient(x, dout, dtype, transposed, accumulate));
         }
         return std::move(results_);
     }
 
+    /* The gradient of a weight that is stored as (I,O) or, transposed, as (O,I), stored and added, is held to sums that are
+     * made one by one. */
+    void expect_right_weight_gradient(bool transposed) {
+        const loom_view x = integers(N, I, 1), dout = integers(N, O, 2);
+        const loom_view &left = transposed ? dout : x, &right = transposed ? x : dout;
+        const int64_t rows = left.shape[3], columns = right.shape[3];
+        const std::vector<float> left_values = floats(left), right_values = floats(right);
+        std::vector<float> expected((size_t)(I * O), 0.0f);
+        for (int64_t n = 0; n < N; n++)
+            for (int64_t r = 0; r < rows; r++) {
+                const float factor = left_values[(size_t)(n * rows + r)];
+                const float *factors = &right_values[(size_t)(n * columns)];
+                float *sums = &expected[(size_t)(r * columns)];
+                for (int64_t c = 0; c < columns; c++) sums[c] += factor * factors[c];
+            }
+        for (const bool accumulate : {false, true}) {
+            const loom_view result = weight_gradient(x, dout, LOOM_F32, transposed, accumulate);
+            for (size_t i = 0; i < expected.size(); i++)
+                ASSERT_EQ(((const float *)result.data)[i], expected[i] + (accumulate ? 3 : 0))
+                    << N << "x" << I << "x" << O << ", transposed " << transposed << ", element " << i;
+        }
+    }
+
   private:
+    loom_view weight_gradient(const loom_view &x, const loom_view &dout, loom_dtype dtype, bool transposed,
+                              bool accumulate) {
+        const loom_view dweight = transposed ? filled(O, I, dtype) : filled(I, O, dtype);
+        call(LOOM_OP_matmul_backward_weight, loom_matmul_backward_weight{dweight, {}, dout, x, transposed, accumulate});
+        return dweight;
+    }
+
     void run_forward(const loom_view &x, const loom_view &weight, bool transposed, const std::string &suffix) {
         loom_view bias = integers(1, O, 4);
         bias = loom_view_1d(bias.data, LOOM_BF16, O);
@@ -179,6 +209,11 @@ class Products {
     loom_view allocate(int64_t rows, int64_t columns, loom_dtype dtype) {
         memories_.push_back(std::make_unique<Memory>(device_.get(), (size_t)(rows * columns) * loom_dtype_size(dtype)));
         return loom_view_2d(memories_.back()->data(), dtype, rows, columns);
+    }
+    static std::vector<float> floats(const loom_view &view) {
+        std::vector<float> values((size_t)(view.shape[2] * view.shape[3]));
+        for (size_t i = 0; i < values.size(); i++) values[i] = bf16_to_float(((const uint16_t *)view.data)[i]);
+        return values;
     }
     /* Between -7 and 7. */
     loom_view integers(int64_t rows, int64_t columns, uint32_t seed) {
@@ -230,6 +265,7 @@ class Products {
     }
 
     Device device_;
+    const int64_t N, I, O;
     std::vector<std::unique_ptr<Memory>> memories_;
     std::map<std::string, std::string> results_;
 };
@@ -240,6 +276,15 @@ TEST(Bf16Products, RoundWhereTheDefinitionDoes) {
     for (const Way &way : ways)
         for (const auto &[name, bytes] : Products(way).run())
             EXPECT_TRUE(bytes == reference.at(name)) << name << " by way " << way.name;
+}
+
+/* Our own copy the left side for all threads: whole, in two parts, or (where it is too wide for that) each thread for itself. */
+TEST(Products, WeightGradientsAreRightHoweverTheLeftSideIsCopied) {
+    for (const Way &way : {own, definition}) {
+        for (const bool transposed : {false, true}) Products(way, odd).expect_right_weight_gradient(transposed);
+        Products(way, {1100, 1000, 19}).expect_right_weight_gradient(false);
+        Products(way, {150, 19, 8300}).expect_right_weight_gradient(true);
+    }
 }
 
 } // namespace
