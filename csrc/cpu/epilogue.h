@@ -72,7 +72,9 @@ static inline void bias_gradient(const loom_exec *exec, const loom_view *dbias, 
     for (int64_t column = 0; column < columns; column++) {
         const int64_t first = column * COLUMN, width = C - first < COLUMN ? C - first : COLUMN;
         real sum[COLUMN] = {0}, row[COLUMN];
+        const size_t bytes = (size_t)width * stored_size(dout->dtype);
         for (int64_t n = 0; n < N; n++) {
+            if (n + AHEAD < N) ask_for(element_address(dout, n + AHEAD, first), bytes);
             const real *values = reals_at(element_address(dout, n, first), dout->dtype, width, row);
 #pragma omp simd
             for (int64_t c = 0; c < width; c++) sum[c] += values[c];
