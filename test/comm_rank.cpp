@@ -513,6 +513,14 @@ void all_end() {
     if (!loom_comm_all(comm, comm->rank != 1, &error)) loom_comm_abort(comm, &error, 2);
 }
 
+/* A rank that could not take part takes part in nothing that follows. */
+void no_memory() {
+    loom_error error;
+    if (comm->rank == 1 && loom_comm_memory(comm, SIZE_MAX, &error)) exit(1);
+    if (!loom_comm_all(comm, true, &error)) loom_comm_abort(comm, &error, 2);
+    sleep(120); /* until it ends all */
+}
+
 } // namespace
 
 int main(int argc, char **argv) {
@@ -532,7 +540,8 @@ int main(int argc, char **argv) {
                                                                 {"leave", leave},
                                                                 {"disagree", disagree},
                                                                 {"all", all},
-                                                                {"all_end", all_end}};
+                                                                {"all_end", all_end},
+                                                                {"no_memory", no_memory}};
     if (argc < 4) return fprintf(stderr, "what is to be done?\n"), 1;
     loom_comm_options options = {};
     options.backend = argv[2];

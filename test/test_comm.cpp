@@ -226,6 +226,12 @@ TEST_F(Mpi, AnErrorThatRanksShareIsSaidOnce) {
     all_end(mpirun(4, "all_end mpi cpu"), "gptloom: rank 1: the disk is full");
 }
 
+TEST_F(Mpi, ARankWithoutMemoryToCommunicateEndsAll) {
+    if (sanitized) GTEST_SKIP() << "AddressSanitizer ends a program that asks for so much";
+    all_end(mpirun(3, "no_memory mpi cpu"),
+            "gptloom: rank 1 has no memory to communicate: " + std::to_string(SIZE_MAX) + " bytes");
+}
+
 /* --ranks N: our line comes back to who started them. */
 TEST_F(Mpi, LaunchedRanksLeaveTheirLastLine) {
     const std::string program = (folder() / "comm_rank").string();

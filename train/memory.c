@@ -22,9 +22,8 @@ static size_t bytes_beside_plan(const loom_trainer *t) {
 /* Makes a number the least of all ranks'. */
 static bool take_least(loom_trainer *t, int64_t *value, loom_error *error) {
     if (t->comm->size == 1) return true;
-    int64_t *all = calloc((size_t)t->comm->size, sizeof *all);
-    const bool ok = all ? loom_comm_host_gather(t->comm, all, value, sizeof *all, error)
-                        : loom_fail(error, "no memory for %d ranks", t->comm->size);
+    int64_t *all = loom_comm_memory(t->comm, (size_t)t->comm->size * sizeof *all, error);
+    const bool ok = all && loom_comm_host_gather(t->comm, all, value, sizeof *all, error);
     for (int r = 0; ok && r < t->comm->size; r++)
         if (all[r] < *value) *value = all[r];
     free(all);

@@ -99,9 +99,8 @@ static bool meet(loom_trainer *t, loom_error *error) {
     const int ranks = t->comm->size;
     const told mine = {t->meeting.ms_worked,
                        (loom_trainer_should_stop(t) ? STOP : 0) | (t->feeder.failed ? NO_DATA : 0)};
-    told *all = calloc((size_t)ranks, sizeof *all);
-    const bool ok = all ? loom_comm_host_gather(t->comm, all, &mine, sizeof mine, error)
-                        : loom_fail(error, "no memory for %d ranks", ranks);
+    told *all = loom_comm_memory(t->comm, (size_t)ranks * sizeof *all, error);
+    const bool ok = all && loom_comm_host_gather(t->comm, all, &mine, sizeof mine, error);
     double least = INFINITY, most = 0;
     for (int r = 0; ok && r < ranks; r++) {
         least = all[r].worked < least ? all[r].worked : least;

@@ -217,10 +217,20 @@ bool loom_comm_barrier(loom_comm *comm, loom_error *error) {
     return run(comm, (loom_comm_operation){.kind = LOOM_BARRIER}, error);
 }
 
+void *loom_comm_memory(loom_comm *comm, size_t bytes, loom_error *error) {
+    void *memory = calloc(bytes ? bytes : 1, 1);
+    if (memory) return memory;
+    loom_error why;
+    loom_fail(&why, "rank %d has no memory to communicate: %zu bytes", comm->rank, bytes);
+    comm->reports = true;
+    loom_comm_failed(comm, &why, error);
+    return NULL;
+}
+
 /* Bytes travel as the 16-bit type, which is only moved, with one that is odd rounded up in memory of our own. */
 bool loom_comm_host_broadcast(loom_comm *comm, void *data, size_t bytes, int root, loom_error *error) {
-    uint16_t *padded = calloc(bytes / 2 + 1, sizeof *padded);
-    if (!padded) return loom_fail(error, "no memory: %zu bytes", bytes);
+    uint16_t *padded = loom_comm_memory(comm, bytes + 1, error);
+    if (!padded) return false;
     memcpy(padded, data, bytes);
     const bool ok = run(comm,
                         (loom_comm_operation){.kind = LOOM_BROADCAST,
@@ -237,8 +247,8 @@ bool loom_comm_host_broadcast(loom_comm *comm, void *data, size_t bytes, int roo
 
 bool loom_comm_host_gather(loom_comm *comm, void *all, const void *mine, size_t bytes, loom_error *error) {
     const size_t count = (bytes + 1) / 2;
-    uint16_t *padded = calloc((count ? count : 1) * (size_t)comm->size, sizeof *padded);
-    if (!padded) return loom_fail(error, "no memory: %zu bytes", bytes * (size_t)comm->size);
+    uint16_t *padded = loom_comm_memory(comm, count * (size_t)comm->size * sizeof *padded, error);
+    if (!padded) return false;
     uint16_t *row = padded + (size_t)comm->rank * count;
     memcpy(row, mine, bytes);
     const bool ok = run(
@@ -260,8 +270,8 @@ bool loom_comm_host_sum(loom_comm *comm, int64_t *values, int64_t count, loom_er
 }
 
 bool loom_comm_agree(loom_comm *comm, const char *what, const void *value, size_t bytes, loom_error *error) {
-    char *all = malloc(bytes * (size_t)comm->size + 1);
-    if (!all) return loom_fail(error, "no memory: %zu bytes", bytes * (size_t)comm->size);
+    char *all = loom_comm_memory(comm, bytes * (size_t)comm->size, error);
+    if (!all) return false;
     bool ok = loom_comm_host_gather(comm, all, value, bytes, error);
     for (int r = 1; ok && r < comm->size; r++) {
         if (!memcmp(all, all + (size_t)r * bytes, bytes)) continue;
@@ -275,8 +285,8 @@ bool loom_comm_agree(loom_comm *comm, const char *what, const void *value, size_
 }
 
 bool loom_comm_all(loom_comm *comm, bool ok, loom_error *error) {
-    char *all = malloc((size_t)comm->size); /* bytes, as what is no true or false is no bool */
-    if (!all) return loom_fail(error, "no memory for what %d ranks say", comm->size);
+    char *all = loom_comm_memory(comm, (size_t)comm->size, error); /* bytes, as what is no true or false is no bool */
+    if (!all) return false;
     const char own = ok;
     const bool heard = loom_comm_host_gather(comm, all, &own, sizeof own, error);
     int first = 0;

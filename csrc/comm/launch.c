@@ -114,7 +114,8 @@ static void become(const char **line, pid_t parent, int prints, int output) {
     execvp(line[0], (char *const *)(uintptr_t)line);
 }
 
-/* Starts mpirun. A pipe that closes when it runs tells whether it could be. Returns errno, or 0. */
+/* Starts mpirun. A pipe that closes when it runs tells whether it could be; else it brings errno, as a byte, which cannot
+ * come in parts. Returns errno, or 0. */
 static int start(launch *l, const char **line) {
     int pipes[3][2], failure = 0;
     const pid_t self = getpid();
@@ -129,15 +130,17 @@ static int start(launch *l, const char **line) {
     l->child = fork();
     if (l->child == 0) {
         become(line, self, prints[1], printed[1]);
-        failure = errno;
-        const ssize_t written = write(told[1], &failure, sizeof failure);
-        _exit(written == sizeof failure ? 127 : 126);
+        const unsigned char why = (unsigned char)errno;
+        _exit(write(told[1], &why, sizeof why) == sizeof why ? 127 : 126);
     }
     failure = l->child < 0 ? errno : 0;
     for (int i = 0; i < 3; i++) close(pipes[i][1]);
-    int theirs;
-    if (!failure && read(told[0], &theirs, sizeof theirs) == sizeof theirs) {
-        failure = theirs;
+    unsigned char why;
+    ssize_t n = 0;
+    while (!failure && (n = read(told[0], &why, sizeof why)) < 0 && errno == EINTR) continue;
+    if (n != 0) {
+        failure = n > 0 ? why : errno;
+        kill(l->child, SIGTERM); /* it has ended, unless nothing could be read */
         waitpid(l->child, NULL, 0);
     }
     close(told[0]);

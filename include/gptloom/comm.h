@@ -132,6 +132,10 @@ bool loom_comm_synchronize(loom_comm *comm, loom_stream *stream, loom_error *err
 
 bool loom_comm_barrier(loom_comm *comm, loom_error *error);
 
+/* Zeroed memory for what such an operation gets or gives, to be freed. Without it this rank cannot take part. The others
+ * do, and what this one did next would meet that operation: so NULL comes with an error, and the communicator has failed. */
+void *loom_comm_memory(loom_comm *comm, size_t bytes, loom_error *error);
+
 /* data (bytes) of all ranks = that of rank `root`. */
 bool loom_comm_host_broadcast(loom_comm *comm, void *data, size_t bytes, int root, loom_error *error);
 
