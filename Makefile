@@ -166,6 +166,22 @@ TEST_PROGRAMS   := $(GROUPS:%=$(BUILD)/test/group_%) $(TESTS_ALONE)
 # What test/run.py is given: a program, or a program and which of its sources.
 TEST_RUNS       := $(TESTS_ALONE) $(foreach g,$(GROUPS),$(GROUP_$g:%=$(BUILD)/test/group_$g:test_%))
 
+# What is compiled with other settings (a compiler, CFLAGS, CUDA_ARCH) is compiled anew: each kind of source depends on a
+# file that holds the settings, and is written where they have become others.
+SETTINGS_cc        := $(CC) $(CFLAGS_)
+SETTINGS_cxx       := $(CXX) $(CXXFLAGS_)
+SETTINGS_cuda      := $(CUDA_INCLUDE) $(CUDNN_FLAGS)
+SETTINGS_nvcc      := $(NVCC) $(CXX) $(NVCC_FLAGS)
+SETTINGS_emulation := $(CXX) $(EMULATION_FLAGS)
+settings = $(1:%=$(BUILD)/obj/settings.%)
+differ   = $(subst <$(strip $(1))>,,<$(strip $(2))>)$(subst <$(strip $(2))>,,<$(strip $(1))>)
+define SETTINGS
+$(BUILD)/obj/settings.$(1): $$(if $$(call differ,$$(SETTINGS_$(1)),$$(shell cat $(BUILD)/obj/settings.$(1) 2>/dev/null)),always)
+	@mkdir -p $$(@D)
+	@printf '%s\n' '$$(subst ','\'',$$(SETTINGS_$(1)))' >$$@
+endef
+$(foreach s,cc cxx cuda nvcc emulation,$(eval $(call SETTINGS,$s)))
+
 # What is made anew but has not changed is as old as it was, and so is not compiled again.
 keep_if_same = if cmp -s $(1).new $(1); then rm $(1).new; else mv $(1).new $(1); fi
 
@@ -193,7 +209,7 @@ $(BUILD)/objects.list $(BUILD)/emulated/objects.list: always
 always:
 
 # All of MPI is behind this library's one symbol. It is built without sanitizers: MPI itself is.
-$(BUILD)/libgptloom_mpi.so: csrc/comm/mpi_library.c
+$(BUILD)/libgptloom_mpi.so: csrc/comm/mpi_library.c $(call settings,cc)
 	@mkdir -p $(@D)
 	$(call quiet,MPICC) $(MPICC) -std=c11 -D_GNU_SOURCE -O3 $(MARCH) $(WARNINGS) -Wstrict-prototypes -Iinclude -Icsrc \
 	    -fPIC -shared -fvisibility=hidden -MMD -MP -MF $(BUILD)/obj/mpi_library.d -o $@ $<
@@ -215,35 +231,35 @@ PARITY_OBJECTS := $(addprefix $(BUILD)/obj/train/,command_parity.o command_cases
 $(BUILD)/parity: $(PARITY_OBJECTS) $(BUILD)/libgptloom.a
 	$(call quiet,LD) $(CC) $(LINK_FLAGS) -o $@ $^ -lm -lpthread -ldl
 
-$(BUILD)/obj/kernels/%.o: kernels/%.cu
+$(BUILD)/obj/kernels/%.o: kernels/%.cu $(call settings,nvcc)
 	@mkdir -p $(@D)
 	$(call quiet,NVCC) $(NVCC) -ccbin $(lastword $(CXX)) $(NVCC_FLAGS) -c $< -o $@
 
 $(KERNEL_GROUPS:%=$(BUILD)/obj/kernels/group_%.cu): $(BUILD)/obj/kernels/group_%.cu: Makefile
 	@mkdir -p $(@D)
 	@printf '#include "kernels/%s.cu"\n' $(KERNELS_$*) >$@.new; $(call keep_if_same,$@)
-$(KERNEL_GROUPS:%=$(BUILD)/obj/kernels/group_%.o): %.o: %.cu
+$(KERNEL_GROUPS:%=$(BUILD)/obj/kernels/group_%.o): %.o: %.cu $(call settings,nvcc)
 	$(call quiet,NVCC) $(NVCC) -ccbin $(lastword $(CXX)) $(NVCC_FLAGS) -c $< -o $@
 
 # Optimising kernels more takes longer than it saves: threads take turns, and what lets them do so is compiled with -O2.
-$(BUILD)/obj/emulated/kernels/%.o: kernels/%.cu
+$(BUILD)/obj/emulated/kernels/%.o: kernels/%.cu $(call settings,emulation)
 	@mkdir -p $(@D)
 	$(call quiet,CXX) $(CXX) $(EMULATION_FLAGS) -O1 -x c++ -c $< -o $@
-$(KERNEL_GROUPS:%=$(BUILD)/obj/emulated/kernels/group_%.o): $(BUILD)/obj/emulated/%.o: $(BUILD)/obj/%.cu
+$(KERNEL_GROUPS:%=$(BUILD)/obj/emulated/kernels/group_%.o): $(BUILD)/obj/emulated/%.o: $(BUILD)/obj/%.cu $(call settings,emulation)
 	@mkdir -p $(@D)
 	$(call quiet,CXX) $(CXX) $(EMULATION_FLAGS) -O1 -x c++ -c $< -o $@
 
-$(BUILD)/obj/emulated/dev/emulation/%.o: dev/emulation/%.cpp
+$(BUILD)/obj/emulated/dev/emulation/%.o: dev/emulation/%.cpp $(call settings,emulation)
 	@mkdir -p $(@D)
 	$(call quiet,CXX) $(CXX) $(EMULATION_FLAGS) -c $< -o $@
 
-$(BUILD)/obj/csrc/cuda/%.o: csrc/cuda/%.c
+$(BUILD)/obj/csrc/cuda/%.o: csrc/cuda/%.c $(call settings,cc cuda)
 	@mkdir -p $(@D)
 	$(call quiet,CC) $(CC) $(CFLAGS_) $(CUDA_INCLUDE) $(CUDNN_FLAGS) -c $< -o $@
 
 # Loops that are worth it are marked for vectors: -O3 takes three times as long and finds none beyond them.
 define TABLE
-$(BUILD)/obj/$(1)/%.o: csrc/cpu/%.c
+$(BUILD)/obj/$(1)/%.o: csrc/cpu/%.c $(call settings,cc)
 	@mkdir -p $$(@D)
 	$$(call quiet,CC) $$(CC) $$(subst -O3,-O2,$$(CFLAGS_)) -DLOOM_TABLE=$(1) $(2) -c $$< -o $$@
 endef
@@ -251,11 +267,11 @@ $(foreach s,$(SETS),$(eval $(call TABLE,$s,-ffp-contract=fast -DLOOM_CONTRACTS $
 $(eval $(call TABLE,definition))
 $(eval $(call TABLE,oracle,-DLOOM_ORACLE))
 
-$(BUILD)/obj/%.o: %.c
+$(BUILD)/obj/%.o: %.c $(call settings,cc)
 	@mkdir -p $(@D)
 	$(call quiet,CC) $(CC) $(CFLAGS_) -Itest -Itrain -c $< -o $@
 
-$(BUILD)/obj/%.o: %.cpp
+$(BUILD)/obj/%.o: %.cpp $(call settings,cxx)
 	@mkdir -p $(@D)
 	$(call quiet,CXX) $(CXX) $(CXXFLAGS_) -Itest -Itrain -c $< -o $@
 
@@ -263,7 +279,7 @@ $(BUILD)/obj/%.o: %.cpp
 PRELUDED := $(GROUPS:%=$(BUILD)/obj/test/group_%.o) $(TESTS:$(BUILD)/%=$(BUILD)/obj/%.o)
 $(PRELUDED): private CXXFLAGS_ += -I$(BUILD)/obj/test -include prelude.h
 $(PRELUDED): $(BUILD)/obj/test/prelude.h.gch
-$(BUILD)/obj/test/prelude.h.gch: test/prelude.h
+$(BUILD)/obj/test/prelude.h.gch: test/prelude.h $(call settings,cxx)
 	@mkdir -p $(@D)
 	$(call quiet,CXX) $(CXX) $(CXXFLAGS_) -x c++-header -c $< -o $@
 
@@ -275,7 +291,7 @@ $(GROUPS:%=$(BUILD)/obj/test/group_%.cpp): $(BUILD)/obj/test/group_%.cpp: $$(for
 	        /^#include/ && !seen[$$0]++ { print c ? "extern \"C\" {\n" $$0 "\n}" : $$0 }' $(filter %.cpp,$^); \
 	   for t in $(GROUP_$*); do printf 'namespace test_%s {\n#include "test_%s.cpp"\n}\n' $$t $$t; done; } >$@.new; \
 	 $(call keep_if_same,$@)
-$(GROUPS:%=$(BUILD)/obj/test/group_%.o): %.o: %.cpp
+$(GROUPS:%=$(BUILD)/obj/test/group_%.o): %.o: %.cpp $(call settings,cxx)
 	$(call quiet,CXX) $(CXX) $(CXXFLAGS_) -Itest -Itrain -c $< -o $@
 
 EMULATED_PROGRAMS := $(EMULATED_TESTS) $(EMULATED_GROUPS:%=$(BUILD)/test/group_%)
@@ -379,7 +395,7 @@ run: setup
 
 #  make test        set up, build, run the tests
 test: setup
-	@$(MAKE) --no-print-directory tests
+	@$(MAKE) --no-print-directory CUDA_ARCH="$(PRESENT_ARCH)" tests
 	@test/run.py --logs $(BUILD)/test/logs $(TEST_RUNS)
 
 #  make test-full   all tests, and again in sanitizer builds and with the other libraries for matrix products (these

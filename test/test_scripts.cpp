@@ -792,4 +792,62 @@ TEST_F(Runner, DoesNotTakeNothingForSuccess) {
     EXPECT_EQ(last_line(missing.output), "0 passed, 1 failed, 0 skipped") << missing.output;
 }
 
+/* ---------------------------------------------------------------------------------------------------------- Makefile */
+
+/* The project's Makefile with compilers that make empty files, and a line for each. */
+class Build : public ScriptTest {
+  protected:
+    void SetUp() override {
+        ScriptTest::SetUp();
+        const std::string body = "for a; do case $a in -dumpmachine) echo x86_64-linux-gnu; exit;; esac; done\n"
+                                 "while [ $# -gt 1 ]; do\n"
+                                 "    case $1 in -o) out=$2 ;; esac\n"
+                                 "    shift\n"
+                                 "done\n"
+                                 "[ \"$out\" = /dev/null ] && exit\n"
+                                 "echo \"${0##*/} $out\" >>" +
+                                 quoted((here / "made").string()) + "\n: >\"$out\"\n";
+        fs::create_directories(here / "cuda/bin");
+        for (const char *compiler : {"tools/cc", "tools/c++", "cuda/bin/nvcc"}) script(here / compiler, body);
+    }
+
+    /* How many files each compiler makes of the program and its emulated sibling. */
+    std::map<std::string, int> make(const std::string &settings) {
+        write(here / "made", "");
+        const std::string compilers = "CC=" + (tools / "cc").string() + " CXX=" + (tools / "c++").string() +
+                                      " NVCC=" + (here / "cuda/bin/nvcc").string() + " CUDNN_INCLUDE= MPICC= AR=true ";
+        const std::string build = (here / "build").string();
+        const result done = shell("unset MAKEFLAGS MAKELEVEL MFLAGS CI; make -C " + quoted(project().string()) +
+                                  " -j2 BUILD=" + build + " " + compilers + settings + " " + build + "/gptloom " +
+                                  build + "/emulated/gptloom");
+        EXPECT_EQ(done.status, 0) << done.output;
+        std::map<std::string, int> made;
+        std::istringstream lines(read(here / "made"));
+        for (std::string compiler, file; lines >> compiler >> file;)
+            if (contains(file, ".o")) made[compiler]++;
+        return made;
+    }
+};
+
+/* What a setting touches is compiled anew when it changes and when it changes back, and nothing else is. */
+TEST_F(Build, CompilesAnewWhatASettingTouches) {
+    const auto all = make("MATMUL=onednn");
+    ASSERT_GT(all.at("cc"), 100);
+    ASSERT_GT(all.at("c++"), 10);
+    ASSERT_GT(all.at("nvcc"), 5);
+    const std::map<std::string, int> none, kernels = {{"nvcc", all.at("nvcc")}}, c = {{"cc", all.at("cc")}};
+    EXPECT_EQ(make("MATMUL=onednn"), none);
+    EXPECT_EQ(make("MATMUL=onednn CFLAGS=-DOTHER=\"'x y'\""), c);
+    EXPECT_EQ(make("MATMUL=onednn"), c);
+    EXPECT_EQ(make("MATMUL=onednn CUDA_ARCH=90"), kernels);
+    EXPECT_EQ(make("MATMUL=onednn"), kernels);
+    /* Other sources, and so another library. */
+    EXPECT_GT(make("MATMUL=plain").at("cc"), 0);
+    EXPECT_TRUE(contains(read(here / "build/objects.list"), "matmul_plain.o"));
+    EXPECT_FALSE(contains(read(here / "build/objects.list"), "product_onednn.o"));
+    make("MATMUL=onednn");
+    EXPECT_TRUE(contains(read(here / "build/objects.list"), "product_onednn.o"));
+    EXPECT_EQ(make("MATMUL=onednn"), none);
+}
+
 } // namespace
