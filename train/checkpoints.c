@@ -204,18 +204,22 @@ static loom_training_settings settings_of(const loom_trainer *t) {
     return settings;
 }
 
-/* What a lost run may go on with as it was. */
+/* The options that say what course a run takes. A run that is lost is offered the first ones as they were. */
+static const char *const course_options[] = {"lr",    "min-lr",    "schedule",  "weight-decay", "beta1",
+                                             "beta2", "eps",       "clip",      "skip-spikes",  "warmup",
+                                             "steps", "val-every", "val-tokens"};
+enum { COURSE_OPTIONS = sizeof course_options / sizeof *course_options, COURSE_OFFERED = 9 };
+
 static void write_course(const loom_train_options *options, char *course, size_t size) {
-    static const char *const names[] = {"lr",    "min-lr", "schedule", "weight-decay", "beta1",
-                                        "beta2", "eps",    "clip",     "skip-spikes"};
     int n;
     const loom_flag *table = loom_train_option_table(&n);
     char value[32];
     size_t used = 0;
-    for (size_t i = 0; i < sizeof names / sizeof *names; i++) {
-        const bool fits = loom_flag_text(loom_flag_find(table, n, names[i]), options, 0, value, sizeof value);
+    for (int i = 0; i < COURSE_OFFERED; i++) {
+        const char *name = course_options[i];
+        const bool fits = loom_flag_text(loom_flag_find(table, n, name), options, 0, value, sizeof value);
         LOOM_CHECK(fits);
-        used += (size_t)snprintf(course + used, size - used, "%s--%s %s", used ? " " : "", names[i], value);
+        used += (size_t)snprintf(course + used, size - used, "%s--%s %s", used ? " " : "", name, value);
         LOOM_CHECK(used < size);
     }
 }
@@ -269,15 +273,12 @@ static bool has_changed(const loom_trainer *t, const char *name, char before[64]
 
 /* Says what of the run's course is not as it was, and where the rate jumps for that. */
 static void note_course(loom_trainer *t) {
-    static const char *const names[] = {"lr",           "min-lr",    "schedule",  "warmup", "steps",
-                                        "weight-decay", "beta1",     "beta2",     "eps",    "clip",
-                                        "skip-spikes",  "val-every", "val-tokens"};
     char line[768] = "", before[64], now[64];
     size_t used = 0;
-    for (size_t i = 0; i < sizeof names / sizeof *names; i++)
-        if (has_changed(t, names[i], before, now))
-            used += (size_t)snprintf(line + used, sizeof line - used, "%s--%s %s -> %s", used ? ", " : "", names[i],
-                                     before, now);
+    for (int i = 0; i < COURSE_OPTIONS; i++)
+        if (has_changed(t, course_options[i], before, now))
+            used += (size_t)snprintf(line + used, sizeof line - used, "%s--%s %s -> %s", used ? ", " : "",
+                                     course_options[i], before, now);
     LOOM_CHECK(used < sizeof line);
     if (used) loom_trainer_add_note(t, "%s", line);
     const float was = rate_after(&t->before, t->state.step), is = rate_after(&t->options, t->state.step);
