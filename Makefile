@@ -166,13 +166,15 @@ TEST_PROGRAMS   := $(GROUPS:%=$(BUILD)/test/group_%) $(TESTS_ALONE)
 # What test/run.py is given: a program, or a program and which of its sources.
 TEST_RUNS       := $(TESTS_ALONE) $(foreach g,$(GROUPS),$(GROUP_$g:%=$(BUILD)/test/group_$g:test_%))
 
-# What is compiled with other settings (a compiler, CFLAGS, CUDA_ARCH) is compiled anew: each kind of source depends on a
-# file that holds the settings, and is written where they have become others.
+# What is compiled or linked with other settings (a compiler, CFLAGS, CUDA_ARCH) is made anew: each kind of thing depends on
+# a file that holds the settings, and is written where they have become others.
 SETTINGS_cc        := $(CC) $(CFLAGS_)
 SETTINGS_cxx       := $(CXX) $(CXXFLAGS_)
 SETTINGS_cuda      := $(CUDA_INCLUDE) $(CUDNN_FLAGS)
 SETTINGS_nvcc      := $(NVCC) $(CXX) $(NVCC_FLAGS)
 SETTINGS_emulation := $(CXX) $(EMULATION_FLAGS)
+SETTINGS_mpi       := $(MPICC) $(MARCH) $(WARNINGS)
+SETTINGS_link      := $(CC) $(CXX) $(LINK_FLAGS) $(CUDA_LIBS) $(LIBS)
 settings = $(1:%=$(BUILD)/obj/settings.%)
 differ   = $(subst <$(strip $(1))>,,<$(strip $(2))>)$(subst <$(strip $(2))>,,<$(strip $(1))>)
 define SETTINGS
@@ -180,7 +182,9 @@ $(BUILD)/obj/settings.$(1): $$(if $$(call differ,$$(SETTINGS_$(1)),$$(shell cat 
 	@mkdir -p $$(@D)
 	@printf '%s\n' '$$(subst ','\'',$$(SETTINGS_$(1)))' >$$@
 endef
-$(foreach s,cc cxx cuda nvcc emulation,$(eval $(call SETTINGS,$s)))
+$(foreach s,cc cxx cuda nvcc emulation mpi link,$(eval $(call SETTINGS,$s)))
+# What is linked, of all that a program depends on.
+linked = $(filter %.o %.a,$^)
 
 # What is made anew but has not changed is as old as it was, and so is not compiled again.
 keep_if_same = if cmp -s $(1).new $(1); then rm $(1).new; else mv $(1).new $(1); fi
@@ -209,7 +213,7 @@ $(BUILD)/objects.list $(BUILD)/emulated/objects.list: always
 always:
 
 # All of MPI is behind this library's one symbol. It is built without sanitizers: MPI itself is.
-$(BUILD)/libgptloom_mpi.so: csrc/comm/mpi_library.c $(call settings,cc)
+$(BUILD)/libgptloom_mpi.so: csrc/comm/mpi_library.c $(call settings,mpi)
 	@mkdir -p $(@D)
 	$(call quiet,MPICC) $(MPICC) -std=c11 -D_GNU_SOURCE -O3 $(MARCH) $(WARNINGS) -Wstrict-prototypes -Iinclude -Icsrc \
 	    -fPIC -shared -fvisibility=hidden -MMD -MP -MF $(BUILD)/obj/mpi_library.d -o $@ $<
@@ -218,18 +222,18 @@ without-mpi:
 	@echo "  mpicc is not here: the program is built without $(BUILD)/libgptloom_mpi.so, and has no communicator by MPI"
 
 # Linked by the C++ compiler: kernels are C++, and so is the emulation.
-$(BUILD)/gptloom: $(PROGRAM_OBJECTS) $(BUILD)/libgptloom.a
-	$(call quiet,LD) $(CXX) $(LINK_FLAGS) -o $@ $^ $(CUDA_LIBS) $(LIBS)
+$(BUILD)/gptloom: $(PROGRAM_OBJECTS) $(BUILD)/libgptloom.a $(call settings,link)
+	$(call quiet,LD) $(CXX) $(LINK_FLAGS) -o $@ $(linked) $(CUDA_LIBS) $(LIBS)
 
 # The stand-in for NCCL, a library that it loads, puts its work into the emulation's streams.
-$(BUILD)/emulated/gptloom: $(PROGRAM_OBJECTS) $(BUILD)/emulated/libgptloom.a
-	$(call quiet,LD) $(CXX) $(LINK_FLAGS) -Wl,--export-dynamic-symbol='emulation_*' -o $@ $^ $(LIBS)
+$(BUILD)/emulated/gptloom: $(PROGRAM_OBJECTS) $(BUILD)/emulated/libgptloom.a $(call settings,link)
+	$(call quiet,LD) $(CXX) $(LINK_FLAGS) -Wl,--export-dynamic-symbol='emulation_*' -o $@ $(linked) $(LIBS)
 
 # The comparison of ops alone, linked with nothing that another processor's toolchain does not bring.
 PARITY_OBJECTS := $(addprefix $(BUILD)/obj/train/,command_parity.o command_cases.o command_line.o output.o synonyms.o) \
                   $(patsubst %.c,$(BUILD)/obj/%.o,$(wildcard test/ops/*.c) test/parity_program.c)
-$(BUILD)/parity: $(PARITY_OBJECTS) $(BUILD)/libgptloom.a
-	$(call quiet,LD) $(CC) $(LINK_FLAGS) -o $@ $^ -lm -lpthread -ldl
+$(BUILD)/parity: $(PARITY_OBJECTS) $(BUILD)/libgptloom.a $(call settings,link)
+	$(call quiet,LD) $(CC) $(LINK_FLAGS) -o $@ $(linked) -lm -lpthread -ldl
 
 $(BUILD)/obj/kernels/%.o: kernels/%.cu $(call settings,nvcc)
 	@mkdir -p $(@D)
@@ -295,16 +299,21 @@ $(GROUPS:%=$(BUILD)/obj/test/group_%.o): %.o: %.cpp $(call settings,cxx)
 	$(call quiet,CXX) $(CXX) $(CXXFLAGS_) -Itest -Itrain -c $< -o $@
 
 EMULATED_PROGRAMS := $(EMULATED_TESTS) $(EMULATED_GROUPS:%=$(BUILD)/test/group_%)
-$(EMULATED_PROGRAMS): $(BUILD)/test/%: $(BUILD)/obj/test/%.o $(TEST_OBJECTS) $(BUILD)/emulated/libgptloom.a
+$(EMULATED_PROGRAMS): $(BUILD)/test/%: $(BUILD)/obj/test/%.o $(TEST_OBJECTS) $(BUILD)/emulated/libgptloom.a $(call settings,link)
 	@mkdir -p $(@D)
-	$(call quiet,LD) $(CXX) $(LINK_FLAGS) -o $@ $^ -lgtest -lgtest_main $(LIBS)
+	$(call quiet,LD) $(CXX) $(LINK_FLAGS) -o $@ $(linked) -lgtest -lgtest_main $(LIBS)
 
-$(BUILD)/test/%: $(BUILD)/obj/test/%.o $(TEST_OBJECTS) $(BUILD)/libgptloom.a
+$(BUILD)/test/%: $(BUILD)/obj/test/%.o $(TEST_OBJECTS) $(BUILD)/libgptloom.a $(call settings,link)
 	@mkdir -p $(@D)
-	$(call quiet,LD) $(CXX) $(LINK_FLAGS) -o $@ $^ -lgtest -lgtest_main $(CUDA_LIBS) $(LIBS)
+	$(call quiet,LD) $(CXX) $(LINK_FLAGS) -o $@ $(linked) -lgtest -lgtest_main $(CUDA_LIBS) $(LIBS)
 
 # Test sources that are of the emulation see its headers.
 $(patsubst $(BUILD)/test/%,$(BUILD)/obj/test/%.o,$(EMULATED_PROGRAMS)): private CXXFLAGS_ += $(EMULATED_FLAGS)
+
+# test_bits knows what gcc makes of csrc/cpu with the flags above alone.
+OTHER_FLAGS := $(if $(ARCH)$(CFLAGS)$(filter-out gcc,$(notdir $(lastword $(CC)))),1,0)
+$(BUILD)/obj/test/test_bits.o $(BUILD)/obj/test/group_memory.o: private CXXFLAGS_ += -DLOOM_OTHER_FLAGS=$(OTHER_FLAGS)
+$(BUILD)/obj/test/test_bits.o $(BUILD)/obj/test/group_memory.o: $(call settings,cc)
 
 # test_cuda_headers compares the emulation's headers with NVIDIA's.
 $(BUILD)/obj/test/test_cuda_headers.o: private CXXFLAGS_ += -Idev/emulation/include
@@ -317,11 +326,12 @@ $(BUILD)/obj/test/test_cublaslt_load.o: private CXXFLAGS_ += $(CUDA_INCLUDE)
 
 # test_cudnn plans without a GPU: it brings its own driver, in the place of libcuda.so.1.
 $(BUILD)/obj/test/test_cudnn.o: private CXXFLAGS_ += $(CUDA_INCLUDE) $(CUDNN_FLAGS)
-$(BUILD)/test/test_cudnn: $(BUILD)/obj/test/test_cudnn.o $(TEST_OBJECTS) $(BUILD)/emulated/libgptloom.a \
+$(addprefix $(BUILD)/obj/test/,test_cudnn.o test_cublaslt_load.o cuda_headers_nvidia.o nccl_header.o): $(call settings,cuda)
+$(BUILD)/test/test_cudnn: $(BUILD)/obj/test/test_cudnn.o $(TEST_OBJECTS) $(BUILD)/emulated/libgptloom.a $(call settings,link) \
                           | $(BUILD)/test/libcuda.so.1
 	@mkdir -p $(@D)
-	$(call quiet,LD) $(CXX) $(LINK_FLAGS) -o $@ $^ -lgtest -lgtest_main $(CUDNN_RPATH) $(LIBS)
-$(BUILD)/test/libcuda.so.1: test/cuda_driver.c
+	$(call quiet,LD) $(CXX) $(LINK_FLAGS) -o $@ $(linked) -lgtest -lgtest_main $(CUDNN_RPATH) $(LIBS)
+$(BUILD)/test/libcuda.so.1: test/cuda_driver.c $(call settings,cc)
 	@mkdir -p $(@D)
 	$(call quiet,LD) $(CC) -std=c11 -O1 $(WARNINGS) -fPIC -shared -Wl,-soname,libcuda.so.1 -o $@ $<
 
@@ -337,15 +347,15 @@ endif
 # test_nccl_train and test_gpu_report start the emulated program so.
 $(addprefix $(BUILD)/test/,test_gpu_report group_scripts): | $(BUILD)/emulated/gptloom $(BUILD)/test/libnccl_standin.so
 $(addprefix $(BUILD)/test/,test_nccl_train group_comm): | $(BUILD)/emulated/gptloom $(BUILD)/test/libnccl_standin.so $(if $(MPICC),$(BUILD)/libgptloom_mpi.so)
-$(BUILD)/test/comm_rank $(BUILD)/test/checkpoint_rank: $(BUILD)/test/%: $(BUILD)/obj/test/%.o $(BUILD)/emulated/libgptloom.a
+$(BUILD)/test/comm_rank $(BUILD)/test/checkpoint_rank: $(BUILD)/test/%: $(BUILD)/obj/test/%.o $(BUILD)/emulated/libgptloom.a $(call settings,link)
 	@mkdir -p $(@D)
-	$(call quiet,LD) $(CXX) $(LINK_FLAGS) -Wl,--export-dynamic-symbol='emulation_*' -o $@ $^ $(LIBS)
-$(BUILD)/test/libnccl_standin.so: test/nccl_standin.c csrc/comm/nccl_api.h
+	$(call quiet,LD) $(CXX) $(LINK_FLAGS) -Wl,--export-dynamic-symbol='emulation_*' -o $@ $(linked) $(LIBS)
+$(BUILD)/test/libnccl_standin.so: test/nccl_standin.c csrc/comm/nccl_api.h $(call settings,cc)
 	@mkdir -p $(@D)
 	$(call quiet,LD) $(CC) -std=c11 -D_GNU_SOURCE -O1 $(WARNINGS) -Iinclude -Icsrc -I. -fPIC -shared -o $@ $< -lrt
 
 # Preloaded, it makes calls of the program fail: test/faults/README.md.
-$(BUILD)/test/libfaults.so: test/faults/shim.c
+$(BUILD)/test/libfaults.so: test/faults/shim.c $(call settings,cc)
 	@mkdir -p $(@D)
 	$(call quiet,LD) $(CC) -std=c11 -D_GNU_SOURCE -O1 -g $(WARNINGS) -fPIC -shared -o $@ $< -ldl
 
@@ -358,8 +368,8 @@ $(BUILD)/test/test_fuzz_corpus $(BUILD)/fuzzer: LINK_FLAGS += $(FUZZ_FILES)
 # What these compare tells libFuzzer nothing but what strcmp, which it sees, tells it too, and took most of the time.
 FUZZ_WORDS   := $(addprefix csrc/base/,nearest printable flag) $(addprefix train/,options synonyms command_line)
 $(FUZZ_WORDS:%=$(BUILD)/obj/%.o): CFLAGS_ += $(if $(findstring fuzzer,$(SANITIZE)),-fno-sanitize-coverage=trace-cmp)
-$(BUILD)/fuzzer: $(BUILD)/obj/test/fuzz/fuzzer.o $(FUZZ_TARGETS) $(TEST_OBJECTS) $(BUILD)/libgptloom.a
-	$(call quiet,LD) $(CXX) $(LINK_FLAGS) -fsanitize=fuzzer -o $@ $^ $(LIBS)
+$(BUILD)/fuzzer: $(BUILD)/obj/test/fuzz/fuzzer.o $(FUZZ_TARGETS) $(TEST_OBJECTS) $(BUILD)/libgptloom.a $(call settings,link)
+	$(call quiet,LD) $(CXX) $(LINK_FLAGS) -fsanitize=fuzzer -o $@ $(linked) $(LIBS)
 
 $(BUILD)/test/test_faults: | $(BUILD)/gptloom $(BUILD)/emulated/gptloom $(BUILD)/test/libfaults.so $(BUILD)/test/libnccl_standin.so \
                              $(if $(MPICC),$(BUILD)/libgptloom_mpi.so)
@@ -373,10 +383,10 @@ $(addprefix $(BUILD)/test/,test_two_hosts group_ranks): | $(BUILD)/emulated/gptl
 $(BUILD)/obj/test/train_rank.o: CXXFLAGS_ += $(EMULATED_FLAGS)
 $(addprefix $(BUILD)/test/,test_ranks group_ranks): | $(BUILD)/test/train_rank $(BUILD)/test/libmpi_lasting.so $(BUILD)/gptloom \
                             $(BUILD)/emulated/gptloom $(if $(MPICC),$(BUILD)/libgptloom_mpi.so)
-$(BUILD)/test/train_rank: $(BUILD)/obj/test/train_rank.o $(BUILD)/emulated/libgptloom.a
+$(BUILD)/test/train_rank: $(BUILD)/obj/test/train_rank.o $(BUILD)/emulated/libgptloom.a $(call settings,link)
 	@mkdir -p $(@D)
-	$(call quiet,LD) $(CXX) $(LINK_FLAGS) -o $@ $^ $(LIBS)
-$(BUILD)/test/libmpi_lasting.so: test/mpi_lasting.c csrc/comm/mpi_table.h csrc/comm/backend.h
+	$(call quiet,LD) $(CXX) $(LINK_FLAGS) -o $@ $(linked) $(LIBS)
+$(BUILD)/test/libmpi_lasting.so: test/mpi_lasting.c csrc/comm/mpi_table.h csrc/comm/backend.h $(call settings,cc)
 	@mkdir -p $(@D)
 	$(call quiet,LD) $(CC) -std=c11 -D_GNU_SOURCE -O1 $(WARNINGS) -Iinclude -Icsrc -I. -fPIC -shared -o $@ $< -ldl
 
@@ -395,7 +405,7 @@ run: setup
 
 #  make test        set up, build, run the tests
 test: setup
-	@$(MAKE) --no-print-directory CUDA_ARCH="$(PRESENT_ARCH)" tests
+	@$(MAKE) --no-print-directory tests
 	@test/run.py --logs $(BUILD)/test/logs $(TEST_RUNS)
 
 #  make test-full   all tests, and again in sanitizer builds and with the other libraries for matrix products (these

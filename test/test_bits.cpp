@@ -7,7 +7,7 @@
  * so that its bits hang on what is measured to be the fastest, which is given to it (test/data/choices.txt), and on the C
  * library's exp2f, log2f and logf: they are known by a hash of these functions' values.
  *
- * Bits that are meant to become others: LOOM_TEST_UPDATE=1 writes the lines of what runs here anew. */
+ * Bits that are meant to become others: LOOM_TEST_UPDATE=1 writes the lines of what runs here anew, and leaves all others. */
 #include "support_train.h"
 
 #include <xxhash.h>
@@ -199,6 +199,7 @@ TEST_P(OfInstructions, AreTheseFromThisCompiler) {
     if (!loom_device_open(&device, "cpu", nullptr, &error)) GTEST_SKIP() << error.message;
     loom_device_close(device);
     if (sanitized) GTEST_SKIP() << "a sanitizer build is not optimised, and may contract otherwise";
+    if (LOOM_OTHER_FLAGS) GTEST_SKIP() << "CC, ARCH or CFLAGS was given: the compiler may contract otherwise";
     const std::string key = std::string("cpu, ") + GetParam() + ", compiler " + __VERSION__;
     if (!known.has(key)) GTEST_SKIP() << "nothing is known of " << key;
     for (const ShortRun &run : runs) known.expect(key, run.name, bits_of(run, "cpu"));

@@ -1858,6 +1858,29 @@ TEST_F(Places, DirectoriesOfAllUsersAreRefused) {
 }
 
 /* Steps that are done again are not sampled twice. */
+/* test/data/run-446cc63 was trained by gptloom of that commit, to step 6 of 8: by it, the last steps had these losses. Names
+ * of options and files have changed since. */
+TEST_F(Places, ARunOfAnEarlierVersionGoesOn) {
+    const std::string source = __FILE__;
+    fs::copy(fs::path(source.substr(0, source.rfind('/') + 1)) / "data/run-446cc63", folder,
+             fs::copy_options::recursive | fs::copy_options::copy_symlinks | fs::copy_options::overwrite_existing);
+    const Outcome outcome = run({"train", "--resume", "--out", "run", "-q"});
+    ASSERT_EQ(outcome.code, 0) << outcome.err;
+    EXPECT_EQ(outcome.err, "");
+    const auto metrics = lines_of(slurp(run_folder / "metrics.jsonl"));
+    ASSERT_EQ(metrics.size(), 8u);
+    const auto number = [&](size_t step, const std::string &key) {
+        const std::string &line = metrics[step - 1];
+        return std::stod(line.substr(line.find("\"" + key + "\": ") + key.size() + 4));
+    };
+    EXPECT_NEAR(number(7, "loss"), 5.0687232, 1e-5);
+    EXPECT_NEAR(number(8, "loss"), 5.0560112, 1e-5);
+    EXPECT_NEAR(number(8, "grad_norm"), 0.909822643, 1e-5);
+    EXPECT_NEAR(number(8, "val_loss"), 5.0495088, 1e-5);
+    EXPECT_EQ(run({"sample", "--from", "run", "--tokens", "3", "--prompt", "a"}).code, 0);
+    EXPECT_EQ(run({"info", "run"}).code, 0);
+}
+
 TEST_F(Places, SamplesAreThoseOfAnUninterruptedRun) {
     const Words flags = {"--sample-every", "1", "--sample-tokens", "40", "--checkpoint-every", "2", "-q"};
     const auto sampled = [&](const Words &more) {

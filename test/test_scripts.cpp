@@ -807,15 +807,19 @@ class Build : public ScriptTest {
                                  "[ \"$out\" = /dev/null ] && exit\n"
                                  "echo \"${0##*/} $out\" >>" +
                                  quoted((here / "made").string()) + "\n: >\"$out\"\n";
+        tool("ar", ": >\"$2\"\n");
         fs::create_directories(here / "cuda/bin");
         for (const char *compiler : {"tools/cc", "tools/c++", "cuda/bin/nvcc"}) script(here / compiler, body);
     }
 
-    /* How many files each compiler makes of the program and its emulated sibling. */
+    /* How many files each compiler makes of the program and its emulated sibling; and "link", how many it links. */
     std::map<std::string, int> make(const std::string &settings) {
         write(here / "made", "");
         const std::string compilers = "CC=" + (tools / "cc").string() + " CXX=" + (tools / "c++").string() +
-                                      " NVCC=" + (here / "cuda/bin/nvcc").string() + " CUDNN_INCLUDE= MPICC= AR=true ";
+                                      " NVCC=" + (here / "cuda/bin/nvcc").string() +
+                                      " CUDA=" + (here / "cuda").string() +
+                                      " CUDA_ARCH=\"80 90\" ARCH= CFLAGS= CUDNN_INCLUDE= MPICC= AR=" +
+                                      (tools / "ar").string() + " ";
         const std::string build = (here / "build").string();
         const result done = shell("unset MAKEFLAGS MAKELEVEL MFLAGS CI; make -C " + quoted(project().string()) +
                                   " -j2 BUILD=" + build + " " + compilers + settings + " " + build + "/gptloom " +
@@ -823,8 +827,7 @@ class Build : public ScriptTest {
         EXPECT_EQ(done.status, 0) << done.output;
         std::map<std::string, int> made;
         std::istringstream lines(read(here / "made"));
-        for (std::string compiler, file; lines >> compiler >> file;)
-            if (contains(file, ".o")) made[compiler]++;
+        for (std::string compiler, file; lines >> compiler >> file;) made[contains(file, ".o") ? compiler : "link"]++;
         return made;
     }
 };
@@ -835,12 +838,16 @@ TEST_F(Build, CompilesAnewWhatASettingTouches) {
     ASSERT_GT(all.at("cc"), 100);
     ASSERT_GT(all.at("c++"), 10);
     ASSERT_GT(all.at("nvcc"), 5);
-    const std::map<std::string, int> none, kernels = {{"nvcc", all.at("nvcc")}}, c = {{"cc", all.at("cc")}};
+    ASSERT_EQ(all.at("link"), 2);
+    const std::map<std::string, int> none, c = {{"cc", all.at("cc")}, {"link", 2}}, links = {{"link", 2}};
+    const std::map<std::string, int> kernels = {{"nvcc", all.at("nvcc")}, {"link", 1}};
     EXPECT_EQ(make("MATMUL=onednn"), none);
     EXPECT_EQ(make("MATMUL=onednn CFLAGS=-DOTHER=\"'x y'\""), c);
     EXPECT_EQ(make("MATMUL=onednn"), c);
     EXPECT_EQ(make("MATMUL=onednn CUDA_ARCH=90"), kernels);
     EXPECT_EQ(make("MATMUL=onednn"), kernels);
+    EXPECT_EQ(make("MATMUL=onednn DNNL_LIBS=-L/opt/onednn/lib"), links);
+    EXPECT_EQ(make("MATMUL=onednn"), links);
     /* Other sources, and so another library. */
     EXPECT_GT(make("MATMUL=plain").at("cc"), 0);
     EXPECT_TRUE(contains(read(here / "build/objects.list"), "matmul_plain.o"));

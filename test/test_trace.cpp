@@ -1,7 +1,8 @@
 /* What a step does, op by op, held to what it did before: each op with its shapes, strides and dtypes, and which value goes
  * where; what is copied, what waits, what goes between ranks, and the hooks that are called (trace.h says how it is
  * written). test/data/traces.txt has a hash for each of some hundred models, policies, dtypes and shardings, of which every
- * two choices meet at least once; test/data/traces has a few traces whole, to be read; traces-all.txt is of all choices.
+ * two choices meet at least once; test/data/traces has a few traces whole, to be read; traces-all.txt has the hashes of
+ * all choices of one model.
  *
  * A trace that is meant to become another one: LOOM_TEST_UPDATE=1 writes these files anew (the last with LOOM_TEST_FULL=1);
  * LOOM_TEST_TRACES=FOLDER puts the traces there, to be compared with those of another commit. */
@@ -430,9 +431,10 @@ std::string file_name(const std::string &choice) {
 
 /* Where a trace is left, for who asks for all or for one that is not what it was. */
 std::string leave(const std::string &choice, const std::string &text) {
-    const char *folder = std::getenv("LOOM_TEST_TRACES");
-    const fs::path path = fs::path(folder ? folder : fs::temp_directory_path().c_str()) /
-                          ("trace-" + file_name(choice));
+    const char *asked = std::getenv("LOOM_TEST_TRACES");
+    const fs::path folder = asked ? fs::path(asked) : fs::read_symlink("/proc/self/exe").parent_path() / "logs";
+    const fs::path path = folder / ("trace-" + file_name(choice));
+    fs::create_directories(folder);
     write_file(path, text);
     return path.string();
 }
@@ -496,7 +498,7 @@ class Lines {
         now_ += line;
         count_++;
         if (!updates() && !was_.count(line) && ++others_ <= 5)
-            ADD_FAILURE() << "not as in " << path_ << ": " << line << "its trace: " << leave(name, is.text);
+            ADD_FAILURE() << "not as in " << path_ << ": " << line << "what it is: " << leave(name, is.text);
     }
     void end() const {
         if (updates()) return write_file(path_, now_);
@@ -534,6 +536,7 @@ TEST(Trace, OfAllChoicesIsWhatItWas) {
                         const bool generates = ranks.sharding.ranks == 1;
                         const Choice choice = {models[2], policy, dtype, ranks, chunks, offload, generates};
                         const Outcome one = trace_of(choice);
+                        if (std::getenv("LOOM_TEST_TRACES")) leave(choice.name(), one.text);
                         all.text += choice.name() + " " + line_of("", one);
                         all.operations += one.operations;
                     }

@@ -222,7 +222,7 @@ void *loom_comm_memory(loom_comm *comm, size_t bytes, loom_error *error) {
     if (memory) return memory;
     loom_error why;
     loom_fail(&why, "rank %d has no memory to communicate: %zu bytes", comm->rank, bytes);
-    comm->reports = true;
+    if (!loom_comm_base_of(comm)->failed) comm->reports = true;
     loom_comm_failed(comm, &why, error);
     return NULL;
 }

@@ -9,11 +9,12 @@
  *
  *   - this part of B is copied into panels as wide as a strip of registers, so that the innermost loop reads memory in
  *     order. One panel stays in the first-level cache while all rows go by, all of them in the second-level cache. If a
- *     block's columns of B fit into scratch over their whole depth K, a thread whose next block lies in the same columns
- *     does not copy them again;
+ *     block's columns of B fit into scratch over their whole depth, a thread whose next block lies in the same columns does
+ *     not copy them again;
  *   - A is read where it lies if its rows are reals, else CHUNK rows at a time are copied. Where A is stored as (K,M), as it
- *     is for the gradient of a weight, all threads together copy it once, for all blocks, as much of K at a time as fits
- *     into SHARED_REALS. Copies are where storage types are converted and transposes made;
+ *     is for the gradient of a weight, all threads together copy it once, for all blocks, if it fits into SHARED_REALS;
+ *     if it does not, but sums are kept in the output, K is cut into parts that fit, which all blocks go through one after
+ *     the other. Copies are where storage types are converted and transposes made;
  *   - sums are kept in the output itself where that is stored as reals, else in scratch.
  *
  * Each element is one sum over the inner dimension, in order. So its bits depend neither on how a product is cut nor on
@@ -31,8 +32,8 @@ enum { FEWEST_ROWS = 32, FEWEST_COLUMNS = 64 };
 enum { B_REALS = DEPTH * MOST_COLUMNS, A_REALS = CHUNK * DEPTH, C_REALS = CHUNK * MOST_COLUMNS };
 enum { THREAD_REALS = B_REALS + A_REALS + C_REALS };
 
-/* All threads' copy of A: at most so many reals, in pieces of SHARED_ROWS rows, and not where less of K than FEWEST_DEEP
- * would be copied at a time. */
+/* All threads' copy of A: at most so many reals, in pieces of SHARED_ROWS rows. K is cut into no parts that are less than
+ * FEWEST_DEEP. */
 enum { SHARED_REALS = 1 << 20, SHARED_ROWS = 4 * STRIP_ROWS, FEWEST_DEEP = 128 };
 
 /* One side of a product. `outer` counts what the output has too: rows of the left side, columns of the right one. */
