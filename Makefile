@@ -105,7 +105,7 @@ SETS         := $(or $(SETS_$(firstword $(subst -, ,$(shell $(CC) -dumpmachine))
 AVX2         := -mavx2 -mfma -mf16c
 FLAGS_avx2   := $(AVX2)
 FLAGS_avx512 := $(AVX2) -mavx512f -mavx512bw -mavx512dq -mavx512vl -mprefer-vector-width=512
-HOST       := $(filter-out csrc/cpu/% csrc/cuda/% csrc/comm/mpi_library.c,$(wildcard csrc/*/*.c))
+HOST       := $(filter-out csrc/cpu/% csrc/cuda/% csrc/comm/mpi_library.c,$(wildcard csrc/*/*.c csrc/*/*/*.c))
 CUDNN      := csrc/cuda/attention_cudnn.c $(wildcard csrc/cuda/cudnn_*.c)
 NO_CUDNN   := csrc/cuda/attention_cudnn_absent.c
 CUDA_HOST  := $(filter-out csrc/cuda/absent.c $(if $(CUDNN_INCLUDE),$(NO_CUDNN),$(CUDNN)),$(wildcard csrc/cuda/*.c))
@@ -147,7 +147,7 @@ TESTS           := $(patsubst test/%.cpp,$(BUILD)/test/%,$(filter-out $(if $(CUD
 GROUPS := ranks comm precision scripts cli cuda checkpoint train emulation products memory base
 GROUP_base       := base options machine cpu_products data
 GROUP_checkpoint := checkpoint checkpoint_read checkpoint_ranks golden
-GROUP_train      := train plot memory definition
+GROUP_train      := train plot memory definition tape
 GROUP_precision  := ops precision
 GROUP_scripts    := gpu_report install scaling scripts
 GROUP_cli        := cli model

@@ -94,12 +94,12 @@ static void take_sharding(loom_gpt *g, const loom_sharding *sharding) {
 
 static bool allocate_tables(loom_gpt *g, loom_error *error) {
     const size_t layers = (size_t)g->config.n_layer, buckets = (size_t)g->layout.n_buckets;
-    g->acts = calloc(layers, sizeof *g->acts);
+    g->memory = calloc((size_t)g->tape.n_values, sizeof *g->memory);
     g->seen = calloc(layers, sizeof *g->seen);
     g->shard = calloc(buckets, sizeof *g->shard);
     g->bucket_parameters = calloc(buckets, sizeof *g->bucket_parameters);
     g->bucket_gradients = calloc(buckets, sizeof *g->bucket_gradients);
-    return (g->acts && g->seen && g->shard && g->bucket_parameters && g->bucket_gradients) ||
+    return (g->memory && g->seen && g->shard && g->bucket_parameters && g->bucket_gradients) ||
            loom_fail(error, "no memory for a model");
 }
 
@@ -123,7 +123,9 @@ bool loom_gpt_create(loom_gpt **out, const loom_gpt_config *config, const loom_g
     g->chunk_rows = rows_of_chunk(g, setup->logits_rows);
     g->exec.device = device;
     take_sharding(g, &setup->sharding);
-    if (!loom_layout_create(&g->layout, config, g->sharding.ranks, error) || !allocate_tables(g, error)) goto failed;
+    if (!loom_gpt_config_check(config, error) || !loom_tape_create(&g->tape, config, error) ||
+        !loom_layout_of_tape(&g->layout, &g->tape, g->sharding.ranks, error) || !allocate_tables(g, error))
+        goto failed;
     take_policy(g, &setup->recompute, setup->offload);
     if (!walk_with(g, loom_planning_ops(), error)) goto failed;
     g->workspace_bytes = g->exec.workspace_bytes;
@@ -137,8 +139,9 @@ failed:
 void loom_gpt_destroy(loom_gpt *g) {
     if (!g) return;
     loom_offload_close(g);
+    loom_tape_destroy(&g->tape);
     loom_layout_destroy(&g->layout);
-    free(g->acts);
+    free(g->memory);
     free(g->seen);
     free(g->shard);
     free(g->bucket_parameters);
@@ -146,10 +149,14 @@ void loom_gpt_destroy(loom_gpt *g) {
     free(g);
 }
 
-static size_t bytes_of_activation(const loom_gpt *g, int name) {
-    const bool channels = loom_act_table[name].shape == LOOM_ACT_PER_CHANNEL;
-    return loom_bytes(loom_act_elements(name, &g->config, g->B, g->T),
-                      channels ? g->precision.storage : g->device->statistics);
+static size_t bytes_of_value(const loom_gpt *g, loom_value value) {
+    const loom_tape_value *v = &g->tape.value[value];
+    return loom_bytes(g->B * g->T * v->columns,
+                      v->kind == LOOM_VALUE_ROWS ? g->precision.storage : g->device->statistics);
+}
+
+static loom_value of_block(const loom_gpt *g, int64_t l, int in_scope) {
+    return loom_tape_saved(&g->tape, (int)l + 1, in_scope);
 }
 
 /* The block in whose memory block l keeps what it keeps, if not in its own. Every block, or every segment's first, has
@@ -159,33 +166,58 @@ static int64_t shares_with(const loom_gpt *g, int64_t l) {
     return g->offload.on ? l / g->segment % LOOM_SLOTS * g->segment : l;
 }
 
-/* Each row of the table of activations: one tensor per block where it is kept, in one piece with all that the block
- * keeps; else one for all. */
+/* What backward reads of a block's values: a place per block where it is kept, in one piece with all that the block keeps;
+ * else one for all. */
 static void lay_out_activations(loom_gpt *g, loom_arena *arena) {
-    const unsigned kept = loom_act_kept(g->policy);
+    const unsigned kept = loom_tape_kept(&g->tape, 1, g->policy);
+    const int n = g->tape.scope[1].n_saved;
     for (int64_t l = 0; l < g->config.n_layer; l++) {
         const size_t before = arena->used;
         const int64_t with = shares_with(g, l);
-        for (int name = 0; name < LOOM_ACT_COUNT; name++)
-            if (kept & loom_act_bit(name))
-                g->acts[l][name] = with < l ? g->acts[with][name]
-                                            : loom_arena_take(arena, "activations", bytes_of_activation(g, name));
+        for (int i = 0; i < n; i++) {
+            const loom_value value = of_block(g, l, i);
+            if (kept >> i & 1)
+                g->memory[value] = with < l ? g->memory[of_block(g, with, i)]
+                                            : loom_arena_take(arena, "activations", bytes_of_value(g, value));
+        }
         if (l == 0) g->offload.slot_bytes = arena->used - before;
     }
-    for (int name = 0; name < LOOM_ACT_COUNT; name++) {
-        if (kept & loom_act_bit(name)) continue;
-        void *shared = loom_arena_take(arena, "scratch", bytes_of_activation(g, name));
-        for (int64_t l = 0; l < g->config.n_layer; l++) g->acts[l][name] = shared;
+    for (int i = 0; i < n; i++) {
+        if (kept >> i & 1) continue;
+        void *shared = loom_arena_take(arena, "scratch", bytes_of_value(g, of_block(g, 0, i)));
+        for (int64_t l = 0; l < g->config.n_layer; l++) g->memory[of_block(g, l, i)] = shared;
     }
 }
 
 /* Generation keeps keys and values where training does, or beside it where training does not, or not for all blocks at
  * a time. */
 static void lay_out_seen(loom_gpt *g, loom_arena *arena) {
-    const size_t size = loom_bytes(loom_act_elements(LOOM_ACT_QKV, &g->config, 1, g->T), g->precision.storage);
-    const bool kept = (loom_act_table[LOOM_ACT_QKV].kept & g->policy) && !g->offload.on;
+    int cached = 0;
+    while (!g->tape.value[of_block(g, 0, cached)].cached) cached++;
+    const int64_t columns = g->tape.value[of_block(g, 0, cached)].columns;
+    const bool kept = (loom_tape_kept(&g->tape, 1, g->policy) >> cached & 1) && !g->offload.on;
     for (int64_t l = 0; l < g->config.n_layer; l++)
-        g->seen[l] = kept ? g->acts[l][LOOM_ACT_QKV] : loom_arena_take(arena, "keys and values of samples", size);
+        g->seen[l] = kept ? g->memory[of_block(g, l, cached)]
+                          : loom_arena_take(arena, "keys and values of samples",
+                                            loom_bytes(g->T * columns, g->precision.storage));
+}
+
+/* What no backward reads is added to the residual stream at once: one place for all. */
+static void lay_out_transient(loom_gpt *g, loom_arena *arena) {
+    void *place = loom_arena_take(arena, "scratch", loom_bytes(g->B * g->T * g->config.n_embd, g->precision.storage));
+    for (loom_value v = 0; v < g->tape.n_values; v++) {
+        if (g->tape.value[v].saved) continue;
+        LOOM_CHECK(g->tape.value[v].columns <= g->config.n_embd);
+        g->memory[v] = place;
+    }
+}
+
+static void lay_out_last(loom_gpt *g, loom_arena *arena) {
+    const int last = g->tape.n_scopes - 1;
+    for (int i = 0; i < g->tape.scope[last].n_saved; i++) {
+        const loom_value value = loom_tape_saved(&g->tape, last, i);
+        g->memory[value] = loom_arena_take(arena, "last layernorm", bytes_of_value(g, value));
+    }
 }
 
 /* ----------------------------------------------------------------------------------------- what is in the layout */
@@ -292,11 +324,8 @@ void loom_gpt_lay_out(loom_gpt *g, loom_arena *arena) {
     if (training) lay_out_gradients(g, arena);
     lay_out_activations(g, arena);
     if (g->generates) lay_out_seen(g, arena);
-    g->delta = loom_arena_take(arena, "scratch", loom_bytes(N * C, storage));
-    g->last = loom_arena_take(arena, "last layernorm", loom_bytes(N * C, storage));
-    g->lnf = loom_arena_take(arena, "last layernorm", loom_bytes(N * C, storage));
-    g->meanf = loom_arena_take(arena, "last layernorm", loom_bytes(N, statistic));
-    g->rstdf = loom_arena_take(arena, "last layernorm", loom_bytes(N, statistic));
+    lay_out_transient(g, arena);
+    lay_out_last(g, arena);
     g->logits = loom_arena_take(arena, "logits", loom_bytes(g->chunk_rows * g->padded_vocabulary, storage));
     if (loom_logits_are_narrow(g))
         g->last_logits = loom_arena_take(arena, "logits", loom_bytes(g->padded_vocabulary, LOOM_F32));

@@ -1,14 +1,20 @@
-/* The inside of a model: what gpt.c (lay-out, forward, backward) and generate.c share. */
+/* The inside of a model: what create.c (lay-out), gpt.c (forward, backward), generate.c and the modules share. */
 #ifndef LOOM_MODEL_GPT_H
 #define LOOM_MODEL_GPT_H
 
-#include "model/activations.h"
+#include "model/module.h"
 #include "model/offload.h"
+
+/* What is run: B sequences of T tokens, standing behind `past` tokens whose keys and values are kept (then B is 1). */
+typedef struct loom_rows {
+    int64_t B, T, past;
+} loom_rows;
 
 struct loom_gpt {
     loom_gpt_config config;
     loom_gpt_purpose purpose;
     loom_precision precision;
+    loom_tape tape;
     loom_layout layout;
     loom_device *device;
     loom_exec exec;
@@ -26,21 +32,22 @@ struct loom_gpt {
     bool planned; /* the device has made its plans */
     bool walking; /* over a table of ops that runs nothing */
 
+    loom_rows rows;  /* what runs now, */
+    bool generating; /* and whether with the keys and values of the tokens before */
+
     loom_sharding sharding;
-    void *parameters, *gradients;      /* in the layout; NULL where there are places of buckets instead */
-    void *master;                      /* the same as parameters where there is no master beside them */
-    loom_shard *shard;                 /* [n_buckets]: what of each the optimizer updates */
-    void **bucket_parameters;          /* [n_buckets]: where the model reads each, */
-    void **bucket_gradients;           /* and where backward writes its gradients */
-    loom_scalars *scalars;             /* device memory */
-    int32_t *tokens, *targets;         /* (B,T) */
-    void *losses;                      /* (B,T) statistics */
-    void *(*acts)[LOOM_ACT_COUNT];     /* [n_layer]: each block's own memory, a slot, or the scratch all share */
-    void **seen;                       /* [n_layer]: packed keys and values while generating, (T,3C) or larger */
-    void *delta;                       /* (B,T,C): what the last projection adds to the residual stream */
-    void *last, *lnf, *meanf, *rstdf;  /* (B,T,C) twice, (B,T) twice: the final layernorm's input, output, statistics */
-    void *logits;                      /* (chunk_rows, Vp); their gradients take their place */
-    void *last_logits;                 /* (Vp) fp32: inference's, where logits are stored in 16 bits; else NULL */
+    void *parameters, *gradients; /* in the layout; NULL where there are places of buckets instead */
+    void *master;                 /* the same as parameters where there is no master beside them */
+    loom_shard *shard;            /* [n_buckets]: what of each the optimizer updates */
+    void **bucket_parameters;     /* [n_buckets]: where the model reads each, */
+    void **bucket_gradients;      /* and where backward writes its gradients */
+    loom_scalars *scalars;        /* device memory */
+    int32_t *tokens, *targets;    /* (B,T) */
+    void *losses;                 /* (B,T) statistics */
+    void **memory;                /* [values of the tape]: a block's own memory, a slot, or the scratch all share */
+    void **seen;                  /* [n_layer]: packed keys and values while generating, (T,3C) or larger */
+    void *logits;                 /* (chunk_rows, Vp); their gradients take their place */
+    void *last_logits;            /* (Vp) fp32: inference's, where logits are stored in 16 bits; else NULL */
     void *dresidual, *dnarrow, *dwide; /* (B,T,C), (B,T,C), (B,T,4C): gradients on their way back */
 };
 

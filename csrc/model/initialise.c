@@ -5,12 +5,6 @@
 
 #include <math.h>
 #include <stdlib.h>
-#include <string.h>
-
-static bool ends_in(const char *name, const char *end) {
-    const size_t n = strlen(name), m = strlen(end);
-    return n >= m && !strcmp(name + n - m, end);
-}
 
 /* Values are made in host memory so many at a time: what a run takes beside its plan is to be little. */
 enum { CHUNK = 1 << 20, PIECE = 1 << 16 };
@@ -18,13 +12,12 @@ enum { CHUNK = 1 << 20, PIECE = 1 << 16 };
 /* Values first .. first + n - 1 of a tensor. */
 static void initial_values(const loom_gpt *g, const loom_parameter *p, uint64_t seed, int64_t first, int64_t n,
                            float *values) {
-    if (p->vector) {
-        const bool layernorm_weight = ends_in(p->name, ".weight");
-        for (int64_t i = 0; i < n; i++) values[i] = layernorm_weight ? 1.0f : 0.0f;
+    if (p->initial == LOOM_INITIAL_ZERO || p->initial == LOOM_INITIAL_ONE) {
+        for (int64_t i = 0; i < n; i++) values[i] = p->initial == LOOM_INITIAL_ONE ? 1.0f : 0.0f;
         return;
     }
-    const bool residual_projection = ends_in(p->name, "c_proj.weight");
-    const float deviation = residual_projection ? 0.02f / sqrtf(2.0f * (float)g->config.n_layer) : 0.02f;
+    const bool residual = p->initial == LOOM_INITIAL_NORMAL_RESIDUAL;
+    const float deviation = residual ? 0.02f / sqrtf(2.0f * (float)g->config.n_layer) : 0.02f;
     const int64_t in_bucket = p->offset - g->layout.bucket[p->bucket].offset + first;
 #pragma omp parallel for schedule(static) num_threads(g->device->threads)
     for (int64_t start = 0; start < n; start += PIECE) {

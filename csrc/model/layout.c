@@ -1,12 +1,10 @@
-#include "gptloom/model.h"
+#include "model/tape.h"
 
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
-enum { TENSOR_MULTIPLE = 128, TENSORS_PER_BLOCK = 12 };
-
-enum { MOST_IN_BLOCK = 65536 };
+enum { TENSOR_MULTIPLE = 128, MOST_IN_BLOCK = 65536 };
 
 static int64_t round_up(int64_t n, int64_t multiple) {
     return (n + multiple - 1) / multiple * multiple;
@@ -19,26 +17,19 @@ typedef struct builder {
     int64_t next; /* free element */
 } builder;
 
-static void add(builder *b, const char *prefix, const char *name, int64_t rows, int64_t columns, int64_t padded_rows) {
+static void add(builder *b, const loom_tape_parameter *from) {
     loom_parameter *p = &b->layout->parameter[b->layout->n_parameters++];
-    snprintf(p->name, sizeof p->name, "%s%s", prefix, name);
-    p->vector = rows == 0;
-    p->rows = p->vector ? 1 : rows;
-    p->columns = columns;
-    p->padded_rows = p->vector ? 1 : padded_rows;
-    p->offset = b->next;
-    p->bucket = b->bucket;
-    p->decay = !p->vector;
-    b->next = round_up(b->next + p->padded_rows * columns, TENSOR_MULTIPLE);
-    b->layout->count += p->rows * columns;
-}
-
-static void add_matrix(builder *b, const char *prefix, const char *name, int64_t rows, int64_t columns) {
-    add(b, prefix, name, rows, columns, rows);
-}
-
-static void add_vector(builder *b, const char *prefix, const char *name, int64_t n) {
-    add(b, prefix, name, 0, n, 1);
+    *p = (loom_parameter){.vector = from->rows == 0,
+                          .rows = from->rows ? from->rows : 1,
+                          .columns = from->columns,
+                          .padded_rows = from->rows ? from->padded_rows : 1,
+                          .offset = b->next,
+                          .bucket = b->bucket,
+                          .decay = from->rows != 0,
+                          .initial = from->initial};
+    snprintf(p->name, sizeof p->name, "%s", from->name);
+    b->next = round_up(b->next + p->padded_rows * p->columns, TENSOR_MULTIPLE);
+    b->layout->count += p->rows * p->columns;
 }
 
 static int64_t least_common_multiple(int64_t a, int64_t b) {
@@ -61,48 +52,32 @@ static void end_bucket(builder *b, int ranks) {
     if (++b->bucket < b->layout->n_buckets) b->layout->bucket[b->bucket].offset = b->next;
 }
 
-/* One block's tensors, in the order of its forward. csrc/model/gpt.c finds them by this order. */
-static void add_block(builder *b, int64_t l, int64_t C) {
-    char prefix[40];
-    snprintf(prefix, sizeof prefix, "transformer.h.%d.", (int)l);
-    add_vector(b, prefix, "ln_1.weight", C);
-    add_vector(b, prefix, "ln_1.bias", C);
-    add_matrix(b, prefix, "attn.c_attn.weight", C, 3 * C);
-    add_vector(b, prefix, "attn.c_attn.bias", 3 * C);
-    add_matrix(b, prefix, "attn.c_proj.weight", C, C);
-    add_vector(b, prefix, "attn.c_proj.bias", C);
-    add_vector(b, prefix, "ln_2.weight", C);
-    add_vector(b, prefix, "ln_2.bias", C);
-    add_matrix(b, prefix, "mlp.c_fc.weight", C, 4 * C);
-    add_vector(b, prefix, "mlp.c_fc.bias", 4 * C);
-    add_matrix(b, prefix, "mlp.c_proj.weight", 4 * C, C);
-    add_vector(b, prefix, "mlp.c_proj.bias", C);
+/* The tape's parameters in their order, a bucket for each scope. */
+bool loom_layout_of_tape(loom_layout *layout, const loom_tape *tape, int ranks, loom_error *error) {
+    *layout = (loom_layout){.n_buckets = tape->n_scopes};
+    layout->parameter = calloc((size_t)tape->n_parameters, sizeof *layout->parameter);
+    layout->bucket = calloc((size_t)tape->n_scopes, sizeof *layout->bucket);
+    if (!layout->parameter || !layout->bucket) {
+        loom_layout_destroy(layout);
+        return loom_fail(error, "no memory to describe a model of %d tensors", tape->n_parameters);
+    }
+    builder b = {.layout = layout};
+    for (int i = 0; i < tape->n_parameters; i++) {
+        add(&b, &tape->parameter[i]);
+        if (i + 1 == tape->n_parameters || tape->parameter[i + 1].scope != tape->parameter[i].scope)
+            end_bucket(&b, ranks);
+    }
+    layout->elements = b.next;
+    return true;
 }
 
 bool loom_layout_create(loom_layout *layout, const loom_gpt_config *config, int ranks, loom_error *error) {
+    loom_tape tape;
     *layout = (loom_layout){0};
-    if (!loom_gpt_config_check(config, error)) return false;
-    const int64_t C = config->n_embd, L = config->n_layer;
-    layout->n_buckets = (int)L + 2;
-    layout->parameter = calloc((size_t)(L * TENSORS_PER_BLOCK + 4), sizeof *layout->parameter);
-    layout->bucket = calloc((size_t)layout->n_buckets, sizeof *layout->bucket);
-    if (!layout->parameter || !layout->bucket) {
-        loom_layout_destroy(layout);
-        return loom_fail(error, "no memory to describe a model of %lld layers", (long long)L);
-    }
-    builder b = {.layout = layout};
-    add(&b, "transformer.", "wte.weight", config->vocab_size, C, loom_gpt_padded_vocabulary(config));
-    add_matrix(&b, "transformer.", "wpe.weight", config->block_size, C);
-    end_bucket(&b, ranks);
-    for (int64_t l = 0; l < L; l++) {
-        add_block(&b, l, C);
-        end_bucket(&b, ranks);
-    }
-    add_vector(&b, "transformer.", "ln_f.weight", C);
-    add_vector(&b, "transformer.", "ln_f.bias", C);
-    end_bucket(&b, ranks);
-    layout->elements = b.next;
-    return true;
+    if (!loom_gpt_config_check(config, error) || !loom_tape_create(&tape, config, error)) return false;
+    const bool ok = loom_layout_of_tape(layout, &tape, ranks, error);
+    loom_tape_destroy(&tape);
+    return ok;
 }
 
 void loom_layout_destroy(loom_layout *layout) {

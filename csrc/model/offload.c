@@ -42,7 +42,7 @@ static void next_copy(loom_gpt *g, int64_t unit, loom_copy_kind kind) {
     if (o->copying) device->order(device, g->exec.stream, o->copies);
     o->copying = unit >= 0 && unit < units_that_leave(g);
     if (!o->copying) return;
-    char *slot = g->acts[unit * g->segment][LOOM_ACT_X]; /* the first of what is kept */
+    char *slot = g->memory[loom_tape_saved(&g->tape, (int)(unit * g->segment) + 1, 0)]; /* the first of what is kept */
     char *host = o->host + (size_t)unit * o->slot_bytes;
     const bool out = kind == LOOM_DEVICE_TO_HOST;
     device->order(device, o->copies, g->exec.stream);

@@ -45,6 +45,14 @@ int64_t loom_gpt_padded_vocabulary(const loom_gpt_config *config);
  * backward), and causal attention's two products at half their square   (PaLM, 2022, appendix B). */
 double loom_gpt_flops_per_token(const loom_gpt_config *config, int64_t T);
 
+/* How a parameter is initialised. */
+typedef enum loom_initial {
+    LOOM_INITIAL_ZERO,
+    LOOM_INITIAL_ONE,
+    LOOM_INITIAL_NORMAL,         /* deviation 0.02 */
+    LOOM_INITIAL_NORMAL_RESIDUAL /* 0.02 / sqrt(2 n_layer): its product is added to the residual stream */
+} loom_initial;
+
 /* ------------------------------------------------------------------------------------------------ parameter layout
  * All parameter-like memory (weights, gradients, moments) has this one layout: bucket 0 holds the embeddings, bucket
  * 1 + l block l, the last one the final layernorm. Tensors start at multiples of 128 elements (256 bytes in bf16).
@@ -60,6 +68,7 @@ typedef struct loom_parameter {
     int64_t offset;      /* first element, from the start of all buckets */
     int bucket;
     bool decay; /* weight decay applies: matrices */
+    loom_initial initial;
 } loom_parameter;
 
 typedef struct loom_bucket {

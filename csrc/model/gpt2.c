@@ -1,0 +1,28 @@
+/* GPT-2   (Radford et al., "Language Models are Unsupervised Multitask Learners", 2019): learned positions, pre-layernorm
+ * blocks, tanh-GELU, and a classifier that is the token embedding. */
+#include "model/tape.h"
+
+#include <stdio.h>
+
+static loom_value block(loom_tape *t, const loom_gpt_config *c, loom_value x) {
+    const loom_activation activation = c->activation == LOOM_GPT_RELU ? LOOM_ACTIVATION_RELU : LOOM_ACTIVATION_GELU;
+    loom_value a = loom_layernorm(t, x, "ln_1");
+    a = loom_attention(t, loom_linear(t, a, 3 * c->n_embd, "attn.c_attn"), c->n_head);
+    x = loom_residual(t, x, loom_linear(t, a, c->n_embd, "attn.c_proj"));
+    a = loom_layernorm(t, x, "ln_2");
+    a = loom_activate(t, loom_linear(t, a, 4 * c->n_embd, "mlp.c_fc"), activation);
+    return loom_residual(t, x, loom_linear(t, a, c->n_embd, "mlp.c_proj"));
+}
+
+loom_value loom_gpt2(loom_tape *t, const loom_gpt_config *c) {
+    loom_scope(t, "transformer.");
+    loom_value x = loom_embed(t, c->vocab_size, loom_gpt_padded_vocabulary(c), c->block_size, c->n_embd);
+    for (int64_t l = 0; l < c->n_layer; l++) {
+        char prefix[40];
+        snprintf(prefix, sizeof prefix, "transformer.h.%d.", (int)l);
+        loom_scope(t, prefix);
+        x = block(t, c, x);
+    }
+    loom_scope(t, "transformer.");
+    return loom_layernorm(t, x, "ln_f");
+}

@@ -1,0 +1,46 @@
+#include "model/gpt.h"
+
+#include <math.h>
+
+/* Causal self-attention, softmax(q k^T / sqrt(D)) v, of queries, keys and values that lie side by side: (B,T,3,H,D). While
+ * generating, keys and values are those of all tokens seen. */
+
+static void forward(loom_gpt *g, const loom_node *n, unsigned wanted) {
+    (void)wanted;
+    const loom_view qkv = loom_run_value(g, n->in[0]), all = loom_run_cached(g, n->in[0]);
+    const loom_view out = loom_run_heads(g, loom_run_value(g, n->out[0]), 0, 1, n->heads);
+    g->exec.ops->attention_forward(&g->exec,
+                                   &(struct loom_attention_forward){.out = out,
+                                                                    .lse = loom_run_value(g, n->out[1]),
+                                                                    .q = loom_run_heads(g, qkv, 0, 3, n->heads),
+                                                                    .k = loom_run_heads(g, all, 1, 3, n->heads),
+                                                                    .v = loom_run_heads(g, all, 2, 3, n->heads),
+                                                                    .first_query = g->rows.past,
+                                                                    .scale = 1 / sqrtf((float)out.shape[3])});
+}
+
+static void backward(loom_gpt *g, const loom_node *n, bool accumulate) {
+    (void)accumulate;
+    const loom_view qkv = loom_run_value(g, n->in[0]), dqkv = loom_run_gradient(g, n->in[0]);
+    const loom_view out = loom_run_heads(g, loom_run_value(g, n->out[0]), 0, 1, n->heads);
+    const loom_view dout = loom_run_heads(g, loom_run_gradient(g, n->out[0]), 0, 1, n->heads);
+    g->exec.ops->attention_backward(&g->exec,
+                                    &(struct loom_attention_backward){.dq = loom_run_heads(g, dqkv, 0, 3, n->heads),
+                                                                      .dk = loom_run_heads(g, dqkv, 1, 3, n->heads),
+                                                                      .dv = loom_run_heads(g, dqkv, 2, 3, n->heads),
+                                                                      .dout = dout,
+                                                                      .out = out,
+                                                                      .lse = loom_run_value(g, n->out[1]),
+                                                                      .q = loom_run_heads(g, qkv, 0, 3, n->heads),
+                                                                      .k = loom_run_heads(g, qkv, 1, 3, n->heads),
+                                                                      .v = loom_run_heads(g, qkv, 2, 3, n->heads),
+                                                                      .scale = 1 / sqrtf((float)out.shape[3])});
+}
+
+const loom_module loom_module_attention = {.name = "attention",
+                                           .output = {"out", "lse"},
+                                           .needs_in = 1,
+                                           .needs_out = 3,
+                                           .kept = {LOOM_KEEP_UP_TO_BLOCK_ATTN, LOOM_KEEP_UP_TO_BLOCK_ATTN},
+                                           .forward = forward,
+                                           .backward = backward};
