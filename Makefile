@@ -3,6 +3,7 @@
 #     make test    sets up what is missing, builds, runs the tests
 # `make help` lists the rest.
 
+.DEFAULT_GOAL := all
 VERSION := 0.1.0
 comma   := ,
 BUILD   ?= build

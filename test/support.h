@@ -359,9 +359,7 @@ class Model {
         in.loss_gradient = (float)weight;
         set_inputs(in);
         loom_gpt_set_batch(gpt_, tokens.data(), targets.data(), LOOM_HOST_TO_DEVICE);
-        loom_gpt_forward(gpt_);
-        loom_gpt_loss(gpt_, true, accumulate);
-        loom_gpt_backward(gpt_, accumulate);
+        loom_gpt_train(gpt_, accumulate);
     }
 
   private:

@@ -272,9 +272,7 @@ TEST_P(GoldenGradients, AgreeWithPyTorch) {
         const bool accumulate = first > 0;
         loom_gpt_set_batch(model.gpt(), golden.tokens.data() + first, golden.targets.data() + first,
                            LOOM_HOST_TO_DEVICE);
-        loom_gpt_forward(model.gpt());
-        loom_gpt_loss(model.gpt(), true, accumulate);
-        loom_gpt_backward(model.gpt(), accumulate);
+        loom_gpt_train(model.gpt(), accumulate);
         for (const double row : model.losses(rows)) loss += row;
     }
     expect_close(&(loss /= (double)golden.valid), {golden.loss}, model.unit(), forward_path(golden), 0, "loss");

@@ -663,8 +663,7 @@ TEST_P(WholeGradient, AgreesWithFiniteDifferences) {
 
     const auto loss_at = [&](int64_t element, double value) {
         model.write(loom_gpt_get_parameters(model.gpt()), LOOM_F64, element, {value});
-        loom_gpt_forward(model.gpt());
-        loom_gpt_loss(model.gpt(), false, false);
+        loom_gpt_evaluate(model.gpt());
         double loss = 0;
         for (const double row : model.losses()) loss += row;
         return loss * weight;
@@ -851,43 +850,43 @@ TEST(Hooks, AreCalledBucketByBucket) {
     loom_gpt_set_batch(model.gpt(), batch.tokens.data(), batch.targets.data(), LOOM_HOST_TO_DEVICE);
 
     using Said = std::vector<std::string>;
-    const Said forward = {"acquire before 1 0", "release 0", "acquire before 2 1", "release 1", "acquire before 3 2",
-                          "release 2",          "acquire 3", "release 3",          "acquire 4", "release 4"};
-    const Said loss = {"acquire 0", "release 0"}, loss_and_gradients = {"acquire 0", "begin 0", "release 0"};
-    const Said backward = {"acquire 4",
-                           "begin 4",
-                           "release 4",
-                           "ready 4",
-                           "acquire before 2 3",
-                           "begin 3",
-                           "release 3",
-                           "ready 3",
-                           "acquire before 1 2",
-                           "begin 2",
-                           "release 2",
-                           "ready 2",
-                           "acquire 1",
-                           "begin 1",
-                           "release 1",
-                           "ready 1",
-                           "ready 0"};
+    const Said forward = {"acquire before 1 0", "release 0", "acquire before 2 1", "release 1",
+                          "acquire before 3 2", "release 2", "acquire before 4 3", "release 3",
+                          "acquire before 0 4", "release 4"};
+    Said training = forward, evaluation = forward;
+    for (const char *event : {"acquire before 4 0",
+                              "begin 0",
+                              "release 0",
+                              "acquire before 3 4",
+                              "begin 4",
+                              "release 4",
+                              "ready 4",
+                              "acquire before 2 3",
+                              "begin 3",
+                              "release 3",
+                              "ready 3",
+                              "acquire before 1 2",
+                              "begin 2",
+                              "release 2",
+                              "ready 2",
+                              "acquire 1",
+                              "begin 1",
+                              "release 1",
+                              "ready 1",
+                              "ready 0"})
+        training.push_back(event);
+    evaluation.insert(evaluation.end(), {"acquire 0", "release 0"});
     for (const bool accumulate : {false, true}) {
-        loom_gpt_forward(model.gpt());
-        EXPECT_EQ(events.take(), forward);
-        loom_gpt_loss(model.gpt(), true, accumulate);
-        EXPECT_EQ(events.take(), loss_and_gradients);
-        loom_gpt_backward(model.gpt(), accumulate);
-        EXPECT_EQ(events.take(), backward) << "every bucket once, the embeddings last";
+        loom_gpt_train(model.gpt(), accumulate);
+        EXPECT_EQ(events.take(), training) << "the gradients of every bucket once, the embeddings' last";
     }
-    loom_gpt_loss(model.gpt(), false, false);
-    EXPECT_EQ(events.take(), loss) << "a loss without gradients makes none ready";
+    loom_gpt_evaluate(model.gpt());
+    EXPECT_EQ(events.take(), evaluation) << "losses alone make no gradient ready";
     float logits[20];
     ASSERT_TRUE(works([&](loom_error *error) {
         return loom_gpt_next_logits(model.gpt(), batch.tokens.data(), 4, 0, logits, error);
     }));
-    Said generation = forward;
-    generation.insert(generation.end(), loss.begin(), loss.end());
-    EXPECT_EQ(events.take(), generation) << "the classifier reads the embeddings again";
+    EXPECT_EQ(events.take(), evaluation) << "the classifier reads the embeddings again";
 }
 
 /* The hooks are enough for parameters that live elsewhere and gradients that leave: between release and acquire a
@@ -955,7 +954,7 @@ TEST_P(OnDevice, HooksSufficeToKeepParametersElsewhere) {
 /* log softmax of the last token's logits, from the device's own memory: on the oracle they are doubles. */
 std::vector<double> log_probabilities(const Model &model) {
     const int64_t V = model.config().vocab_size;
-    std::vector<double> x = model.read(model.gpt()->logits, model.device()->storage, 0, V);
+    std::vector<double> x = model.read(loom_run_logits(model.gpt(), 1).data, model.device()->storage, 0, V);
     const double largest = *std::max_element(x.begin(), x.end());
     double sum = 0;
     for (const double v : x) sum += std::exp(v - largest);
@@ -970,8 +969,7 @@ std::vector<std::vector<double>> log_probabilities_by_losses(Model &model, const
     for (int64_t v = 0; v < V; v++) {
         const std::vector<int32_t> targets(tokens.size(), (int32_t)v);
         loom_gpt_set_batch(model.gpt(), tokens.data(), targets.data(), LOOM_HOST_TO_DEVICE);
-        loom_gpt_forward(model.gpt());
-        loom_gpt_loss(model.gpt(), false, false);
+        loom_gpt_evaluate(model.gpt());
         const std::vector<double> losses = model.losses();
         for (size_t i = 0; i < losses.size(); i++) rows[i][(size_t)v] = -losses[i];
     }
@@ -1011,8 +1009,8 @@ TEST_P(OnDevice, PiecewiseLogitsAreThoseOfAFullForward) {
                 double worst = 0;
                 for (size_t v = 0; v < row.size(); v++) worst = std::max(worst, std::fabs(found[v] - row[v]));
                 ASSERT_LE(worst, tolerance) << "after " << past << " tokens, the last " << piece << " at once";
-                const std::vector<double> raw = model.read(model.gpt()->logits, model.device()->storage, 0,
-                                                           odd_shape.vocab_size);
+                const std::vector<double> raw = model.read(loom_run_logits(model.gpt(), 1).data,
+                                                           model.device()->storage, 0, odd_shape.vocab_size);
                 for (size_t v = 0; v < raw.size(); v++) ASSERT_EQ(logits[v], (float)raw[v]);
             }
             ASSERT_EQ(past, T);

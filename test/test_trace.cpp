@@ -372,9 +372,7 @@ class Traced {
         const bool accumulate = i > 0 && loom_parallel_accumulates(&parallel_);
         loom_gpt_set_batch(gpt_, feeder_.inputs + i * B_ * T_, feeder_.targets + i * B_ * T_, LOOM_DEVICE_TO_DEVICE);
         loom_parallel_begin(&parallel_, i);
-        loom_gpt_forward(gpt_);
-        loom_gpt_loss(gpt_, true, accumulate);
-        loom_gpt_backward(gpt_, accumulate);
+        loom_gpt_train(gpt_, accumulate);
         loom_optimizer_sum_losses(&optimizer_, c_.ranks.sharding.rank * c_.ranks.micro_batches * B_ + i * B_, B_, T_);
     }
     void one_step(const std::string &step) {
@@ -392,8 +390,7 @@ class Traced {
     void validate() {
         tracer.section("v");
         loom_gpt_set_batch(gpt_, feeder_.inputs, feeder_.targets, LOOM_DEVICE_TO_DEVICE);
-        loom_gpt_forward_alone(gpt_);
-        loom_gpt_loss(gpt_, false, false);
+        loom_gpt_evaluate(gpt_);
     }
     void generate() {
         logits_.resize((size_t)c_.model.config.vocab_size);

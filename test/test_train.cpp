@@ -544,8 +544,7 @@ TEST_F(Train, ValidationIsOfTokensWhateverTheMicroBatch) {
                 pairs++;
             }
             loom_gpt_set_batch(model.gpt(), inputs.data(), targets.data(), LOOM_HOST_TO_DEVICE);
-            loom_gpt_forward(model.gpt());
-            loom_gpt_loss(model.gpt(), false, false);
+            loom_gpt_evaluate(model.gpt());
             const std::vector<double> rows = model.losses();
             losses.push_back(std::accumulate(rows.begin(), rows.end(), 0.0));
         }

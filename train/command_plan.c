@@ -30,7 +30,7 @@ static const loom_flag own_flags[] = {
      .offset = offsetof(settings, measure),
      .standard = "true",
      .group = "Machine",
-     .help = "on a device that is here, run one layer for a second or two to know how fast it is"},
+     .help = "on a device that is here, run two layers for a second or two to know how fast it is"},
     {.name = "json",
      .type = LOOM_FLAG_STRING,
      .offset = offsetof(settings, json),
@@ -192,12 +192,15 @@ static bool add_policy(loom_plan_answer *a, const loom_recompute *recompute, loo
     p->recompute = *recompute;
     if (!make_plan(a, recompute, a->micro_batch, &p->plan, error)) return false;
     p->fits = loom_plan_fits(&p->plan);
-    p->extra_flops = loom_cost_step(&a->flops, config, recompute, 1, 0) /
-                         loom_cost_step(&a->flops, config, &everything_kept, 1, 0) -
-                     1;
+    double flops, least_flops;
+    if (!loom_cost_step(&a->flops, config, recompute, 1, 0, &flops, error) ||
+        !loom_cost_step(&a->flops, config, &everything_kept, 1, 0, &least_flops, error))
+        return false;
+    p->extra_flops = flops / least_flops - 1;
     if (a->speed == LOOM_SPEED_UNKNOWN) return true;
     const double tokens = (double)(a->planning.options.batch * a->planning.options.seq_len);
-    p->seconds = loom_cost_step(&a->seconds, config, recompute, micro_batches, p->plan.elements);
+    if (!loom_cost_step(&a->seconds, config, recompute, micro_batches, p->plan.elements, &p->seconds, error))
+        return false;
     p->tokens_per_s = tokens / p->seconds;
     return true;
 }
@@ -255,7 +258,7 @@ int loom_command_plan(int argc, char **argv) {
         .command = "plan",
         .arguments = "[DIR|NAME]",
         .about = "Tells, without training, what memory a training takes, whether it fits, and how fast it will be, for "
-                 "each policy of recomputing activations. For a device that is here it measures one layer; for a GPU "
+                 "each policy of recomputing activations. For a device that is here it measures two layers; for a GPU "
                  "by name it predicts from the data sheet. The model is a named one, one with a shape of its own, or "
                  "that of a run or checkpoint.",
         .examples = "  gptloom plan gpt2 --batch 8 --seq-len 256\n"

@@ -109,8 +109,7 @@ static bool validate_round(loom_trainer *t, validation *v, int64_t first, loom_e
     if (!has_data && t->comm->size == 1) return loom_fail(error, "%s", why.message);
     if (!has_data) clear_validation_batch(t, v);
     loom_gpt_set_batch(t->gpt, v->inputs, v->targets, LOOM_HOST_TO_DEVICE);
-    loom_gpt_forward_alone(t->gpt);
-    loom_gpt_loss(t->gpt, false, false);
+    loom_gpt_evaluate(t->gpt);
     if (!sum_windows(t, v->losses, v->mine, error)) return false;
     v->mine[B] = has_data ? loom_trainer_should_stop(t) : NO_DATA;
     if (!loom_comm_host_gather(t->comm, v->each, v->mine, (size_t)(B + 1) * sizeof *v->mine, error)) return false;

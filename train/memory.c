@@ -123,9 +123,9 @@ static bool plan_fastest(loom_trainer *t, int64_t B, size_t allowed, bool *fits,
         !loom_plan_choose(&t->plan, &shape, &setup, t->device, t->options.batch, allowed, &t->prediction.cost, error))
         return false;
     t->recompute = t->plan.recompute;
-    t->prediction.seconds = loom_cost_step(&t->prediction.cost, &shape, &t->recompute,
-                                           loom_micro_batches(t->options.batch, B, &setup.sharding), t->plan.elements);
-    return true;
+    return loom_cost_step(&t->prediction.cost, &shape, &t->recompute,
+                          loom_micro_batches(t->options.batch, B, &setup.sharding), t->plan.elements,
+                          &t->prediction.seconds, error);
 }
 
 /* The fastest policy that fits, measured here, and unless it was said, the micro-batch: the largest ones that fit with
@@ -203,20 +203,21 @@ static bool add_rows(cJSON *json, const loom_plan *plan) {
            cJSON_AddNumberToObject(rows, "available", (double)plan->available);
 }
 
-/* Seconds of the parts of a micro-batch, as loom_cost says. */
-static bool add_prediction(cJSON *json, const loom_trainer_prediction *prediction) {
-    const loom_cost *cost = &prediction->cost;
+/* Seconds of the parts of a micro-batch, as loom_cost_parts says. */
+static bool add_prediction(cJSON *json, const loom_gpt_config *shape, const loom_trainer_prediction *prediction) {
+    loom_cost_parts cost;
+    if (!loom_cost_split(&prediction->cost, shape, &cost, NULL)) return false;
     cJSON *parts = cJSON_AddObjectToObject(json, "measured_seconds");
     cJSON *recompute = parts ? cJSON_AddObjectToObject(parts, "recompute_block") : NULL;
     bool ok = recompute && cJSON_AddNumberToObject(json, "predicted_step_seconds", prediction->seconds) &&
-              cJSON_AddNumberToObject(parts, "ends", cost->ends) &&
-              cJSON_AddNumberToObject(parts, "forward_block", cost->forward) &&
-              cJSON_AddNumberToObject(parts, "backward_block", cost->backward) &&
-              cJSON_AddNumberToObject(parts, "update_element", cost->update);
+              cJSON_AddNumberToObject(parts, "ends", cost.ends) &&
+              cJSON_AddNumberToObject(parts, "forward_block", cost.forward) &&
+              cJSON_AddNumberToObject(parts, "backward_block", cost.backward) &&
+              cJSON_AddNumberToObject(parts, "update_element", prediction->cost.update);
     for (int kind = LOOM_RECOMPUTE_ACT; ok && kind < LOOM_RECOMPUTE_EVERY; kind++) {
         char name[LOOM_RECOMPUTE_NAME];
         loom_recompute_name(&(loom_recompute){.kind = (loom_recompute_kind)kind}, name);
-        ok = cJSON_AddNumberToObject(recompute, name, cost->recompute[kind]);
+        ok = cJSON_AddNumberToObject(recompute, name, cost.recompute[kind]);
     }
     return ok;
 }
@@ -252,7 +253,7 @@ bool loom_trainer_write_plan(const loom_trainer *t, const char *path, loom_error
               cJSON_AddNumberToObject(json, "micro_batch", (double)t->plan.B) &&
               cJSON_AddNumberToObject(json, "ranks", t->comm->size) &&
               cJSON_AddNumberToObject(json, "zero", (double)t->options.zero) && add_rows(json, &t->plan) &&
-              (!(t->prediction.seconds > 0) || add_prediction(json, &t->prediction));
+              (!(t->prediction.seconds > 0) || add_prediction(json, &t->plan.config, &t->prediction));
     if (ok && !(t->prediction.seconds > 0) && (t->options.resume || t->begins_anew)) keep_prediction(json, path);
     if (ok) ok = (text = cJSON_Print(json)) != NULL;
     cJSON_Delete(json);

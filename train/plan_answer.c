@@ -63,7 +63,7 @@ static void show_grounds(const loom_plan_answer *a) {
     switch (a->speed) {
     case LOOM_SPEED_UNKNOWN: printf("speed is not known: %s\n", a->unmeasured.message); break;
     case LOOM_SPEED_MEASURED:
-        printf("speed is put together from the parts of a step, measured just now on one layer\n");
+        printf("speed is put together from the parts of a step, measured just now on two layers\n");
         break;
     case LOOM_SPEED_PREDICTED:
         printf("speed is predicted, not measured: of the data sheet's rates, %.0f%% in matrix products, %.0f%% in "
@@ -141,13 +141,16 @@ static bool add_buckets(const loom_plan_answer *a, cJSON *document, loom_error *
     return true;
 }
 
-/* Seconds of the parts of a step, as loom_cost says. */
-static void add_parts(const loom_cost *cost, cJSON *document) {
+/* Seconds of the parts of a step, as loom_cost_parts says. */
+static bool add_parts(const loom_plan_answer *a, cJSON *document, loom_error *error) {
+    loom_cost_parts cost;
+    if (!loom_cost_split(&a->seconds, &a->planning.config, &cost, error)) return false;
     cJSON *parts = cJSON_AddObjectToObject(document, "part_seconds");
-    cJSON_AddNumberToObject(parts, "ends", cost->ends);
-    cJSON_AddNumberToObject(parts, "forward_block", cost->forward);
-    cJSON_AddNumberToObject(parts, "backward_block", cost->backward);
-    cJSON_AddNumberToObject(parts, "update_element", cost->update);
+    cJSON_AddNumberToObject(parts, "ends", cost.ends);
+    cJSON_AddNumberToObject(parts, "forward_block", cost.forward);
+    cJSON_AddNumberToObject(parts, "backward_block", cost.backward);
+    cJSON_AddNumberToObject(parts, "update_element", a->seconds.update);
+    return true;
 }
 
 static cJSON *document_of(const loom_plan_answer *a) {
@@ -169,7 +172,6 @@ static cJSON *document_of(const loom_plan_answer *a) {
     cJSON_AddNumberToObject(document, "zero", a->sharding.zero);
     cJSON_AddNumberToObject(document, "available_bytes", (double)(a->available + a->device->reserved));
     cJSON_AddStringToObject(document, "speed", speeds[a->speed]);
-    if (a->speed != LOOM_SPEED_UNKNOWN) add_parts(&a->seconds, document);
     if (a->gpu) add_assumptions(document);
     loom_recompute_name(&a->best->recompute, name);
     if (a->best->fits)
@@ -183,7 +185,7 @@ static cJSON *document_of(const loom_plan_answer *a) {
 
 bool loom_plan_answer_write(const loom_plan_answer *a, const char *path, loom_error *error) {
     cJSON *document = document_of(a);
-    bool ok = add_buckets(a, document, error);
+    bool ok = add_buckets(a, document, error) && (a->speed == LOOM_SPEED_UNKNOWN || add_parts(a, document, error));
     char *text = ok ? cJSON_Print(document) : NULL;
     cJSON_Delete(document);
     if (!ok) return false;

@@ -26,9 +26,7 @@ static loom_scalars_in step_inputs(const loom_trainer *t, int64_t step, int64_t 
  * What the device does in a step, in three pieces that are the same every time but for what they read from memory. */
 
 static void micro_batch(loom_trainer *t, bool accumulate) {
-    loom_gpt_forward(t->gpt);
-    loom_gpt_loss(t->gpt, true, accumulate);
-    loom_gpt_backward(t->gpt, accumulate);
+    loom_gpt_train(t->gpt, accumulate);
 }
 
 static void first_micro_batch(loom_trainer *t) {

@@ -46,3 +46,9 @@ void *loom_arena_take(loom_arena *arena, const char *name, size_t bytes) {
     }
     return region;
 }
+
+void loom_arena_count(loom_arena *arena, const char *from, const char *as, size_t bytes) {
+    LOOM_CHECK(row_named(arena, from)->bytes >= bytes);
+    row_named(arena, from)->bytes -= bytes;
+    row_named(arena, as)->bytes += bytes;
+}

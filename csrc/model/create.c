@@ -7,28 +7,23 @@
 /* A model's making: what it will run, the memory that takes, the device's plans. */
 
 /* Everything the model will ever run, for tables of ops that plan or prepare. */
-static void walk(loom_gpt *g) {
+static void visit_all(loom_gpt *g) {
+    const loom_rows batch = {g->B, g->T, 0};
     if (g->purpose == LOOM_GPT_TRAIN) {
-        loom_gpt_forward(g);
-        loom_gpt_loss(g, false, false);
-        for (int accumulate = 0; accumulate < 2; accumulate++) {
-            loom_gpt_loss(g, true, accumulate);
-            loom_gpt_backward(g, accumulate);
-        }
+        loom_gpt_visit(g, LOOM_MODE_LOSS, batch, false);
+        for (int accumulate = 0; accumulate < 2; accumulate++) loom_gpt_visit(g, LOOM_MODE_TRAIN, batch, accumulate);
     }
-    if (g->generates)
-        for (int64_t n = 1; n <= g->T; n *= 2) loom_gpt_infer(g, n, g->T - n);
+    for (int64_t n = 1; g->generates && n <= g->T; n *= 2)
+        loom_gpt_visit(g, LOOM_MODE_GENERATE, (loom_rows){1, n, g->T - n}, false);
     loom_gpt_copy_master(g);
 }
 
-/* Runs `walk` with another table of ops; false if an op failed. */
-static bool walk_with(loom_gpt *g, const loom_ops *ops, loom_error *error) {
+/* With another table of ops; false if an op failed. */
+static bool visit_with(loom_gpt *g, const loom_ops *ops, loom_error *error) {
     g->exec.ops = ops;
     g->exec.error = error;
     g->exec.failed = false;
-    g->walking = true;
-    walk(g);
-    g->walking = false;
+    visit_all(g);
     g->exec.ops = g->device->ops;
     g->exec.error = NULL;
     return !g->exec.failed;
@@ -69,18 +64,44 @@ static bool check_setup(const loom_gpt_config *config, const loom_gpt_setup *set
     return true;
 }
 
-/* What each block keeps, how many run once more together, and whether what is kept leaves the device. */
+/* What training keeps and recomputes, and whether what it keeps leaves the device. */
 static void take_policy(loom_gpt *g, const loom_recompute *recompute, bool offload) {
     g->recompute = *recompute;
-    g->segment = loom_recompute_segment(recompute, g->config.n_layer);
-    if (recompute->kind == LOOM_RECOMPUTE_SQRT || recompute->kind == LOOM_RECOMPUTE_EVERY) {
-        g->recompute = (loom_recompute){LOOM_RECOMPUTE_EVERY, g->segment};
-        g->policy = LOOM_KEEP_BLOCK;
-    } else {
-        g->policy = 1u << recompute->kind;
+    g->segment = (int)loom_recompute_segment(recompute, g->config.n_layer);
+    if (recompute->kind == LOOM_RECOMPUTE_SQRT) g->recompute = (loom_recompute){LOOM_RECOMPUTE_EVERY, g->segment};
+    g->offload.on = offload && g->purpose == LOOM_GPT_TRAIN && loom_segments(&g->tape, g->segment) > LOOM_SLOTS;
+}
+
+/* The steps of each mode, and where their values lie. */
+static bool make_schedules(loom_gpt *g, loom_error *error) {
+    const bool trains = g->purpose == LOOM_GPT_TRAIN;
+    loom_buffer_sizes sizes = {.rows = g->B * g->T,
+                               .storage = loom_dtype_size(g->precision.storage),
+                               .statistics = loom_dtype_size(g->device->statistics),
+                               .logits = loom_logits_bytes(g, g->chunk_rows),
+                               .segment = 1};
+    bool ok = loom_tape_schedule_forward(&g->forward, &g->tape, error);
+    if (ok && trains) {
+        ok = loom_buffers_find(&g->buffers[LOOM_MODE_LOSS], &g->tape, &g->forward, &sizes, error);
+        loom_keep *keep = malloc((size_t)g->tape.n_values * sizeof *keep);
+        if (!keep) return loom_fail(error, "no memory for a model");
+        loom_tape_keep(&g->tape, &g->recompute, keep);
+        sizes.keep = keep;
+        sizes.segment = g->segment;
+        sizes.offloads = g->offload.on;
+        ok = ok && loom_tape_schedule_train(&g->train, &g->tape, keep, g->segment, g->offload.on, error) &&
+             loom_buffers_find(&g->buffers[LOOM_MODE_TRAIN], &g->tape, &g->train, &sizes, error);
+        free(keep);
     }
-    if (g->purpose == LOOM_GPT_INFER) g->policy = LOOM_KEEP_INFERENCE;
-    g->offload.on = offload && g->purpose == LOOM_GPT_TRAIN && g->config.n_layer > LOOM_SLOTS * g->segment;
+    if (!ok || !g->generates) return ok;
+    return loom_buffers_find(&g->buffers[LOOM_MODE_GENERATE], &g->tape, &g->forward,
+                             &(loom_buffer_sizes){.rows = g->T,
+                                                  .storage = sizes.storage,
+                                                  .statistics = sizes.statistics,
+                                                  .logits = loom_logits_bytes(g, 1),
+                                                  .segment = 1,
+                                                  .caches = true},
+                             error);
 }
 
 static void take_sharding(loom_gpt *g, const loom_sharding *sharding) {
@@ -93,14 +114,11 @@ static void take_sharding(loom_gpt *g, const loom_sharding *sharding) {
 }
 
 static bool allocate_tables(loom_gpt *g, loom_error *error) {
-    const size_t layers = (size_t)g->config.n_layer, buckets = (size_t)g->layout.n_buckets;
-    g->memory = calloc((size_t)g->tape.n_values, sizeof *g->memory);
-    g->seen = calloc(layers, sizeof *g->seen);
+    const size_t buckets = (size_t)g->layout.n_buckets;
     g->shard = calloc(buckets, sizeof *g->shard);
     g->bucket_parameters = calloc(buckets, sizeof *g->bucket_parameters);
     g->bucket_gradients = calloc(buckets, sizeof *g->bucket_gradients);
-    return (g->memory && g->seen && g->shard && g->bucket_parameters && g->bucket_gradients) ||
-           loom_fail(error, "no memory for a model");
+    return (g->shard && g->bucket_parameters && g->bucket_gradients) || loom_fail(error, "no memory for a model");
 }
 
 bool loom_gpt_create(loom_gpt **out, const loom_gpt_config *config, const loom_gpt_setup *setup, loom_device *device,
@@ -127,7 +145,7 @@ bool loom_gpt_create(loom_gpt **out, const loom_gpt_config *config, const loom_g
         !loom_layout_of_tape(&g->layout, &g->tape, g->sharding.ranks, error) || !allocate_tables(g, error))
         goto failed;
     take_policy(g, &setup->recompute, setup->offload);
-    if (!walk_with(g, loom_planning_ops(), error)) goto failed;
+    if (!make_schedules(g, error) || !visit_with(g, loom_planning_ops(), error)) goto failed;
     g->workspace_bytes = g->exec.workspace_bytes;
     *out = g;
     return true;
@@ -139,85 +157,25 @@ failed:
 void loom_gpt_destroy(loom_gpt *g) {
     if (!g) return;
     loom_offload_close(g);
+    for (int mode = 0; mode < LOOM_MODES; mode++) loom_buffers_destroy(&g->buffers[mode]);
+    loom_tape_schedule_destroy(&g->train);
+    loom_tape_schedule_destroy(&g->forward);
     loom_tape_destroy(&g->tape);
     loom_layout_destroy(&g->layout);
-    free(g->memory);
-    free(g->seen);
     free(g->shard);
     free(g->bucket_parameters);
     free(g->bucket_gradients);
     free(g);
 }
 
-static size_t bytes_of_value(const loom_gpt *g, loom_value value) {
-    const loom_tape_value *v = &g->tape.value[value];
-    return loom_bytes(g->B * g->T * v->columns,
-                      v->kind == LOOM_VALUE_ROWS ? g->precision.storage : g->device->statistics);
-}
-
-static loom_value of_block(const loom_gpt *g, int64_t l, int in_scope) {
-    return loom_tape_saved(&g->tape, (int)l + 1, in_scope);
-}
-
-/* The block in whose memory block l keeps what it keeps, if not in its own. Every block, or every segment's first, has
- * memory of its own, or a slot; the other blocks of a segment share theirs with the same blocks of other segments. */
-static int64_t shares_with(const loom_gpt *g, int64_t l) {
-    if (l % g->segment != 0) return l % g->segment;
-    return g->offload.on ? l / g->segment % LOOM_SLOTS * g->segment : l;
-}
-
-/* What backward reads of a block's values: a place per block where it is kept, in one piece with all that the block keeps;
- * else one for all. */
+/* One region for the values of all modes, of which one runs at a time. */
 static void lay_out_activations(loom_gpt *g, loom_arena *arena) {
-    const unsigned kept = loom_tape_kept(&g->tape, 1, g->policy);
-    const int n = g->tape.scope[1].n_saved;
-    for (int64_t l = 0; l < g->config.n_layer; l++) {
-        const size_t before = arena->used;
-        const int64_t with = shares_with(g, l);
-        for (int i = 0; i < n; i++) {
-            const loom_value value = of_block(g, l, i);
-            if (kept >> i & 1)
-                g->memory[value] = with < l ? g->memory[of_block(g, with, i)]
-                                            : loom_arena_take(arena, "activations", bytes_of_value(g, value));
-        }
-        if (l == 0) g->offload.slot_bytes = arena->used - before;
-    }
-    for (int i = 0; i < n; i++) {
-        if (kept >> i & 1) continue;
-        void *shared = loom_arena_take(arena, "scratch", bytes_of_value(g, of_block(g, 0, i)));
-        for (int64_t l = 0; l < g->config.n_layer; l++) g->memory[of_block(g, l, i)] = shared;
-    }
-}
-
-/* Generation keeps keys and values where training does, or beside it where training does not, or not for all blocks at
- * a time. */
-static void lay_out_seen(loom_gpt *g, loom_arena *arena) {
-    int cached = 0;
-    while (!g->tape.value[of_block(g, 0, cached)].cached) cached++;
-    const int64_t columns = g->tape.value[of_block(g, 0, cached)].columns;
-    const bool kept = (loom_tape_kept(&g->tape, 1, g->policy) >> cached & 1) && !g->offload.on;
-    for (int64_t l = 0; l < g->config.n_layer; l++)
-        g->seen[l] = kept ? g->memory[of_block(g, l, cached)]
-                          : loom_arena_take(arena, "keys and values of samples",
-                                            loom_bytes(g->T * columns, g->precision.storage));
-}
-
-/* What no backward reads is added to the residual stream at once: one place for all. */
-static void lay_out_transient(loom_gpt *g, loom_arena *arena) {
-    void *place = loom_arena_take(arena, "scratch", loom_bytes(g->B * g->T * g->config.n_embd, g->precision.storage));
-    for (loom_value v = 0; v < g->tape.n_values; v++) {
-        if (g->tape.value[v].saved) continue;
-        LOOM_CHECK(g->tape.value[v].columns <= g->config.n_embd);
-        g->memory[v] = place;
-    }
-}
-
-static void lay_out_last(loom_gpt *g, loom_arena *arena) {
-    const int last = g->tape.n_scopes - 1;
-    for (int i = 0; i < g->tape.scope[last].n_saved; i++) {
-        const loom_value value = loom_tape_saved(&g->tape, last, i);
-        g->memory[value] = loom_arena_take(arena, "last layernorm", bytes_of_value(g, value));
-    }
+    const loom_gpt_mode most = g->purpose == LOOM_GPT_TRAIN ? LOOM_MODE_TRAIN : LOOM_MODE_GENERATE;
+    size_t bytes = 0;
+    for (int mode = 0; mode < LOOM_MODES; mode++)
+        bytes = g->buffers[mode].bytes > bytes ? g->buffers[mode].bytes : bytes;
+    g->activations = loom_arena_take(arena, "activations", bytes - LOOM_ARENA_ALIGNMENT);
+    loom_arena_count(arena, "activations", "scratch", bytes - g->buffers[most].kept);
 }
 
 /* ----------------------------------------------------------------------------------------- what is in the layout */
@@ -315,28 +273,16 @@ static void lay_out_gradients(loom_gpt *g, loom_arena *arena) {
 }
 
 void loom_gpt_lay_out(loom_gpt *g, loom_arena *arena) {
-    const int64_t N = g->B * g->T, C = g->config.n_embd;
-    const loom_dtype storage = g->precision.storage, statistic = g->device->statistics;
+    const int64_t N = g->B * g->T;
     const bool training = g->purpose == LOOM_GPT_TRAIN;
     cut_shards(g);
     lay_out_parameters(g, arena);
     lay_out_master(g, arena);
     if (training) lay_out_gradients(g, arena);
     lay_out_activations(g, arena);
-    if (g->generates) lay_out_seen(g, arena);
-    lay_out_transient(g, arena);
-    lay_out_last(g, arena);
-    g->logits = loom_arena_take(arena, "logits", loom_bytes(g->chunk_rows * g->padded_vocabulary, storage));
-    if (loom_logits_are_narrow(g))
-        g->last_logits = loom_arena_take(arena, "logits", loom_bytes(g->padded_vocabulary, LOOM_F32));
-    if (training) {
-        g->dresidual = loom_arena_take(arena, "activation gradients", loom_bytes(N * C, storage));
-        g->dnarrow = loom_arena_take(arena, "activation gradients", loom_bytes(N * C, storage));
-        g->dwide = loom_arena_take(arena, "activation gradients", loom_bytes(N * 4 * C, storage));
-    }
     g->exec.workspace = loom_arena_take(arena, "workspace", g->workspace_bytes);
     g->exec.workspace_bytes = g->workspace_bytes;
-    g->losses = loom_arena_take(arena, "batch", loom_bytes(N, statistic));
+    g->losses = loom_arena_take(arena, "batch", loom_bytes(N, g->device->statistics));
     g->tokens = loom_arena_take(arena, "batch", loom_bytes(N, LOOM_I32));
     g->targets = loom_arena_take(arena, "batch", loom_bytes(N, LOOM_I32));
     g->scalars = loom_arena_take(arena, "batch", sizeof *g->scalars);
@@ -385,7 +331,7 @@ static void clear_all(loom_gpt *g) {
 }
 
 bool loom_gpt_make_plans(loom_gpt *g, loom_error *error) {
-    if (!g->planned) g->planned = walk_with(g, loom_preparing_ops(), error);
+    if (!g->planned) g->planned = visit_with(g, loom_preparing_ops(), error);
     return g->planned;
 }
 

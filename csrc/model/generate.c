@@ -34,12 +34,12 @@ bool loom_gpt_next_logits(loom_gpt *g, const int32_t *tokens, int64_t n, int64_t
         n -= piece;
     }
     const int64_t V = g->config.vocab_size;
-    if (g->precision.storage == LOOM_F64) {
+    const loom_view last = loom_run_last_logits(g);
+    if (last.dtype == LOOM_F64) {
         LOOM_CHECK(g->device->host_memory); /* the oracle */
-        for (int64_t v = 0; v < V; v++) logits[v] = (float)((const double *)g->logits)[v];
+        for (int64_t v = 0; v < V; v++) logits[v] = (float)((const double *)last.data)[v];
     } else {
-        g->device->copy(g->device, g->exec.stream, logits, loom_logits_are_narrow(g) ? g->last_logits : g->logits,
-                        loom_bytes(V, LOOM_F32), LOOM_DEVICE_TO_HOST);
+        g->device->copy(g->device, g->exec.stream, logits, last.data, loom_bytes(V, LOOM_F32), LOOM_DEVICE_TO_HOST);
     }
     return g->device->synchronize(g->device, g->exec.stream, error);
 }

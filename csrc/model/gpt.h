@@ -1,9 +1,18 @@
-/* The inside of a model: what create.c (lay-out), gpt.c (forward, backward), generate.c and the modules share. */
+/* The inside of a model: what create.c (lay-out), gpt.c (playing the tape), generate.c and the modules share. */
 #ifndef LOOM_MODEL_GPT_H
 #define LOOM_MODEL_GPT_H
 
+#include "model/buffers.h"
 #include "model/module.h"
 #include "model/offload.h"
+
+/* What a tape is played for. */
+typedef enum loom_gpt_mode {
+    LOOM_MODE_TRAIN,    /* forward, loss and backward of (B,T) tokens */
+    LOOM_MODE_LOSS,     /* forward and loss */
+    LOOM_MODE_GENERATE, /* one sequence's tokens behind others, whose keys and values are kept; the last one's logits */
+    LOOM_MODES
+} loom_gpt_mode;
 
 /* What is run: B sequences of T tokens, standing behind `past` tokens whose keys and values are kept (then B is 1). */
 typedef struct loom_rows {
@@ -15,6 +24,8 @@ struct loom_gpt {
     loom_gpt_purpose purpose;
     loom_precision precision;
     loom_tape tape;
+    loom_tape_schedule train, forward; /* of LOOM_MODE_TRAIN, and of the others */
+    loom_buffers buffers[LOOM_MODES];  /* of those that the model is made for */
     loom_layout layout;
     loom_device *device;
     loom_exec exec;
@@ -24,16 +35,15 @@ struct loom_gpt {
     int64_t group_rows;       /* rows of logits that one product computes */
     int64_t chunk_rows;       /* rows of logits that exist at a time: whole groups */
     loom_recompute recompute; /* none of `sqrt` and `auto` */
-    int64_t segment;          /* blocks that backward runs once more together */
-    unsigned policy;          /* LOOM_KEEP_...: what each block (of a segment) keeps */
-    loom_offload offload;     /* of what the first of each segment's blocks keeps */
+    int segment;              /* layers that backward runs once more together */
+    loom_offload offload;     /* of what the first of each segment's layers keeps */
     bool generates;
     size_t workspace_bytes;
     bool planned; /* the device has made its plans */
-    bool walking; /* over a table of ops that runs nothing */
 
-    loom_rows rows;  /* what runs now, */
-    bool generating; /* and whether with the keys and values of the tokens before */
+    loom_gpt_mode mode; /* of what runs now, */
+    loom_rows rows;     /* its rows, */
+    bool accumulate;    /* and whether its gradients are added to those of other micro-batches */
 
     loom_sharding sharding;
     void *parameters, *gradients; /* in the layout; NULL where there are places of buckets instead */
@@ -44,11 +54,7 @@ struct loom_gpt {
     loom_scalars *scalars;        /* device memory */
     int32_t *tokens, *targets;    /* (B,T) */
     void *losses;                 /* (B,T) statistics */
-    void **memory;                /* [values of the tape]: a block's own memory, a slot, or the scratch all share */
-    void **seen;                  /* [n_layer]: packed keys and values while generating, (T,3C) or larger */
-    void *logits;                 /* (chunk_rows, Vp); their gradients take their place */
-    void *last_logits;            /* (Vp) fp32: inference's, where logits are stored in 16 bits; else NULL */
-    void *dresidual, *dnarrow, *dwide; /* (B,T,C), (B,T,C), (B,T,4C): gradients on their way back */
+    char *activations;            /* what all modes' buffers lie in */
 };
 
 static inline size_t loom_bytes(int64_t elements, loom_dtype dtype) {
@@ -60,13 +66,21 @@ static inline bool loom_has_master(const loom_precision *precision) {
     return precision->master != precision->storage;
 }
 
-/* Whether the host needs logits widened before it reads them. */
-static inline bool loom_logits_are_narrow(const loom_gpt *gpt) {
-    return loom_dtype_size(gpt->precision.storage) < sizeof(float);
-}
+/* Makes a mode the one that runs, with so many rows; returns its schedule. */
+const loom_tape_schedule *loom_gpt_begin(loom_gpt *gpt, loom_gpt_mode mode, loom_rows rows, bool accumulate);
+/* Runs a node of it; of other steps, nothing. */
+void loom_gpt_run_step(loom_gpt *gpt, const loom_tape_step *step);
+/* Runs one step of each class: for tables of ops that plan or prepare. */
+void loom_gpt_visit(loom_gpt *gpt, loom_gpt_mode mode, loom_rows rows, bool accumulate);
 
-/* The last row's logits, Vp of them, in device memory (`last_logits`, or where there are none, `logits`), after running
- * n tokens that lie in gpt->tokens. */
+/* The head's logits, (chunk_rows, Vp) in the storage type; their gradients take their place. */
+loom_view loom_run_logits(const loom_gpt *gpt, int64_t rows);
+/* Of generation, the last row's, (Vp): in fp32 where the storage type is narrower. */
+loom_view loom_run_last_logits(const loom_gpt *gpt);
+/* Bytes of all these while so many rows exist at a time. */
+size_t loom_logits_bytes(const loom_gpt *gpt, int64_t rows);
+
+/* Runs n tokens that lie in gpt->tokens, behind `past` others, for the last one's logits. */
 void loom_gpt_infer(loom_gpt *gpt, int64_t n, int64_t past);
 
 #endif

@@ -2,8 +2,6 @@
  * blocks, tanh-GELU, and a classifier that is the token embedding. */
 #include "model/tape.h"
 
-#include <stdio.h>
-
 static loom_value block(loom_tape *t, const loom_gpt_config *c, loom_value x) {
     const loom_activation activation = c->activation == LOOM_GPT_RELU ? LOOM_ACTIVATION_RELU : LOOM_ACTIVATION_GELU;
     loom_value a = loom_layernorm(t, x, "ln_1");
@@ -14,15 +12,13 @@ static loom_value block(loom_tape *t, const loom_gpt_config *c, loom_value x) {
     return loom_residual(t, x, loom_linear(t, a, c->n_embd, "mlp.c_proj"));
 }
 
-loom_value loom_gpt2(loom_tape *t, const loom_gpt_config *c) {
+void loom_gpt2(loom_tape *t, const loom_gpt_config *c) {
     loom_scope(t, "transformer.");
     loom_value x = loom_embed(t, c->vocab_size, loom_gpt_padded_vocabulary(c), c->block_size, c->n_embd);
     for (int64_t l = 0; l < c->n_layer; l++) {
-        char prefix[40];
-        snprintf(prefix, sizeof prefix, "transformer.h.%d.", (int)l);
-        loom_scope(t, prefix);
+        loom_layer(t, "transformer.h.", l);
         x = block(t, c, x);
     }
     loom_scope(t, "transformer.");
-    return loom_layernorm(t, x, "ln_f");
+    loom_head(t, loom_layernorm(t, x, "ln_f"), "transformer.wte.weight");
 }

@@ -70,16 +70,3 @@ int loom_recompute_policies(int64_t n_layer, loom_recompute policies[LOOM_MOST_P
     LOOM_CHECK(n <= LOOM_MOST_POLICIES);
     return n;
 }
-
-/* As loom_gpt_backward does it. Of what ran last, forward's last segment or a segment that was run again, the last block
- * is there, and of the others of a segment their inputs are. */
-loom_recomputed loom_recompute_count(const loom_recompute *recompute, int64_t n_layer) {
-    const int64_t K = loom_recompute_segment(recompute, n_layer);
-    const int64_t segments_again = (n_layer - 1) / K, last = n_layer - segments_again * K;
-    loom_recomputed count = {.kind = recompute->kind, .recomputes = last - 1 + segments_again * K};
-    if (count.kind == LOOM_RECOMPUTE_EVERY || count.kind == LOOM_RECOMPUTE_SQRT) {
-        count.kind = LOOM_RECOMPUTE_BLOCK;
-        count.forwards = segments_again * (K - 1);
-    }
-    return count;
-}

@@ -2,12 +2,13 @@
 
 #include "base/check.h"
 #include "model/module.h"
+#include "model/schedule.h"
 
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
-/* -------------------------------------------------------------------------------------------------------- what is there */
+/* ---------------------------------------------------------------------------------------------------- what it is made of */
 
 /* The array with room for one more element than its n: it grows by doubling. Without memory, as it was. */
 static void *grown(loom_tape *t, void *array, int n, size_t size) {
@@ -17,15 +18,14 @@ static void *grown(loom_tape *t, void *array, int n, size_t size) {
     return larger ? larger : array;
 }
 
-static loom_value add_value(loom_tape *t, loom_value_kind kind, int64_t columns) {
+loom_value loom_tape_value_add(loom_tape *t, loom_value_kind kind, int64_t columns) {
     t->value = grown(t, t->value, t->n_values, sizeof *t->value);
     if (t->failed) return 0;
-    t->value[t->n_values] = (loom_tape_value){.kind = kind, .columns = columns, .node = -1, .in_scope = -1};
+    t->value[t->n_values] = (loom_tape_value){.kind = kind, .columns = columns, .node = -1, .gradient = t->n_values};
     return t->n_values++;
 }
 
-/* NULL where there is no memory, now or before. */
-static loom_node *add_node(loom_tape *t, const loom_module *module) {
+loom_node *loom_tape_node_add(loom_tape *t, const loom_module *module) {
     t->node = grown(t, t->node, t->n_nodes, sizeof *t->node);
     if (t->failed) return NULL;
     loom_node *n = &t->node[t->n_nodes++];
@@ -36,10 +36,10 @@ static loom_node *add_node(loom_tape *t, const loom_module *module) {
 }
 
 /* (rows, columns), or with 0 rows a vector. */
-static int add_parameter(loom_tape *t, const char *name, const char *part, int64_t rows, int64_t columns,
-                         loom_initial initial) {
+int loom_tape_parameter_add(loom_tape *t, const char *name, const char *part, int64_t rows, int64_t columns,
+                            loom_initial initial) {
     t->parameter = grown(t, t->parameter, t->n_parameters, sizeof *t->parameter);
-    if (t->failed) return -1;
+    if (t->failed) return 0;
     loom_tape_parameter *p = &t->parameter[t->n_parameters];
     *p = (loom_tape_parameter){
         .rows = rows, .columns = columns, .padded_rows = rows, .scope = t->n_scopes - 1, .initial = initial};
@@ -47,11 +47,9 @@ static int add_parameter(loom_tape *t, const char *name, const char *part, int64
     return t->n_parameters++;
 }
 
-static int64_t columns_of(const loom_tape *t, loom_value v) {
+int64_t loom_tape_columns(const loom_tape *t, loom_value v) {
     return t->failed ? 1 : t->value[v].columns;
 }
-
-/* --------------------------------------------------------------------------------------------------------- declarations */
 
 void loom_scope(loom_tape *t, const char *prefix) {
     t->scope = grown(t, t->scope, t->n_scopes, sizeof *t->scope);
@@ -61,124 +59,28 @@ void loom_scope(loom_tape *t, const char *prefix) {
     snprintf(s->prefix, sizeof s->prefix, "%s", prefix);
 }
 
-loom_value loom_embed(loom_tape *t, int64_t vocab_size, int64_t padded_vocabulary, int64_t positions, int64_t columns) {
-    const int token = add_parameter(t, "wte", "weight", vocab_size, columns, LOOM_INITIAL_NORMAL);
-    const int position = add_parameter(t, "wpe", "weight", positions, columns, LOOM_INITIAL_NORMAL);
-    const loom_value out = add_value(t, LOOM_VALUE_ROWS, columns);
-    loom_node *n = add_node(t, &loom_module_embedding);
-    if (!n) return 0;
-    t->parameter[token].padded_rows = padded_vocabulary;
-    n->parameter[0] = token;
-    n->parameter[1] = position;
-    n->out[0] = out;
-    return out;
-}
-
-loom_value loom_layernorm(loom_tape *t, loom_value x, const char *name) {
-    const int64_t columns = columns_of(t, x);
-    const int weight = add_parameter(t, name, "weight", 0, columns, LOOM_INITIAL_ONE);
-    const int bias = add_parameter(t, name, "bias", 0, columns, LOOM_INITIAL_ZERO);
-    const loom_value out = add_value(t, LOOM_VALUE_ROWS, columns), mean = add_value(t, LOOM_VALUE_PER_ROW, 1);
-    const loom_value rstd = add_value(t, LOOM_VALUE_PER_ROW, 1);
-    loom_node *n = add_node(t, &loom_module_layernorm);
-    if (!n) return 0;
-    n->in[0] = x;
-    n->out[LOOM_NORM_X] = x;
-    n->out[LOOM_NORM_OUT] = out;
-    n->out[LOOM_NORM_MEAN] = mean;
-    n->out[LOOM_NORM_RSTD] = rstd;
-    n->parameter[0] = weight;
-    n->parameter[1] = bias;
-    return out;
-}
-
-loom_value loom_linear(loom_tape *t, loom_value x, int64_t columns, const char *name) {
-    const int weight = add_parameter(t, name, "weight", columns_of(t, x), columns, LOOM_INITIAL_NORMAL);
-    const int bias = add_parameter(t, name, "bias", 0, columns, LOOM_INITIAL_ZERO);
-    const loom_value out = add_value(t, LOOM_VALUE_ROWS, columns);
-    loom_node *n = add_node(t, &loom_module_linear);
-    if (!n) return 0;
-    n->in[0] = x;
-    n->out[0] = out;
-    n->parameter[0] = weight;
-    n->parameter[1] = bias;
-    return out;
-}
-
-loom_value loom_attention(loom_tape *t, loom_value qkv, int64_t heads) {
-    const loom_value out = add_value(t, LOOM_VALUE_ROWS, columns_of(t, qkv) / 3);
-    const loom_value lse = add_value(t, LOOM_VALUE_PER_HEAD, heads);
-    loom_node *n = add_node(t, &loom_module_attention);
-    if (!n) return 0;
-    n->in[0] = qkv;
-    n->out[0] = out;
-    n->out[1] = lse;
-    n->heads = heads;
-    t->value[qkv].cached = true;
-    return out;
-}
-
-loom_value loom_activate(loom_tape *t, loom_value x, loom_activation activation) {
-    const loom_value out = add_value(t, LOOM_VALUE_ROWS, columns_of(t, x));
-    loom_node *n = add_node(t, &loom_module_activation);
-    if (!n) return 0;
-    n->in[0] = x;
-    n->out[0] = out;
-    n->activation = activation;
-    return out;
-}
-
-/* The weight whose product is added to the residual stream is initialised for it. */
-loom_value loom_residual(loom_tape *t, loom_value x, loom_value delta) {
-    const loom_value out = add_value(t, LOOM_VALUE_ROWS, columns_of(t, x));
-    const loom_node *before = t->n_nodes ? &t->node[t->n_nodes - 1] : NULL;
-    if (before && before->module == &loom_module_linear && before->out[0] == delta)
-        t->parameter[before->parameter[0]].initial = LOOM_INITIAL_NORMAL_RESIDUAL;
-    loom_node *n = add_node(t, &loom_module_add);
-    if (!n) return 0;
-    n->in[0] = x;
-    n->in[1] = delta;
-    n->out[0] = out;
-    t->value[x].residual = t->value[delta].residual = t->value[out].residual = true;
-    return out;
-}
-
-/* --------------------------------------------------------------------------------------------------------------- fusion
- * Ops compute some neighbours together: they become one node. */
-
-/* x + delta, and the layernorm of the sum: the sum is what is normed. */
-static bool fuse_add(const loom_node *n, loom_node *next) {
-    if (n->module != &loom_module_add || next->module != &loom_module_layernorm || next->in[0] != n->out[0])
-        return false;
-    next->in[0] = n->in[0];
-    next->in[1] = n->in[1];
-    return true;
-}
-
-/* A linear layer and the activation of its output, which are its first and its second output then. */
-static bool fuse_activation(const loom_node *n, loom_node *next) {
-    if (n->module != &loom_module_linear || next->module != &loom_module_activation || next->in[0] != n->out[0])
-        return false;
-    const loom_value activated = next->out[0];
-    const loom_activation activation = next->activation;
-    *next = *n;
-    next->activation = activation;
-    next->out[LOOM_LINEAR_ACTIVATED] = activated;
-    return true;
-}
-
-static void fuse(loom_tape *t) {
-    int n = 0;
-    for (int i = 0; i < t->n_nodes; i++)
-        if (i + 1 == t->n_nodes ||
-            (!fuse_add(&t->node[i], &t->node[i + 1]) && !fuse_activation(&t->node[i], &t->node[i + 1])))
-            t->node[n++] = t->node[i];
-    t->n_nodes = n;
+void loom_layer(loom_tape *t, const char *prefix, int64_t l) {
+    char numbered[40];
+    snprintf(numbered, sizeof numbered, "%s%d.", prefix, (int)l);
+    loom_scope(t, numbered);
+    if (t->failed) return;
+    if (t->n_layers++ == 0) t->first_layer = t->n_scopes - 1;
+    t->scope[t->n_scopes - 1].is_layer = true;
 }
 
 /* --------------------------------------------------------------------------------------------------------- what follows */
 
-/* Which nodes a scope has, who writes values, where they lie, and which of them backward reads. */
+static void fuse(loom_tape *t) {
+    int n = 0;
+    for (int i = 0; i < t->n_nodes; i++) {
+        const loom_node *node = &t->node[i];
+        const bool fused = i + 1 < t->n_nodes && node->module->fuse && node->module->fuse(node, &t->node[i + 1]);
+        if (!fused) t->node[n++] = *node;
+    }
+    t->n_nodes = n;
+}
+
+/* Which nodes a scope has, who writes values, and which of them backward reads. */
 static void find_writers(loom_tape *t) {
     for (int i = 0; i < t->n_nodes; i++) {
         const loom_node *n = &t->node[i];
@@ -186,92 +88,133 @@ static void find_writers(loom_tape *t) {
         LOOM_CHECK(n->module->forward); /* what cannot run by itself was fused */
         if (s->last == 0) s->first = i;
         s->last = i + 1;
-        for (int k = 0; k < LOOM_NODE_INPUTS; k++)
-            if (n->in[k] >= 0 && n->module->needs_in >> k & 1) t->value[n->in[k]].saved = true;
+        for (int k = 0; k < LOOM_NODE_INPUTS; k++) {
+            if (n->in[k] < 0) continue;
+            loom_tape_value *v = &t->value[n->in[k]];
+            LOOM_CHECK(
+                !v->added); /* backward would come to this node first, and its sum's gradient be more than that */
+            v->saved = v->saved || n->module->needs_in >> k & 1;
+            v->added = n->in[1] >= 0;
+        }
         for (int k = 0; k < LOOM_NODE_OUTPUTS; k++) {
             if (n->out[k] < 0) continue;
             loom_tape_value *v = &t->value[n->out[k]];
             if (v->node < 0) v->node = i, v->output = k;
-            v->last_node = i;
             v->scope = n->scope;
-            v->saved = v->saved || n->module->needs_out >> k & 1 || (k == LOOM_LINEAR_OUT && n->activation);
+            if (k == LOOM_LINEAR_ACTIVATED && n->activation) v->gradient = n->out[LOOM_LINEAR_OUT]; /* in place */
+            v->saved = v->saved || loom_node_saves_outputs(n) >> k & 1;
         }
     }
 }
 
-static void find_readers(loom_tape *t) {
-    for (int i = 0; i < t->n_nodes; i++)
-        for (int k = 0; k < LOOM_NODE_INPUTS; k++) {
-            if (t->node[i].in[k] < 0) continue;
-            loom_tape_value *v = &t->value[t->node[i].in[k]];
-            LOOM_CHECK(v->residual || !v->is_read); /* its gradient is written, not added to */
-            v->is_read = true;
-            v->read_later = v->read_later || i > v->last_node;
-        }
+/* The gradients that a node writes, in the order in which a micro-batch runs: what is written a second time is added. */
+static void write_gradients(loom_tape *t, loom_node *n, bool *value, bool *parameter) {
+    for (int k = 0; k < LOOM_NODE_INPUTS; k++)
+        if (n->in[k] >= 0 && value[t->value[n->in[k]].gradient]) n->adds_in |= 1u << k;
+    LOOM_CHECK(!n->adds_in || n->module->adds);
+    for (int k = 0; k < LOOM_NODE_INPUTS; k++)
+        if (n->in[k] >= 0) value[t->value[n->in[k]].gradient] = true;
+    for (int k = 0; k < LOOM_NODE_PARAMETERS; k++) {
+        if (n->parameter[k] < 0) continue;
+        if (parameter[n->parameter[k]]) n->adds_parameter |= 1u << k;
+        parameter[n->parameter[k]] = true;
+    }
 }
 
-/* The numbers of saved values in their scopes, and by which bit of a set each value is wanted. */
-static void number_saved(loom_tape *t) {
+static void find_sums(loom_tape *t) {
+    bool *value = calloc((size_t)t->n_values + (size_t)t->n_parameters, sizeof *value);
+    t->failed = !value;
+    if (!value) return;
     for (int i = 0; i < t->n_nodes; i++)
-        for (int k = 0; k < LOOM_NODE_OUTPUTS; k++) {
-            const int scope = t->node[i].scope;
-            loom_tape_value *v = t->node[i].out[k] >= 0 ? &t->value[t->node[i].out[k]] : NULL;
-            if (v && v->saved && v->scope == scope && v->in_scope < 0) v->in_scope = t->scope[scope].n_saved++;
-        }
-    for (int s = 0; s < t->n_scopes; s++) LOOM_CHECK(t->scope[s].n_saved <= LOOM_WANT_OUTPUT);
-    for (int i = 0; i < t->n_values; i++)
-        t->value[i].wanted_bit = t->value[i].saved ? t->value[i].in_scope : LOOM_WANT_OUTPUT;
+        if (!t->node[i].module->backward) write_gradients(t, &t->node[i], value, value + t->n_values);
+    for (int i = t->n_nodes - 1; i >= 0; i--)
+        if (t->node[i].module->backward) write_gradients(t, &t->node[i], value, value + t->n_values);
+    free(value);
+}
+
+/* A node's module, and the sizes that its ops get beside the number of rows. */
+enum { NODE_KEY = LOOM_STEP_KEY - 2 };
+
+static void key_of_node(const loom_tape *t, const loom_node *n, int64_t key[NODE_KEY]) {
+    int i = 0;
+    key[i++] = (int64_t)(intptr_t)n->module;
+    key[i++] = n->heads;
+    key[i++] = n->activation;
+    key[i++] = n->adds_in;
+    key[i++] = n->adds_parameter;
+    for (int k = 0; k < LOOM_NODE_INPUTS; k++) key[i++] = n->in[k] < 0 ? 0 : t->value[n->in[k]].columns;
+    for (int k = 0; k < LOOM_NODE_OUTPUTS; k++) key[i++] = n->out[k] < 0 ? 0 : t->value[n->out[k]].columns;
+    for (int k = 0; k < LOOM_NODE_PARAMETERS; k++) {
+        const loom_tape_parameter *p = n->parameter[k] < 0 ? NULL : &t->parameter[n->parameter[k]];
+        key[i++] = p ? p->rows : 0;
+        key[i++] = p ? p->padded_rows : 0;
+        key[i++] = p ? p->columns : 0;
+    }
+    LOOM_CHECK(i == NODE_KEY);
+}
+
+static bool are_alike(const loom_tape *t, const loom_node *a, const loom_node *b) {
+    int64_t key_a[NODE_KEY], key_b[NODE_KEY];
+    key_of_node(t, a, key_a);
+    key_of_node(t, b, key_b);
+    return !memcmp(key_a, key_b, sizeof key_a);
+}
+
+static void find_alike(loom_tape *t) {
     for (int i = 0; i < t->n_nodes; i++) {
-        const loom_value delta = t->node[i].in[1];
-        if (delta >= 0 && t->node[t->value[delta].node].scope == t->node[i].scope)
-            t->value[delta].wanted_bit = t->value[t->node[i].out[LOOM_NORM_X]].in_scope;
+        int j = 0;
+        while (t->node[j].like != j || !are_alike(t, &t->node[j], &t->node[i])) /* at the latest, i itself */
+            if (++j == i) break;
+        t->node[i].like = j;
     }
 }
 
 bool loom_tape_create(loom_tape *t, const loom_gpt_config *config, loom_error *error) {
     *t = (loom_tape){0};
-    t->out = loom_gpt2(t, config);
+    loom_gpt2(t, config);
+    if (!t->failed) {
+        fuse(t);
+        find_writers(t);
+        find_sums(t);
+    }
     if (t->failed) {
         loom_tape_destroy(t);
         return loom_fail(error, "no memory to describe a model of %lld layers", (long long)config->n_layer);
     }
-    t->value[t->out].saved = true;
-    fuse(t);
-    find_writers(t);
-    find_readers(t);
-    number_saved(t);
+    find_alike(t);
     return true;
 }
 
-/* A scope's input is kept by all policies that train. */
-unsigned loom_tape_kept(const loom_tape *t, int scope, unsigned policy) {
-    unsigned kept = 0;
-    for (int i = 0; i < t->scope[scope].n_saved; i++) {
-        const loom_tape_value *v = &t->value[loom_tape_saved(t, scope, i)];
-        const unsigned by = (i == 0 ? LOOM_KEEP_UP_TO_BLOCK : t->node[v->node].module->kept[v->output]) |
-                            (v->cached ? LOOM_KEEP_INFERENCE : 0);
-        if (by & policy) kept |= 1u << i;
-    }
-    return kept;
+void loom_tape_step_key(const loom_tape *t, const loom_tape_step *step, int64_t key[LOOM_STEP_KEY]) {
+    const loom_node *n = &t->node[step->index];
+    key_of_node(t, n, key);
+    key[NODE_KEY] = step->kind;
+    key[NODE_KEY + 1] = loom_node_reads_inputs(n, step->wanted);
 }
 
-unsigned loom_tape_wanted(const loom_tape *t, int node, unsigned values) {
-    unsigned outputs = 0;
+int loom_node_bucket(const loom_tape *t, const loom_node *n) {
+    return n->parameter[0] < 0 ? -1 : t->parameter[n->parameter[0]].scope;
+}
+
+unsigned loom_node_saves_outputs(const loom_node *n) {
+    return n->module->needs_out | (n->activation != LOOM_ACTIVATION_NONE ? 1u << LOOM_LINEAR_OUT : 0);
+}
+
+unsigned loom_node_reads_outputs(const loom_node *n, unsigned wanted) {
+    unsigned read = 0;
+    for (int k = 0; k < LOOM_NODE_OUTPUTS; k++)
+        if (n->out[k] >= 0 && wanted >> k & 1 && n->module->from[k]) read |= 1u << (n->module->from[k] - 1);
+    return read & ~wanted;
+}
+
+bool loom_node_reads_inputs(const loom_node *n, unsigned wanted) {
+    bool has_outputs = false;
     for (int k = 0; k < LOOM_NODE_OUTPUTS; k++) {
-        const loom_value out = t->node[node].out[k];
-        if (out >= 0 && t->value[out].node == node) outputs |= (values >> t->value[out].wanted_bit & 1u) << k;
+        if (n->out[k] < 0) continue;
+        if (wanted >> k & 1 && !n->module->from[k]) return true;
+        has_outputs = true;
     }
-    return outputs;
-}
-
-loom_value loom_tape_saved(const loom_tape *t, int scope, int in_scope) {
-    for (int i = t->scope[scope].first; i < t->scope[scope].last; i++)
-        for (int k = 0; k < LOOM_NODE_OUTPUTS; k++) {
-            const loom_value out = t->node[i].out[k];
-            if (out >= 0 && t->value[out].scope == scope && t->value[out].in_scope == in_scope) return out;
-        }
-    LOOM_CHECK(!"a saved value of this scope");
-    return LOOM_NO_VALUE;
+    return !has_outputs;
 }
 
 void loom_tape_destroy(loom_tape *t) {
@@ -281,6 +224,3 @@ void loom_tape_destroy(loom_tape *t) {
     free(t->scope);
     *t = (loom_tape){0};
 }
-
-/* What is only ever a part of another node. */
-const loom_module loom_module_add = {.name = "add"}, loom_module_activation = {.name = "activation"};

@@ -1,19 +1,86 @@
-#include "plan/one_layer.h"
+#include "plan/sample.h"
 
 #include "base/check.h"
 #include "gptloom/parallel.h"
 
 #include <math.h>
+#include <stdlib.h>
 
 /* ------------------------------------------------------------------------------------------------------- whole steps */
 
-double loom_cost_step(const loom_cost *cost, const loom_gpt_config *config, const loom_recompute *recompute,
-                      int64_t micro_batches, int64_t elements) {
-    const loom_recomputed again = loom_recompute_count(recompute, config->n_layer);
-    const double blocks = (double)config->n_layer * (cost->forward + cost->backward) +
-                          (double)again.forwards * cost->forward +
-                          (double)again.recomputes * cost->recompute[again.kind];
-    return (double)micro_batches * (cost->ends + blocks) + (double)elements * cost->update;
+/* Of a micro-batch, by where it comes from. */
+typedef struct by_place {
+    double ends, forward, backward; /* of all layers */
+} by_place;
+
+static double cost_of_run(loom_cost *cost, const loom_tape *tape, const loom_tape_step *step) {
+    int64_t key[LOOM_COST_KEY];
+    const int known = cost->n;
+    loom_tape_step_key(tape, step, key);
+    const int work = loom_cost_find(cost, key);
+    LOOM_CHECK(work < known); /* else the cost model is one of other shapes */
+    return cost->work[work].amount;
+}
+
+static by_place sum_over(const loom_cost *cost, const loom_tape *tape, const loom_tape_schedule *schedule) {
+    loom_tape_class classes[LOOM_MOST_CLASSES];
+    const int n = loom_tape_classes(tape, schedule, classes);
+    loom_cost found = *cost;
+    by_place sum = {.ends = cost->losses};
+    for (int i = 0; i < n; i++) {
+        const double amount = classes[i].count * cost_of_run(&found, tape, classes[i].step);
+        if (!tape->scope[tape->node[classes[i].step->index].scope].is_layer)
+            sum.ends += amount;
+        else if (classes[i].step->kind == LOOM_STEP_FORWARD)
+            sum.forward += amount;
+        else
+            sum.backward += amount;
+    }
+    return sum;
+}
+
+static bool cost_of_policy(const loom_cost *cost, const loom_gpt_config *config, const loom_recompute *recompute,
+                           by_place *sum, loom_error *error) {
+    loom_tape tape;
+    loom_tape_schedule schedule = {0};
+    if (!loom_tape_create(&tape, config, error)) return false;
+    loom_keep *keep = malloc((size_t)tape.n_values * sizeof *keep);
+    bool ok = keep || loom_fail(error, "no memory to predict what a step costs");
+    if (ok) {
+        loom_tape_keep(&tape, recompute, keep);
+        ok = loom_tape_schedule_train(&schedule, &tape, keep, (int)loom_recompute_segment(recompute, config->n_layer),
+                                      false, error);
+    }
+    if (ok) *sum = sum_over(cost, &tape, &schedule);
+    free(keep);
+    loom_tape_schedule_destroy(&schedule);
+    loom_tape_destroy(&tape);
+    return ok;
+}
+
+bool loom_cost_step(const loom_cost *cost, const loom_gpt_config *config, const loom_recompute *recompute,
+                    int64_t micro_batches, int64_t elements, double *amount, loom_error *error) {
+    by_place sum;
+    if (!cost_of_policy(cost, config, recompute, &sum, error)) return false;
+    *amount = (double)micro_batches * (sum.ends + sum.forward + sum.backward) + (double)elements * cost->update;
+    return true;
+}
+
+/* All layers but the last one are recomputed. */
+bool loom_cost_split(const loom_cost *cost, const loom_gpt_config *config, loom_cost_parts *parts, loom_error *error) {
+    const double layers = (double)config->n_layer, again = layers > 1 ? layers - 1 : 1;
+    by_place least = {0};
+    for (int kind = LOOM_RECOMPUTE_NONE; kind < LOOM_RECOMPUTE_EVERY; kind++) {
+        by_place sum;
+        if (!cost_of_policy(cost, config, &(loom_recompute){.kind = (loom_recompute_kind)kind}, &sum, error))
+            return false;
+        if (kind == LOOM_RECOMPUTE_NONE) least = sum;
+        parts->recompute[kind] = (sum.forward - least.forward) / again;
+    }
+    parts->ends = least.ends;
+    parts->forward = least.forward / layers;
+    parts->backward = least.backward / layers;
+    return true;
 }
 
 /* ---------------------------------------------------------------------------------------------------------- counting */
@@ -31,21 +98,22 @@ static void add(void *visitor, loom_op op, const void *arguments) {
 
 bool loom_cost_by_op(loom_cost *cost, const loom_gpt_config *config, const loom_gpt_setup *setup, loom_device *device,
                      loom_cost_of_op *of_op, const void *user, loom_error *error) {
-    loom_one_layer model;
+    loom_sample sample;
     loom_arena nowhere = loom_arena_measure();
-    *cost = (loom_cost){0};
-    if (!loom_one_layer_create(&model, config, setup, device, error)) return false;
-    loom_one_layer_lay_out(&model, &nowhere);
-    loom_exec *exec = loom_gpt_get_exec(model.gpt);
+    double amount[LOOM_SAMPLE_MOST_PARTS];
+    if (!loom_sample_create(&sample, config, setup, device, error)) return false;
+    loom_sample_lay_out(&sample, &nowhere);
+    loom_exec *exec = loom_gpt_get_exec(sample.gpt);
     exec->ops = loom_visiting_ops();
     exec->visit = add;
-    for (int part = 0; part < LOOM_COST_PARTS; part++) {
+    for (int part = 0; part < sample.parts; part++) {
         summing s = {.of_op = of_op, .user = user};
         exec->visitor = &s;
-        loom_one_layer_run(&model, part);
-        loom_one_layer_enter(&model, cost, part, s.sum);
+        loom_sample_run(&sample, part);
+        amount[part] = s.sum;
     }
-    loom_one_layer_destroy(&model);
+    loom_sample_sum_up(&sample, amount, 1, cost);
+    loom_sample_destroy(&sample);
     return true;
 }
 
@@ -74,8 +142,10 @@ bool loom_plan_choose(loom_plan *plan, const loom_gpt_config *config, const loom
         if (!loom_plan_make(&candidate, config, &with, device, sequences, error)) return false;
         candidate.available = available;
         if (i == 0 || candidate.arena.used < smallest.arena.used) smallest = candidate;
-        const double seconds = loom_cost_step(
-            cost, config, &policies[i], loom_micro_batches(sequences, setup->B, &setup->sharding), candidate.elements);
+        double seconds;
+        if (!loom_cost_step(cost, config, &policies[i], loom_micro_batches(sequences, setup->B, &setup->sharding),
+                            candidate.elements, &seconds, error))
+            return false;
         if (!loom_plan_fits(&candidate) || seconds >= fastest) continue;
         fastest = seconds;
         *plan = candidate;

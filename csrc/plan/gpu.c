@@ -1,4 +1,4 @@
-#include "plan/one_layer.h"
+#include "plan/sample.h"
 
 #include "base/nearest.h"
 #include "base/printable.h"

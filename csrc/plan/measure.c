@@ -1,12 +1,11 @@
-#include "plan/one_layer.h"
+#include "plan/sample.h"
 
 #include "base/clock.h"
 
 #include <stdlib.h>
 
 /* Costs by measuring: rounds of all parts, one after the other as they are in a step, and the median of each over the
- * rounds. A round begins with the ends, which write the residual stream and its gradient afresh: run over and over by
- * itself, a block would let them grow beyond all bounds. */
+ * rounds. */
 
 enum { FEWEST_ROUNDS = 3, MOST_ROUNDS = 200 };
 
@@ -17,31 +16,31 @@ static const double ENOUGH_SECONDS = 1, TOO_MANY_SECONDS = 20;
 static const double LONGEST_ROUND = 2;
 
 typedef struct bench {
-    loom_one_layer model;
+    loom_sample sample;
     loom_device *device;
     void *memory;
     size_t bytes;
-    loom_recording *recording[LOOM_COST_PARTS]; /* where the device records; else NULL */
+    loom_recording *recording[LOOM_SAMPLE_MOST_PARTS]; /* where the device records; else NULL */
 } bench;
 
 static void bench_close(bench *b) {
-    for (int part = 0; part < LOOM_COST_PARTS; part++)
+    for (int part = 0; part < LOOM_SAMPLE_MOST_PARTS; part++)
         if (b->recording[part]) b->device->recording_close(b->device, b->recording[part]);
-    loom_one_layer_destroy(&b->model);
+    loom_sample_destroy(&b->sample);
     if (b->memory) b->device->release(b->device, b->memory, b->bytes);
 }
 
 /* Tokens that any vocabulary has, spread over it, and the scalars of an ordinary step that changes nothing. */
 static bool fill_in(bench *b, const loom_gpt_config *config, loom_error *error) {
-    const int64_t N = b->model.B * b->model.T;
+    const int64_t N = b->sample.gpt->B * b->sample.gpt->T;
     loom_device *device = b->device;
     int32_t *tokens = malloc((size_t)N * sizeof *tokens);
     if (!tokens) return loom_fail(error, "no memory for %lld tokens", (long long)N);
     for (int64_t i = 0; i < N; i++) tokens[i] = (int32_t)(i * 7919 % config->vocab_size);
-    loom_gpt_set_batch(b->model.gpt, tokens, tokens, LOOM_HOST_TO_DEVICE);
+    loom_gpt_set_batch(b->sample.gpt, tokens, tokens, LOOM_HOST_TO_DEVICE);
     const loom_scalars_in in = {
         .beta1 = 0.9f, .beta2 = 0.95f, .epsilon = 1e-8f, .clip_norm = 1, .loss_gradient = 1 / (float)N};
-    device->copy(device, NULL, &loom_gpt_get_scalars(b->model.gpt)->in, &in, sizeof in, LOOM_HOST_TO_DEVICE);
+    device->copy(device, NULL, &loom_gpt_get_scalars(b->sample.gpt)->in, &in, sizeof in, LOOM_HOST_TO_DEVICE);
     const bool ok = device->synchronize(device, NULL, error);
     free(tokens);
     return ok;
@@ -51,31 +50,25 @@ static bool bench_open(bench *b, const loom_gpt_config *config, const loom_gpt_s
                        loom_error *error) {
     loom_arena plan = loom_arena_measure();
     *b = (bench){.device = device};
-    if (!loom_one_layer_create(&b->model, config, setup, device, error) || !loom_gpt_make_plans(b->model.gpt, error))
+    if (!loom_sample_create(&b->sample, config, setup, device, error) || !loom_gpt_make_plans(b->sample.gpt, error))
         return false;
-    loom_one_layer_lay_out(&b->model, &plan);
+    loom_sample_lay_out(&b->sample, &plan);
     b->bytes = plan.used;
     if (plan.used > device->available(device))
-        return loom_fail(error, "a layer cannot be measured: %.0f MiB are needed and %.0f MiB are free",
+        return loom_fail(error, "two layers cannot be measured: %.0f MiB are needed and %.0f MiB are free",
                          (double)plan.used / 0x1p20, (double)device->available(device) / 0x1p20);
     if (!device->allocate(device, &b->memory, b->bytes, error)) return false;
     loom_arena arena = loom_arena_over(b->memory, b->bytes, device->host_memory);
-    loom_one_layer_lay_out(&b->model, &arena);
-    return loom_gpt_prepare(b->model.gpt, error) && loom_optimizer_prepare(&b->model.optimizer, error) &&
-           loom_gpt_initialise(b->model.gpt, 0, error) && fill_in(b, config, error);
-}
-
-/* Where everything is kept nothing is recomputed. */
-static bool is_empty(int part) {
-    return part == LOOM_COST_RECOMPUTE + LOOM_RECOMPUTE_NONE;
+    loom_sample_lay_out(&b->sample, &arena);
+    return loom_gpt_prepare(b->sample.gpt, error) && loom_optimizer_prepare(&b->sample.optimizer, error) &&
+           loom_gpt_initialise(b->sample.gpt, 0, error) && fill_in(b, config, error);
 }
 
 /* As a step would, where the device records. */
 static bool record(bench *b, loom_error *error) {
-    for (int part = 0; part < LOOM_COST_PARTS && b->device->record_begin; part++) {
-        if (is_empty(part)) continue;
+    for (int part = 0; part < b->sample.parts && b->device->record_begin; part++) {
         if (!b->device->record_begin(b->device, error)) return false;
-        loom_one_layer_run(&b->model, part);
+        loom_sample_run(&b->sample, part);
         if (!b->device->record_end(b->device, &b->recording[part], error)) return false;
     }
     return true;
@@ -86,7 +79,7 @@ static bool time_part(bench *b, int part, double *seconds, loom_error *error) {
     if (b->recording[part])
         b->device->replay(b->device, b->recording[part]);
     else
-        loom_one_layer_run(&b->model, part);
+        loom_sample_run(&b->sample, part);
     return b->device->timer_stop(b->device, seconds, error);
 }
 
@@ -101,11 +94,11 @@ static double median(double *times, int n) {
     return n % 2 ? times[n / 2] : (times[n / 2 - 1] + times[n / 2]) / 2;
 }
 
-typedef double part_times[LOOM_COST_PARTS][MOST_ROUNDS];
+typedef double part_times[LOOM_SAMPLE_MOST_PARTS][MOST_ROUNDS];
 
 static bool time_round(bench *b, part_times times, int round, loom_error *error) {
-    for (int part = 0; part < LOOM_COST_PARTS; part++)
-        if (!is_empty(part) && !time_part(b, part, &times[part][round], error)) return false;
+    for (int part = 0; part < b->sample.parts; part++)
+        if (!time_part(b, part, &times[part][round], error)) return false;
     return true;
 }
 
@@ -126,15 +119,17 @@ static bool time_rounds(bench *b, part_times times, int *n, loom_error *error) {
 }
 
 /* How many of the micro-batch's sequences to measure: a CPU takes so much longer for more of them, and nobody waits a
- * minute for a prediction. Guessed from the operations, at half of the device's peak. */
+ * minute for a prediction. Guessed from the operations of two layers, at half of the device's peak. */
 static int64_t sequences_to_measure(const loom_gpt_config *config, const loom_gpt_setup *setup, loom_device *device) {
+    const loom_recompute none = {.kind = LOOM_RECOMPUTE_NONE};
+    loom_gpt_config two_layers = *config;
     loom_cost flops;
-    double rate;
+    double rate, round;
+    two_layers.n_layer = config->n_layer < 2 ? config->n_layer : 2;
     if (!device->host_memory || !loom_cost_count(&flops, config, setup, device, NULL) ||
+        !loom_cost_step(&flops, &two_layers, &none, 1, 0, &round, NULL) ||
         !device->peak(device, LOOM_F32, 0.1, &rate, NULL))
         return setup->B;
-    double round = flops.ends + flops.forward + flops.backward;
-    for (int kind = 0; kind < LOOM_RECOMPUTE_EVERY; kind++) round += flops.recompute[kind];
     const double B = (double)setup->B * LONGEST_ROUND / (round / (rate / 2));
     return B < 1 ? 1 : B < (double)setup->B ? (int64_t)B : setup->B;
 }
@@ -142,18 +137,16 @@ static int64_t sequences_to_measure(const loom_gpt_config *config, const loom_gp
 bool loom_cost_measure(loom_cost *cost, const loom_gpt_config *config, const loom_gpt_setup *setup, loom_device *device,
                        loom_error *error) {
     bench b;
-    part_times times = {{0}};
+    double amount[LOOM_SAMPLE_MOST_PARTS];
+    part_times *times = calloc(1, sizeof *times);
     int n = 0;
     loom_gpt_setup measured = *setup;
+    if (!times) return loom_fail(error, "no memory to measure");
     measured.B = sequences_to_measure(config, setup, device);
-    const double scale = (double)setup->B / (double)measured.B;
-    bool ok = bench_open(&b, config, &measured, device, error);
-    if (ok) {
-        loom_gpt_forward(b.model.gpt); /* what each part reads is there from now on */
-        ok = time_rounds(&b, times, &n, error);
-    }
-    for (int part = 0; ok && part < LOOM_COST_PARTS; part++)
-        loom_one_layer_enter(&b.model, cost, part, median(times[part], n) * (part == LOOM_COST_UPDATE ? 1 : scale));
+    const bool ok = bench_open(&b, config, &measured, device, error) && time_rounds(&b, *times, &n, error);
+    for (int part = 0; ok && part < b.sample.parts; part++) amount[part] = median((*times)[part], n);
+    if (ok) loom_sample_sum_up(&b.sample, amount, (double)setup->B / (double)measured.B, cost);
     bench_close(&b);
+    free(times);
     return ok;
 }

@@ -63,10 +63,18 @@ static void keep(search *s, loom_suggestion settings) {
     s->found[s->n++] = settings;
 }
 
-/* Whether policy `one` computes more than `other` does; segments, by the blocks that run twice. */
+/* Layers that segments run forward once more before each of them is recomputed: all but each segment's last one, and the last
+ * segment's. */
+static int64_t forwards_again(const loom_recompute *recompute, int64_t n_layer) {
+    const int64_t K = loom_recompute_segment(recompute, n_layer);
+    return (n_layer - 1) / K * (K - 1);
+}
+
+/* Whether policy `one` computes more than `other` does; segments, by the layers that run twice. */
 static bool computes_more(const loom_recompute *one, const loom_recompute *other, int64_t n_layer) {
-    const loom_recomputed a = loom_recompute_count(one, n_layer), b = loom_recompute_count(other, n_layer);
-    return a.kind != b.kind ? a.kind > b.kind : a.forwards > b.forwards;
+    const loom_recompute_kind a = one->kind < LOOM_RECOMPUTE_BLOCK ? one->kind : LOOM_RECOMPUTE_BLOCK;
+    const loom_recompute_kind b = other->kind < LOOM_RECOMPUTE_BLOCK ? other->kind : LOOM_RECOMPUTE_BLOCK;
+    return a != b ? a > b : forwards_again(one, n_layer) > forwards_again(other, n_layer);
 }
 
 /* The least recomputation with which the settings fit. */

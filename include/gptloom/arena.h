@@ -40,6 +40,9 @@ loom_arena loom_arena_over(void *base, size_t size, bool host);
  * have room (the plan said so). Regions are followed by a gap of 256 bytes. */
 void *loom_arena_take(loom_arena *arena, const char *name, size_t bytes);
 
+/* Counts `bytes` of what was taken under one name in the row of another. */
+void loom_arena_count(loom_arena *arena, const char *from, const char *as, size_t bytes);
+
 #ifdef __cplusplus
 }
 #endif

@@ -170,15 +170,6 @@ int64_t loom_recompute_segment(const loom_recompute *recompute, int64_t n_layer)
 enum { LOOM_MOST_POLICIES = LOOM_RECOMPUTE_EVERY + 32 };
 int loom_recompute_policies(int64_t n_layer, loom_recompute policies[LOOM_MOST_POLICIES]);
 
-/* What backward computes once more of a micro-batch: whole blocks' forwards, and blocks' forwards as far as policy `kind`,
- * none of segments, leaves them to backward. */
-typedef struct loom_recomputed {
-    int64_t forwards, recomputes;
-    loom_recompute_kind kind;
-} loom_recomputed;
-
-loom_recomputed loom_recompute_count(const loom_recompute *recompute, int64_t n_layer);
-
 /* ------------------------------------------------------------------------------------------------------- the model */
 typedef enum loom_gpt_purpose { LOOM_GPT_TRAIN, LOOM_GPT_INFER } loom_gpt_purpose;
 
@@ -196,8 +187,8 @@ typedef struct loom_gpt_setup {
 
 /* Where ZeRO and overlapped reductions live (gptloom/parallel.h); each may be NULL. */
 typedef struct loom_gpt_hooks {
-    void (*params_acquire)(void *user, int bucket, int next); /* it is read from now on; after it, if that is known,
-                                                                 `next`; else -1 */
+    void (*params_acquire)(void *user, int bucket, int next); /* it is read from now on, and after it `next`; or -1, as
+                                                                 it is the last one */
     void (*params_release)(void *user, int bucket);           /* it is not read any more before it is acquired again */
     void (*grads_acquire)(void *user, int bucket);            /* backward begins to write its gradients */
     void (*grads_ready)(void *user, int bucket);              /* and has written them */
@@ -264,31 +255,13 @@ void loom_gpt_set_hooks(loom_gpt *gpt, const loom_gpt_hooks *hooks);
  * -1 is none. */
 void loom_gpt_set_batch(loom_gpt *gpt, const int32_t *tokens, const int32_t *targets, loom_copy_kind kind);
 
-/* tokens -> the final layernorm's output; keeps what backward needs. */
-void loom_gpt_forward(loom_gpt *gpt);
+/* A micro-batch of training: forward, losses (B,T), and backward, which writes the parameters' gradients, or with
+ * `accumulate` adds to them. Losses and the gradients of activations do not depend on how many rows of logits there are at a
+ * time; the classifier's weight gradient does in the order of its additions. */
+void loom_gpt_train(loom_gpt *gpt, bool accumulate);
 
-/* The same where no backward follows. */
-void loom_gpt_forward_alone(loom_gpt *gpt);
-
-/* The classifier and the loss, row chunk by row chunk: losses (B,T); when training also the classifier's gradients,
- * with `accumulate` as for parameter gradients. Losses and the gradients of activations do not depend on the size of a
- * chunk; the classifier's weight gradient does in the order of its additions. */
-void loom_gpt_loss(loom_gpt *gpt, bool with_gradients, bool accumulate);
-
-/* The rest of backward; call after loom_gpt_loss with gradients. */
-void loom_gpt_backward(loom_gpt *gpt, bool accumulate);
-
-/* A micro-batch's step in parts, each run by itself to be timed or counted: what it computes is of no use. A step is
- * ENDS (embedding, last layernorm, classifier and loss, forward and backward), and FORWARD and BACKWARD once per block;
- * RECOMPUTE is a block's forward as far as `policy`, none of segments, leaves it to backward. */
-typedef enum loom_gpt_part {
-    LOOM_GPT_ENDS,
-    LOOM_GPT_FORWARD,
-    LOOM_GPT_BACKWARD,
-    LOOM_GPT_RECOMPUTE,
-} loom_gpt_part;
-
-void loom_gpt_run_part(loom_gpt *gpt, loom_gpt_part part, loom_recompute_kind policy);
+/* Its losses alone. */
+void loom_gpt_evaluate(loom_gpt *gpt);
 
 /* Generation, for one sequence (B = 1 is used), by a model that was made to generate: runs `n` tokens standing at
  * positions past .. past+n-1 after `past` tokens already seen, and writes the last one's logits, vocab_size floats, to

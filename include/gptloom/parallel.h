@@ -69,7 +69,7 @@ bool loom_parallel_gather(loom_parallel *parallel, loom_error *error);
 /* The step's micro-batch `i`, of this rank, begins. */
 void loom_parallel_begin(loom_parallel *parallel, int64_t i);
 
-/* Whether backward adds a further micro-batch's gradients itself (loom_gpt_backward's accumulate). */
+/* Whether backward adds a further micro-batch's gradients itself (loom_gpt_train's accumulate). */
 bool loom_parallel_accumulates(const loom_parallel *parallel);
 
 /* Whether the hooks do nothing in micro-batch `i` but wait for weights: it can then be recorded, and after

@@ -57,22 +57,36 @@ void loom_plan_advise(const loom_plan *plan, char *text, size_t size);
 bool loom_plan_check(const loom_plan *plan, loom_error *error);
 
 /* ------------------------------------------------------------------------------------------------------------ costs
- * What a step costs, put together from the costs of its parts, which one block tells for all: in seconds, measured or
- * predicted, or in floating-point operations, counted. */
+ * What a step costs: the sum over what its schedule runs, of which each kind of work (a module, forward or backward, with its
+ * shapes) is looked at once. In seconds, measured or predicted, or in floating-point operations, counted. */
+enum { LOOM_COST_KEY = 19, LOOM_COST_MOST = 64 };
+
 typedef struct loom_cost {
-    /* Of a micro-batch: */
-    double ends;                            /* embedding, last layernorm, classifier and loss, both ways */
-    double forward, backward;               /* of one block */
-    double recompute[LOOM_RECOMPUTE_EVERY]; /* of one block, by policy: none .. block */
-    double update;                          /* of a step: the optimizer, for each element of the layout */
+    struct {
+        int64_t key[LOOM_COST_KEY]; /* which work */
+        double amount;              /* of a micro-batch */
+    } work[LOOM_COST_MOST];
+    int n;
+    double losses; /* of a micro-batch: their sum */
+    double update; /* of a step: the optimizer, for each element of the layout */
 } loom_cost;
 
-/* The cost of a rank's step of so many micro-batches, with an optimizer that updates so many elements (plan.elements). */
-double loom_cost_step(const loom_cost *cost, const loom_gpt_config *config, const loom_recompute *recompute,
-                      int64_t micro_batches, int64_t elements);
+/* The cost of a rank's step of so many micro-batches, with an optimizer that updates so many elements (plan.elements). The
+ * cost model was made for the same shapes and micro-batch, and may have been made for another depth. */
+bool loom_cost_step(const loom_cost *cost, const loom_gpt_config *config, const loom_recompute *recompute,
+                    int64_t micro_batches, int64_t elements, double *amount, loom_error *error);
 
-/* Seconds, measured: a model of one layer, else as `config` and `setup` say (but for the policy), is made on the device,
- * runs part by part, and is given back. Takes a second or two, or a few runs where one takes longer. */
+/* What a micro-batch costs, by where it comes from. */
+typedef struct loom_cost_parts {
+    double ends;                            /* embedding, last layernorm, classifier and loss, both ways */
+    double forward, backward;               /* of one layer, on average */
+    double recompute[LOOM_RECOMPUTE_EVERY]; /* of one layer, by policy: none .. block */
+} loom_cost_parts;
+
+bool loom_cost_split(const loom_cost *cost, const loom_gpt_config *config, loom_cost_parts *parts, loom_error *error);
+
+/* Seconds, measured: a model of two layers, else as `config` and `setup` say (but for the policy), is made on the device,
+ * runs step by step, and is given back. Takes a second or two, or a few runs where one takes longer. */
 bool loom_cost_measure(loom_cost *cost, const loom_gpt_config *config, const loom_gpt_setup *setup, loom_device *device,
                        loom_error *error);
 

@@ -1,6 +1,16 @@
 #include "model/gpt.h"
 
-/* The tanh form of GELU (Hendrycks and Gimpel, 2016), or ReLU. */
+/* The tanh form of GELU (Hendrycks and Gimpel, 2016), or ReLU; part of the linear layer before it. */
+
+loom_value loom_activate(loom_tape *t, loom_value x, loom_activation activation) {
+    const loom_value out = loom_tape_value_add(t, LOOM_VALUE_ROWS, loom_tape_columns(t, x));
+    loom_node *n = loom_tape_node_add(t, &loom_module_activation);
+    if (!n) return 0;
+    n->in[0] = x;
+    n->out[0] = out;
+    n->activation = activation;
+    return out;
+}
 
 void loom_run_activation(loom_gpt *g, loom_activation activation, loom_view out, loom_view x) {
     if (activation == LOOM_ACTIVATION_RELU)
@@ -16,3 +26,5 @@ void loom_run_activation_backward(loom_gpt *g, loom_activation activation, loom_
     else
         g->exec.ops->gelu_backward(&g->exec, &(struct loom_gelu_backward){.dx = d, .dout = d, .x = x});
 }
+
+const loom_module loom_module_activation = {.name = "activation"};

@@ -2,6 +2,19 @@
 
 /* x = wte[token] + wpe[position]. */
 
+loom_value loom_embed(loom_tape *t, int64_t vocab_size, int64_t padded_vocabulary, int64_t positions, int64_t columns) {
+    const int token = loom_tape_parameter_add(t, "wte", "weight", vocab_size, columns, LOOM_INITIAL_NORMAL);
+    const int position = loom_tape_parameter_add(t, "wpe", "weight", positions, columns, LOOM_INITIAL_NORMAL);
+    const loom_value out = loom_tape_value_add(t, LOOM_VALUE_ROWS, columns);
+    loom_node *n = loom_tape_node_add(t, &loom_module_embedding);
+    if (!n) return 0;
+    t->parameter[token].padded_rows = padded_vocabulary;
+    n->parameter[0] = token;
+    n->parameter[1] = position;
+    n->out[0] = out;
+    return out;
+}
+
 static loom_view ids(const loom_gpt *g) {
     return loom_view_3d(g->tokens, LOOM_I32, 1, g->rows.B, g->rows.T);
 }
@@ -20,15 +33,19 @@ static void forward(loom_gpt *g, const loom_node *n, unsigned wanted) {
                                                    .first_position = g->rows.past});
 }
 
-static void backward(loom_gpt *g, const loom_node *n, bool accumulate) {
+static void backward(loom_gpt *g, const loom_node *n) {
     g->exec.ops->embedding_backward(&g->exec, &(struct loom_embedding_backward){
                                                   .token_gradient = loom_run_parameter_gradient(g, n->parameter[0]),
                                                   .position_gradient = loom_run_parameter_gradient(g, n->parameter[1]),
                                                   .dout = embedded(g, loom_run_gradient(g, n->out[0])),
                                                   .tokens = ids(g),
-                                                  .accumulate_tokens = true, /* to the classifier's */
-                                                  .accumulate_positions = accumulate});
+                                                  .accumulate_tokens = loom_run_accumulates(g, n, 0),
+                                                  .accumulate_positions = loom_run_accumulates(g, n, 1)});
 }
 
-const loom_module loom_module_embedding = {
-    .name = "embedding", .output = {"x"}, .forward = forward, .backward = backward};
+const loom_module loom_module_embedding = {.name = "embedding",
+                                           .output = {"x"},
+                                           .kept_up_to = {LOOM_RECOMPUTE_BLOCK},
+                                           .forward = forward,
+                                           .backward = backward,
+                                           .backward_reads_no_parameters = true};

@@ -1,0 +1,72 @@
+/* What playing a tape comes to, step by step: which nodes run forward (some of them up to three times), which backward, when
+ * the parameters of a bucket must be there and may go, when its gradients are written, and what is copied to host memory and
+ * back. It follows from the tape and from what is kept for backward; what a step reads, an earlier one has written. */
+#ifndef LOOM_MODEL_SCHEDULE_H
+#define LOOM_MODEL_SCHEDULE_H
+
+#include "model/tape.h"
+
+typedef enum loom_tape_step_kind {
+    LOOM_STEP_FORWARD,  /* node `index` runs forward, for the outputs `wanted` */
+    LOOM_STEP_BACKWARD, /* node `index` runs backward */
+    LOOM_STEP_ACQUIRE,  /* the parameters of bucket `index` are read from here on, those of `next` (or -1) later */
+    LOOM_STEP_RELEASE,  /* they are not read any more before they are acquired again */
+    LOOM_STEP_BEGIN_GRADIENTS, /* the gradients of bucket `index` are written from here on, */
+    LOOM_STEP_READY,           /* and are whole */
+    LOOM_STEP_SEND,            /* what segment `index` keeps leaves for host memory, */
+    LOOM_STEP_FETCH,           /* and comes back; both beside what is computed, */
+    LOOM_STEP_WAIT,            /* which here waits for the last of them */
+    LOOM_STEP_RANGE,     /* profilers call what follows the forward (or, with `wanted`, backward) of scope `index`, */
+    LOOM_STEP_RANGE_END, /* up to here */
+} loom_tape_step_kind;
+
+typedef struct loom_tape_step {
+    loom_tape_step_kind kind;
+    int index, next;
+    unsigned wanted;
+} loom_tape_step;
+
+typedef struct loom_tape_schedule {
+    loom_tape_step *step;
+    int n;
+} loom_tape_schedule;
+
+/* What becomes of a saved value between forward and backward. */
+typedef enum loom_keep {
+    LOOM_KEEP_NOT,        /* it is computed again, */
+    LOOM_KEEP_IN_SEGMENT, /* once for all layers of its segment, whose backward comes then, */
+    LOOM_KEEP_ALWAYS      /* or not at all */
+} loom_keep;
+
+/* What a policy keeps: for each value of the tape. */
+void loom_tape_keep(const loom_tape *tape, const loom_recompute *policy, loom_keep *keep);
+
+/* A micro-batch of training: forward with the loss, and backward, which recomputes what is not kept. A segment is so many
+ * layers: with more than one, backward first runs it forward again to have what it keeps. With `offloads` all but the last
+ * LOOM_SLOTS segments leave the device. */
+bool loom_tape_schedule_train(loom_tape_schedule *schedule, const loom_tape *tape, const loom_keep *keep, int segment,
+                              bool offloads, loom_error *error);
+
+/* Forward alone: for losses, or to generate. */
+bool loom_tape_schedule_forward(loom_tape_schedule *schedule, const loom_tape *tape, loom_error *error);
+
+void loom_tape_schedule_destroy(loom_tape_schedule *schedule);
+
+/* What of a step that runs a node tells which ops it runs with which shapes, but for the number of rows: of two tapes too. */
+enum { LOOM_STEP_KEY = 19 };
+void loom_tape_step_key(const loom_tape *tape, const loom_tape_step *step, int64_t key[LOOM_STEP_KEY]);
+
+/* The steps that run nodes: one of all those that have the same key, and how many they are. */
+typedef struct loom_tape_class {
+    const loom_tape_step *step;
+    int count;
+} loom_tape_class;
+
+enum { LOOM_MOST_CLASSES = 64 };
+int loom_tape_classes(const loom_tape *tape, const loom_tape_schedule *schedule,
+                      loom_tape_class classes[LOOM_MOST_CLASSES]);
+
+/* Segments of a tape's layers, and how many of them leave. */
+int loom_segments(const loom_tape *tape, int segment);
+
+#endif
