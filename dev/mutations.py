@@ -541,6 +541,13 @@ MUTATIONS = [
         "matmul_backward_weight",
     ),
     Mutation(
+        "input gradient overwritten",
+        MATMUL,
+        ".accumulate = i->accumulate",
+        ".accumulate = false",
+        "matmul_backward_input",
+    ),
+    Mutation(
         "gaps between rows not seen",
         MATMUL,
         "view->shape[2] > 1 ? view->stride[2] : view->shape[3]",

@@ -150,10 +150,12 @@ class Products {
             const loom_view weight = transposed ? integers(O, I, 3) : integers(I, O, 3);
             const std::string suffix = transposed ? " transposed" : "";
             run_forward(x, weight, transposed, suffix);
-            const loom_view dx = filled(N, I, LOOM_BF16);
-            loom_matmul_backward_input input = {dx, dout, weight, transposed};
-            call(LOOM_OP_matmul_backward_input, input);
-            keep("dx" + suffix, dx);
+            for (const bool accumulate : {false, true}) {
+                const loom_view dx = filled(N, I, LOOM_BF16);
+                loom_matmul_backward_input input = {dx, dout, weight, transposed, accumulate};
+                call(LOOM_OP_matmul_backward_input, input);
+                keep((accumulate ? "dx added" : "dx") + suffix, dx);
+            }
             for (const loom_dtype dtype : {LOOM_F32, LOOM_BF16})
                 for (const bool accumulate : {false, true})
                     keep(std::string("dweight ") + loom_dtype_name(dtype) + (accumulate ? " added" : "") + suffix,
@@ -272,7 +274,7 @@ class Products {
 
 TEST(Bf16Products, RoundWhereTheDefinitionDoes) {
     const std::map<std::string, std::string> reference = Products(definition).run();
-    EXPECT_EQ(reference.size(), 16u);
+    EXPECT_EQ(reference.size(), 18u);
     for (const Way &way : ways)
         for (const auto &[name, bytes] : Products(way).run())
             EXPECT_TRUE(bytes == reference.at(name)) << name << " by way " << way.name;

@@ -292,6 +292,15 @@ TEST_F(Plans, DifferInShapeStrideTypeBiasTransposeAndAccumulation) {
     EXPECT_TRUE(prepares_new(LOOM_OP_matmul_forward, &changed));
     Product half(device.get(), 0, 0, LOOM_BF16);
     EXPECT_TRUE(prepares_new(LOOM_OP_matmul_forward, &half.arguments));
+    loom_matmul_backward_input input = {};
+    input.dx = product.arguments.x;
+    input.dout = product.arguments.out;
+    input.weight = product.arguments.weight;
+    EXPECT_TRUE(prepares_new(LOOM_OP_matmul_backward_input, &input));
+    input.accumulate = true;
+    EXPECT_TRUE(prepares_new(LOOM_OP_matmul_backward_input, &input));
+    EXPECT_FALSE(prepares_new(LOOM_OP_matmul_backward_input, &input));
+    EXPECT_NE(choices_of(device).find("\nmatmul 24x1200x40,40:40:1200,nt,fp32>fp32,add "), std::string::npos);
     loom_matmul_backward_weight weight = {};
     weight.x = product.arguments.x;
     weight.dout = product.arguments.out;

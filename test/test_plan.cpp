@@ -76,6 +76,9 @@ TEST(Work, OfAProductIs2mnkHoweverItIsCalled) {
         EXPECT_EQ(loom_op_work(LOOM_OP_matmul_forward, &forward).flops, flops);
         EXPECT_EQ(loom_op_work(LOOM_OP_matmul_forward, &forward).bytes, activations + 2.0 * I * O);
         EXPECT_EQ(loom_op_work(LOOM_OP_matmul_backward_input, &input).flops, flops);
+        EXPECT_EQ(loom_op_work(LOOM_OP_matmul_backward_input, &input).bytes, activations + 2.0 * I * O);
+        input.accumulate = true;
+        EXPECT_EQ(loom_op_work(LOOM_OP_matmul_backward_input, &input).bytes, activations + 2.0 * (I * O + N * I));
         EXPECT_EQ(loom_op_work(LOOM_OP_matmul_backward_weight, &gradient).flops, flops);
         EXPECT_EQ(loom_op_work(LOOM_OP_matmul_backward_weight, &gradient).bytes, activations + 4.0 * (I * O + O));
         gradient.accumulate = true;

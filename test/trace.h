@@ -259,7 +259,7 @@ const Argument arguments_of_ops[] = {
     ROW(matmul_forward, x, READ),
     ROW(matmul_forward, weight, READ),
     ROW(matmul_forward, bias, READ),
-    ROW(matmul_backward_input, dx, WRITE),
+    ROW(matmul_backward_input, dx, ADD),
     ROW(matmul_backward_input, dout, READ),
     ROW(matmul_backward_input, weight, READ),
     ROW(matmul_backward_weight, dweight, ADD),
@@ -347,7 +347,7 @@ inline std::string flags_of(loom_op op, const void *arguments) {
     } break;
     case LOOM_OP_matmul_backward_input: {
         OF(matmul_backward_input);
-        say("%s", a.transposed ? " transposed" : "");
+        say("%s%s", a.transposed ? " transposed" : "", a.accumulate ? " accumulate" : "");
     } break;
     case LOOM_OP_matmul_backward_weight: {
         OF(matmul_backward_weight);
@@ -394,6 +394,8 @@ inline const loom_scalars *scalars_of(loom_op op, const void *arguments, bool *w
 inline bool adds(loom_op op, const void *arguments, const char *name) {
     if (op == LOOM_OP_layernorm_backward)
         return static_cast<const struct loom_layernorm_backward *>(arguments)->accumulate;
+    if (op == LOOM_OP_matmul_backward_input)
+        return static_cast<const struct loom_matmul_backward_input *>(arguments)->accumulate;
     if (op == LOOM_OP_matmul_backward_weight)
         return static_cast<const struct loom_matmul_backward_weight *>(arguments)->accumulate;
     const auto &embedding = *static_cast<const struct loom_embedding_backward *>(arguments);

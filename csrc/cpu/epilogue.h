@@ -51,9 +51,10 @@ static inline void finish_row(const struct loom_matmul_forward *a, int64_t row, 
     store_row(a, row, first, width, sums);
 }
 
-/* Likewise of the gradients: of the input, stored, and of the weight, stored or added to what is there. */
+/* Likewise of the gradients of the input and of the weight, stored or added to what is there. */
 static inline void finish_input_row(const struct loom_matmul_backward_input *a, int64_t row, int64_t first,
-                                    int64_t width, const real *sums) {
+                                    int64_t width, real *sums) {
+    if (a->accumulate) add_stored(&a->dx, row, first, width, sums);
     store_reals(element_address(&a->dx, row, first), a->dx.dtype, sums, width);
 }
 

@@ -318,7 +318,7 @@ static void finish_input(const void *context, int64_t row, int64_t column, int64
 }
 
 void LOOM_DEFINITION(matmul_backward_input)(loom_exec *exec, const struct loom_matmul_backward_input *a) {
-    const loom_view *out = in_place(&a->dx);
+    const loom_view *out = a->accumulate ? NULL : in_place(&a->dx);
     const product p = {.a = {&a->dout, true},
                        .b = {&a->weight, !a->transposed},
                        .out = out,

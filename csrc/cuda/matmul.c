@@ -106,7 +106,8 @@ static operands operands_of(loom_op op, const void *arguments) {
                           .bias = loom_view_given(&f->bias) ? &f->bias : NULL,
                           .b_transposed = f->transposed};
     case LOOM_OP_matmul_backward_input:
-        return (operands){.a = &i->dout, .b = &i->weight, .c = &i->dx, .b_transposed = !i->transposed};
+        return (operands){
+            .a = &i->dout, .b = &i->weight, .c = &i->dx, .b_transposed = !i->transposed, .accumulate = i->accumulate};
     case LOOM_OP_matmul_backward_weight:
         return (operands){.a = w->transposed ? &w->dout : &w->x,
                           .b = w->transposed ? &w->x : &w->dout,

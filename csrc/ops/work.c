@@ -67,11 +67,13 @@ static double embedding_backward_bytes(const struct loom_embedding_backward *a) 
 /* What is read beside being written. */
 static double added_to(loom_op op, const void *arguments) {
     const struct loom_layernorm_backward *layernorm = arguments;
+    const struct loom_matmul_backward_input *input = arguments;
     const struct loom_matmul_backward_weight *weight = arguments;
     const struct loom_adamw *adamw = arguments;
     switch (op) {
     case LOOM_OP_layernorm_backward:
         return layernorm->accumulate ? bytes(&layernorm->dweight) + bytes(&layernorm->dbias) : 0;
+    case LOOM_OP_matmul_backward_input: return input->accumulate ? bytes(&input->dx) : 0;
     case LOOM_OP_matmul_backward_weight:
         return weight->accumulate ? bytes(&weight->dweight) + bytes(&weight->dbias) : 0;
     case LOOM_OP_adamw: return bytes(&adamw->parameter) + bytes(&adamw->moment1) + bytes(&adamw->moment2);

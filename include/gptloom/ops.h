@@ -9,7 +9,8 @@
  * - Nothing is allocated, nothing fails and nothing waits for the host during a call: shapes and dtypes were asked
  *   about with `supports`, plans were made with `prepare`, scratch lies in the exec's workspace, whose size
  *   `workspace` told from shapes alone (data pointers are not looked at by these three).
- * - Outputs are written unless "added to" is said. Parameter gradients take `accumulate`: false writes, true adds.
+ * - Outputs are written unless "added to" is said. Gradients that have several parts, of parameters and of what several
+ *   products read, take `accumulate`: false writes, true adds.
  * - Outputs may alias inputs only where it is said.
  * - Activations, their gradients and weights may be stored in fp32, bf16 or fp16 (fp64 on the oracle); gradients of
  *   weights in fp32 (fp64) or bf16, the same for all that an op writes; statistics, losses and partial sums are fp32
@@ -131,12 +132,13 @@ struct loom_matmul_forward {
     bool transposed;
 };
 
-/* dx = dout @ weight^T */
+/* dx = dout @ weight^T. With `accumulate` what dx holds is a term of each sum, which is rounded to its storage once. */
 struct loom_matmul_backward_input {
     loom_view dx;     /* (N,I) */
     loom_view dout;   /* (N,O) */
     loom_view weight; /* (I,O), or (O,I) transposed */
     bool transposed;
+    bool accumulate;
 };
 
 /* dweight = x^T @ dout (dout^T @ x transposed); dbias = sum over rows of dout */

@@ -28,6 +28,8 @@ static const loom_case_shape shapes[] = {
     {{128, 64, 72}, "transposed bias accumulate", LOOM_CASE_PARITY},
     {{33, 40, 24}, "bias gelu accumulate shifted", LOOM_CASE_PARITY},
     {{24, 33, 40}, "transposed bias shifted", LOOM_CASE_PARITY},
+    {{24, 33, 40}, "transposed accumulate shifted", LOOM_CASE_PARITY},
+    {{260, 40, 70}, "transposed accumulate", LOOM_CASE_PARITY},
     {{768, 128, 384}, "bias", LOOM_CASE_BENCH},
     {{768, 128, 512}, "bias gelu", LOOM_CASE_BENCH},
     {{768, 512, 128}, "bias", LOOM_CASE_BENCH},
@@ -76,7 +78,8 @@ static void tensors(loom_case *c) {
         loom_case_output(c, "out", LOOM_CASE_STORAGE, loom_case_2d(N, O), product);
     }
     loom_case_input(c, "dout", LOOM_CASE_STORAGE, loom_case_2d(N, O), loom_case_normal(0, 1));
-    loom_case_output(c, "dx", LOOM_CASE_STORAGE, loom_case_2d(N, I), (loom_case_bound){.sum = o, .floor = sqrt(o / i)});
+    loom_case_output(c, "dx", LOOM_CASE_STORAGE, loom_case_2d(N, I),
+                     (loom_case_bound){.sum = o + 1, .floor = sqrt(o / i)});
     loom_case_output(c, "dweight", LOOM_CASE_PARAMETER, weight,
                      (loom_case_bound){.sum = n + 1, .floor = large * sqrt(n)});
     if (bias)
@@ -146,11 +149,13 @@ static void forward_formula(loom_case *c) {
 }
 
 static void backward_input(loom_case *c, loom_case_arguments *a) {
+    const bool accumulate = loom_case_option(c, "accumulate");
     a->matmul_backward_input = (struct loom_matmul_backward_input){
-        .dx = loom_case_writes(c, "dx"),
+        .dx = loom_case_adds(c, "dx", accumulate),
         .dout = loom_case_reads(c, "dout"),
         .weight = loom_case_reads(c, "weight"),
         .transposed = loom_case_option(c, "transposed"),
+        .accumulate = accumulate,
     };
 }
 
