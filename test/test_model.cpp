@@ -762,6 +762,30 @@ TEST(Gradients, DoNotDependOnHowManyRowsOfLogitsExist) {
     }
 }
 
+/* Where the tape says that others have written the gradient of a linear layer's input before, it is added to. */
+TEST(Gradients, OfALinearLayersInputAreAddedWhereTheTapeSaysSo) {
+    Model model(odd_shape, 2, 23, on("oracle"));
+    const Batch batch = random_batch(odd_shape, model.B, model.T, 1);
+    model.scatter_parameters(3);
+    model.run(batch.tokens, batch.targets, 1.0 / 64);
+    loom_gpt *gpt = model.gpt();
+    loom_node node = gpt->tape.node[2];
+    ASSERT_TRUE(node.module == &loom_module_linear && node.module->adds);
+    const loom_view dx = loom_run_gradient(gpt, node.in[0]), dout = loom_run_gradient(gpt, node.out[LOOM_LINEAR_OUT]);
+    std::vector<double> values((size_t)loom_view_elements(&dout));
+    for (size_t i = 0; i < values.size(); i++) values[i] = (double)(i % 7) - 2.5;
+    model.copy(dout.data, values.data(), loom_view_extent(&dout), LOOM_HOST_TO_DEVICE);
+
+    std::vector<double> written((size_t)loom_view_elements(&dx)), twice = written;
+    node.module->backward(gpt, &node);
+    model.copy(written.data(), dx.data, loom_view_extent(&dx), LOOM_DEVICE_TO_HOST);
+    node.adds_in = 1;
+    node.module->backward(gpt, &node);
+    model.copy(twice.data(), dx.data, loom_view_extent(&dx), LOOM_DEVICE_TO_HOST);
+    for (size_t i = 0; i < written.size(); i++) ASSERT_EQ(twice[i], 2 * written[i]) << i;
+    EXPECT_NE(written, std::vector<double>(written.size()));
+}
+
 TEST_P(OnDevice, RowsWithoutATargetDoNotCount) {
     const int64_t B = 2, T = 23;
     const Batch batch = random_batch(odd_shape, B, T, 1);

@@ -55,7 +55,8 @@ static void backward(loom_gpt *g, const loom_node *n) {
     g->exec.ops->matmul_backward_input(
         &g->exec, &(struct loom_matmul_backward_input){.dx = loom_run_gradient(g, n->in[0]),
                                                        .dout = dout,
-                                                       .weight = loom_run_parameter(g, n->parameter[0])});
+                                                       .weight = loom_run_parameter(g, n->parameter[0]),
+                                                       .accumulate = n->adds_in & 1});
     g->exec.ops->matmul_backward_weight(
         &g->exec, &(struct loom_matmul_backward_weight){.dweight = loom_run_parameter_gradient(g, n->parameter[0]),
                                                         .dbias = loom_run_parameter_gradient(g, n->parameter[1]),
@@ -71,4 +72,5 @@ const loom_module loom_module_linear = {.name = "linear",
                                         .from = {0, 1 + LOOM_LINEAR_OUT},
                                         .fuse = fuse,
                                         .forward = forward,
-                                        .backward = backward};
+                                        .backward = backward,
+                                        .adds = true};
