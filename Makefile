@@ -195,7 +195,7 @@ V ?= 0
 quiet = $(if $(filter 0,$(V)),@echo "  $(1) $@" &&,)
 
 .SECONDARY:
-.PHONY: all always without-mpi tests setup run test test-full test-faults fuzz sanitize gpu-report install format clean help
+.PHONY: all always without-mpi tests setup run test test-full test-faults fuzz sanitize gpu-report install format lines clean help
 all: $(BUILD)/gptloom $(BUILD)/libgptloom.a $(BUILD)/emulated/gptloom $(if $(MPICC),$(BUILD)/libgptloom_mpi.so,without-mpi)
 tests: all $(TEST_PROGRAMS)
 
@@ -454,6 +454,10 @@ fuzz:
 	@$(MAKE) --no-print-directory BUILD=$(BUILD)/fuzz CC="$(FUZZ_CC)" CXX="$(FUZZ_CXX)" CUDA= MPICC= MATMUL=plain \
 	    CFLAGS="$(CLANG_FLAGS)" CXXFLAGS="$(CLANG_FLAGS)" SANITIZE=address,undefined,fuzzer-no-link $(BUILD)/fuzz/fuzzer
 	@test/fuzz/run.py --program $(BUILD)/fuzz/fuzzer --seconds $(SECONDS)
+
+#  make lines       counts lines of code, by folder
+lines:
+	@dev/count-lines.py
 
 #  make sanitize    build/sanitized/gptloom, with AddressSanitizer and UndefinedBehaviorSanitizer
 sanitize:

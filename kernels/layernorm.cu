@@ -65,7 +65,7 @@ __device__ __forceinline__ void load_row(words (&packs)[PACKS], const T *row, in
 
 /* Everything a forward kernel is told. */
 template <typename T> struct forward_arguments {
-    rows<T> out, sum; /* sum may be the memory of x or delta */
+    rows<T> out, sum; /* out.data NULL: not written; sum may be the memory of x or delta */
     float *mean, *rstd;
     rows<const T> x, delta; /* delta.data NULL: sum is x and not written */
     const T *weight, *bias;
@@ -122,7 +122,7 @@ __global__ void __launch_bounds__(GROUP_THREADS<GROUP>) forward_in_registers(for
 #pragma unroll
     for (int p = 0; p < PACKS; p++) {
         const int column = pack_column<T, GROUP>(p);
-        if (column >= a.C) continue;
+        if (column >= a.C || !a.out.data) continue;
         float x[N], weight[N], out[N];
         unpack(x, row[p], T());
         read_values(weight, a.weight + column);
@@ -157,7 +157,7 @@ __global__ void __launch_bounds__(GROUP_THREADS<GROUP>) forward_in_sweeps(forwar
     const float mean = group_sum<GROUP>(sum) / (float)a.C;
     for (int c = group_lane<GROUP>(); c < a.C; c += GROUP) square += (to_float(x[c]) - mean) * (to_float(x[c]) - mean);
     const float rstd = 1 / sqrtf(group_sum<GROUP>(square) / (float)a.C + a.epsilon);
-    for (int c = group_lane<GROUP>(); c < a.C; c += GROUP)
+    for (int c = group_lane<GROUP>(); c < a.C && a.out.data; c += GROUP)
         row_at(a.out,
                n)[c] = from_float<T>((to_float(x[c]) - mean) * rstd * to_float(a.weight[c]) + to_float(a.bias[c]));
     if (group_lane<GROUP>() == 0) {
@@ -167,7 +167,7 @@ __global__ void __launch_bounds__(GROUP_THREADS<GROUP>) forward_in_sweeps(forwar
 }
 
 template <typename T> static void forward(const loom_exec *exec, const struct loom_layernorm_forward *a) {
-    const int64_t N = loom_view_row_count(&a->out), C = a->out.shape[3];
+    const int64_t N = loom_view_row_count(&a->x), C = a->x.shape[3];
     const forward_arguments<T> arguments = {
         rows_of<T>(&a->out),
         rows_of<T>(&a->sum),
@@ -181,8 +181,8 @@ template <typename T> static void forward(const loom_exec *exec, const struct lo
         (int)C,
         a->epsilon,
     };
-    const bool aligned = rows_are_aligned(&a->out) && given_rows_are_aligned(&a->sum) && rows_are_aligned(&a->x) &&
-                         given_rows_are_aligned(&a->delta) && rows_are_aligned(&a->weight) &&
+    const bool aligned = given_rows_are_aligned(&a->out) && given_rows_are_aligned(&a->sum) &&
+                         rows_are_aligned(&a->x) && given_rows_are_aligned(&a->delta) && rows_are_aligned(&a->weight) &&
                          rows_are_aligned(&a->bias);
     const bool launched = aligned && with_registers<T>(C, [&](auto group, auto packs) {
                               constexpr int GROUP = decltype(group)::value, PACKS = decltype(packs)::value;
@@ -198,7 +198,7 @@ template <typename T> static void forward(const loom_exec *exec, const struct lo
 }
 
 void loom_cuda_layernorm_forward(loom_exec *exec, const struct loom_layernorm_forward *a) {
-    with_dtype(a->out.dtype, [&](auto tag) { forward<typename decltype(tag)::type>(exec, a); });
+    with_dtype(a->x.dtype, [&](auto tag) { forward<typename decltype(tag)::type>(exec, a); });
 }
 
 /* ----------------------------------------------------------------------------------------------------------- backward

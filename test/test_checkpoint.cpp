@@ -217,6 +217,27 @@ TEST_F(CheckpointTest, TheActivationIsKept) {
     EXPECT_EQ(info.config.activation, LOOM_GPT_RELU);
 }
 
+/* GPT-1's files are those of transformers' OpenAIGPTLMHeadModel. */
+TEST_F(CheckpointTest, TheArchitectureIsKept) {
+    loom_gpt_config config{2, 1, 2, 4, 300, LOOM_GPT_RELU, LOOM_GPT_1};
+    CheckpointModel gpt1(device, {config});
+    const loom_training_state state = state_of(2);
+    ASSERT_TRUE(loom_checkpoint_save(run.c_str(), &gpt1.tensors, &state, true, nullptr, &error)) << error.message;
+    const std::string written = read_file(checkpoints / "step-00000002/config.json");
+    for (const char *line : {"\"model_type\":\t\"openai-gpt\"", "[\"OpenAIGPTLMHeadModel\"]", "\"afn\":\t\"relu\""})
+        EXPECT_NE(written.find(line), std::string::npos) << line << " is not in " << written;
+    loom_safetensors file;
+    ASSERT_TRUE(loom_safetensors_open(&file, (checkpoints / "step-00000002/model.safetensors").c_str(), &error));
+    for (const char *name : {"transformer.tokens_embed.weight", "transformer.positions_embed.weight",
+                             "transformer.h.1.ln_2.bias", "transformer.h.1.mlp.c_proj.weight"})
+        EXPECT_NE(loom_safetensors_find(&file, name), nullptr) << name;
+    EXPECT_EQ(file.n_tensors, 2 + 2 * 12);
+    loom_safetensors_close(&file);
+    ASSERT_TRUE(open(run)) << error.message;
+    EXPECT_EQ(info.config.architecture, LOOM_GPT_1);
+    EXPECT_EQ(info.config.activation, LOOM_GPT_RELU);
+}
+
 TEST_F(CheckpointTest, ConfigurationIsGpt2s) {
     ASSERT_TRUE(save(1));
     const std::string config = read_file(checkpoints / "step-00000001/config.json");

@@ -49,24 +49,18 @@ class Layout {
 };
 
 /* Embeddings; per block two layernorms (4C), the products C to 3C, C to C, C to 4C, 4C to C (12C^2) and their biases
- * (9C); the last layernorm. The classifier is the token embedding. */
+ * (9C); GPT-2's last layernorm. The classifier is the token embedding. */
 int64_t count_of(const loom_gpt_config &c) {
     return (c.vocab_size + c.block_size) * c.n_embd + c.n_layer * (12 * c.n_embd * c.n_embd + 13 * c.n_embd) +
-           2 * c.n_embd;
+           (c.architecture == LOOM_GPT_2 ? 2 * c.n_embd : 0);
 }
 
 TEST(Catalogue, ParameterCountsAreThePublishedOnes) {
     const std::map<std::string, int64_t> published = {
         /* as transformers counts them */
-        {"gpt2", 124439808},
-        {"gpt2-medium", 354823168},
-        {"gpt2-large", 774030080},
-        {"gpt2-xl", 1557611200},
-        {"gpt1", 116534784 + 2 * 768}, /* GPT-1 itself has no last layernorm */
-        {"d12", 124439808},
-        {"d24", 354823168},
-        {"d36", 774030080},
-        {"d48", 1557611200},
+        {"gpt2", 124439808},     {"gpt2-medium", 354823168}, {"gpt2-large", 774030080},
+        {"gpt2-xl", 1557611200}, {"gpt1", 116534784},        {"d12", 124439808},
+        {"d24", 354823168},      {"d36", 774030080},         {"d48", 1557611200},
     };
     for (const auto &[name, count] : published) EXPECT_EQ(Layout(by_name(name).config)->count, count) << name;
 
@@ -89,7 +83,8 @@ TEST(Catalogue, EveryModelIsSoundAndFoundByItsName) {
         EXPECT_STREQ(found.name, row->name);
         EXPECT_TRUE(found.config.n_layer == c.n_layer && found.config.n_head == c.n_head &&
                     found.config.n_embd == c.n_embd && found.config.block_size == c.block_size &&
-                    found.config.vocab_size == c.vocab_size && found.config.activation == c.activation)
+                    found.config.vocab_size == c.vocab_size && found.config.activation == c.activation &&
+                    found.config.architecture == c.architecture)
             << row->name;
         EXPECT_STRNE(row->note, "") << row->name;
     }
@@ -516,13 +511,26 @@ ModelOptions two_batches(ModelOptions options, int64_t B) {
     return options;
 }
 
-class OnDevice : public testing::TestWithParam<const char *> {};
+/* Each architecture on each device. */
+class OnDevice : public testing::TestWithParam<std::tuple<const char *, loom_gpt_architecture>> {
+  protected:
+    const char *const device = std::get<0>(GetParam());
+    const loom_gpt_config odd = of_architecture(odd_shape);
 
-std::string device_name(const testing::TestParamInfo<const char *> &device) {
-    return device.param;
+    static loom_gpt_config of_architecture(loom_gpt_config shape) {
+        shape.architecture = std::get<1>(GetParam());
+        return shape;
+    }
+};
+
+std::string device_name(const testing::TestParamInfo<OnDevice::ParamType> &place) {
+    return std::string(std::get<0>(place.param)) + "_" + loom_gpt_names_of(std::get<1>(place.param))->name;
 }
 
-INSTANTIATE_TEST_SUITE_P(Devices, OnDevice, testing::Values("cpu", "definition", "oracle"), device_name);
+INSTANTIATE_TEST_SUITE_P(Devices, OnDevice,
+                         testing::Combine(testing::Values("cpu", "definition", "oracle"),
+                                          testing::Values(LOOM_GPT_2, LOOM_GPT_1)),
+                         device_name);
 
 /* What a step gives does not depend on what its memory held: once NaNs, once zeros, once large numbers. So nothing is
  * read that was not written. And all of it is numbers. */
@@ -530,7 +538,7 @@ TEST_P(OnDevice, NothingIsReadBeforeItIsWritten) {
     const int64_t B = 2, T = 67;
     std::string reference;
     for (const int fill : {0x00, 0xFF, 0x5A}) {
-        Model model(odd_shape, B, T, two_batches(on(GetParam(), 2, fill), B));
+        Model model(odd, B, T, two_batches(on(device, 2, fill), B));
         const std::string bits = bits_of_two_steps(model);
         if (reference.empty()) reference = bits;
         EXPECT_TRUE(bits == reference) << "memory of bytes " << fill << " changes what a step gives";
@@ -542,10 +550,10 @@ TEST_P(OnDevice, NothingIsReadBeforeItIsWritten) {
 
 /* Several tiles of every product: N = 320 rows, 4C = 384 and Vp = 1152 columns. */
 TEST_P(OnDevice, BitsDoNotDependOnTheNumberOfThreads) {
-    const loom_gpt_config shape = gpt_shape(1, 4, 96, 80, 1100);
+    const loom_gpt_config shape = of_architecture(gpt_shape(1, 4, 96, 80, 1100));
     std::string reference;
     for (const int threads : {1, 2, 3}) {
-        Model model(shape, 4, 80, two_batches(on(GetParam(), threads), 4));
+        Model model(shape, 4, 80, two_batches(on(device, threads), 4));
         const std::string bits = bits_of_two_steps(model);
         if (reference.empty()) reference = bits;
         EXPECT_TRUE(bits == reference) << threads << " threads";
@@ -556,7 +564,7 @@ TEST_P(OnDevice, BitsDoNotDependOnTheNumberOfThreads) {
  * or not. */
 TEST_P(OnDevice, PaddingStaysZero) {
     const int64_t B = 2, T = 20;
-    Model model(odd_shape, B, T, two_batches(on(GetParam()), B));
+    Model model(odd, B, T, two_batches(on(device), B));
     bits_of_two_steps(model);
     std::map<std::string, std::vector<double>> values = {{"gradients", model.gradients()},
                                                          {"parameters", model.parameters()},
@@ -577,9 +585,9 @@ TEST_P(OnDevice, PaddingStaysZero) {
 
 /* An initialised model knows nothing: its loss is that of a uniform guess, but for the logits' small spread (their
  * variance is about C 0.02^2, of which half adds to the loss). */
-TEST_P(OnDevice, InitialisationIsGpt2s) {
-    const loom_gpt_config c = gpt_shape(4, 2, 64, 32, 200);
-    Model model(c, 4, 32, on(GetParam()));
+TEST_P(OnDevice, InitialisationIsAsPublished) {
+    const loom_gpt_config c = of_architecture(gpt_shape(4, 2, 64, 32, 200));
+    Model model(c, 4, 32, on(device));
     ASSERT_TRUE(works([&](loom_error *error) { return loom_gpt_initialise(model.gpt(), 1, error); }));
     const std::vector<double> all = model.parameters();
     for (int i = 0; i < model.layout().n_parameters; i++) {
@@ -592,7 +600,8 @@ TEST_P(OnDevice, InitialisationIsGpt2s) {
             continue;
         }
         const double n = (double)values.size();
-        const double deviation = name.find("c_proj") != std::string::npos ? 0.02 / std::sqrt(2.0 * 4) : 0.02;
+        const bool scaled = c.architecture == LOOM_GPT_2 && name.find("c_proj") != std::string::npos;
+        const double deviation = scaled ? 0.02 / std::sqrt(2.0 * 4) : 0.02;
         double sum = 0, squares = 0;
         for (const double x : values) sum += x, squares += x * x;
         EXPECT_NEAR(sum / n, 0, 5 * deviation / std::sqrt(n)) << name;
@@ -641,17 +650,30 @@ TEST(Initialisation, IsTheSameOnEveryDeviceAndAnotherForAnotherSeed) {
  *
  * Where ReLU has its kink there is no gradient to find: an element whose differences disagree, since some unit
  * switches on or off between them, is left out. Smaller steps make such places rare. */
-class WholeGradient : public testing::TestWithParam<loom_gpt_activation> {};
+class WholeGradient : public testing::TestWithParam<std::tuple<loom_gpt_activation, loom_gpt_architecture>> {
+  protected:
+    const loom_gpt_activation activation = std::get<0>(GetParam());
 
-std::string activation_name(const testing::TestParamInfo<loom_gpt_activation> &activation) {
-    return activation.param == LOOM_GPT_RELU ? "relu" : "gelu";
+    static loom_gpt_config shaped(int64_t n_head, int64_t n_embd, int64_t block_size, int64_t vocab_size) {
+        loom_gpt_config c = gpt_shape(2, n_head, n_embd, block_size, vocab_size, std::get<0>(GetParam()));
+        c.architecture = std::get<1>(GetParam());
+        return c;
+    }
+};
+
+std::string activation_name(const testing::TestParamInfo<WholeGradient::ParamType> &of) {
+    return std::string(std::get<0>(of.param) == LOOM_GPT_RELU ? "relu_" : "gelu_") +
+           loom_gpt_names_of(std::get<1>(of.param))->name;
 }
 
-INSTANTIATE_TEST_SUITE_P(Activations, WholeGradient, testing::Values(LOOM_GPT_GELU, LOOM_GPT_RELU), activation_name);
+INSTANTIATE_TEST_SUITE_P(Activations, WholeGradient,
+                         testing::Combine(testing::Values(LOOM_GPT_GELU, LOOM_GPT_RELU),
+                                          testing::Values(LOOM_GPT_2, LOOM_GPT_1)),
+                         activation_name);
 
 TEST_P(WholeGradient, AgreesWithFiniteDifferences) {
-    const bool kinks = GetParam() == LOOM_GPT_RELU;
-    const loom_gpt_config c = gpt_shape(2, 2, 12, 12, 37, GetParam());
+    const bool kinks = activation == LOOM_GPT_RELU;
+    const loom_gpt_config c = shaped(2, 12, 12, 37);
     const int64_t B = 2, T = 11;
     Model model(c, B, T, on("oracle"));
     model.scatter_parameters(1);
@@ -695,13 +717,13 @@ TEST_P(WholeGradient, AgreesWithFiniteDifferences) {
             checked++;
         }
     }
-    EXPECT_EQ(checked + left_out, 10 * (4 + 12 * 2));
+    EXPECT_EQ(checked + left_out, 10 * model.layout().n_parameters);
     EXPECT_LT(left_out, kinks ? 40 : 1);
 }
 
 /* fp32 beside double, for each device that computes in fp32. */
 TEST_P(WholeGradient, OfFp32DevicesAgreesWithTheOracles) {
-    const loom_gpt_config c = gpt_shape(2, 3, 48, 80, 70, GetParam());
+    const loom_gpt_config c = shaped(3, 48, 80, 70);
     const int64_t B = 3, T = 67;
     const Batch batch = random_batch(c, B, T, 4);
     Model oracle(c, B, T, on("oracle"));
@@ -721,12 +743,12 @@ TEST_P(WholeGradient, OfFp32DevicesAgreesWithTheOracles) {
 /* Two micro-batches, the second accumulated, against both in one: only the order of additions differs. */
 TEST_P(OnDevice, AccumulatedMicroBatchesAreOneLargeBatch) {
     const int64_t B = 2, T = 23;
-    const Batch first = random_batch(odd_shape, B, T, 1), second = random_batch(odd_shape, B, T, 2);
+    const Batch first = random_batch(odd, B, T, 1), second = random_batch(odd, B, T, 2);
     Batch both = first;
     both.tokens.insert(both.tokens.end(), second.tokens.begin(), second.tokens.end());
     both.targets.insert(both.targets.end(), second.targets.begin(), second.targets.end());
 
-    Model halves(odd_shape, B, T, on(GetParam())), whole(odd_shape, 2 * B, T, on(GetParam()));
+    Model halves(odd, B, T, on(device)), whole(odd, 2 * B, T, on(device));
     halves.scatter_parameters(3);
     whole.scatter_parameters(3);
     whole.run(both.tokens, both.targets, 1.0 / 64);
@@ -735,10 +757,10 @@ TEST_P(OnDevice, AccumulatedMicroBatchesAreOneLargeBatch) {
     halves.run(second.tokens, second.targets, 1.0 / 64, true);
     for (const double row : halves.losses()) losses.push_back(row);
 
-    const double tolerance = 2 * whole.unit() * std::sqrt(whole_path(odd_shape, 2 * B, T));
+    const double tolerance = 2 * whole.unit() * std::sqrt(whole_path(odd, 2 * B, T));
     EXPECT_TRUE(whole.unit() > 0x1p-53 || tolerance < 1e-12) << "the oracle is exact to 12 digits";
     EXPECT_LE(relative_error(losses, whole.losses()), tolerance);
-    expect_tensors_near(whole.layout(), halves.gradients(), whole.gradients(), tolerance, GetParam());
+    expect_tensors_near(whole.layout(), halves.gradients(), whole.gradients(), tolerance, device);
 }
 
 /* Logits exist some rows at a time; how many changes no loss by a bit, and gradients by their order of additions. */
@@ -788,8 +810,8 @@ TEST(Gradients, OfALinearLayersInputAreAddedWhereTheTapeSaysSo) {
 
 TEST_P(OnDevice, RowsWithoutATargetDoNotCount) {
     const int64_t B = 2, T = 23;
-    const Batch batch = random_batch(odd_shape, B, T, 1);
-    Model model(odd_shape, B, T, on(GetParam()));
+    const Batch batch = random_batch(odd, B, T, 1);
+    Model model(odd, B, T, on(device));
     model.scatter_parameters(3);
     const double unit = model.unit();
     const auto run = [&](const std::function<bool(size_t)> &counts, std::vector<double> *losses) {
@@ -803,7 +825,7 @@ TEST_P(OnDevice, RowsWithoutATargetDoNotCount) {
     std::vector<double> all_losses, even_losses, odd_losses, no_losses;
     const std::vector<double> all = run([](size_t) { return true; }, &all_losses);
     const std::vector<double> even = run([](size_t i) { return i % 2 == 0; }, &even_losses);
-    const std::vector<double> odd = run([](size_t i) { return i % 2 != 0; }, &odd_losses);
+    const std::vector<double> odd_rows = run([](size_t i) { return i % 2 != 0; }, &odd_losses);
     const std::vector<double> none = run([](size_t) { return false; }, &no_losses);
 
     for (size_t i = 0; i < all_losses.size(); i++) {
@@ -813,22 +835,22 @@ TEST_P(OnDevice, RowsWithoutATargetDoNotCount) {
     }
     EXPECT_TRUE(std::all_of(none.begin(), none.end(), [](double g) { return g == 0; }));
     std::vector<double> sum = even; /* the gradient is a sum over rows */
-    for (size_t i = 0; i < sum.size(); i++) sum[i] += odd[i];
+    for (size_t i = 0; i < sum.size(); i++) sum[i] += odd_rows[i];
     /* Each half may err by its own size, which is less than twice the whole's. */
-    expect_tensors_near(model.layout(), sum, all, 4 * unit * std::sqrt(whole_path(odd_shape, B, T)), GetParam());
+    expect_tensors_near(model.layout(), sum, all, 4 * unit * std::sqrt(whole_path(odd, B, T)), device);
 }
 
 /* Causality: what comes later changes no loss before it. */
 TEST_P(OnDevice, LaterTokensAreNotSeen) {
     const int64_t B = 2, T = 70;
-    Batch batch = random_batch(odd_shape, B, T, 1);
-    Model model(odd_shape, B, T, on(GetParam()));
+    Batch batch = random_batch(odd, B, T, 1);
+    Model model(odd, B, T, on(device));
     model.scatter_parameters(3);
     model.run(batch.tokens, batch.targets, 1.0 / 64);
     const std::vector<double> before = model.losses();
     for (const int64_t place : {0, 1, 63, 64, 69}) {
         std::vector<int32_t> tokens = batch.tokens;
-        tokens[(size_t)place] = (tokens[(size_t)place] + 1) % (int32_t)odd_shape.vocab_size;
+        tokens[(size_t)place] = (tokens[(size_t)place] + 1) % (int32_t)odd.vocab_size;
         model.run(tokens, batch.targets, 1.0 / 64);
         const std::vector<double> after = model.losses();
         for (int64_t i = 0; i < B * T; i++) {
@@ -943,10 +965,10 @@ struct Elsewhere {
 
 TEST_P(OnDevice, HooksSufficeToKeepParametersElsewhere) {
     const int64_t B = 2, T = 20;
-    const Batch first = random_batch(odd_shape, B, T, 1), second = random_batch(odd_shape, B, T, 2);
-    Model model(odd_shape, B, T, on(GetParam()));
+    const Batch first = random_batch(odd, B, T, 1), second = random_batch(odd, B, T, 2);
+    Model model(odd, B, T, on(device));
     model.scatter_parameters(3);
-    std::vector<float> logits((size_t)odd_shape.vocab_size), logits_elsewhere = logits;
+    std::vector<float> logits((size_t)odd.vocab_size), logits_elsewhere = logits;
     const auto run_all = [&](std::vector<float> *into) {
         model.run(first.tokens, first.targets, 1.0 / 64);
         model.run(second.tokens, second.targets, 1.0 / 64, true);
@@ -1004,26 +1026,26 @@ std::vector<std::vector<double>> log_probabilities_by_losses(Model &model, const
  * logits are those of a full forward. Logits are of order one; what is left of rounding is absolute. */
 TEST_P(OnDevice, PiecewiseLogitsAreThoseOfAFullForward) {
     const int64_t T = 77;
-    Model full(odd_shape, 1, T, on(GetParam()));
+    Model full(odd, 1, T, on(device));
     full.scatter_parameters(6);
-    const std::vector<int32_t> tokens = random_ids(T, odd_shape.vocab_size, 8);
+    const std::vector<int32_t> tokens = random_ids(T, odd.vocab_size, 8);
     const std::vector<std::vector<double>> expected = log_probabilities_by_losses(full, tokens);
     double largest = 0;
     for (const auto &row : expected)
         for (const double p : row) largest = std::max(largest, std::fabs(p));
-    const double tolerance = 4 * full.unit() * std::sqrt(forward_path(odd_shape, T)) * largest;
+    const double tolerance = 4 * full.unit() * std::sqrt(forward_path(odd, T)) * largest;
     EXPECT_TRUE(full.unit() > 0x1p-53 || tolerance < 1e-12) << "the oracle is exact to 12 digits";
 
     const std::vector<std::vector<int64_t>> cuts = {{77},     std::vector<int64_t>(77, 1), {1, 76}, {76, 1},
                                                     {64, 13}, {3, 1, 1, 30, 2, 29, 11}};
     for (const loom_gpt_purpose purpose : {LOOM_GPT_TRAIN, LOOM_GPT_INFER}) {
-        ModelOptions options = on(GetParam());
+        ModelOptions options = on(device);
         options.purpose = purpose;
-        Model model(odd_shape, purpose == LOOM_GPT_TRAIN ? 2 : 1, odd_shape.block_size, options);
+        Model model(odd, purpose == LOOM_GPT_TRAIN ? 2 : 1, odd.block_size, options);
         model.set_parameters(full.parameters());
         for (const std::vector<int64_t> &cut : cuts) {
             int64_t past = 0;
-            std::vector<float> logits((size_t)odd_shape.vocab_size);
+            std::vector<float> logits((size_t)odd.vocab_size);
             for (const int64_t piece : cut) {
                 ASSERT_TRUE(works([&](loom_error *error) {
                     return loom_gpt_next_logits(model.gpt(), tokens.data() + past, piece, past, logits.data(), error);
@@ -1034,7 +1056,7 @@ TEST_P(OnDevice, PiecewiseLogitsAreThoseOfAFullForward) {
                 for (size_t v = 0; v < row.size(); v++) worst = std::max(worst, std::fabs(found[v] - row[v]));
                 ASSERT_LE(worst, tolerance) << "after " << past << " tokens, the last " << piece << " at once";
                 const std::vector<double> raw = model.read(loom_run_logits(model.gpt(), 1).data,
-                                                           model.device()->storage, 0, odd_shape.vocab_size);
+                                                           model.device()->storage, 0, odd.vocab_size);
                 for (size_t v = 0; v < raw.size(); v++) ASSERT_EQ(logits[v], (float)raw[v]);
             }
             ASSERT_EQ(past, T);

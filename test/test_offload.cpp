@@ -25,8 +25,10 @@ loom_recompute policy(const std::string &name) {
     return recompute;
 }
 
-loom_gpt_config shape_of(int64_t n_layer) {
-    return gpt_shape(n_layer, 1, C, T, V);
+loom_gpt_config shape_of(int64_t n_layer, loom_gpt_architecture architecture = LOOM_GPT_2) {
+    loom_gpt_config shape = gpt_shape(n_layer, 1, C, T, V);
+    shape.architecture = architecture;
+    return shape;
 }
 
 /* Ends with an emulation that works and runs in order. */
@@ -45,6 +47,7 @@ struct Places {
     loom_dtype dtype = LOOM_F32;
     int64_t n_layer = 5;
     bool offload = true;
+    loom_gpt_architecture architecture = LOOM_GPT_2;
 };
 
 /* A model that measures no algorithm a second time: those of the first model of a dtype serve all. */
@@ -61,7 +64,7 @@ std::unique_ptr<Model> make_model(const Places &places) {
         if (chosen.empty()) return;
         require([&](loom_error *error) { return device->choices_set(device, chosen.c_str(), error); });
     };
-    auto model = std::make_unique<Model>(shape_of(places.n_layer), B, T, options);
+    auto model = std::make_unique<Model>(shape_of(places.n_layer, places.architecture), B, T, options);
     if (chosen.empty()) {
         char *text = nullptr;
         require([&](loom_error *error) { return model->device()->choices_get(model->device(), &text, error); });
@@ -103,11 +106,11 @@ std::string run_two(Model &model) {
 }
 
 /* What keeping everything on the device gives, under any policy (test_recompute). */
-std::string expected_of(loom_dtype dtype, int64_t n_layer) {
-    static std::map<std::pair<loom_dtype, int64_t>, std::string> known;
-    std::string &bits = known[{dtype, n_layer}];
+std::string expected_of(loom_dtype dtype, int64_t n_layer, loom_gpt_architecture architecture = LOOM_GPT_2) {
+    static std::map<std::tuple<loom_dtype, int64_t, loom_gpt_architecture>, std::string> known;
+    std::string &bits = known[{dtype, n_layer, architecture}];
     emulation_set_schedule("order");
-    if (bits.empty()) bits = run_two(*make_model({"none", dtype, n_layer, false}));
+    if (bits.empty()) bits = run_two(*make_model({"none", dtype, n_layer, false, architecture}));
     return bits;
 }
 
@@ -140,6 +143,19 @@ TEST_F(Offload, GivesTheBitsOfNotOffloadingUnderEveryPolicyAndSchedule) {
                     << recompute << " " << loom_dtype_name(dtype) << " " << schedule;
             }
         }
+}
+
+/* GPT-1's layers end with what the next one keeps: it lies in the next segment's slot. */
+TEST_F(Offload, GivesTheSameBitsOfGpt1) {
+    const std::string expected = expected_of(LOOM_F32, 6, LOOM_GPT_1);
+    EXPECT_FALSE(expected == expected_of(LOOM_F32, 6));
+    for (const char *recompute : {"none", "norm", "block", "every:2"}) {
+        const auto model = make_model({recompute, LOOM_F32, 6, true, LOOM_GPT_1});
+        for (const std::string &schedule : schedules) {
+            emulation_set_schedule(schedule.c_str());
+            EXPECT_TRUE(run_two(*model) == expected) << recompute << " " << schedule;
+        }
+    }
 }
 
 /* Three blocks are the fewest of which one leaves; of two or one nothing does. */
@@ -227,10 +243,12 @@ bool shows(Model &model, const std::string &expected, int left_out) {
 /* Without any of its waits some order of the streams shows it: none is one too many, and a test under random orders sees
  * each that is missing. */
 TEST_F(Offload, EveryWaitIsNeeded) {
-    for (const char *recompute : {"block", "none"}) {
-        if (!full() && std::strcmp(recompute, "block") != 0) break;
-        const std::string expected = expected_of(LOOM_F32, 4);
-        const auto model = make_model({recompute, LOOM_F32, 4});
+    for (const auto &[recompute, architecture] : {std::pair<const char *, loom_gpt_architecture>{"block", LOOM_GPT_2},
+                                                  {"none", LOOM_GPT_2},
+                                                  {"block", LOOM_GPT_1}}) {
+        if (!full() && (std::strcmp(recompute, "block") != 0 || architecture != LOOM_GPT_2)) continue;
+        const std::string expected = expected_of(LOOM_F32, 4, architecture);
+        const auto model = make_model({recompute, LOOM_F32, 4, true, architecture});
         EXPECT_TRUE(run_forgetful(*model, "reverse", Forgetful::NONE) == expected);
         const int waits = Forgetful::calls;
         EXPECT_EQ(waits, 2 * 2 * 2 * 2)

@@ -224,6 +224,17 @@ TEST_F(Trainings, HaveTheBitsOfOneRankOnEmulatedCuda) {
     expect_bits_of_one_rank(some_pairs_on_cuda(3), {4}, "LOOM_EMULATION_SCHEDULE=random:4");
 }
 
+/* GPT-1 has a bucket of embeddings and one for each layer, and none at the end. */
+TEST_F(Trainings, OfGpt1HaveTheBitsOfOneRank) {
+    static const Strings some = {"none", "norm", "block", "every:2"};
+    std::vector<Training> all;
+    for (size_t zero = 0; zero < 4; zero++)
+        all.push_back({"device=cpu architecture=gpt1 batch=8 micro-batch=" + std::to_string(1 + zero % 2) +
+                           (zero == 1 ? " @validate @sample" : ""),
+                       zero_and_policy((int)zero, some[zero])});
+    expect_bits_of_one_rank(all, {2});
+}
+
 /* What four ranks have saved at stage 2 is loaded by any number of ranks at any stage, as it was. */
 TEST_F(Trainings, AreLoadedByOtherRanksAsTheyWereSaved) {
     const Strings saved = {"device=cpu dtype=fp32", "device=cpu dtype=bf16 optimizer-dtype=bf16",

@@ -40,11 +40,12 @@ struct Place {
     const char *device;
     loom_dtype dtype;
     loom_gpt_activation activation;
+    loom_gpt_architecture architecture;
 };
 
 void PrintTo(const Place &place, std::ostream *out) {
     *out << place.device << " " << loom_dtype_name(place.dtype)
-         << (place.activation == LOOM_GPT_RELU ? " relu" : " gelu");
+         << (place.activation == LOOM_GPT_RELU ? " relu " : " gelu ") << loom_gpt_names_of(place.architecture)->name;
 }
 
 class Policies : public testing::TestWithParam<Place> {};
@@ -73,7 +74,8 @@ Outcome outcome(const loom_gpt_config &shape, const ModelOptions &options, std::
 
 /* All with the algorithms that the first model measured to be the fastest. */
 TEST_P(Policies, GiveTheBitsOfKeepingEverything) {
-    const loom_gpt_config shape = gpt_shape(5, 2, 16, T, 61, GetParam().activation);
+    loom_gpt_config shape = gpt_shape(5, 2, 16, T, 61, GetParam().activation);
+    shape.architecture = GetParam().architecture;
     std::string choices;
     ModelOptions options;
     options.device = GetParam().device;
@@ -96,14 +98,17 @@ std::vector<Place> places() {
             for (const loom_gpt_activation activation : {LOOM_GPT_GELU, LOOM_GPT_RELU}) {
                 if (std::string(device) == "oracle" && dtype != LOOM_F32) continue;
                 if (std::string(device) == "cuda" && activation == LOOM_GPT_RELU && !full()) continue;
-                all.push_back({device, dtype, activation});
+                all.push_back({device, dtype, activation, LOOM_GPT_2});
+                if (activation == LOOM_GPT_GELU && (dtype == LOOM_F32 || full()))
+                    all.push_back({device, dtype, activation, LOOM_GPT_1});
             }
     return all;
 }
 
 std::string name_of_place(const testing::TestParamInfo<Place> &row) {
     return std::string(row.param.device) + "_" + loom_dtype_name(row.param.dtype) +
-           (row.param.activation == LOOM_GPT_RELU ? "_relu" : "_gelu");
+           (row.param.activation == LOOM_GPT_RELU ? "_relu_" : "_gelu_") +
+           loom_gpt_names_of(row.param.architecture)->name;
 }
 
 INSTANTIATE_TEST_SUITE_P(Everywhere, Policies, testing::ValuesIn(places()), name_of_place);

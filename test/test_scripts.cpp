@@ -832,6 +832,15 @@ class Build : public ScriptTest {
     }
 };
 
+TEST_F(Build, WithoutAGoalIsTheProgramAndTheLibrary) {
+    const std::string build = (here / "build").string();
+    const result would = shell("unset MAKEFLAGS MAKELEVEL MFLAGS CI; make -n -C " + quoted(project().string()) +
+                               " BUILD=" + build + " CUDA= MPICC= MATMUL=plain");
+    EXPECT_EQ(would.status, 0) << would.output;
+    for (const char *made : {"/gptloom", "/libgptloom.a", "/emulated/gptloom"})
+        EXPECT_TRUE(contains(would.output, build + made)) << made;
+}
+
 /* What a setting touches is compiled anew when it changes and when it changes back, and nothing else is. */
 TEST_F(Build, CompilesAnewWhatASettingTouches) {
     const auto all = make("MATMUL=onednn");

@@ -74,14 +74,22 @@ std::vector<Policy> policies() {
     return all;
 }
 
+std::vector<std::pair<int64_t, loom_gpt_architecture>> shapes() {
+    std::vector<std::pair<int64_t, loom_gpt_architecture>> all;
+    for (int a = 0; a < LOOM_GPT_ARCHITECTURES; a++)
+        for (const int64_t layers : {1, 2, 3, 4, 5, 7, 12, 13}) all.emplace_back(layers, (loom_gpt_architecture)a);
+    return all;
+}
+
 class ScheduleTest : public testing::Test {
   protected:
     loom_tape tape = {};
     loom_tape_schedule schedule = {};
     std::vector<loom_keep> keep;
 
-    void make(int64_t layers) {
-        const loom_gpt_config config = gpt_shape(layers, 2, 8, 16, 100);
+    void make(int64_t layers, loom_gpt_architecture architecture = LOOM_GPT_2) {
+        loom_gpt_config config = gpt_shape(layers, 2, 8, 16, 100);
+        config.architecture = architecture;
         require([&](loom_error *error) { return loom_tape_create(&tape, &config, error); });
         keep.resize((size_t)tape.n_values);
     }
@@ -137,8 +145,8 @@ TEST_F(ScheduleTest, PoliciesKeepSetsOfWhatBackwardReads) {
 /* What a step reads has been computed, and no policy of recomputation has let it go: an interpreter of the schedule that
  * forgets, of a layer, all that is not kept as soon as another layer runs. */
 TEST_F(ScheduleTest, NothingReadsWhatIsNotThere) {
-    for (const int64_t layers : {1, 2, 3, 4, 5, 7, 12, 13}) {
-        make(layers);
+    for (const auto &[layers, architecture] : shapes()) {
+        make(layers, architecture);
         for (const Policy &p : policies()) {
             schedule_for(p.recompute);
             const int K = (int)loom_recompute_segment(&p.recompute, layers);
@@ -215,10 +223,10 @@ TEST_F(ScheduleTest, RecomputesNoMoreThanItsPolicySays) {
 
 /* What is written lies apart from all else that is still to be read: followed step by step, by bytes. */
 TEST_F(ScheduleTest, NothingOverwritesWhatIsStillToBeRead) {
-    for (const int64_t layers : {1, 2, 5, 7}) {
-        make(layers);
+    for (const auto &[layers, architecture] : shapes()) {
+        make(layers, architecture);
         for (const Policy &p : policies())
-            for (const bool offloads : {false, true}) {
+            for (const auto &[offloads, late] : {std::pair<bool, bool>{false, false}, {true, false}, {true, true}}) {
                 const int K = (int)loom_recompute_segment(&p.recompute, layers);
                 if (offloads && loom_segments(&tape, K) <= LOOM_SLOTS) continue;
                 schedule_for(p.recompute, offloads);
@@ -229,6 +237,7 @@ TEST_F(ScheduleTest, NothingOverwritesWhatIsStillToBeRead) {
                 /* Who wrote each 256 bytes last. */
                 std::vector<std::string> owner(buffers.bytes / 256);
                 std::map<int, std::vector<std::string>> host;
+                const loom_tape_step *copied = nullptr;
                 const std::string what = p.name + " of " + std::to_string(layers) + (offloads ? ", offloaded" : "");
                 const auto each = [&](size_t place, int64_t columns, auto see) {
                     for (size_t b = place / 256; b < (place + (size_t)(24 * columns) * 4 + 255) / 256; b++)
@@ -253,22 +262,29 @@ TEST_F(ScheduleTest, NothingOverwritesWhatIsStillToBeRead) {
                 };
                 for (int i = 0; i < schedule.n; i++) {
                     const loom_tape_step &step = schedule.step[i];
-                    const size_t slot = (size_t)(step.index % LOOM_SLOTS) * buffers.slot / 256, n = buffers.slot / 256;
-                    if (step.kind == LOOM_STEP_SEND)
-                        host[step.index].assign(owner.begin() + (ptrdiff_t)slot, owner.begin() + (ptrdiff_t)(slot + n));
-                    if (step.kind == LOOM_STEP_FETCH)
-                        std::copy(host[step.index].begin(), host[step.index].end(), owner.begin() + (ptrdiff_t)slot);
+                    /* A copy is done at once, or only when compute waits for it. */
+                    if (step.kind == LOOM_STEP_SEND || step.kind == LOOM_STEP_FETCH) copied = &step;
+                    if (copied && (step.kind == LOOM_STEP_WAIT || !late)) {
+                        const auto slot = owner.begin() +
+                                          (copied->index % LOOM_SLOTS) * (ptrdiff_t)(buffers.slot / 256);
+                        std::vector<std::string> &away = host[copied->index];
+                        if (copied->kind == LOOM_STEP_SEND)
+                            away.assign(slot, slot + (ptrdiff_t)(buffers.slot / 256));
+                        else
+                            std::copy(away.begin(), away.end(), slot);
+                        copied = nullptr;
+                    }
                     if (step.kind != LOOM_STEP_FORWARD && step.kind != LOOM_STEP_BACKWARD) continue;
                     const loom_node &node = tape.node[step.index];
                     if (step.kind == LOOM_STEP_FORWARD) {
                         const unsigned read = loom_node_reads_outputs(&node, step.wanted) & ~step.wanted;
+                        const unsigned written = loom_node_writes_outputs(&tape, step.index, step.wanted);
                         for (int k = 0; k < LOOM_NODE_INPUTS; k++)
                             if (node.in[k] >= 0 && loom_node_reads_inputs(&node, step.wanted)) value(node.in[k], false);
                         for (int k = 0; k < LOOM_NODE_OUTPUTS; k++)
                             if (read >> k & 1) value(node.out[k], false);
                         for (int k = 0; k < LOOM_NODE_OUTPUTS; k++)
-                            if (node.out[k] >= 0 && !(read >> k & 1) && tape.value[node.out[k]].node == step.index)
-                                value(node.out[k], true);
+                            if (written >> k & 1) value(node.out[k], true);
                         for (int k = 0; k < LOOM_NODE_INPUTS && !node.module->backward; k++)
                             if (node.in[k] >= 0) gradient(node.in[k], true);
                         continue;

@@ -42,6 +42,7 @@ const Named models[] = {
     {"odd", {5, 3, 39, 41, 140001, LOOM_GPT_RELU}, 9, 37},
 };
 const Named pair_of_blocks = {"two", {2, 2, 16, 8, 61, LOOM_GPT_GELU}, 2, 8};
+const Named pair_of_gpt1 = {"gpt1", {2, 2, 16, 8, 61, LOOM_GPT_GELU, LOOM_GPT_1}, 2, 8};
 const Named three_blocks = {"three", {3, 1, 8, 96, 140001, LOOM_GPT_RELU}, 2, 96};
 
 const char *const policies[] = {"none", "act", "norm", "block-attn", "block", "every:2", "every:3", "sqrt"};
@@ -167,6 +168,7 @@ std::vector<Choice> whole_choices() {
         {three_blocks, "block", dtypes[1], rankings[0], chunkings[0], true, false},
         {three_blocks, "every:2", dtypes[0], rankings[0], chunkings[0], false, false},
         {pair_of_blocks, "none", dtypes[1], rankings[0], chunkings[0], false, true, LOOM_GPT_INFER},
+        {pair_of_gpt1, "norm", dtypes[0], rankings[4], chunkings[0], false, false},
     };
     for (Choice &choice : all) {
         choice.ranks.micro_batches = choice.policy == "every:2" ? 1 : 2;

@@ -1176,6 +1176,7 @@ TEST_F(Train, WhatCannotBeResumedIsRefusedAndUntouched) {
     refused(resumed({{"n-embd", "32"}}), {"--n-embd", "32", "16"});
     refused(resumed({{"block-size", "32"}}), {"--block-size"});
     refused(resumed({{"activation", "relu"}}), {"--activation"});
+    refused(resumed({{"architecture", "gpt1"}}), {"--architecture", "gpt2"});
     refused(resumed({{"batch", "8"}}), {"--batch: 8 is asked for", "has 4"});
     refused(resumed({{"batch", "1"}}), {"--batch"}); /* not: 2, the old --micro-batch, does not divide it */
     refused(resumed({{"seq-len", "8"}}), {"--seq-len"});
@@ -1492,6 +1493,12 @@ TEST_F(Train, ARunBeginsWithAnothersWeights) {
     refused(run("fourth", after + Options::Pairs{{"activation", "gelu"}}), {"--activation"});
     ASSERT_TRUE(trains(run("fourth", after)));
     EXPECT_NE(read_file(at("fourth/config.ini")).find("activation = relu"), std::string::npos);
+
+    ASSERT_TRUE(trains(run("gpt1", short_run + Options::Pairs{{"architecture", "gpt1"}})));
+    const Options::Pairs from_gpt1 = short_run + Options::Pairs{{"init", at("gpt1")}};
+    refused(run("fifth", from_gpt1 + Options::Pairs{{"architecture", "gpt2"}}), {"--architecture", "gpt1"});
+    ASSERT_TRUE(trains(run("fifth", from_gpt1)));
+    EXPECT_NE(read_file(at("fifth/config.ini")).find("architecture = gpt1"), std::string::npos);
 }
 
 /* -------------------------------------------------------------------------------------------------------- observing */

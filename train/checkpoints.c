@@ -45,6 +45,10 @@ static bool take_shape(loom_train_options *o, const loom_checkpoint_info *from, 
     if (o->activation >= 0 && o->activation != (int)from->config.activation)
         return loom_fail(error, "--activation: the checkpoint %s has another", from->directory);
     o->activation = (int)from->config.activation;
+    if (o->architecture >= 0 && o->architecture != (int)from->config.architecture)
+        return loom_fail(error, "--architecture: the checkpoint %s has another, %s", from->directory,
+                         loom_gpt_names_of(from->config.architecture)->name);
+    o->architecture = (int)from->config.architecture;
     return true;
 }
 

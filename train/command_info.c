@@ -62,7 +62,8 @@ static void show_parameters(const loom_layout *layout) {
     printf("\nparameters\n");
     show_whole("embeddings", count_of_bucket(layout, 0));
     show_whole("each layer", count_of_bucket(layout, 1));
-    show_whole("last layernorm", count_of_bucket(layout, layout->n_buckets - 1));
+    const int last = layout->n_buckets - 1;
+    if (layout->bucket[last].layer < 0) show_whole("last layernorm", count_of_bucket(layout, last));
     show_whole("all", layout->count);
 }
 

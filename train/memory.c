@@ -44,8 +44,13 @@ static bool bytes_allowed(loom_trainer *t, size_t *allowed, loom_error *error) {
 
 loom_gpt_config loom_trainer_shape(const loom_trainer *t) {
     const loom_train_options *o = &t->options;
-    return (loom_gpt_config){o->n_layer,    o->n_head,     o->n_embd,
-                             o->block_size, o->vocab_size, (loom_gpt_activation)o->activation};
+    return (loom_gpt_config){o->n_layer,
+                             o->n_head,
+                             o->n_embd,
+                             o->block_size,
+                             o->vocab_size,
+                             (loom_gpt_activation)o->activation,
+                             (loom_gpt_architecture)o->architecture};
 }
 
 loom_sharding loom_trainer_sharding(const loom_trainer *t) {

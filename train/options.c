@@ -31,6 +31,7 @@ static const char *const follow[] = {"micro-batch", "steps", "min-lr", "warmup",
 /* In the order of loom_schedule_kind, loom_gpt_activation, ...: a choice is its place. */
 static const char *const schedules[] = {"cosine", "linear", "wsd", "constant", NULL};
 static const char *const activations[] = {"gelu", "relu", NULL};
+static const char *const architectures[] = {"gpt2", "gpt1", NULL};
 static const char *const devices[] = {"auto", "cpu", "cuda", "definition", "oracle", NULL};
 static const char *const dtypes[] = {"fp32", "bf16", "fp16", NULL};
 static const char *const fp32_or_bf16[] = {"fp32", "bf16", NULL};
@@ -76,6 +77,9 @@ static const loom_flag table[] = {
     {.name = "activation", .type = LOOM_FLAG_CHOICE, AT(activation), .choices = activations, .unset = -1,
      .derived = "gelu; of --init, its own", .metavar = "NAME", .group = "Model",
      .help = "of the MLP: gelu (GPT-2's, the tanh form) or relu"},
+    {.name = "architecture", .type = LOOM_FLAG_CHOICE, AT(architecture), .choices = architectures, .unset = -1,
+     .derived = "the model's; of --init, its own; else gpt2", .metavar = "NAME", .group = "Model",
+     .help = "gpt2 (layernorms before attention and MLP, and at the end) or gpt1 (behind them)"},
     {.name = "init", .type = LOOM_FLAG_STRING, AT(init), .derived = "GPT-2's random initialisation",
      .metavar = "CHECKPOINT", .group = "Model",
      .help = "begin with the weights of this run or checkpoint, which must have the same shape"},
@@ -555,6 +559,7 @@ bool loom_train_options_read_run(loom_train_options *options, const char *path, 
     bool ok = read_file(&file, options) && find_path(&options->init, directory, error);
     for (int i = 0; ok && i < options->n_data; i++) ok = find_path(&options->data[i], directory, error);
     for (int i = 0; ok && i < options->n_val_data; i++) ok = find_path(&options->val_data[i], directory, error);
+    if (options->architecture < 0) options->architecture = LOOM_GPT_2; /* the only one of older runs */
     return ok;
 }
 
@@ -620,6 +625,7 @@ static bool resolve_shape(loom_train_options *options, loom_error *error) {
     take_if_unset(&options->block_size, named.config.block_size);
     take_if_unset(&options->block_size, options->seq_len > 0 ? options->seq_len : 1024);
     if (options->activation < 0) options->activation = LOOM_GPT_GELU;
+    if (options->architecture < 0) options->architecture = (int)named.config.architecture;
     const char *missing = options->n_layer == 0  ? "n-layer"
                           : options->n_head == 0 ? "n-head"
                           : options->n_embd == 0 ? "n-embd"

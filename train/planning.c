@@ -9,7 +9,8 @@
 
 static bool take_checkpoint(loom_planning *p, const char *path, loom_checkpoint_info *from, loom_error *error) {
     loom_train_options *o = &p->options;
-    if (o->model || o->n_layer || o->n_head || o->n_embd || o->block_size || o->vocab_size || o->activation >= 0)
+    if (o->model || o->n_layer || o->n_head || o->n_embd || o->block_size || o->vocab_size || o->activation >= 0 ||
+        o->architecture >= 0)
         return loom_fail(error, "'%s': has a shape of its own, beside which no other can be given",
                          LOOM_BRIEF(path, 200));
     if (!loom_checkpoint_open(path, from, error)) return false;
@@ -20,6 +21,7 @@ static bool take_checkpoint(loom_planning *p, const char *path, loom_checkpoint_
     o->block_size = from->config.block_size;
     o->vocab_size = from->config.vocab_size;
     o->activation = (int)from->config.activation;
+    o->architecture = (int)from->config.architecture;
     return true;
 }
 
@@ -58,8 +60,13 @@ bool loom_planning_settle(loom_planning *p, const char *argument, loom_checkpoin
         !(loom_is_directory(argument) ? take_checkpoint(p, argument, from, error) : take_name(p, argument, error)))
         return false;
     if (!take_vocabulary(p, error) || !loom_train_options_resolve_shapes(o, error)) return false;
-    p->config = (loom_gpt_config){o->n_layer,    o->n_head,     o->n_embd,
-                                  o->block_size, o->vocab_size, (loom_gpt_activation)o->activation};
+    p->config = (loom_gpt_config){o->n_layer,
+                                  o->n_head,
+                                  o->n_embd,
+                                  o->block_size,
+                                  o->vocab_size,
+                                  (loom_gpt_activation)o->activation,
+                                  (loom_gpt_architecture)o->architecture};
     if (!p->name[0]) snprintf(p->name, sizeof p->name, "a model");
     return true;
 }

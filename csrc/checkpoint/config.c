@@ -11,8 +11,11 @@ enum { LARGEST_EXTENT = INT32_MAX };
 
 static const double layernorm_epsilon = 1e-5; /* LOOM_LAYERNORM_EPSILON, as JSON should show it */
 
-/* transformers' names, in the order of loom_gpt_activation. */
-static const char *const activation_names[] = {"gelu_new", "relu"};
+/* transformers' name of an activation in an architecture. */
+static const char *activation_name(const loom_gpt_names *names, loom_gpt_activation activation) {
+    return activation == LOOM_GPT_RELU ? "relu" : names->gelu;
+}
+
 static const char *const same_as_gelu_new[] = {"gelu_pytorch_tanh", "gelu_fast", "gelu_accurate"};
 
 /* ---------------------------------------------------------------------------------------------------------- writing */
@@ -21,10 +24,10 @@ static bool add_token_id(cJSON *json, const char *key, int64_t id) {
     return id < 0 ? cJSON_AddNullToObject(json, key) : cJSON_AddNumberToObject(json, key, (double)id);
 }
 
-static bool add_architecture(cJSON *json) {
+static bool add_architecture(cJSON *json, const loom_gpt_names *names) {
     cJSON *architectures = cJSON_AddArrayToObject(json, "architectures");
-    return architectures && cJSON_AddItemToArray(architectures, cJSON_CreateString("GPT2LMHeadModel")) &&
-           cJSON_AddStringToObject(json, "model_type", "gpt2");
+    return architectures && cJSON_AddItemToArray(architectures, cJSON_CreateString(names->class_name)) &&
+           cJSON_AddStringToObject(json, "model_type", names->model_type);
 }
 
 static bool add_shape(cJSON *json, const loom_gpt_config *config) {
@@ -37,9 +40,10 @@ static bool add_shape(cJSON *json, const loom_gpt_config *config) {
 }
 
 /* Raw text keeps "0.0", which cJSON would write as 0, a floating-point number for readers that care. */
-static bool add_arithmetic(cJSON *json, loom_gpt_activation activation, loom_dtype dtype) {
+static bool add_arithmetic(cJSON *json, const loom_gpt_config *config, loom_dtype dtype) {
+    const loom_gpt_names *names = loom_gpt_names_of(config->architecture);
     const char *torch_dtype = dtype == LOOM_BF16 ? "bfloat16" : dtype == LOOM_F16 ? "float16" : "float32";
-    return cJSON_AddStringToObject(json, "activation_function", activation_names[activation]) &&
+    return cJSON_AddStringToObject(json, names->activation_key, activation_name(names, config->activation)) &&
            cJSON_AddNumberToObject(json, "layer_norm_epsilon", layernorm_epsilon) &&
            cJSON_AddRawToObject(json, "resid_pdrop", "0.0") && cJSON_AddRawToObject(json, "embd_pdrop", "0.0") &&
            cJSON_AddRawToObject(json, "attn_pdrop", "0.0") &&
@@ -67,9 +71,9 @@ loom_text_ends loom_text_ends_of(bool bytes, int64_t vocab_size) {
 bool loom_config_write(loom_manifest *manifest, const loom_gpt_config *config, const loom_text_ends *ends,
                        loom_dtype dtype, loom_error *error) {
     cJSON *json = cJSON_CreateObject();
-    const bool complete = add_architecture(json) && add_shape(json, config) &&
-                          add_arithmetic(json, config->activation, dtype) &&
-                          add_token_id(json, "bos_token_id", ends->begin) && add_ends(json, ends);
+    const bool complete = add_architecture(json, loom_gpt_names_of(config->architecture)) && add_shape(json, config) &&
+                          add_arithmetic(json, config, dtype) && add_token_id(json, "bos_token_id", ends->begin) &&
+                          add_ends(json, ends);
     return loom_manifest_add_json(manifest, LOOM_CONFIG_FILE, json, complete, error);
 }
 
@@ -81,11 +85,18 @@ static const cJSON *given(const cJSON *json, const char *key) {
     return cJSON_IsNull(item) ? NULL : item;
 }
 
-static bool check_string(const cJSON *json, const char *path, const char *key, const char *only, loom_error *error) {
-    const cJSON *item = given(json, key);
-    if (!item || (cJSON_IsString(item) && strcmp(item->valuestring, only) == 0)) return true;
-    return loom_fail(error, "%s: \"%s\" is %s; only models of %s can be loaded: take one of them", path, key,
-                     cJSON_IsString(item) ? item->valuestring : "no string", only);
+static bool read_architecture(const cJSON *json, const char *path, loom_gpt_architecture *architecture,
+                              loom_error *error) {
+    const char *type = loom_json_get_string(json, path, "model_type", error);
+    if (!type) return false;
+    for (int i = 0; i < LOOM_GPT_ARCHITECTURES; i++)
+        if (!strcmp(type, loom_gpt_names_of((loom_gpt_architecture)i)->model_type)) {
+            *architecture = (loom_gpt_architecture)i;
+            return true;
+        }
+    return loom_fail(error,
+                     "%s: \"model_type\" is %s; only models of gpt2 and openai-gpt can be loaded: take one of them",
+                     path, type);
 }
 
 /* `meaning` is what another value makes of the model. */
@@ -115,24 +126,21 @@ static bool check_arithmetic(const cJSON *json, const char *path, loom_error *er
     return true;
 }
 
-static bool read_activation(const cJSON *json, const char *path, loom_gpt_activation *activation, loom_error *error) {
-    const cJSON *item = given(json, "activation_function");
-    for (int i = 0; i < (int)(sizeof activation_names / sizeof *activation_names); i++)
-        if (item ? cJSON_IsString(item) && strcmp(item->valuestring, activation_names[i]) == 0 : i == LOOM_GPT_GELU) {
-            *activation = i;
-            return true;
-        }
-    const char *name = cJSON_IsString(item) ? item->valuestring : "no string";
+static bool read_activation(const cJSON *json, const char *path, loom_gpt_config *config, loom_error *error) {
+    const loom_gpt_names *names = loom_gpt_names_of(config->architecture);
+    const char *key = names->activation_key;
+    const cJSON *item = given(json, key);
+    const char *name = !item ? names->gelu : cJSON_IsString(item) ? item->valuestring : "no string";
+    for (config->activation = LOOM_GPT_GELU; config->activation <= LOOM_GPT_RELU; config->activation++)
+        if (!strcmp(name, activation_name(names, config->activation))) return true;
     for (size_t i = 0; i < sizeof same_as_gelu_new / sizeof *same_as_gelu_new; i++)
         if (strcmp(name, same_as_gelu_new[i]) == 0)
-            return loom_fail(error,
-                             "%s: \"activation_function\" is %s, which is gelu_new by another name: write gelu_new "
-                             "there to load the model",
-                             path, name);
+            return loom_fail(error, "%s: \"%s\" is %s, which is %s by another name: write %s there to load the model",
+                             path, key, name, names->gelu, names->gelu);
     return loom_fail(error,
-                     "%s: \"activation_function\" is %s; only gelu_new and relu are computed here: take a model that "
-                     "was trained with one of them",
-                     path, name);
+                     "%s: \"%s\" is %s; only %s and relu are computed here: take a model that was trained with one of "
+                     "them",
+                     path, key, name, names->gelu);
 }
 
 /* A token's id; -1 for one that the vocabulary does not have, which no text can hold. */
@@ -167,14 +175,13 @@ static bool read_ends(const cJSON *json, const char *path, int64_t vocab_size, l
 }
 
 static bool read_config(const cJSON *json, const char *path, loom_gpt_config *config, loom_error *error) {
-    const char *type = loom_json_get_string(json, path, "model_type", error);
-    if (!type || !check_string(json, path, "model_type", "gpt2", error)) return false;
-    if (!loom_json_get_whole(json, path, "n_layer", 1, LARGEST_EXTENT, &config->n_layer, error) ||
+    if (!read_architecture(json, path, &config->architecture, error) ||
+        !loom_json_get_whole(json, path, "n_layer", 1, LARGEST_EXTENT, &config->n_layer, error) ||
         !loom_json_get_whole(json, path, "n_head", 1, LARGEST_EXTENT, &config->n_head, error) ||
         !loom_json_get_whole(json, path, "n_embd", 1, LARGEST_EXTENT, &config->n_embd, error) ||
         !loom_json_get_whole(json, path, "n_positions", 1, LARGEST_EXTENT, &config->block_size, error) ||
         !loom_json_get_whole(json, path, "vocab_size", 1, LARGEST_EXTENT, &config->vocab_size, error) ||
-        !read_activation(json, path, &config->activation, error) || !check_arithmetic(json, path, error))
+        !read_activation(json, path, config, error) || !check_arithmetic(json, path, error))
         return false;
     if (config->n_embd % config->n_head != 0)
         return loom_fail(error, "%s: n_embd %" PRId64 " is not divisible by n_head %" PRId64, path, config->n_embd,

@@ -326,9 +326,9 @@ static bool same_numbers(const float *a, const float *b, int64_t n) {
 }
 
 /* An output layer in the file must be the token embedding: a model with another one would compute something else. */
-static bool check_head(const loom_safetensors *file, loom_error *error) {
+static bool check_head(const loom_safetensors *file, const loom_layout *layout, loom_error *error) {
     const loom_safetensor *head = loom_safetensors_find(file, HEAD),
-                          *embedding = find_weight(file, PREFIX "wte.weight");
+                          *embedding = find_weight(file, layout->parameter[0].name);
     const char *path = file->reader.path;
     if (!head || !embedding) return true;
     if (!check_shape(path, head, embedding, error) || !check_dtype(path, head, true, error)) return false;
@@ -358,7 +358,7 @@ bool loom_tensor_source_open(loom_tensor_source *source, const char *path, const
     bool *wanted = calloc((size_t)source->file.n_tensors + 1, sizeof *wanted);
     source->found = calloc((size_t)(sets->n_sets * layout->n_parameters), sizeof *source->found);
     const bool ok = wanted && source->found ? match(source, path, layout, sets, foreign, wanted, error) &&
-                                                  (!foreign || check_head(&source->file, error))
+                                                  (!foreign || check_head(&source->file, layout, error))
                                             : loom_fail(error, "%s: no memory to read it", path);
     free(wanted);
     if (!ok) loom_tensor_source_close(source);
@@ -371,23 +371,30 @@ void loom_tensor_source_close(loom_tensor_source *source) {
     *source = (loom_tensor_source){0};
 }
 
-/* Only to learn a tensor's shape; whether the rest agrees is found when it is loaded. */
-static bool check_matrix(const loom_safetensors *file, const char *path, const char *name, int64_t rows,
-                         int64_t columns, loom_error *error) {
-    const loom_safetensor expected = {.rank = 2, .shape = {rows, columns}}, *found = find_weight(file, name);
-    return found ? check_shape(path, found, &expected, error) : no_such_tensor(path, name, error);
+/* Only to learn that a shape is the file's; whether the rest agrees is found when it is loaded. */
+static bool matrix_agrees(const loom_safetensors *file, const char *path, const loom_parameter *p, loom_error *error) {
+    const loom_safetensor expected = {.rank = 2, .shape = {p->rows, p->columns}}, *found = find_weight(file, p->name);
+    return found ? check_shape(path, found, &expected, error) : no_such_tensor(path, p->name, error);
 }
 
+/* Both embeddings, and the first matrix of the last layer. */
 bool loom_weights_agree(const char *path, const loom_gpt_config *config, loom_error *error) {
     loom_safetensors file;
-    if (!loom_safetensors_open(&file, path, error)) return false;
-    char last[NAME_SIZE];
-    snprintf(last, sizeof last, PREFIX "h.%" PRId64 ".attn.c_attn.weight", config->n_layer - 1);
-    const int64_t C = config->n_embd;
-    const bool ok = check_matrix(&file, path, PREFIX "wte.weight", config->vocab_size, C, error) &&
-                    check_matrix(&file, path, PREFIX "wpe.weight", config->block_size, C, error) &&
-                    check_matrix(&file, path, last, C, 3 * C, error);
+    loom_layout layout;
+    if (!loom_layout_create(&layout, config, 1, error)) return false;
+    if (!loom_safetensors_open(&file, path, error)) {
+        loom_layout_destroy(&layout);
+        return false;
+    }
+    int last = layout.n_parameters - 1;
+    while (layout.bucket[layout.parameter[last].bucket].layer != config->n_layer - 1) last--;
+    while (layout.parameter[last - 1].bucket == layout.parameter[last].bucket) last--;
+    while (layout.parameter[last].vector) last++;
+    const int looked_at[] = {0, 1, last};
+    bool ok = true;
+    for (int i = 0; ok && i < 3; i++) ok = matrix_agrees(&file, path, &layout.parameter[looked_at[i]], error);
     loom_safetensors_close(&file);
+    loom_layout_destroy(&layout);
     return ok;
 }
 

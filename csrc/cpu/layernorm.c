@@ -3,7 +3,7 @@
 
 /* Rows in reals, where storage differs: weight, bias, x (or sum), delta, out. */
 static int64_t forward_scratch(const struct loom_layernorm_forward *a) {
-    return stored_as_real(&a->out) ? 0 : 5 * a->out.shape[3];
+    return stored_as_real(&a->x) ? 0 : 5 * a->x.shape[3];
 }
 
 size_t LOOM_DEFINITION(layernorm_forward_scratch)(const loom_device *device, const struct loom_layernorm_forward *a) {
@@ -11,7 +11,7 @@ size_t LOOM_DEFINITION(layernorm_forward_scratch)(const loom_device *device, con
 }
 
 void LOOM_DEFINITION(layernorm_forward)(loom_exec *exec, const struct loom_layernorm_forward *a) {
-    const int64_t N = loom_view_row_count(&a->out), C = a->out.shape[3];
+    const int64_t N = loom_view_row_count(&a->x), C = a->x.shape[3];
     const bool residual = loom_view_given(&a->delta);
 #pragma omp parallel num_threads(exec->device->threads)
     {
@@ -30,12 +30,13 @@ void LOOM_DEFINITION(layernorm_forward)(loom_exec *exec, const struct loom_layer
             }
             const real mean = row_sum(x, C) / (real)C, variance = row_square_sum(x, mean, C) / (real)C;
             const real rstd = 1 / real_sqrt(variance + (real)a->epsilon);
+            ((real *)a->mean.data)[n] = mean;
+            ((real *)a->rstd.data)[n] = rstd;
+            if (!loom_view_given(&a->out)) continue;
             real *out = row_write(&a->out, n, scratch + 4 * C);
 #pragma omp simd
             for (int64_t c = 0; c < C; c++) out[c] = (x[c] - mean) * rstd * weight[c] + bias[c];
             row_written(&a->out, n, out);
-            ((real *)a->mean.data)[n] = mean;
-            ((real *)a->rstd.data)[n] = rstd;
         }
     }
 }

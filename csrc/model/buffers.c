@@ -71,14 +71,12 @@ static void touch_gradients(const finder *f, const loom_node *n, touched *t) {
 static void touch_forward(const finder *f, int node, unsigned wanted, touched *t) {
     const loom_node *n = &f->tape->node[node];
     const unsigned read = loom_node_reads_outputs(n, wanted) & ~wanted;
+    const unsigned written = loom_node_writes_outputs(f->tape, node, wanted);
     for (int k = 0; k < LOOM_NODE_INPUTS && loom_node_reads_inputs(n, wanted); k++)
         if (n->in[k] >= 0) reads(t, value_of(n->in[k]));
     for (int k = 0; k < LOOM_NODE_OUTPUTS; k++) {
-        if (n->out[k] < 0) continue;
-        if (read >> k & 1)
-            reads(t, value_of(n->out[k]));
-        else if (f->tape->value[n->out[k]].node == node)
-            writes(t, value_of(n->out[k]));
+        if (n->out[k] >= 0 && read >> k & 1) reads(t, value_of(n->out[k]));
+        if (written >> k & 1) writes(t, value_of(n->out[k]));
     }
     if (n->module->backward) return;
     writes(t, logits_of(f));

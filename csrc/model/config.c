@@ -13,7 +13,7 @@
 static const loom_gpt_named catalogue[] = {
     {"nano", {3, 3, 48, 64, 257}, "for trying things out: bytes, learns in seconds"},
     {"mini", {4, 4, 128, 64, 257}, "bytes, nanoGPT's CPU size"},
-    {"gpt1", {12, 12, 768, 512, 40478}, "GPT-1's size (Radford et al., 2018) in GPT-2's architecture"},
+    {"gpt1", {12, 12, 768, 512, 40478, LOOM_GPT_GELU, LOOM_GPT_1}, "117M (Radford et al., 2018)"},
     {"gpt2", {12, 12, 768, 1024, 50257}, "124M (Radford et al., 2019)"},
     {"gpt2-medium", {24, 16, 1024, 1024, 50257}, "355M"},
     {"gpt2-large", {36, 20, 1280, 1024, 50257}, "774M"},

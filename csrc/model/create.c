@@ -181,7 +181,8 @@ static void lay_out_activations(loom_gpt *g, loom_arena *arena) {
 /* ----------------------------------------------------------------------------------------- what is in the layout */
 
 int loom_gpt_place(const loom_gpt *g, int bucket) {
-    return bucket == 0 ? 0 : bucket == g->layout.n_buckets - 1 ? 1 : 2 + (bucket - 1) % 2;
+    const int layer = g->layout.bucket[bucket].layer;
+    return layer >= 0 ? 2 + layer % 2 : bucket == 0 ? 0 : 1;
 }
 
 static bool is_block(const loom_gpt *g, int bucket) {
@@ -225,16 +226,16 @@ static void take_places(const loom_gpt *g, loom_arena *arena, const char *row, l
 /* The model's own weights: whole, or blocks as shares, with two places for whole blocks on their way. */
 static void lay_out_parameters(loom_gpt *g, loom_arena *arena) {
     const loom_dtype storage = g->precision.storage;
-    const int last = g->layout.n_buckets - 1;
     const bool shared_out = g->sharding.zero >= 3;
     if (!shared_out) {
         g->parameters = take_whole(g, arena, "parameters", storage, g->bucket_parameters);
     } else {
-        for (int b = 0; b <= last; b += last)
-            g->bucket_parameters[b] = take(arena, "parameters", g->layout.bucket[b].elements, storage);
+        for (int b = 0; b < g->layout.n_buckets; b++)
+            if (!is_block(g, b))
+                g->bucket_parameters[b] = take(arena, "parameters", g->layout.bucket[b].elements, storage);
         take_places(g, arena, "communication", storage, false, g->bucket_parameters);
     }
-    for (int b = 0; b <= last; b++) {
+    for (int b = 0; b < g->layout.n_buckets; b++) {
         loom_shard *shard = &g->shard[b];
         shard->parameters = shared_out && is_block(g, b) ? take(arena, "parameters", shard->elements, storage)
                                                          : loom_element(g->bucket_parameters[b], shard->first, storage);

@@ -14,7 +14,7 @@ static loom_value block(loom_tape *t, const loom_gpt_config *c, loom_value x) {
 
 void loom_gpt2(loom_tape *t, const loom_gpt_config *c) {
     loom_scope(t, "transformer.");
-    loom_value x = loom_embed(t, c->vocab_size, loom_gpt_padded_vocabulary(c), c->block_size, c->n_embd);
+    loom_value x = loom_embed(t, c, "wte", "wpe");
     for (int64_t l = 0; l < c->n_layer; l++) {
         loom_layer(t, "transformer.h.", l);
         x = block(t, c, x);

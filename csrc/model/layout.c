@@ -52,16 +52,19 @@ static void end_bucket(builder *b, int ranks) {
     if (++b->bucket < b->layout->n_buckets) b->layout->bucket[b->bucket].offset = b->next;
 }
 
-/* The tape's parameters in their order, a bucket for each scope. */
+/* The tape's parameters in their order, a bucket for each scope that has some. */
 bool loom_layout_of_tape(loom_layout *layout, const loom_tape *tape, int ranks, loom_error *error) {
-    *layout = (loom_layout){.n_buckets = tape->n_scopes};
+    *layout = (loom_layout){.n_buckets = tape->n_buckets};
     layout->parameter = calloc((size_t)tape->n_parameters, sizeof *layout->parameter);
-    layout->bucket = calloc((size_t)tape->n_scopes, sizeof *layout->bucket);
+    layout->bucket = calloc((size_t)tape->n_buckets, sizeof *layout->bucket);
     if (!layout->parameter || !layout->bucket) {
         loom_layout_destroy(layout);
         return loom_fail(error, "no memory to describe a model of %d tensors", tape->n_parameters);
     }
     builder b = {.layout = layout};
+    for (int s = 0; s < tape->n_scopes; s++)
+        if (tape->scope[s].bucket >= 0)
+            layout->bucket[tape->scope[s].bucket].layer = tape->scope[s].is_layer ? s - tape->first_layer : -1;
     for (int i = 0; i < tape->n_parameters; i++) {
         add(&b, &tape->parameter[i]);
         if (i + 1 == tape->n_parameters || tape->parameter[i + 1].scope != tape->parameter[i].scope)

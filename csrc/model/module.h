@@ -16,6 +16,8 @@ struct loom_module {
     /* Of an output, 1 + the output of the same node that it is computed from; 0: from the inputs. */
     int from[LOOM_NODE_OUTPUTS];
 
+    unsigned written_if_wanted; /* the outputs that forward does not write where they are not wanted, a bit each */
+
     /* Where a node and the next one can be computed by one op: makes `next` both, and returns true. */
     bool (*fuse)(const loom_node *node, loom_node *next);
 
@@ -43,6 +45,8 @@ enum { LOOM_LINEAR_OUT, LOOM_LINEAR_ACTIVATED };
 unsigned loom_node_saves_outputs(const loom_node *node);
 /* Those that a run of it for `wanted` reads: what the wanted ones are computed from. */
 unsigned loom_node_reads_outputs(const loom_node *node, unsigned wanted);
+/* Those that it writes. */
+unsigned loom_node_writes_outputs(const loom_tape *tape, int node, unsigned wanted);
 /* Whether it reads its inputs. */
 bool loom_node_reads_inputs(const loom_node *node, unsigned wanted);
 

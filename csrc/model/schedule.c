@@ -8,12 +8,6 @@
 
 /* ------------------------------------------------------------------------------------------------------- what is kept */
 
-/* What all that a layer computes follows from: the sum that its first layernorm makes, or what its first node reads. */
-static loom_value input_of_layer(const loom_tape *t, int scope) {
-    const loom_node *first = &t->node[t->scope[scope].first];
-    return first->module == &loom_module_layernorm ? first->out[LOOM_NORM_X] : first->in[0];
-}
-
 void loom_tape_keep(const loom_tape *t, const loom_recompute *policy, loom_keep *keep) {
     const int segment = (int)loom_recompute_segment(policy, t->n_layers);
     const bool by_segment = policy->kind == LOOM_RECOMPUTE_EVERY || policy->kind == LOOM_RECOMPUTE_SQRT;
@@ -26,7 +20,7 @@ void loom_tape_keep(const loom_tape *t, const loom_recompute *policy, loom_keep 
         keep[v] = !value->saved || !kept ? LOOM_KEEP_NOT : starts ? LOOM_KEEP_ALWAYS : LOOM_KEEP_IN_SEGMENT;
     }
     for (int l = 0; l < t->n_layers; l++)
-        keep[input_of_layer(t, t->first_layer + l)] = l % segment == 0 ? LOOM_KEEP_ALWAYS : LOOM_KEEP_IN_SEGMENT;
+        keep[loom_tape_layer_input(t, l)] = l % segment == 0 ? LOOM_KEEP_ALWAYS : LOOM_KEEP_IN_SEGMENT;
 }
 
 /* ------------------------------------------------------------------------------------------------------------ building */
@@ -46,7 +40,7 @@ typedef struct builder {
     int *all_writers; /* [buckets] so many */
     int in_scratch;   /* the layer (a scope) that ran last, whose values are there, kept or not; -1 */
     int acquired;     /* bucket; -1 */
-    bool copying;     /* something is copied that compute has not waited for */
+    int copied;       /* the segment that is copied, for which compute has not waited; -1 */
 } builder;
 
 static void emit(builder *b, loom_tape_step step) {
@@ -110,6 +104,24 @@ static void take_scratch(builder *b, int scope) {
     }
 }
 
+static void wait_for_copy(builder *b) {
+    if (b->copied >= 0) emit(b, (loom_tape_step){LOOM_STEP_WAIT});
+    b->copied = -1;
+}
+
+/* Whether a node writes what the next segment but one keeps, in the slot of what is copied. */
+static bool writes_where_is_copied(const builder *b, int node, unsigned wanted) {
+    const loom_tape *t = b->tape;
+    const unsigned written = loom_node_writes_outputs(t, node, wanted);
+    for (int k = 0; k < LOOM_NODE_OUTPUTS && b->copied >= 0; k++) {
+        const loom_value v = t->node[node].out[k];
+        if (written >> k & 1 && b->keep[v] == LOOM_KEEP_ALWAYS && t->scope[t->value[v].scope].is_layer &&
+            segment_of(b, t->value[v].scope) == b->copied + LOOM_SLOTS)
+            return true;
+    }
+    return false;
+}
+
 static unsigned all_outputs(const loom_tape *t, int node) {
     unsigned outputs = 0;
     for (int k = 0; k < LOOM_NODE_OUTPUTS; k++) {
@@ -124,6 +136,7 @@ static void run_forward(builder *b, int node, unsigned wanted) {
     const int bucket = loom_node_bucket(b->tape, n);
     if (bucket >= 0) acquire(b, bucket);
     if (b->keep && !n->module->backward) begin_gradients(b, bucket);
+    if (writes_where_is_copied(b, node, wanted)) wait_for_copy(b);
     emit(b, (loom_tape_step){LOOM_STEP_FORWARD, .index = node, .wanted = wanted});
     for (int k = 0; k < LOOM_NODE_OUTPUTS; k++)
         if (wanted >> k & 1) b->there[n->out[k]] = true;
@@ -218,9 +231,10 @@ int loom_segments(const loom_tape *t, int segment) {
 /* At a segment's end: compute waits for the copy that ran beside it, whose slot is next; then what compute left behind lets
  * another copy begin, if `segment` is one that leaves. This order keeps compute from waiting for the new copy. */
 static void next_copy(builder *b, loom_tape_step_kind kind, int segment) {
-    if (b->copying) emit(b, (loom_tape_step){LOOM_STEP_WAIT});
-    b->copying = segment >= 0 && segment < loom_segments(b->tape, b->segment) - LOOM_SLOTS;
-    if (b->copying) emit(b, (loom_tape_step){kind, .index = segment});
+    wait_for_copy(b);
+    if (segment < 0 || segment >= loom_segments(b->tape, b->segment) - LOOM_SLOTS) return;
+    emit(b, (loom_tape_step){kind, .index = segment});
+    b->copied = segment;
 }
 
 static void offload_after_forward(builder *b, int scope) {
@@ -262,7 +276,7 @@ static void backward_of_scope(builder *b, int scope) {
     for (int i = last; i >= t->scope[scope].first; i--)
         if (t->node[i].module->backward) run_backward(b, i);
     end_pass(b);
-    for (int bucket = t->n_scopes - 1; bucket >= 0; bucket--) {
+    for (int bucket = t->n_buckets - 1; bucket >= 0; bucket--) {
         if (b->writers[bucket] != 0) continue;
         emit(b, (loom_tape_step){LOOM_STEP_READY, .index = bucket});
         b->writers[bucket] = -1;
@@ -285,10 +299,10 @@ static void backward(builder *b) {
 /* ------------------------------------------------------------------------------------------------------------ schedules */
 
 static bool open(builder *b, loom_tape_schedule *schedule, const loom_tape *t) {
-    const size_t values = (size_t)t->n_values, nodes = (size_t)t->n_nodes, buckets = (size_t)t->n_scopes;
+    const size_t values = (size_t)t->n_values, nodes = (size_t)t->n_nodes, buckets = (size_t)t->n_buckets;
     b->tape = t;
     b->schedule = schedule;
-    b->in_scratch = b->acquired = -1;
+    b->in_scratch = b->acquired = b->copied = -1;
     b->there = calloc(values, sizeof *b->there);
     b->demanded = calloc(values, sizeof *b->demanded);
     b->wanted = calloc(nodes, sizeof *b->wanted);

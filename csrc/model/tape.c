@@ -80,6 +80,12 @@ static void fuse(loom_tape *t) {
     t->n_nodes = n;
 }
 
+/* What all that a layer computes follows from: the sum that its first layernorm makes, or what its first node reads. */
+loom_value loom_tape_layer_input(const loom_tape *t, int layer) {
+    const loom_node *first = &t->node[t->scope[t->first_layer + layer].first];
+    return first->module == &loom_module_layernorm ? first->out[LOOM_NORM_X] : first->in[0];
+}
+
 /* Which nodes a scope has, who writes values, and which of them backward reads. */
 static void find_writers(loom_tape *t) {
     for (int i = 0; i < t->n_nodes; i++) {
@@ -104,6 +110,15 @@ static void find_writers(loom_tape *t) {
             if (k == LOOM_LINEAR_ACTIVATED && n->activation) v->gradient = n->out[LOOM_LINEAR_OUT]; /* in place */
             v->saved = v->saved || loom_node_saves_outputs(n) >> k & 1;
         }
+    }
+}
+
+static void find_scopes(loom_tape *t) {
+    for (int l = 0; l < t->n_layers; l++) t->value[loom_tape_layer_input(t, l)].scope = t->first_layer + l;
+    for (int s = 0; s < t->n_scopes; s++) t->scope[s].bucket = -1;
+    for (int i = 0; i < t->n_parameters; i++) {
+        int *bucket = &t->scope[t->parameter[i].scope].bucket;
+        if (*bucket < 0) *bucket = t->n_buckets++;
     }
 }
 
@@ -171,10 +186,11 @@ static void find_alike(loom_tape *t) {
 
 bool loom_tape_create(loom_tape *t, const loom_gpt_config *config, loom_error *error) {
     *t = (loom_tape){0};
-    loom_gpt2(t, config);
+    loom_declare(t, config);
     if (!t->failed) {
         fuse(t);
         find_writers(t);
+        find_scopes(t);
         find_sums(t);
     }
     if (t->failed) {
@@ -193,7 +209,7 @@ void loom_tape_step_key(const loom_tape *t, const loom_tape_step *step, int64_t 
 }
 
 int loom_node_bucket(const loom_tape *t, const loom_node *n) {
-    return n->parameter[0] < 0 ? -1 : t->parameter[n->parameter[0]].scope;
+    return n->parameter[0] < 0 ? -1 : t->scope[t->parameter[n->parameter[0]].scope].bucket;
 }
 
 unsigned loom_node_saves_outputs(const loom_node *n) {
@@ -205,6 +221,15 @@ unsigned loom_node_reads_outputs(const loom_node *n, unsigned wanted) {
     for (int k = 0; k < LOOM_NODE_OUTPUTS; k++)
         if (n->out[k] >= 0 && wanted >> k & 1 && n->module->from[k]) read |= 1u << (n->module->from[k] - 1);
     return read & ~wanted;
+}
+
+unsigned loom_node_writes_outputs(const loom_tape *t, int node, unsigned wanted) {
+    const loom_node *n = &t->node[node];
+    const unsigned read = loom_node_reads_outputs(n, wanted) & ~wanted;
+    unsigned written = 0;
+    for (int k = 0; k < LOOM_NODE_OUTPUTS; k++)
+        if (n->out[k] >= 0 && t->value[n->out[k]].node == node) written |= 1u << k;
+    return written & ~read & ~(n->module->written_if_wanted & ~wanted);
 }
 
 bool loom_node_reads_inputs(const loom_node *n, unsigned wanted) {

@@ -27,7 +27,8 @@ typedef struct loom_tape_value {
     int64_t columns;
     int node;     /* that writes it, */
     int output;   /* and as which of its outputs */
-    int scope;    /* of the last node that has it as an output: a sum is the layernorm's of it */
+    int scope;    /* of the last node that has it as an output, as a sum is the layernorm's of it; or the layer that
+                     follows from it, which keeps it */
     bool saved;   /* backward reads it */
     bool added;   /* to another: no later node reads it */
     bool cached;  /* in generation, that of the tokens seen before is kept: keys and values */
@@ -57,10 +58,11 @@ struct loom_node {
     int like;                            /* the first node that does the same with the same shapes */
 };
 
-/* Consecutive nodes whose parameters are one bucket. */
+/* Consecutive nodes, whose parameters are one bucket. */
 typedef struct loom_tape_scope {
     char prefix[40]; /* of its parameters' names */
     int first, last; /* nodes first .. last - 1 */
+    int bucket;      /* -1: it has no parameters */
     bool is_layer;   /* one of many alike, which policies of recomputation are about */
 } loom_tape_scope;
 
@@ -69,7 +71,7 @@ struct loom_tape {
     loom_node *node;
     loom_tape_parameter *parameter;
     loom_tape_scope *scope;
-    int n_values, n_nodes, n_parameters, n_scopes;
+    int n_values, n_nodes, n_parameters, n_scopes, n_buckets;
     int first_layer, n_layers; /* scopes */
     bool failed;               /* there was no memory */
 };
@@ -80,6 +82,9 @@ void loom_tape_destroy(loom_tape *tape);
 
 /* Where its parameters lie, for a number of ranks. */
 bool loom_layout_of_tape(loom_layout *layout, const loom_tape *tape, int ranks, loom_error *error);
+
+/* What a layer's values all follow from, and its policies keep at least. */
+loom_value loom_tape_layer_input(const loom_tape *tape, int layer);
 
 /* The bucket of a node's parameters; -1 where it has none. */
 int loom_node_bucket(const loom_tape *tape, const loom_node *node);
@@ -92,21 +97,25 @@ void loom_scope(loom_tape *tape, const char *prefix);
 /* The same for layer l of many alike, which can be recomputed: the prefix is PREFIX l and a dot. */
 void loom_layer(loom_tape *tape, const char *prefix, int64_t l);
 
-/* Token and position embeddings, wte and wpe: (vocab_size, columns) and (positions, columns). */
-loom_value loom_embed(loom_tape *tape, int64_t vocab_size, int64_t padded_vocabulary, int64_t positions,
-                      int64_t columns);
+/* Token and position embeddings, (vocab_size, n_embd) and (block_size, n_embd), of these names. */
+loom_value loom_embed(loom_tape *tape, const loom_gpt_config *config, const char *tokens, const char *positions);
 loom_value loom_layernorm(loom_tape *tape, loom_value x, const char *name);
 loom_value loom_linear(loom_tape *tape, loom_value x, int64_t columns, const char *name);
 /* Causal self-attention of packed queries, keys and values. */
 loom_value loom_attention(loom_tape *tape, loom_value qkv, int64_t heads);
 loom_value loom_activate(loom_tape *tape, loom_value x, loom_activation activation);
-/* x + delta, both of the residual stream. Where delta is a linear layer's output, its weight is initialised for that. */
+/* x + delta. What comes later reads the sum, and x no more. */
+loom_value loom_sum(loom_tape *tape, loom_value x, loom_value delta);
+/* The same for a residual stream that grows with each sum: the weight of the linear layer that made delta is initialised for
+ * that. */
 loom_value loom_residual(loom_tape *tape, loom_value x, loom_value delta);
 /* The classifier, whose weight is the token embedding of this name, and the loss. */
 void loom_head(loom_tape *tape, loom_value x, const char *embedding);
 
-/* GPT-2 (gpt2.c). */
+/* The architectures, in files of their names. */
+void loom_gpt1(loom_tape *tape, const loom_gpt_config *config);
 void loom_gpt2(loom_tape *tape, const loom_gpt_config *config);
+void loom_declare(loom_tape *tape, const loom_gpt_config *config); /* the one that is configured (architectures.c) */
 
 /* ---------------------------------------------------------------------------------------------------- for modules
  * What a node is made of. Without memory they return 0 or NULL, and tape->failed says so. */

@@ -27,7 +27,7 @@ static const argument arguments_of_ops[] = {
     VIEW(embedding_backward, position_gradient, REALS_OR_BF16),
     VIEW(embedding_backward, dout, MODEL),
     VIEW(embedding_backward, tokens, IDS),
-    VIEW(layernorm_forward, out, MODEL),
+    OPTIONAL_VIEW(layernorm_forward, out, MODEL),
     OPTIONAL_VIEW(layernorm_forward, sum, MODEL),
     VIEW(layernorm_forward, mean, REALS),
     VIEW(layernorm_forward, rstd, REALS),

@@ -21,7 +21,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from transformers import AutoTokenizer, GPT2LMHeadModel
+from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging
 
 from bench import BYTE_VOCABULARY, random_ids, write_shard
@@ -195,7 +195,7 @@ def main() -> None:
     logging.disable_progress_bar()
     checks = Checks()
     directory = find_checkpoint(arguments.directory)
-    theirs, info = GPT2LMHeadModel.from_pretrained(directory, output_loading_info=True)
+    theirs, info = AutoModelForCausalLM.from_pretrained(directory, output_loading_info=True)
     theirs = theirs.float().eval()
     wrong = {key: sorted(map(str, names)) for key, names in info.items() if names}
     checks.add("files", not wrong, f"{directory}: {wrong or 'all tensors, no others'}")

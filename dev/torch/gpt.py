@@ -1,10 +1,12 @@
-"""GPT-2 in PyTorch, as gptloom defines it: what the scripts of this folder compare with.
+"""GPT-1 and GPT-2 in PyTorch, as gptloom defines them: what the scripts of this folder compare with.
 
-Learned positions, pre-layernorm blocks, tanh-GELU, causal attention by
-scaled_dot_product_attention, and a classifier tied to the token embedding (Radford et al.,
-"Language Models are Unsupervised Multitask Learners", 2019).
+Learned positions, blocks of causal attention by scaled_dot_product_attention and a tanh-GELU MLP,
+and a classifier tied to the token embedding. GPT-2 has layernorms before attention and MLP and at
+the end (Radford et al., "Language Models are Unsupervised Multitask Learners", 2019), GPT-1 has
+them behind the sums (Radford et al., "Improving Language Understanding by Generative
+Pre-Training", 2018).
 
-Modules are named as in Hugging Face's GPT2LMHeadModel, so a parameter's name is its name in
+Modules are named as in Hugging Face's GPT2LMHeadModel and OpenAIGPTLMHeadModel, so a parameter's name is its name in
 model.safetensors. The one difference is orientation: files hold the four projections of a block
 as (in, out), torch.nn.Linear holds them as (out, in). `file_tensors` and `load_file_tensors`
 translate.
@@ -22,6 +24,7 @@ import torch.nn.functional as F
 
 # What the MLP applies between its products, by transformers' names.
 ACTIVATIONS = {"gelu_new": partial(F.gelu, approximate="tanh"), "relu": F.relu}
+ACTIVATIONS["gelu"] = ACTIVATIONS["gelu_new"]  # as it is called in GPT-1's config.json
 
 NO_TARGET = -1  # a position with this target counts neither in the loss nor in the gradients
 
@@ -38,6 +41,7 @@ class GPTConfig:
     layernorm_epsilon: float = 1e-5
     attention_scale: float | None = None  # None: 1/sqrt(n_embd / n_head)
     activation: str = "gelu_new"
+    architecture: str = "gpt2"  # or "gpt1"
 
 
 class Attention(nn.Module):
@@ -72,7 +76,8 @@ class MLP(nn.Module):
 
 
 class Block(nn.Module):
-    """Attention and MLP, each behind a layernorm and around a residual connection."""
+    """Attention and MLP, each with a residual connection, and a layernorm before them or behind the
+    sum."""
 
     def __init__(self, config: GPTConfig):
         super().__init__()
@@ -80,10 +85,14 @@ class Block(nn.Module):
         self.attn = Attention(config)
         self.ln_2 = nn.LayerNorm(config.n_embd, eps=config.layernorm_epsilon)
         self.mlp = MLP(config)
+        self.norm_first = config.architecture == "gpt2"
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        x = x + self.attn(self.ln_1(x))
-        return x + self.mlp(self.ln_2(x))
+        if self.norm_first:
+            x = x + self.attn(self.ln_1(x))
+            return x + self.mlp(self.ln_2(x))
+        x = self.ln_1(x + self.attn(x))
+        return self.ln_2(x + self.mlp(x))
 
 
 class GPT(nn.Module):
@@ -92,36 +101,41 @@ class GPT(nn.Module):
     def __init__(self, config: GPTConfig):
         super().__init__()
         self.config = config
-        self.transformer = nn.ModuleDict(
-            {
-                "wte": nn.Embedding(config.vocab_size, config.n_embd),
-                "wpe": nn.Embedding(config.block_size, config.n_embd),
-                "h": nn.ModuleList(Block(config) for _ in range(config.n_layer)),
-                "ln_f": nn.LayerNorm(config.n_embd, eps=config.layernorm_epsilon),
-            }
-        )
+        of_gpt2 = config.architecture == "gpt2"
+        self.names = ("wte", "wpe") if of_gpt2 else ("tokens_embed", "positions_embed")
+        parts = {
+            self.names[0]: nn.Embedding(config.vocab_size, config.n_embd),
+            self.names[1]: nn.Embedding(config.block_size, config.n_embd),
+            "h": nn.ModuleList(Block(config) for _ in range(config.n_layer)),
+        }
+        if of_gpt2:
+            parts["ln_f"] = nn.LayerNorm(config.n_embd, eps=config.layernorm_epsilon)
+        self.transformer = nn.ModuleDict(parts)
         self.initialise()
 
     def initialise(self) -> None:
-        """GPT-2's initialisation: weights normal(0, 0.02), residual projections narrower by
-        1/sqrt(2 n_layer), biases 0, layernorms 1."""
+        """The published initialisation: weights normal(0, 0.02), GPT-2's residual projections
+        narrower by 1/sqrt(2 n_layer), biases 0, layernorms 1."""
         for name, parameter in self.named_parameters():
             if name.endswith("bias"):
                 nn.init.zeros_(parameter)
             elif parameter.dim() == 1:
                 nn.init.ones_(parameter)
             else:
-                residual = name.endswith("c_proj.weight")
+                residual = self.config.architecture == "gpt2" and name.endswith("c_proj.weight")
                 std = 0.02 / math.sqrt(2 * self.config.n_layer) if residual else 0.02
                 nn.init.normal_(parameter, mean=0.0, std=std)
 
     def forward(self, tokens: torch.Tensor) -> torch.Tensor:
         """tokens (B, T) -> logits (B, T, vocab_size)"""
         positions = torch.arange(tokens.shape[1], device=tokens.device)
-        x = self.transformer["wte"](tokens) + self.transformer["wpe"](positions)
+        embed, place = (self.transformer[name] for name in self.names)
+        x = embed(tokens) + place(positions)
         for block in self.transformer["h"]:
             x = block(x)
-        return F.linear(self.transformer["ln_f"](x), self.transformer["wte"].weight)
+        if "ln_f" in self.transformer:
+            x = self.transformer["ln_f"](x)
+        return F.linear(x, embed.weight)
 
     def loss(self, tokens: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         """Mean cross-entropy, in nats, over the targets that are not NO_TARGET."""
@@ -159,6 +173,7 @@ def load_checkpoint(directory: Path) -> GPT:
     from safetensors.torch import load_file
 
     saved = json.loads((directory / "config.json").read_text())
+    of_gpt2 = saved["model_type"] == "gpt2"
     config = GPTConfig(
         n_layer=saved["n_layer"],
         n_head=saved["n_head"],
@@ -166,7 +181,8 @@ def load_checkpoint(directory: Path) -> GPT:
         block_size=saved["n_positions"],
         vocab_size=saved["vocab_size"],
         layernorm_epsilon=saved["layer_norm_epsilon"],
-        activation=saved["activation_function"],
+        activation=saved["activation_function" if of_gpt2 else "afn"],
+        architecture="gpt2" if of_gpt2 else "gpt1",
     )
     model = GPT(config)
     load_file_tensors(model, load_file(directory / "model.safetensors"))

@@ -1,5 +1,5 @@
-/* The GPT: learned positions, pre-layernorm blocks, tanh-GELU, tied embeddings   (Radford et al., "Language Models are
- * Unsupervised Multitask Learners", 2019; Vaswani et al., 2017). */
+/* GPTs: learned positions, blocks of attention and an MLP, tied embeddings   (Radford et al., "Improving Language
+ * Understanding by Generative Pre-Training", 2018, and "Language Models are Unsupervised Multitask Learners", 2019). */
 #ifndef GPTLOOM_MODEL_H
 #define GPTLOOM_MODEL_H
 
@@ -13,14 +13,33 @@ extern "C" {
 /* ----------------------------------------------------------------------------------------------------------- shape */
 typedef enum loom_gpt_activation { LOOM_GPT_GELU, LOOM_GPT_RELU } loom_gpt_activation;
 
+/* What the blocks are made of: csrc/model/gpt2.c and gpt1.c. */
+typedef enum loom_gpt_architecture {
+    LOOM_GPT_2, /* layernorm before attention and MLP, and at the end */
+    LOOM_GPT_1, /* layernorm behind them, of the sum */
+    LOOM_GPT_ARCHITECTURES
+} loom_gpt_architecture;
+
 typedef struct loom_gpt_config {
     int64_t n_layer, n_head, n_embd;
     int64_t block_size;             /* the longest sequence: the number of learned positions */
     int64_t vocab_size;             /* as users see it; padded inside to a multiple of 128 */
-    loom_gpt_activation activation; /* of the MLP; GPT-2's is the tanh form of GELU */
+    loom_gpt_activation activation; /* of the MLP; GPT-1's and GPT-2's is the tanh form of GELU */
+    loom_gpt_architecture architecture;
 } loom_gpt_config;
 
 #define LOOM_LAYERNORM_EPSILON 1e-5f
+
+/* What an architecture is called here and in transformers' config.json. */
+typedef struct loom_gpt_names {
+    const char *name;           /* "gpt2" */
+    const char *model_type;     /* transformers' "model_type": "gpt2", */
+    const char *class_name;     /* its class, "GPT2LMHeadModel", */
+    const char *activation_key; /* the key of the activation, "activation_function", */
+    const char *gelu;           /* and what the tanh form of GELU is called there */
+} loom_gpt_names;
+
+const loom_gpt_names *loom_gpt_names_of(loom_gpt_architecture architecture);
 
 /* A named model: gpt1, gpt2 .. gpt2-xl, gpt3-125m .. gpt3-175b, d6, d12, d24, d36, d48, d60, d72, d84 (llm.c's depths),
  * nano, mini. */
@@ -55,7 +74,7 @@ typedef enum loom_initial {
 
 /* ------------------------------------------------------------------------------------------------ parameter layout
  * All parameter-like memory (weights, gradients, moments) has this one layout: bucket 0 holds the embeddings, bucket
- * 1 + l block l, the last one the final layernorm. Tensors start at multiples of 128 elements (256 bytes in bf16).
+ * 1 + l layer l, and where there is one, the last bucket a final layernorm. Tensors start at multiples of 128 elements (256 bytes in bf16).
  * A bucket is cut into equal blocks of at most 65536 elements, for sums over everything, in multiples of 64 and of the
  * number of ranks, and padded to a multiple of 128 elements in each: it is the same for 1, 2, 4 .. 64 ranks. Gaps hold
  * zeros. */
@@ -74,6 +93,7 @@ typedef struct loom_parameter {
 typedef struct loom_bucket {
     int64_t offset, elements;
     int64_t blocks; /* of elements / blocks each */
+    int layer;      /* -1: embeddings and whatever else is no layer's */
 } loom_bucket;
 
 typedef struct loom_layout {

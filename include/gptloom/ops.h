@@ -92,9 +92,9 @@ struct loom_embedding_backward {
 
 /* sum = x + delta, rounded to its storage; out = (sum - mean) * rstd * weight + bias per row, with
  * rstd = 1/sqrt(variance + epsilon)   (Ba et al., "Layer Normalization", 2016). Without delta, sum is x and is not
- * written. */
+ * written. Without out, sum, mean and rstd are all that is computed. */
 struct loom_layernorm_forward {
-    loom_view out;          /* (N,C) */
+    loom_view out;          /* (N,C) optional */
     loom_view sum;          /* (N,C) optional, with delta; may alias x or delta */
     loom_view mean, rstd;   /* (N) fp32 */
     loom_view x;            /* (N,C) */

@@ -30,7 +30,8 @@ typedef struct loom_train_options {
     char *out;
     char *model;
     int64_t n_layer, n_head, n_embd, block_size, vocab_size;
-    int activation; /* a loom_gpt_activation; -1: the checkpoint's to begin with, else GELU */
+    int activation;   /* a loom_gpt_activation; -1: the checkpoint's to begin with, else GELU */
+    int architecture; /* a loom_gpt_architecture; -1: the checkpoint's to begin with, else the model's */
     int64_t batch, micro_batch, seq_len;
     int64_t steps, stop_after;
     double epochs;

@@ -1,14 +1,15 @@
 #include "model/gpt.h"
 
-/* x = wte[token] + wpe[position]. */
+/* x = token_weight[token] + position_weight[position]. */
 
-loom_value loom_embed(loom_tape *t, int64_t vocab_size, int64_t padded_vocabulary, int64_t positions, int64_t columns) {
-    const int token = loom_tape_parameter_add(t, "wte", "weight", vocab_size, columns, LOOM_INITIAL_NORMAL);
-    const int position = loom_tape_parameter_add(t, "wpe", "weight", positions, columns, LOOM_INITIAL_NORMAL);
+loom_value loom_embed(loom_tape *t, const loom_gpt_config *c, const char *tokens, const char *positions) {
+    const int64_t columns = c->n_embd;
+    const int token = loom_tape_parameter_add(t, tokens, "weight", c->vocab_size, columns, LOOM_INITIAL_NORMAL);
+    const int position = loom_tape_parameter_add(t, positions, "weight", c->block_size, columns, LOOM_INITIAL_NORMAL);
     const loom_value out = loom_tape_value_add(t, LOOM_VALUE_ROWS, columns);
     loom_node *n = loom_tape_node_add(t, &loom_module_embedding);
     if (!n) return 0;
-    t->parameter[token].padded_rows = padded_vocabulary;
+    t->parameter[token].padded_rows = loom_gpt_padded_vocabulary(c);
     n->parameter[0] = token;
     n->parameter[1] = position;
     n->out[0] = out;

@@ -24,12 +24,8 @@ loom_value loom_layernorm(loom_tape *t, loom_value x, const char *name) {
     return out;
 }
 
-/* The weight whose product is added to the residual stream is initialised for it. */
-loom_value loom_residual(loom_tape *t, loom_value x, loom_value delta) {
+loom_value loom_sum(loom_tape *t, loom_value x, loom_value delta) {
     const loom_value out = loom_tape_value_add(t, LOOM_VALUE_ROWS, loom_tape_columns(t, x));
-    const loom_node *before = t->n_nodes ? &t->node[t->n_nodes - 1] : NULL;
-    if (before && before->module == &loom_module_linear && before->out[0] == delta)
-        t->parameter[before->parameter[0]].initial = LOOM_INITIAL_NORMAL_RESIDUAL;
     loom_node *n = loom_tape_node_add(t, &loom_module_add);
     if (!n) return 0;
     n->in[0] = x;
@@ -38,6 +34,13 @@ loom_value loom_residual(loom_tape *t, loom_value x, loom_value delta) {
     LOOM_CHECK(t->value[delta].gradient == delta);
     t->value[delta].gradient = t->value[out].gradient = t->value[x].gradient;
     return out;
+}
+
+loom_value loom_residual(loom_tape *t, loom_value x, loom_value delta) {
+    const loom_node *before = t->n_nodes ? &t->node[t->n_nodes - 1] : NULL;
+    if (before && before->module == &loom_module_linear && before->out[0] == delta)
+        t->parameter[before->parameter[0]].initial = LOOM_INITIAL_NORMAL_RESIDUAL;
+    return loom_sum(t, x, delta);
 }
 
 /* x + delta, and the layernorm of the sum: the sum is what is normed. */
@@ -50,13 +53,13 @@ static bool fuse(const loom_node *n, loom_node *next) {
 
 static void forward(loom_gpt *g, const loom_node *n, unsigned wanted) {
     const bool adds = n->in[1] >= 0 && wanted >> LOOM_NORM_X & 1;
-    struct loom_layernorm_forward a = {.out = loom_run_value(g, n->out[LOOM_NORM_OUT]),
-                                       .mean = loom_run_value(g, n->out[LOOM_NORM_MEAN]),
+    struct loom_layernorm_forward a = {.mean = loom_run_value(g, n->out[LOOM_NORM_MEAN]),
                                        .rstd = loom_run_value(g, n->out[LOOM_NORM_RSTD]),
                                        .x = loom_run_value(g, adds ? n->in[0] : n->out[LOOM_NORM_X]),
                                        .weight = loom_run_parameter(g, n->parameter[0]),
                                        .bias = loom_run_parameter(g, n->parameter[1]),
                                        .epsilon = LOOM_LAYERNORM_EPSILON};
+    if (wanted >> LOOM_NORM_OUT & 1) a.out = loom_run_value(g, n->out[LOOM_NORM_OUT]);
     if (adds) {
         a.delta = loom_run_value(g, n->in[1]);
         a.sum = loom_run_value(g, n->out[LOOM_NORM_X]);
@@ -87,6 +90,7 @@ const loom_module loom_module_layernorm = {
     .needs_out = 1u << LOOM_NORM_X | 1u << LOOM_NORM_MEAN | 1u << LOOM_NORM_RSTD,
     .kept_up_to = {LOOM_RECOMPUTE_NORM, LOOM_RECOMPUTE_ACT, LOOM_RECOMPUTE_NORM, LOOM_RECOMPUTE_NORM},
     .from = {0, 1 + LOOM_NORM_X, 1 + LOOM_NORM_X, 1 + LOOM_NORM_X},
+    .written_if_wanted = 1u << LOOM_NORM_OUT,
     .forward = forward,
     .backward = backward,
     .adds = true};
