@@ -250,7 +250,7 @@ class Program : public ::testing::Test {
     }
 };
 
-const Words commands = {"train", "sample", "info", "plan", "plot", "parity", "bench", "devices"};
+const Words commands = {"train", "sample", "info", "plan", "graph", "plot", "parity", "bench", "devices"};
 
 /* ---------------------------------------------------------------------------------------------------- help and names */
 
@@ -417,7 +417,7 @@ TEST_F(Program, TextTypedAtRandomIsANumberOrOneLine) {
                                 "-0", "1;2",   "\x1b[31m7", "7 ", "",      "1_000", "--7", "1e-320",
                                 "٣"};
     size_t at = 0, asked = 0;
-    for (const char *command : {"sample", "plan", "plot", "bench", "parity"}) {
+    for (const char *command : {"sample", "plan", "graph", "plot", "bench", "parity"}) {
         const Outcome help = run({command, "--help"});
         for (const std::string &line : lines_of(help.out)) {
             std::stringstream words(line);
@@ -1378,6 +1378,22 @@ TEST_F(Program, ATerminalShowsOneLiveLineThatFits) {
     }
 }
 
+TEST_F(Program, AGraphOnATerminalIsAFile) {
+    for (const char *format : {"svg", "dot"}) {
+        int code = -1;
+        const std::string file = std::string("gptloom-graph.") + format;
+        EXPECT_EQ(on_terminal([&] { become({"graph", "nano", "--format", format}); }, 80, &code), file + "\r\n");
+        EXPECT_EQ(code, 0);
+        EXPECT_EQ(slurp(folder / file), run({"graph", "nano", "--format", format}).out);
+    }
+    fs::remove(folder / "gptloom-graph.svg");
+    fs::create_symlink("elsewhere", folder / "gptloom-graph.svg");
+    int code = -1;
+    const std::string refused = on_terminal([&] { become({"graph", "nano"}); }, 80, &code);
+    EXPECT_NE(refused.find("is a symbolic link; --out says"), std::string::npos) << refused;
+    EXPECT_EQ(code, 2);
+}
+
 TEST_F(Program, SamplesCannotSteerTheTerminal) {
     expect_run(training({"--steps", "1", "--lr", "0"})); /* an untrained model: any byte comes out */
     std::string text;
@@ -1473,6 +1489,8 @@ TEST_F(Program, NothingFromOutsideSteersTheTerminal) {
         {"info", turned + "/run"},
         {"plan", "gpt2", "--on", bad},
         {"plan", turned + "/run", "--batch", "1"},
+        {"graph", turned + "/run"},
+        {"graph", "gpt2", "--out", bad + "/no/x.svg"},
         {"plot", "metrics"},
         {"plot", turned + "/run"},
         {"plot", "run", "--out", bad + "/no/x.svg"},

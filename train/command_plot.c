@@ -9,8 +9,6 @@
 
 #include <limits.h>
 #include <string.h>
-#include <strings.h>
-#include <sys/stat.h>
 
 struct settings {
     char *out, *title;
@@ -68,35 +66,13 @@ static bool default_place(char *path, size_t size, const char *const *runs, int 
     return true;
 }
 
-/* A picture that would not be what its name says. */
-static bool check_format(const char *path, loom_error *error) {
-    static const char *const others[] = {".png", ".jpg", ".jpeg", ".pdf", ".gif", ".webp", ".eps", ".ps", ".html"};
-    const char *slash = strrchr(path, '/'), *dot = strrchr(slash ? slash : path, '.');
-    for (size_t i = 0; dot && i < sizeof others / sizeof *others; i++)
-        if (!strcasecmp(dot, others[i]))
-            return loom_fail(error,
-                             "--out: %s: plot draws SVG only; name it %.*s.svg, which browsers show, and which "
-                             "'rsvg-convert' or 'inkscape' turns into other formats",
-                             path, (int)(dot - path), path);
-    return loom_output_check(path, error);
-}
-
-/* Beside a run's files no symbolic link is followed, which may be anybody's; where the user says, links are. */
-static bool write_picture(const char *out, const char *beside, const loom_svg *svg, loom_error *error) {
-    struct stat status;
-    if (out) return loom_output_write(out, svg->text, svg->length, error);
-    if (lstat(beside, &status) == 0 && S_ISLNK(status.st_mode))
-        return loom_fail(error, "%s: is a symbolic link; --out says where the picture is to go", beside);
-    return loom_file_replace(beside, svg->text, svg->length, error);
-}
-
 static bool plot(const struct settings *settings, const char *const *names, int n_runs, loom_error *error) {
     if (n_runs > LOOM_PLOT_MAX_RUNS)
         return loom_fail(error, "%d runs are too many for one picture: name at most %d", n_runs, LOOM_PLOT_MAX_RUNS);
     loom_curves runs[LOOM_PLOT_MAX_RUNS] = {{0}};
     loom_svg svg = {0};
     char path[PATH_MAX];
-    bool ok = (!settings->out || check_format(settings->out, error)) &&
+    bool ok = (!settings->out || loom_svg_check_place(settings->out, "plot draws SVG", error)) &&
               default_place(path, sizeof path, names, n_runs, error);
     for (int r = 0; r < n_runs && ok; r++) ok = loom_curves_read(&runs[r], names[r], error);
     const loom_plot_options options = {
@@ -104,7 +80,7 @@ static bool plot(const struct settings *settings, const char *const *names, int 
     const char *place = settings->out ? settings->out : path;
     ok = ok && loom_plot_draw(&svg, runs, n_runs, &options, error);
     const bool to_stdout = ok && loom_output_is_stdout(place);
-    ok = ok && write_picture(settings->out, path, &svg, error);
+    ok = ok && loom_svg_save(&svg, settings->out, path, error);
     if (ok && !to_stdout) puts(LOOM_PRINTABLE(place));
     loom_svg_free(&svg);
     for (int r = 0; r < n_runs; r++) loom_curves_free(&runs[r]);

@@ -127,6 +127,7 @@ static const synonym synonyms[] = {
     {"do-sample", "temperature", "0 takes the most probable token"},
     /* plots, plans */
     {"output", "out", NULL},
+    {"policy", "recompute", NULL},
     {"gpu", "on", NULL},
     /* commands */
     {"generate", "sample", NULL},

@@ -8,10 +8,6 @@
 /* The page, in pixels; it grows by a row with every run. */
 enum { LOOM_PAGE_WIDTH = 1000, LOOM_PAGE_MARGIN = 28, LOOM_TABLE_TOP = 70, LOOM_TABLE_ROW = 21 };
 
-#define LOOM_INK   "#1b1f24"
-#define LOOM_QUIET "#5b636d"
-#define LOOM_GRID  "#e6e8eb"
-
 struct loom_picture_run {
     const loom_curves *curves;
     double *memory;              /* of all below */

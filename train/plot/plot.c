@@ -80,13 +80,7 @@ static void draw_heading(struct loom_picture *picture, double height) {
         loom_shortened(picture->run[0].curves->name, 80, title, sizeof title);
     else
         snprintf(title, sizeof title, "%d training runs", picture->n_runs);
-    loom_svg_write(svg,
-                   "<svg xmlns=\"http://www.w3.org/2000/svg\" width=\"%d\" height=\"%.0f\" viewBox=\"0 0 %d %.0f\" "
-                   "role=\"img\" font-family=\"system-ui, -apple-system, 'Segoe UI', Helvetica, Arial, sans-serif\">\n"
-                   "<title>",
-                   LOOM_PAGE_WIDTH, height, LOOM_PAGE_WIDTH, height);
-    loom_svg_escaped(svg, title);
-    loom_svg_write(svg, "</title>\n<rect width=\"%d\" height=\"%.0f\" fill=\"#fff\"/>\n", LOOM_PAGE_WIDTH, height);
+    loom_svg_begin(svg, LOOM_PAGE_WIDTH, height, title);
     loom_svg_label(svg, LOOM_PAGE_MARGIN, 38, "start", "font-size=\"20\" font-weight=\"600\" fill=\"" LOOM_INK "\"",
                    title);
 }

@@ -1,5 +1,6 @@
 #include "plot/svg.h"
 
+#include "base/file.h"
 #include "base/printable.h"
 
 #include <math.h>
@@ -8,6 +9,8 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <strings.h>
+#include <sys/stat.h>
 
 static bool reserve(loom_svg *svg, size_t more) {
     if (svg->failed) return false;
@@ -74,6 +77,16 @@ void loom_svg_escaped(loom_svg *svg, const char *text) {
     }
 }
 
+void loom_svg_begin(loom_svg *svg, double width, double height, const char *title) {
+    loom_svg_write(svg,
+                   "<svg xmlns=\"http://www.w3.org/2000/svg\" width=\"%.0f\" height=\"%.0f\" viewBox=\"0 0 %.0f %.0f\" "
+                   "role=\"img\" font-family=\"system-ui, -apple-system, 'Segoe UI', Helvetica, Arial, sans-serif\">\n"
+                   "<title>",
+                   width, height, width, height);
+    loom_svg_escaped(svg, title);
+    loom_svg_write(svg, "</title>\n<rect width=\"%.0f\" height=\"%.0f\" fill=\"#fff\"/>\n", width, height);
+}
+
 void loom_svg_label(loom_svg *svg, double x, double y, const char *anchor, const char *attributes, const char *text) {
     loom_svg_write(svg, "<text x=\"%.1f\" y=\"%.1f\" text-anchor=\"%s\"%s%s>", x, y, anchor, *attributes ? " " : "",
                    attributes);
@@ -92,6 +105,27 @@ void loom_svg_point(loom_svg *svg, char command, double x, double y) {
     coordinate(svg, x);
     loom_svg_write(svg, " ");
     coordinate(svg, y);
+}
+
+/* A picture that would not be what its name says. */
+bool loom_svg_check_place(const char *path, const char *what, loom_error *error) {
+    static const char *const others[] = {".png", ".jpg", ".jpeg", ".pdf", ".gif", ".webp", ".eps", ".ps", ".html"};
+    const char *slash = strrchr(path, '/'), *dot = strrchr(slash ? slash : path, '.');
+    for (size_t i = 0; dot && i < sizeof others / sizeof *others; i++)
+        if (!strcasecmp(dot, others[i]))
+            return loom_fail(error,
+                             "--out: %s: %s only; name it %.*s.svg, which browsers show, and which 'rsvg-convert' or "
+                             "'inkscape' turns into other formats",
+                             path, what, (int)(dot - path), path);
+    return loom_output_check(path, error);
+}
+
+bool loom_svg_save(const loom_svg *svg, const char *out, const char *standard, loom_error *error) {
+    struct stat status;
+    if (out) return loom_output_write(out, svg->text, svg->length, error);
+    if (lstat(standard, &status) == 0 && S_ISLNK(status.st_mode))
+        return loom_fail(error, "%s: is a symbolic link; --out says where the picture is to go", standard);
+    return loom_file_replace(standard, svg->text, svg->length, error);
 }
 
 void loom_svg_free(loom_svg *svg) {

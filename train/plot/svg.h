@@ -2,12 +2,18 @@
 #ifndef LOOM_TRAIN_PLOT_SVG_H
 #define LOOM_TRAIN_PLOT_SVG_H
 
-#include <stdbool.h>
+#include "gptloom/error.h"
+
 #include <stddef.h>
 
 #ifdef __cplusplus
 extern "C" {
 #endif
+
+/* Of text, of text beside it, of lines that only guide; on white paper. */
+#define LOOM_INK   "#1b1f24"
+#define LOOM_QUIET "#5b636d"
+#define LOOM_GRID  "#e6e8eb"
 
 /* Begins zeroed; what is written after memory ran out is dropped, and `failed` says so at the end. */
 typedef struct loom_svg {
@@ -19,6 +25,9 @@ typedef struct loom_svg {
 /* Markup as it is. */
 void loom_svg_write(loom_svg *svg, const char *format, ...) __attribute__((format(printf, 2, 3)));
 
+/* The root element of a picture of so many pixels, with what it is called, and white paper; </svg> ends it. */
+void loom_svg_begin(loom_svg *svg, double width, double height, const char *title);
+
 /* Anybody's text between tags or in an attribute: markup is escaped, and what XML does not allow (control characters,
  * broken UTF-8) becomes U+FFFD. */
 void loom_svg_escaped(loom_svg *svg, const char *text);
@@ -28,6 +37,14 @@ void loom_svg_label(loom_svg *svg, double x, double y, const char *anchor, const
 
 /* A path's next point: `command` ('M' or 'L') and the place, to a tenth. */
 void loom_svg_point(loom_svg *svg, char command, double x, double y);
+
+/* Refuses a place that cannot be written to, and for `what` a command draws ("plot draws SVG") the name of another kind of
+ * picture. */
+bool loom_svg_check_place(const char *path, const char *what, loom_error *error);
+
+/* Writes it where the user says, through links; or where nothing is said (`out` is NULL) to a default place, through
+ * none, as a link there may be anybody's. */
+bool loom_svg_save(const loom_svg *svg, const char *out, const char *standard, loom_error *error);
 
 void loom_svg_free(loom_svg *svg);
 
