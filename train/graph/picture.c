@@ -218,26 +218,54 @@ static bool is_added(const loom_tape *t, int node) {
     return added;
 }
 
+/* Whether its output takes the stream's place, as that of a layernorm behind a sum: what it writes is added to, or read by
+ * another scope. */
+static bool becomes_stream(const loom_tape *t, int node) {
+    const loom_value out = t->node[node].module == &loom_module_layernorm ? t->node[node].out[LOOM_NORM_OUT] : -1;
+    bool found = false;
+    for (int i = 0; i < t->n_nodes && out >= 0; i++) found = found || (t->node[i].in[0] == out && reads_stream(t, i));
+    return found && t->node[node].in[1] >= 0;
+}
+
+static double upper_port(const box *b) {
+    return b->top + INSIDE + 8;
+}
+
+static double lower_port(const box *b) {
+    return b->top + b->height - INSIDE - 8;
+}
+
+/* From the embedding to the last node that reads it, with a gap where a node's output takes its place. */
+static void draw_stream(const picture *p) {
+    const loom_tape *t = p->graph->tape;
+    double last = p->box[0].top + p->box[0].height;
+    loom_svg_write(p->svg, "<path d=\"M%d %.1f", STREAM, last);
+    for (int i = 0; i < p->n; i++) {
+        const box *b = &p->box[i];
+        if (b->node < 0 || !reads_stream(t, b->node)) continue;
+        last = upper_port(b);
+        if (becomes_stream(t, b->node)) loom_svg_write(p->svg, "V%.1fM%d %.1f", last, STREAM, lower_port(b));
+    }
+    loom_svg_write(p->svg, "V%.1f\" stroke-width=\"4\" stroke-linecap=\"round\"/>\n", last);
+}
+
 static void draw_edges(const picture *p) {
     const loom_tape *t = p->graph->tape;
     loom_svg *svg = p->svg;
-    double last = p->box[0].top;
-    for (int i = 0; i < p->n; i++)
-        if (p->box[i].node >= 0 && reads_stream(t, p->box[i].node)) last = p->box[i].top + INSIDE + 8;
     loom_svg_write(svg, "<g fill=\"none\" stroke=\"" STREAM_COLOUR "\" stroke-width=\"1.6\">\n");
-    loom_svg_write(svg, "<path d=\"M%d %.1fV%.1f\" stroke-width=\"4\" stroke-linecap=\"round\"/>\n", STREAM,
-                   p->box[0].top + p->box[0].height, last);
+    draw_stream(p);
     for (int i = 0; i < p->n; i++) {
         const box *b = &p->box[i];
-        const double y = b->top + INSIDE + 8;
         if (b->node < 0) continue;
-        if (reads_stream(t, b->node)) {
-            arrow(svg, STREAM, y, LEFT - STREAM - 2, 0);
+        const bool follows = i > 0 && p->box[i - 1].node >= 0 && becomes_stream(t, p->box[i - 1].node);
+        if (reads_stream(t, b->node) || follows) {
+            arrow(svg, STREAM, upper_port(b), LEFT - STREAM - 2, 0);
         } else if (i > 0) {
             LOOM_CHECK(t->value[t->node[b->node].in[0]].node == p->box[i - 1].node); /* else more is to be drawn */
             arrow(svg, TEXT + 20, p->box[i - 1].top + p->box[i - 1].height, 0, GAP - 2);
         }
-        if (is_added(t, b->node)) draw_sum(svg, b->top + b->height - INSIDE - 8);
+        if (is_added(t, b->node)) draw_sum(svg, lower_port(b));
+        if (becomes_stream(t, b->node)) arrow(svg, LEFT, lower_port(b), STREAM + 4 - LEFT, 0);
     }
     loom_svg_write(svg, "</g>\n");
 }
