@@ -93,7 +93,7 @@ EMULATED_FLAGS := -march=$(or $(ARCH),native) -DLOOM_EMULATED -Idev/emulation/in
 # ------------------------------------------------------------------------------------------------------------- sources
 # csrc/cpu's ops are compiled to several tables (csrc/cpu/real.h): in double (the oracle), in float (the definition), and
 # for each set of instructions; what makes a CPU device of them once.
-MACHINE          := $(addprefix csrc/cpu/,device.c memory.c processors.c tables.c)
+MACHINE          := $(addprefix csrc/cpu/,device.c processors.c tables.c)
 PRODUCT_onednn   := $(addprefix csrc/cpu/,matmul_library.c matmul_rate.c product_onednn.c)
 PRODUCT_openblas := $(addprefix csrc/cpu/,matmul_library.c matmul_rate.c product_openblas.c)
 PRODUCT_plain    := csrc/cpu/matmul_plain.c
@@ -106,7 +106,7 @@ SETS         := $(or $(SETS_$(firstword $(subst -, ,$(shell $(CC) -dumpmachine))
 AVX2         := -mavx2 -mfma -mf16c
 FLAGS_avx2   := $(AVX2)
 FLAGS_avx512 := $(AVX2) -mavx512f -mavx512bw -mavx512dq -mavx512vl -mprefer-vector-width=512
-HOST       := $(filter-out csrc/cpu/% csrc/cuda/% csrc/comm/mpi_library.c,$(wildcard csrc/*/*.c csrc/*/*/*.c))
+HOST       := $(filter-out csrc/cpu/% csrc/cuda/% csrc/cases/% csrc/comm/mpi_library.c,$(wildcard csrc/*/*.c csrc/*/*/*.c))
 CUDNN      := csrc/cuda/attention_cudnn.c $(wildcard csrc/cuda/cudnn_*.c)
 NO_CUDNN   := csrc/cuda/attention_cudnn_absent.c
 CUDA_HOST  := $(filter-out csrc/cuda/absent.c $(if $(CUDNN_INCLUDE),$(NO_CUDNN),$(CUDNN)),$(wildcard csrc/cuda/*.c))
@@ -119,14 +119,12 @@ KERNELS_rows     := cross_entropy embedding softmax
 KERNELS_forward  := attention_forward_bf16 attention_forward_fp16
 KERNELS_backward := attention_backward_bf16 attention_backward_fp16
 EMULATION  := $(wildcard dev/emulation/*.cpp)
-# The step, the trainer and the run are part of the library; the rest of train/ is the program.
-TRAIN_LIB  := $(addprefix train/,step.c trainer.c checkpoints.c memory.c evaluate.c run.c options.c synonyms.c check_finite.c \
-                data_record.c run_directory.c)
-PROGRAM    := $(filter-out $(TRAIN_LIB),$(wildcard train/*.c train/*/*.c)) $(wildcard test/ops/*.c)
+# The program, and the cases of ops that `parity` and `bench` share with the tests.
+PROGRAM    := $(wildcard train/*.c train/*/*.c csrc/cases/*.c)
 
 TABLES         := $(foreach t,definition oracle,$(OPS:csrc/cpu/%.c=$(BUILD)/obj/$t/%.o)) \
                   $(foreach s,$(SETS),$(SET_OPS:csrc/cpu/%.c=$(BUILD)/obj/$s/%.o))
-COMMON_OBJECTS := $(HOST:%.c=$(BUILD)/obj/%.o) $(TRAIN_LIB:%.c=$(BUILD)/obj/%.o) $(MACHINE:%.c=$(BUILD)/obj/%.o) $(TABLES)
+COMMON_OBJECTS := $(HOST:%.c=$(BUILD)/obj/%.o) $(MACHINE:%.c=$(BUILD)/obj/%.o) $(TABLES)
 # The library has CUDA where it can be built; the emulated library has the same objects, with emulated kernels, and its
 # own cuBLASLt in the place of what loads the library.
 LOADER         := $(BUILD)/obj/csrc/cuda/cublaslt_api.o
@@ -231,8 +229,8 @@ $(BUILD)/emulated/gptloom: $(PROGRAM_OBJECTS) $(BUILD)/emulated/libgptloom.a $(c
 	$(call quiet,LD) $(CXX) $(LINK_FLAGS) -Wl,--export-dynamic-symbol='emulation_*' -o $@ $(linked) $(LIBS)
 
 # The comparison of ops alone, linked with nothing that another processor's toolchain does not bring.
-PARITY_OBJECTS := $(addprefix $(BUILD)/obj/train/,command_parity.o command_cases.o command_line.o output.o synonyms.o) \
-                  $(patsubst %.c,$(BUILD)/obj/%.o,$(wildcard test/ops/*.c) test/parity_program.c)
+PARITY_OBJECTS := $(addprefix $(BUILD)/obj/,train/command_parity.o train/command_cases.o train/command_line.o train/output.o csrc/engine/synonyms.o) \
+                  $(patsubst %.c,$(BUILD)/obj/%.o,$(wildcard csrc/cases/*.c) test/parity_program.c)
 $(BUILD)/parity: $(PARITY_OBJECTS) $(BUILD)/libgptloom.a $(call settings,link)
 	$(call quiet,LD) $(CC) $(LINK_FLAGS) -o $@ $(linked) -lm -lpthread -ldl
 
@@ -367,7 +365,7 @@ FUZZ_FILES   := -Wl$(comma)$(subst $() ,$(comma),$(addprefix --wrap=loom_,$(FUZZ
 $(BUILD)/test/test_fuzz_corpus: $(FUZZ_TARGETS)
 $(BUILD)/test/test_fuzz_corpus $(BUILD)/fuzzer: LINK_FLAGS += $(FUZZ_FILES)
 # What these compare tells libFuzzer nothing but what strcmp, which it sees, tells it too, and took most of the time.
-FUZZ_WORDS   := $(addprefix csrc/base/,nearest printable flag) $(addprefix train/,options synonyms command_line)
+FUZZ_WORDS   := $(addprefix csrc/base/,nearest printable flag) $(addprefix csrc/engine/,options synonyms) train/command_line
 $(FUZZ_WORDS:%=$(BUILD)/obj/%.o): CFLAGS_ += $(if $(findstring fuzzer,$(SANITIZE)),-fno-sanitize-coverage=trace-cmp)
 $(BUILD)/fuzzer: $(BUILD)/obj/test/fuzz/fuzzer.o $(FUZZ_TARGETS) $(TEST_OBJECTS) $(BUILD)/libgptloom.a $(call settings,link)
 	$(call quiet,LD) $(CXX) $(LINK_FLAGS) -fsanitize=fuzzer -o $@ $(linked) $(LIBS)

@@ -431,7 +431,7 @@ def parity_of(settings, op: str, flags: list, limit: float) -> dict:
 def case_files() -> list:
     return sorted(
         path.stem
-        for path in (ROOT / "test/ops").glob("*.c")
+        for path in (ROOT / "csrc/cases").glob("*.c")
         if path.stem != "all" and not path.stem.startswith("case")
     )
 

@@ -5,7 +5,7 @@
 #include "support.h"
 
 extern "C" {
-#include "../train/trainer.h"
+#include "engine/trainer.h"
 }
 
 #include <map>

@@ -3,7 +3,7 @@
 #include "gptloom/device.h"
 #include "gptloom/random.h"
 
-#include "ops/case_internal.h"
+#include "cases/case_internal.h"
 
 #include <gtest/gtest.h>
 

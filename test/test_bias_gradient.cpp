@@ -2,7 +2,7 @@
  * slices of rows than the cases of matmul do. */
 #include "kernels/kernels.h"
 
-#include "ops/case_internal.h"
+#include "cases/case_internal.h"
 
 #include "gptloom/random.h"
 

@@ -2,7 +2,7 @@
 #include "support.h"
 
 #include "cpu/device.h"
-#include "cpu/memory.h"
+#include "base/host_memory.h"
 #include "cpu/processors.h"
 
 #include <algorithm>

@@ -1,9 +1,9 @@
 /* Plans of matrix products on the CUDA device, emulated: how they are chosen, that the choice can be kept and given back,
- * and that what is given back is what computes. The values of products are tested by the cases of test/ops/matmul.c; here
+ * and that what is given back is what computes. The values of products are tested by the cases of csrc/cases/matmul.c; here
  * those of bias gradients are again, whichever way they are summed up. */
 #include "support.h"
 
-#include "ops/instance.h"
+#include "cases/instance.h"
 
 #include <cuda_runtime_api.h>
 extern "C" {

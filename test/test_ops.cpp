@@ -1,8 +1,8 @@
-/* The op cases of test/ops as tests: each op on each CPU device against the oracle, the oracle against formulas and
+/* The op cases of csrc/cases as tests: each op on each CPU device against the oracle, the oracle against formulas and
  * finite differences, the same bits for any number of threads; and the harness itself against ops that are wrong on
  * purpose. */
-#include "ops/case_internal.h"
-#include "ops/instance.h"
+#include "cases/case_internal.h"
+#include "cases/instance.h"
 #include "support.h"
 
 #include "command_cases.h"

@@ -7,7 +7,7 @@
 #include "gptloom/random.h"
 
 extern "C" {
-#include "../train/options.h"
+#include "engine/options.h"
 }
 
 #include <gtest/gtest.h>

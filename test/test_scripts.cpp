@@ -792,6 +792,41 @@ TEST_F(Runner, DoesNotTakeNothingForSuccess) {
     EXPECT_EQ(last_line(missing.output), "0 passed, 1 failed, 0 skipped") << missing.output;
 }
 
+/* ----------------------------------------------------------------------------------------------------------- the house */
+
+/* What each folder of csrc includes of the others: none of a higher floor, and no two each other. Opening a device, in
+ * csrc/ops, is the one place that knows all of them. */
+TEST(House, LowerFloorsIncludeNoHigherOnes) {
+    const std::map<std::string, std::set<std::string>> allowed = {{"base", {}},
+                                                                  {"ops", {"base", "cpu", "cuda"}},
+                                                                  {"cpu", {"base", "ops"}},
+                                                                  {"cuda", {"base", "ops", "kernels"}},
+                                                                  {"model", {"base"}},
+                                                                  {"data", {"base"}},
+                                                                  {"optim", {"base"}},
+                                                                  {"comm", {"base"}},
+                                                                  {"parallel", {"base"}},
+                                                                  {"checkpoint", {"base"}},
+                                                                  {"plan", {"base", "model"}},
+                                                                  {"engine", {"base", "checkpoint", "data", "cuda"}},
+                                                                  {"cases", {"base"}}};
+    for (const auto &entry : fs::recursive_directory_iterator(project() / "csrc")) {
+        const std::string extension = entry.path().extension().string();
+        if (extension != ".c" && extension != ".h") continue;
+        const std::string folder = fs::relative(entry.path(), project() / "csrc").begin()->string();
+        ASSERT_TRUE(allowed.count(folder)) << folder << " has no floor";
+        std::istringstream lines(read(entry.path()));
+        for (std::string line; std::getline(lines, line);) {
+            const std::string mark = "#include \"";
+            const size_t end = line.find('/');
+            if (line.compare(0, mark.size(), mark) != 0 || end == std::string::npos) continue;
+            const std::string included = line.substr(mark.size(), end - mark.size());
+            EXPECT_TRUE(included == folder || included == "gptloom" || allowed.at(folder).count(included))
+                << entry.path() << ": " << line;
+        }
+    }
+}
+
 /* ---------------------------------------------------------------------------------------------------------- Makefile */
 
 /* The project's Makefile with compilers that make empty files, and a line for each. */

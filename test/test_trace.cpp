@@ -213,7 +213,7 @@ class Traced {
 
     Tracer tracer;
 
-    /* As train/step.c does them. */
+    /* As csrc/engine/step.c does them. */
     void run() {
         for (int step = 1; trains() && step <= c_.steps; step++) one_step(std::to_string(step));
         if (trains() && c_.ranks.sharding.ranks == 1) validate();

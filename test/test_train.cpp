@@ -2,7 +2,7 @@
 #include "support_train.h"
 
 extern "C" {
-#include "../train/options.h"
+#include "engine/options.h"
 }
 
 #include <cfloat>

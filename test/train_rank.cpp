@@ -18,7 +18,7 @@
 #include "gptloom/gptloom.h"
 
 extern "C" {
-#include "trainer.h"
+#include "engine/trainer.h"
 }
 
 #include "base/half.h"

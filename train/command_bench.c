@@ -5,7 +5,7 @@
 
 #include "base/file.h"
 #include "base/printable.h"
-#include "ops/case.h"
+#include "cases/case.h"
 
 #include <cjson/cJSON.h>
 #include <errno.h>

@@ -1,6 +1,6 @@
 #include "command_cases.h"
 
-#include "ops/case.h"
+#include "cases/case.h"
 
 #include <string.h>
 

@@ -1,7 +1,7 @@
 #include "command_line.h"
 
 #include "output.h"
-#include "synonyms.h"
+#include "engine/synonyms.h"
 
 #include "base/check.h"
 #include "base/printable.h"

@@ -3,7 +3,7 @@
 #include "command_cases.h"
 #include "command_line.h"
 
-#include "ops/case.h"
+#include "cases/case.h"
 
 #include "base/printable.h"
 

@@ -2,7 +2,7 @@
 #include "command.h"
 #include "command_line.h"
 #include "output.h"
-#include "synonyms.h"
+#include "engine/synonyms.h"
 
 #include "base/printable.h"
 #include "gptloom/device.h"

@@ -3,7 +3,7 @@
 #ifndef LOOM_TRAIN_PLANNING_H
 #define LOOM_TRAIN_PLANNING_H
 
-#include "options.h"
+#include "engine/options.h"
 
 typedef struct loom_planning {
     loom_train_options options; /* of their fields, those that shape memory and arithmetic */

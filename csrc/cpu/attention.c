@@ -3,7 +3,7 @@
 #include "cpu/tile.h"
 
 /* Probabilities and their gradients are reals here. Devices that multiply what is stored in 16 bits round both to storage
- * before they meet v, dout, k or q: the bounds in test/ops/attention.c allow for that.
+ * before they meet v, dout, k or q: the bounds in csrc/cases/attention.c allow for that.
  *
  * Queries and keys are taken in tiles of TILE; a tile of scores is all that ever exists of the (Tq,Tk) matrix. Tiles are
  * copied as reals with D padded to whole vectors by zeros. Forward takes a tile of keys to QUERY_TILES tiles of queries,

@@ -4,7 +4,7 @@
 #include "base/clock.h"
 #include "base/plural.h"
 #include "base/printable.h"
-#include "cpu/memory.h"
+#include "base/host_memory.h"
 #include "cpu/processors.h"
 #include "cpu/tables.h"
 #include "cpu/tuned.h"

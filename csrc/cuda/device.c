@@ -1,7 +1,6 @@
 #include "cuda/device.h"
 
-#include "cpu/device.h"
-#include "cpu/memory.h"
+#include "base/host_memory.h"
 #include "cuda/attention_cudnn.h"
 #include "cuda/cublaslt_api.h"
 #include "cuda/cuda.h"
@@ -421,7 +420,7 @@ bool loom_cuda_open(loom_device **out, const loom_device_options *options, bool 
                                  .ops = &cuda->ops,
                                  .storage = LOOM_F32,
                                  .statistics = LOOM_F32,
-                                 .threads = loom_cpu_threads(options),
+                                 .threads = 1,
                                  .host_memory = false,
                                  .allocate = allocate,
                                  .release = release,

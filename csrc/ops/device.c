@@ -9,11 +9,18 @@
 #include <stdlib.h>
 #include <string.h>
 
+/* The host's part of a GPU's work has the threads of a CPU's. */
+static bool open_gpu(loom_device **device, const loom_device_options *options, bool *there, loom_error *error) {
+    if (!loom_cuda_open(device, options, there, error)) return false;
+    (*device)->threads = loom_cpu_threads(options);
+    return true;
+}
+
 /* A GPU that works (its emulation is none), else the CPU, which then says why a GPU that is there was not taken. */
 static bool open_fastest(loom_device **device, const loom_device_options *options, loom_error *error) {
     bool there;
     loom_error why;
-    if (loom_cuda_open(device, options, &there, &why)) {
+    if (open_gpu(device, options, &there, &why)) {
         if (!strcmp((*device)->name, "cuda")) return true;
         loom_device_close(*device);
         there = false;
@@ -28,7 +35,7 @@ bool loom_device_open(loom_device **device, const char *name, const loom_device_
     bool there;
     if (!strcmp(name, "auto")) return open_fastest(device, options, error);
     if (!strcmp(name, "cpu")) return loom_cpu_open(device, LOOM_CPU_TUNED, options, error);
-    if (!strcmp(name, "cuda")) return loom_cuda_open(device, options, &there, error);
+    if (!strcmp(name, "cuda")) return open_gpu(device, options, &there, error);
     if (!strcmp(name, "definition")) return loom_cpu_open(device, LOOM_CPU_DEFINITION, options, error);
     if (!strcmp(name, "oracle")) return loom_cpu_open(device, LOOM_CPU_ORACLE, options, error);
     const char *nearest = loom_nearest_name(name, names);

@@ -2,7 +2,7 @@
  * per device. The model calls through it and never knows the device.
  *
  * An op has one name in every room: csrc/cpu/NAME.c is its definition, kernels/NAME.cu its CUDA implementation,
- * test/ops/NAME.c its cases. dev/adding-an-op.md walks through adding one.
+ * csrc/cases/NAME.c its cases. dev/adding-an-op.md walks through adding one.
  *
  * Contract of all ops
  * - Arguments are views in a struct named after the op. Views marked "optional" may be left zero.

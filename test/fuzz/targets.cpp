@@ -15,7 +15,7 @@
 #include "command_line.h"
 #include "cuda/choices.h"
 #include "gptloom/gptloom.h"
-#include "options.h"
+#include "engine/options.h"
 #include "plot/curves.h"
 #include "plot/plot.h"
 #include "token_ids.h"
@@ -32,8 +32,8 @@
 #include <unistd.h>
 
 extern "C" {
-#include "run_directory.h"
-#include "trainer.h"
+#include "engine/run_directory.h"
+#include "engine/trainer.h"
 }
 
 namespace fuzz {

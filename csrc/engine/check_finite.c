@@ -1,0 +1,130 @@
+/* --check-finite: the first tensor that is not finite. Every op runs as it is, and what it wrote is looked at on the host:
+ * slow, and the same bits. */
+#include "engine/trainer.h"
+
+#include "base/finite.h"
+
+#include <stddef.h>
+#include <stdio.h>
+#include <stdlib.h>
+
+/* What each op writes, and what that is called. Sums over everything and scalars are left to the step's report. */
+static const struct output {
+    loom_op op;
+    size_t offset;
+    const char *name;
+} outputs[] = {
+#define OUTPUT(op, member, name)                                                                                       \
+    { LOOM_OP_##op, offsetof(struct loom_##op, member), name }
+    OUTPUT(embedding_forward, out, "the output"),
+    OUTPUT(embedding_backward, token_gradient, "the gradient of the token embedding"),
+    OUTPUT(embedding_backward, position_gradient, "the gradient of the position embedding"),
+    OUTPUT(layernorm_forward, sum, "the residual stream"),
+    OUTPUT(layernorm_forward, out, "the output"),
+    OUTPUT(layernorm_backward, dweight, "the gradient of the weight"),
+    OUTPUT(layernorm_backward, dbias, "the gradient of the bias"),
+    OUTPUT(layernorm_backward, dx, "the gradient of the input"),
+    OUTPUT(matmul_forward, preactivation, "what is activated"),
+    OUTPUT(matmul_forward, out, "the output"),
+    OUTPUT(matmul_backward_weight, dweight, "the gradient of the weight"),
+    OUTPUT(matmul_backward_weight, dbias, "the gradient of the bias"),
+    OUTPUT(matmul_backward_input, dx, "the gradient of the input"),
+    OUTPUT(attention_forward, lse, "the log-sum-exp"),
+    OUTPUT(attention_forward, out, "the output"),
+    OUTPUT(attention_backward, dq, "the gradient of the queries"),
+    OUTPUT(attention_backward, dk, "the gradient of the keys"),
+    OUTPUT(attention_backward, dv, "the gradient of the values"),
+    OUTPUT(gelu_forward, out, "the output"),
+    OUTPUT(gelu_backward, dx, "the gradient of the input"),
+    OUTPUT(relu_forward, out, "the output"),
+    OUTPUT(relu_backward, dx, "the gradient of the input"),
+    OUTPUT(cross_entropy, losses, "the losses"),
+    OUTPUT(cross_entropy, dlogits, "the gradient of the logits"),
+    OUTPUT(add, out, "the sum of gradients"),
+    OUTPUT(adamw, parameter, "the parameter"),
+    OUTPUT(adamw, moment1, "the first moment"),
+    OUTPUT(adamw, moment2, "the second moment"),
+#undef OUTPUT
+};
+
+/* By what an op is found in the model: a parameter, its gradient, or its master. */
+static const struct place {
+    loom_op op;
+    size_t offset;
+} places[] = {
+#define PLACE(op, member)                                                                                              \
+    { LOOM_OP_##op, offsetof(struct loom_##op, member) }
+    PLACE(embedding_forward, token_weight), PLACE(embedding_backward, token_gradient),
+    PLACE(layernorm_forward, weight),       PLACE(layernorm_backward, weight),
+    PLACE(matmul_forward, weight),          PLACE(matmul_backward_input, weight),
+    PLACE(matmul_backward_weight, dweight), PLACE(adamw, parameter),
+#undef PLACE
+};
+
+static const loom_view *view_at(const void *arguments, size_t offset) {
+    return (const void *)((const char *)arguments + offset);
+}
+
+/* The parameter that lies, or whose gradient or master lies, at an address; NULL: none. */
+static const char *parameter_at(loom_trainer *t, const void *data) {
+    const loom_layout *layout = loom_gpt_get_layout(t->gpt);
+    for (int i = 0; i < layout->n_parameters; i++) {
+        const loom_parameter *p = &layout->parameter[i];
+        const int64_t first = p->offset - layout->bucket[p->bucket].offset;
+        const loom_shard *shard = loom_gpt_get_shard(t->gpt, p->bucket);
+        const int64_t in_shard = first > shard->first ? first - shard->first : 0; /* of a part: where it begins */
+        if (data == loom_element(loom_gpt_bucket_parameters(t->gpt, p->bucket), first, t->precision.storage) ||
+            data == loom_element(loom_gpt_bucket_gradients(t->gpt, p->bucket), first, t->precision.gradient) ||
+            data == loom_element(shard->master, in_shard, t->precision.master))
+            return p->name;
+    }
+    return NULL;
+}
+
+/* Whether all of a view is finite. A copy that fails is seen by the step too. */
+static bool is_finite(loom_device *device, const loom_view *view) {
+    const int64_t *shape = view->shape, *stride = view->stride;
+    const size_t size = loom_dtype_size(view->dtype), bytes = (size_t)shape[3] * size;
+    void *row = malloc(bytes ? bytes : 1);
+    bool finite = true;
+    for (int64_t i = 0; row && finite && i < loom_view_row_count(view); i++) {
+        const int64_t a = i / (shape[1] * shape[2]), b = i / shape[2] % shape[1], c = i % shape[2];
+        const void *from = (const char *)view->data + (size_t)(a * stride[0] + b * stride[1] + c * stride[2]) * size;
+        device->copy(device, NULL, row, from, bytes, LOOM_DEVICE_TO_HOST);
+        if (!device->synchronize(device, NULL, NULL)) break;
+        finite = loom_all_finite(row, shape[3], view->dtype);
+    }
+    free(row);
+    return finite;
+}
+
+static void look_at(loom_exec *exec, loom_op op, const void *arguments) {
+    loom_trainer *t = exec->visitor;
+    for (size_t i = 0; i < sizeof places / sizeof *places; i++) {
+        const char *name = places[i].op == op ? parameter_at(t, view_at(arguments, places[i].offset)->data) : NULL;
+        if (name) t->finite.parameter = name;
+    }
+    for (size_t i = 0; i < sizeof outputs / sizeof *outputs && !*t->finite.found; i++) {
+        const loom_view *view = view_at(arguments, outputs[i].offset);
+        if (outputs[i].op != op || !loom_view_given(view) || is_finite(exec->device, view)) continue;
+        snprintf(t->finite.found, sizeof t->finite.found, "%s of %s, at %s", outputs[i].name, loom_op_name(op),
+                 t->finite.parameter ? t->finite.parameter : "the beginning");
+    }
+}
+
+#define CHECKED(name)                                                                                                  \
+    static void run_##name(loom_exec *exec, const struct loom_##name *arguments) {                                     \
+        exec->device->ops->name(exec, arguments);                                                                      \
+        look_at(exec, LOOM_OP_##name, arguments);                                                                      \
+    }
+LOOM_OP_LIST(CHECKED)
+#undef CHECKED
+
+void loom_trainer_check_ops(loom_trainer *t) {
+#define MEMBER(name) .name = run_##name,
+    static const loom_ops ops = {LOOM_OP_LIST(MEMBER)};
+#undef MEMBER
+    loom_exec *exec = loom_gpt_get_exec(t->gpt);
+    exec->ops = &ops;
+    exec->visitor = t;
+}
