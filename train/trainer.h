@@ -55,7 +55,7 @@ struct loom_trainer {
     loom_text_ends ends;
     struct {
         const char *parameter;              /* the last that an op worked with */
-        char found[192];                    /* the first tensor of the step that was not finite; "": none */
+        char found[192];                    /* the first tensor that was not finite; "": none */
     } finite;                               /* with --check-finite */
     char note[2048];                        /* loom_trainer_note() */
     loom_scalars *host_scalars;             /* pinned: what a step's scalars are copied from and to */
