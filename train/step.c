@@ -150,7 +150,7 @@ static bool compute(loom_trainer *t, bool *gives_up, loom_error *error) {
         loom_gpt_set_batch(t->gpt, t->feeder.inputs + first * T, t->feeder.targets + first * T, LOOM_DEVICE_TO_DEVICE);
         loom_parallel_begin(&t->parallel, i);
         if (!run(t, piece, loom_parallel_is_quiet(&t->parallel, i), error)) return false;
-        loom_optimizer_sum_losses(&t->optimizer, t->comm->rank * own + first, B, T);
+        loom_optimizer_take_losses(&t->optimizer, t->comm->rank * own + first, B);
         t->device->mark_set(t->device, t->ahead[i % LOOM_MICRO_BATCHES_AHEAD], NULL);
     }
     return true;

@@ -68,13 +68,11 @@ bool loom_optimizer_prepare(loom_optimizer *o, loom_error *error) {
     return exec->device->synchronize(exec->device, exec->stream, error);
 }
 
-void loom_optimizer_sum_losses(loom_optimizer *o, int64_t first, int64_t B, int64_t T) {
+void loom_optimizer_take_losses(loom_optimizer *o, int64_t first, int64_t B) {
     loom_exec *exec = loom_gpt_get_exec(o->gpt);
     const loom_dtype statistics = exec->device->statistics;
-    exec->ops->block_sum(exec, &(struct loom_block_sum){
-                                   .partials = loom_view_1d(loom_element(o->losses, first, statistics), statistics, B),
-                                   .x = loom_view_1d(loom_gpt_get_losses(o->gpt), statistics, B * T),
-                                   .block = T});
+    exec->device->copy(exec->device, exec->stream, loom_element(o->losses, first, statistics),
+                       loom_gpt_get_loss_sums(o->gpt), (size_t)B * loom_dtype_size(statistics), LOOM_DEVICE_TO_DEVICE);
 }
 
 /* Of this rank's blocks: a shard is made of whole ones. Other ranks' are 0, so that the sum over ranks has all of them
