@@ -414,7 +414,14 @@ TEST_F(NcclTrain, TheTimeThatTheGpuStandsStillIsTold) {
 
 /* ------------------------------------------------------------------------------------------------------- the same bits */
 
-/* Nor do graphs, and nor does MPI: a sum of two is the same in either order. */
+/* Nor do graphs where the update is replayed on each rank, ... */
+TEST_F(NcclTrain, ReplayedUpdatesChangeNoBit) {
+    ASSERT_EQ(by_torchrun(2, "on", stage(0)).status, 0);
+    ASSERT_EQ(by_torchrun(2, "off", stage(0) + " --cuda-graph off").status, 0);
+    EXPECT_TRUE(results(here.at("off")) == results(here.at("on")));
+}
+
+/* ... nor where the norm is, and nor does MPI: a sum of two is the same in either order. */
 TEST_F(NcclTrain, GraphsAndMpiChangeNoBit) {
     ASSERT_EQ(by_torchrun(2, "on", stage(1)).status, 0);
     ASSERT_EQ(by_torchrun(2, "off", stage(1) + " --cuda-graph off").status, 0);

@@ -11,7 +11,13 @@
 enum { LOOM_MICRO_BATCHES_AHEAD = 4 };
 
 /* What is recorded of a step. */
-typedef enum loom_piece { LOOM_FIRST_MICRO_BATCH, LOOM_FURTHER_MICRO_BATCH, LOOM_UPDATE, LOOM_PIECES } loom_piece;
+typedef enum loom_piece {
+    LOOM_FIRST_MICRO_BATCH,
+    LOOM_FURTHER_MICRO_BATCH,
+    LOOM_SQUARES,
+    LOOM_UPDATE,
+    LOOM_PIECES
+} loom_piece;
 
 /* What `--recompute auto` measured, and what a step should take by it. */
 typedef struct loom_trainer_prediction {

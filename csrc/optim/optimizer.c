@@ -77,7 +77,7 @@ void loom_optimizer_take_losses(loom_optimizer *o, int64_t first, int64_t B) {
 
 /* Of this rank's blocks: a shard is made of whole ones. Other ranks' are 0, so that the sum over ranks has all of them
  * without a rounding. */
-static void sum_squares(loom_optimizer *o) {
+void loom_optimizer_sum_squares(loom_optimizer *o) {
     loom_exec *exec = loom_gpt_get_exec(o->gpt);
     const loom_layout *layout = loom_gpt_get_layout(o->gpt);
     const loom_dtype statistics = exec->device->statistics;
@@ -140,12 +140,14 @@ static void update_bucket(loom_optimizer *o, int bucket) {
     }
 }
 
-void loom_optimizer_update(loom_optimizer *o) {
+void loom_optimizer_share_sums(loom_optimizer *o) {
+    if (o->hooks.summed) o->hooks.summed(o->hooks.user);
+}
+
+void loom_optimizer_apply(loom_optimizer *o) {
     loom_exec *exec = loom_gpt_get_exec(o->gpt);
     const loom_layout *layout = loom_gpt_get_layout(o->gpt);
     const loom_dtype statistics = exec->device->statistics;
-    sum_squares(o);
-    if (o->hooks.summed) o->hooks.summed(o->hooks.user);
     exec->ops->step_scalars(exec,
                             &(struct loom_step_scalars){.scalars = loom_gpt_get_scalars(o->gpt),
                                                         .losses = loom_view_1d(o->losses, statistics, o->sequences),
@@ -154,4 +156,10 @@ void loom_optimizer_update(loom_optimizer *o) {
         update_bucket(o, b);
         if (o->hooks.updated) o->hooks.updated(o->hooks.user, b);
     }
+}
+
+void loom_optimizer_update(loom_optimizer *o) {
+    loom_optimizer_sum_squares(o);
+    loom_optimizer_share_sums(o);
+    loom_optimizer_apply(o);
 }

@@ -62,6 +62,12 @@ void loom_optimizer_take_losses(loom_optimizer *optimizer, int64_t first, int64_
  * and AdamW on all parameters of the model's shards. */
 void loom_optimizer_update(loom_optimizer *optimizer);
 
+/* Its three parts, as what is recorded may not meet other ranks: this rank's sums of squares; the hook `summed`; and all that
+ * needs the sums of all ranks, with the hook `updated` after each bucket. */
+void loom_optimizer_sum_squares(loom_optimizer *optimizer);
+void loom_optimizer_share_sums(loom_optimizer *optimizer);
+void loom_optimizer_apply(loom_optimizer *optimizer);
+
 /* Moments of a bucket's shard, which begins so many elements after the first bucket's. */
 int64_t loom_optimizer_moments_at(const loom_optimizer *optimizer, int bucket);
 
