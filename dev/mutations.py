@@ -142,7 +142,18 @@ MUTATIONS = [
         "step_scalars",
     ),
     Mutation(
-        "decay the wrong way round", "kernels/adamw.cu", "decay ? fmaf", "!decay ? fmaf", "adamw"
+        "decay the wrong way round",
+        "kernels/adamw.cu",
+        "decays ? f.decayed",
+        "!decays ? f.decayed",
+        "adamw",
+    ),
+    Mutation(
+        "decay up to a thread's last element",
+        "kernels/adamw.cu",
+        "(last < ELEMENTS ? last : ELEMENTS)",
+        "ELEMENTS",
+        "adamw",
     ),
     Mutation(
         "updates that must be skipped", "kernels/adamw.cu", " || scalars->out.skip", "", "adamw"

@@ -7,29 +7,39 @@ constexpr int ELEMENTS = 8;
 /* What a step multiplies with, the same for all elements. */
 struct factors {
     float beta1, beta2, epsilon, gradient;
-    float keep;            /* of the parameter, after weight decay */
+    float decayed;         /* what weight decay keeps of a parameter */
     float step;            /* the learning rate by the first moment's correction */
     float root_correction; /* sqrt of the second's */
 };
 
-__device__ __forceinline__ factors factors_of(const loom_scalars *scalars, bool decay) {
+__device__ __forceinline__ factors factors_of(const loom_scalars *scalars) {
     const loom_scalars_in *in = &scalars->in;
     const loom_scalars_out *out = &scalars->out;
     return {in->beta1,
             in->beta2,
             in->epsilon,
             out->gradient_factor,
-            decay ? fmaf(-in->learning_rate, in->weight_decay, 1.0f) : 1.0f,
+            fmaf(-in->learning_rate, in->weight_decay, 1.0f),
             in->learning_rate / out->bias_correction1,
             sqrtf(out->bias_correction2)};
 }
 
+/* Of a thread's elements, from `i` on, those to which weight decay applies: bit j for the j-th. */
+__device__ __forceinline__ unsigned decayed_of(const loom_ranges &decayed, int64_t i) {
+    unsigned bits = 0;
+    for (int k = 0; k < decayed.n && decayed.at[k].first < i + ELEMENTS; k++) {
+        const int64_t first = decayed.at[k].first - i, last = decayed.at[k].last - i;
+        if (last > 0) bits |= (1u << (last < ELEMENTS ? last : ELEMENTS)) - (1u << (first > 0 ? first : 0));
+    }
+    return bits;
+}
+
 /* Every fused multiply-add is written out, so that all variants of the kernel round alike. */
-__device__ __forceinline__ void update(float &p, float &m, float &v, float gradient, const factors &f) {
+__device__ __forceinline__ void update(float &p, float &m, float &v, float gradient, const factors &f, bool decays) {
     const float g = __fmul_rn(gradient, f.gradient);
     m = fmaf(f.beta1, m, __fmul_rn(1 - f.beta1, g));
     v = fmaf(f.beta2, v, __fmul_rn(__fmul_rn(1 - f.beta2, g), g));
-    p = fmaf(-f.step, m / (sqrtf(v) / f.root_correction + f.epsilon), __fmul_rn(f.keep, p));
+    p = fmaf(-f.step, m / (sqrtf(v) / f.root_correction + f.epsilon), __fmul_rn(decays ? f.decayed : 1.0f, p));
 }
 
 /* The half-words of eight elements in a row, from any place on: those of one random counter, or where the first is not
@@ -97,11 +107,12 @@ __device__ __forceinline__ void store_copy(void *copy, loom_dtype dtype, int64_t
 /* P is what parameters are stored in: float, with a copy where one is given, or bf16; G what gradients and M what the
  * moments are stored in: float or bf16. A step reads parameter, gradient and both moments, and writes all but the
  * gradient, and the copy: 28 bytes an element in fp32; 2 less with a gradient of 16 bits, 4 less with such parameters, 8
- * less with such moments, 2 more with a copy. A step to skip costs a read of the scalars. */
+ * less with such moments, 2 more with a copy. What is decayed comes with the launch, in constant memory. A step to skip costs
+ * a read of the scalars. */
 template <typename P, typename G, typename M>
 __global__ void __launch_bounds__(ELEMENTWISE_THREADS)
     adamw_kernel(P *parameter, void *copy, loom_dtype copy_dtype, const G *gradient, M *moment1, M *moment2,
-                 const loom_scalars *scalars, bool decay, uint64_t seed, int64_t first, elements e) {
+                 const loom_scalars *scalars, loom_ranges decayed, uint64_t seed, int64_t first, elements e) {
     const int64_t i = first_column<ELEMENTS>();
     if (i >= e.columns || scalars->out.skip) return;
     const int n = column_count<ELEMENTS>(e, i);
@@ -110,9 +121,10 @@ __global__ void __launch_bounds__(ELEMENTWISE_THREADS)
     load_floats(m, moment1 + i, n, e.packed);
     load_floats(v, moment2 + i, n, e.packed);
     load_floats(p, parameter + i, n, e.packed);
-    const factors f = factors_of(scalars, decay);
+    const factors f = factors_of(scalars);
+    const unsigned decays = decayed_of(decayed, i);
 #pragma unroll
-    for (int j = 0; j < ELEMENTS; j++) update(p[j], m[j], v[j], g[j], f);
+    for (int j = 0; j < ELEMENTS; j++) update(p[j], m[j], v[j], g[j], f, decays >> j & 1);
     const counter random = {seed, (uint32_t)scalars->state.updates, (uint64_t)(first + i)};
     store_updated(moment1 + i, m, n, e.packed, random, LOOM_RANDOM_ROUNDING_MOMENT1);
     store_updated(moment2 + i, v, n, e.packed, random, LOOM_RANDOM_ROUNDING_MOMENT2);
@@ -132,7 +144,8 @@ void loom_cuda_adamw(loom_exec *exec, const struct loom_adamw *a) {
                 typedef typename decltype(moment_tag)::type M;
                 launch(exec, "adamw", adamw_kernel<P, G, M>, elementwise_grid<ELEMENTS>(e),
                        elementwise_block<ELEMENTS>(e), 0, a->parameter.data, a->copy.data, a->copy.dtype,
-                       a->gradient.data, a->moment1.data, a->moment2.data, a->scalars, a->decay, a->seed, a->first, e);
+                       a->gradient.data, a->moment1.data, a->moment2.data, a->scalars, a->decayed, a->seed, a->first,
+                       e);
             });
         });
     });

@@ -163,6 +163,10 @@ struct Updated {
 constexpr uint64_t rounding_seed = 0x123456789ABCDEFull;
 constexpr int64_t first_place = (int64_t{1} << 35) + 5;
 
+loom_ranges all_of(int64_t n) {
+    return {1, {{0, n}}};
+}
+
 /* One step with decay, vectors from different elements of their memory on. */
 Updated step(loom_device *device, const Stored &stored, const Scalars &scalars, const Updated &start,
              const std::vector<double> &slope, int64_t shift) {
@@ -176,7 +180,7 @@ Updated step(loom_device *device, const Stored &stored, const Scalars &scalars, 
     a.moment1 = m.view();
     a.moment2 = v.view();
     a.scalars = scalars.get();
-    a.decay = true;
+    a.decayed = all_of(static_cast<int64_t>(slope.size()));
     a.seed = rounding_seed;
     a.first = first_place;
     run(device, a);
@@ -230,14 +234,26 @@ TEST_P(AdamW, RoundsToTheBit) {
         }
 }
 
-/* The bits of an element depend on its place, not on the range it is updated in. */
+/* Of 2500 elements from `first` on, those that are decayed: of three tensors between others. */
+loom_ranges decayed_from(int64_t first, int64_t count) {
+    loom_ranges found = {};
+    for (const auto &[from, to] : {std::pair<int64_t, int64_t>{0, 9}, {11, 1024}, {1100, 2331}}) {
+        const int64_t begin = std::max<int64_t>(from - first, 0), end = std::min(to - first, count);
+        if (begin < end) found.at[found.n++] = {begin, end};
+    }
+    return found;
+}
+
+/* The bits of an element depend on its place and on whether it is decayed, not on what it is updated with: one op does to
+ * several tensors what one op for each did. */
 TEST_P(AdamW, RoundsTheSameInAnyRanges) {
     const size_t n = 2500;
     const Scalars scalars(device.get(), some_scalars(3));
     const std::vector<double> start = normals(LOOM_BF16, n, 1), zeros(n, 0), ones(n, 1);
     for (loom_dtype moment : {LOOM_F32, LOOM_BF16}) {
         std::vector<std::vector<double>> whole;
-        for (const std::vector<int64_t> &cuts : std::vector<std::vector<int64_t>>{{0, 2500}, {0, 1, 12, 1029, 2500}}) {
+        for (const std::vector<int64_t> &cuts :
+             std::vector<std::vector<int64_t>>{{0, 2500}, {0, 1, 12, 1029, 2500}, {0, 9, 11, 1024, 1100, 2331, 2500}}) {
             Vector parameter(device.get(), LOOM_BF16, start), gradient(device.get(), LOOM_F32, start);
             Vector m(device.get(), moment, zeros), v(device.get(), moment, ones);
             for (size_t i = 0; i + 1 < cuts.size(); i++) {
@@ -248,6 +264,7 @@ TEST_P(AdamW, RoundsTheSameInAnyRanges) {
                 a.moment1 = m.view(from, count);
                 a.moment2 = v.view(from, count);
                 a.scalars = scalars.get();
+                a.decayed = decayed_from(from, count);
                 a.seed = 9;
                 a.first = 1000 + from;
                 run(device.get(), a);
@@ -256,6 +273,37 @@ TEST_P(AdamW, RoundsTheSameInAnyRanges) {
             if (whole.empty()) whole = found;
             EXPECT_EQ(found, whole);
         }
+    }
+}
+
+/* Gaps are updated with the tensors between which they lie, decayed or not, whatever is rounded how; and an empty range is
+ * none. Every other element is a gap. */
+TEST_P(AdamW, KeepsZerosOfGaps) {
+    const size_t n = 1000;
+    const Scalars scalars(device.get(), some_scalars(3));
+    std::vector<double> start = normals(LOOM_BF16, n, 1);
+    for (size_t i = 0; i < n; i += 2) start[i] = 0;
+    std::vector<double> squares = start;
+    for (double &x : squares) x *= x;
+    for (loom_dtype stored : {LOOM_F32, LOOM_BF16}) {
+        Vector parameter(device.get(), stored, start), gradient(device.get(), stored, start);
+        Vector m(device.get(), stored, start), v(device.get(), stored, squares);
+        struct loom_adamw a = {};
+        a.parameter = parameter.view();
+        a.gradient = gradient.view();
+        a.moment1 = m.view();
+        a.moment2 = v.view();
+        a.scalars = scalars.get();
+        a.decayed = {2, {{300, 300}, {400, 1000}}};
+        a.seed = 13;
+        run(device.get(), a);
+        for (const std::vector<double> &found : {parameter.values(), m.values(), v.values()})
+            for (size_t i = 0; i < n; i++) {
+                if (i % 2)
+                    ASSERT_NE(found[i], 0) << i;
+                else
+                    ASSERT_TRUE(found[i] == 0 && !std::signbit(found[i])) << i;
+            }
     }
 }
 
@@ -340,7 +388,7 @@ TEST_P(AdamW, RoundsUpAsOftenAsIsLost) {
             a.moment1 = m.view();
             a.moment2 = v.view();
             a.scalars = scalars.get();
-            a.decay = true;
+            a.decayed = all_of(n);
             a.seed = 11;
             run(device.get(), a);
             const std::vector<double> found = parameter.values();
@@ -403,6 +451,19 @@ TEST_P(AdamW, RefusesWhatItsContractLacks) {
     EXPECT_NE(refusal(LOOM_F32, LOOM_F32, LOOM_BF16, LOOM_F32).find("moments"), std::string::npos);
     EXPECT_NE(refusal(LOOM_F32, LOOM_F32, LOOM_F16, LOOM_F16).find("dtype"), std::string::npos);
     EXPECT_NE(refusal(LOOM_F32, LOOM_F32, LOOM_F32, LOOM_F32, LOOM_F16).find("dtype"), std::string::npos);
+    const auto refused = [&](const loom_ranges &decayed) {
+        struct loom_adamw a = {};
+        a.parameter = a.gradient = a.moment1 = a.moment2 = loom_view_1d(nullptr, LOOM_F32, 4);
+        a.decayed = decayed;
+        const char *why = "";
+        return device->ops->supports(device.get(), LOOM_OP_adamw, &a, &why) ? std::string() : std::string(why);
+    };
+    EXPECT_EQ(refused({2, {{0, 2}, {2, 4}}}), "");
+    EXPECT_NE(refused({1, {{1, 5}}}).find("beyond"), std::string::npos);
+    EXPECT_NE(refused({2, {{2, 4}, {0, 2}}}).find("order"), std::string::npos);
+    EXPECT_NE(refused({2, {{0, 3}, {2, 4}}}).find("order"), std::string::npos);
+    EXPECT_NE(refused({1, {{3, 2}}}).find("order"), std::string::npos);
+    EXPECT_NE(refused({LOOM_MOST_RANGES + 1, {}}).find("more ranges"), std::string::npos);
 }
 
 /* Every fp16 value, and what lies half-way to the next and beside that: narrowed as arithmetic on the values says. */

@@ -481,11 +481,11 @@ std::string bits_of_two_steps(Model &model) {
             const Batch batch = random_batch(c, model.B, model.T, 10 * step + (uint64_t)micro);
             spoil_workspace();
             model.run(batch.tokens, batch.targets, 1.0 / (double)((int64_t)(step + 1) * model.B * model.T), micro > 0);
-            loom_optimizer_sum_losses(&model.optimizer, micro * model.B, model.B, model.T);
+            loom_optimizer_take_losses(&model.optimizer, micro * model.B, model.B);
             keep(loom_gpt_get_losses(model.gpt()), rows * statistic);
         }
         if (step == 0) /* the second half of the step's losses, which the second step has */
-            loom_optimizer_sum_losses(&model.optimizer, model.B, model.B, model.T);
+            loom_optimizer_take_losses(&model.optimizer, model.B, model.B);
         spoil_workspace();
         loom_optimizer_update(&model.optimizer);
         keep(loom_gpt_get_gradients(model.gpt()), elements * real);

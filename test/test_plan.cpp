@@ -161,15 +161,12 @@ Sum walk(const loom_gpt_config &config, const Setup &setup, loom_device *device)
     loom_gpt *gpt;
     require([&](loom_error *error) { return loom_gpt_create(&gpt, &config, setup, device, error); });
     loom_arena nowhere = loom_arena_measure();
-    loom_optimizer optimizer;
     loom_gpt_lay_out(gpt, &nowhere);
-    loom_optimizer_lay_out(&optimizer, gpt, setup.B, &nowhere);
     loom_exec *exec = loom_gpt_get_exec(gpt);
     exec->ops = loom_visiting_ops();
     exec->visit = add_to_sum;
     exec->visitor = &sum;
     loom_gpt_train(gpt, false);
-    loom_optimizer_sum_losses(&optimizer, 0, setup.B, setup.T);
     loom_gpt_destroy(gpt);
     return sum;
 }
@@ -280,7 +277,7 @@ TEST(Cost, IsMeasuredOnADevice) {
         ASSERT_TRUE(works([&](loom_error *error) {
             return loom_cost_measure(&cost, &config, setup_of(2, 32), device.get(), error);
         })) << name;
-        std::vector<double> seconds = {cost.losses, cost.update};
+        std::vector<double> seconds = {cost.update};
         for (int i = 0; i < cost.n; i++) seconds.push_back(cost.work[i].amount);
         for (const double s : seconds) {
             EXPECT_TRUE(std::isfinite(s)) << name;

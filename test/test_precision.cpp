@@ -224,7 +224,7 @@ void train(Model &model, uint64_t seed) {
     const int64_t N = model.B * model.T, V = model.config().vocab_size;
     model.set_inputs(inputs((double)N));
     model.run(random_ids(N, V, seed), random_ids(N, V, seed + 1), 1 / (double)N);
-    loom_optimizer_sum_losses(&model.optimizer, 0, model.B, model.T);
+    loom_optimizer_take_losses(&model.optimizer, 0, model.B);
     loom_optimizer_update(&model.optimizer);
 }
 
@@ -410,7 +410,7 @@ TEST(LossScale, HalvesUntilGradientsFitAndGrowsAgain) {
         in.loss_scale_interval = 5;
         model.set_inputs(in);
         model.run(random_ids(80, 70, 1), random_ids(80, 70, 2), 1 / 80.0);
-        loom_optimizer_sum_losses(&model.optimizer, 0, 2, 40);
+        loom_optimizer_take_losses(&model.optimizer, 0, 2);
         loom_optimizer_update(&model.optimizer);
         return model.scalars();
     };

@@ -375,7 +375,7 @@ class Traced {
         loom_gpt_set_batch(gpt_, feeder_.inputs + i * B_ * T_, feeder_.targets + i * B_ * T_, LOOM_DEVICE_TO_DEVICE);
         loom_parallel_begin(&parallel_, i);
         loom_gpt_train(gpt_, accumulate);
-        loom_optimizer_sum_losses(&optimizer_, c_.ranks.sharding.rank * c_.ranks.micro_batches * B_ + i * B_, B_, T_);
+        loom_optimizer_take_losses(&optimizer_, c_.ranks.sharding.rank * c_.ranks.micro_batches * B_ + i * B_, B_);
     }
     void one_step(const std::string &step) {
         tracer.section("step " + step);

@@ -3,6 +3,7 @@
 
 extern "C" {
 #include "engine/options.h"
+#include "optim/decay.h"
 }
 
 #include <cfloat>
@@ -127,6 +128,47 @@ std::string device_name(const testing::TestParamInfo<const char *> &device) {
 }
 
 INSTANTIATE_TEST_SUITE_P(Devices, OnDevice, testing::Values("cpu", "oracle"), device_name);
+
+/* Of a bucket of any number of tensors, whole or cut into shards that cut tensors: the ops that update it follow one another,
+ * and each is told of all decayed elements among its own. */
+TEST(Decay, IsOfTheMatricesOfABucketHoweverItIsCut) {
+    for (const int matrices : {0, 1, (int)LOOM_MOST_RANGES, LOOM_MOST_RANGES + 1, 30}) {
+        loom_layout layout = {};
+        std::vector<loom_parameter> parameters(2); /* a matrix of the bucket before, and a vector */
+        parameters[0].padded_rows = 8, parameters[0].columns = 32, parameters[0].decay = true;
+        parameters[1].padded_rows = 1, parameters[1].columns = 100, parameters[1].bucket = 1;
+        parameters[1].offset = 256;
+        int64_t next = 384;
+        for (int i = 0; i < matrices; i++) {
+            loom_parameter p = {};
+            p.padded_rows = 1 + i % 5, p.columns = 90 + i, p.decay = true, p.bucket = 1, p.offset = next;
+            parameters.push_back(p);
+            next = (next + p.padded_rows * p.columns + 127) / 128 * 128;
+        }
+        loom_bucket buckets[2] = {{0, 256, 1}, {256, (next - 256 + 1023) / 1024 * 1024, 1}};
+        layout.parameter = parameters.data(), layout.n_parameters = (int)parameters.size();
+        layout.bucket = buckets, layout.n_buckets = 2;
+        std::vector<bool> expected((size_t)buckets[1].elements);
+        for (const loom_parameter &p : parameters)
+            for (int64_t k = 0; p.bucket == 1 && p.decay && k < p.padded_rows * p.columns; k++)
+                expected[(size_t)(p.offset - 256 + k)] = true;
+        for (const int64_t shards : {1, 2, 8}) {
+            const int64_t share = buckets[1].elements / shards;
+            std::vector<bool> found(expected.size());
+            for (int64_t s = 0; s < shards; s++)
+                for (int64_t first = s * share, last; first < (s + 1) * share; first = last) {
+                    loom_ranges decayed;
+                    last = loom_decayed_ranges(&layout, 1, {first, (s + 1) * share}, &decayed);
+                    ASSERT_TRUE(last > first && last <= (s + 1) * share);
+                    ASSERT_TRUE(last == (s + 1) * share || decayed.n == LOOM_MOST_RANGES);
+                    for (int k = 0; k < decayed.n; k++)
+                        std::fill(found.begin() + first + decayed.at[k].first,
+                                  found.begin() + first + decayed.at[k].last, true);
+                }
+            EXPECT_EQ(found, expected) << matrices << " matrices in " << shards << " shards";
+        }
+    }
+}
 
 /* AdamW as its paper writes it, in double, beside the optimizer over several steps: rates that change, norms above and
  * below the clip. The factor, corrections and rates are fp32 numbers of the step's scalars; those are checked too.
@@ -345,7 +387,7 @@ TEST(Training, OneBatchIsLearntByHeart) {
     float first = 0, last = 0;
     for (int step = 0; step < 200; step++) {
         model.run(tokens, targets, 1.0 / (double)(B * T));
-        loom_optimizer_sum_losses(&model.optimizer, 0, B, T);
+        loom_optimizer_take_losses(&model.optimizer, 0, B);
         loom_optimizer_update(&model.optimizer);
         last = model.scalars().out.loss;
         if (step == 0) first = last;
@@ -1857,6 +1899,13 @@ TEST_F(LostRun, CheckFiniteNamesTheFirstTensorThatIsNot) {
     fs::remove_all(at("run"));
     refused(lost(look), damage("transformer.wpe.weight", INFINITY),
             {"is the output of embedding_forward, at transformer.wte"});
+    fs::remove_all(at("run"));
+    refused(lost(look), Meddler([](loom_trainer *t, int64_t step) {
+                const loom_parameter *p = loom_layout_find(loom_gpt_get_layout(t->gpt),
+                                                           "transformer.h.0.mlp.c_proj.weight");
+                if (step == 4) ((float *)t->optimizer.moment1)[p->offset + 5] = NAN;
+            }),
+            {"the first tensor that is not finite is the parameter of adamw, at transformer.h.0.mlp.c_proj.weight"});
     fs::remove_all(at("run"));
     ASSERT_TRUE(trains(lost(look + Options::Pairs{{"steps", "9"}})));
     ASSERT_TRUE(trains(lost({{"steps", "9"}, {"out", at("plain")}})));

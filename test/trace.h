@@ -371,8 +371,12 @@ inline std::string flags_of(loom_op op, const void *arguments) {
     } break;
     case LOOM_OP_adamw: {
         OF(adamw);
-        say(" seed=%" PRIu64 " first=%" PRId64 "%s", a.seed, a.first, a.decay ? " decay" : "");
-    } break;
+        std::string all = " seed=" + std::to_string(a.seed) + " first=" + std::to_string(a.first);
+        for (int i = 0; i < a.decayed.n; i++)
+            all += (i ? "," : " decayed=") + std::to_string(a.decayed.at[i].first) + ".." +
+                   std::to_string(a.decayed.at[i].last);
+        return all;
+    }
     case LOOM_OP_fill: {
         OF(fill);
         say(" value=%.9g", (double)a.value);

@@ -4,7 +4,8 @@
 #include <math.h>
 
 /* copy: a master in fp32 with a copy in the storage dtype. alone: parameters in the storage dtype, rounded
- * stochastically when that is bf16. narrow: moments in the storage dtype, likewise. */
+ * stochastically when that is bf16. narrow: moments in the storage dtype, likewise. decay: of all elements; parts: of
+ * those of several tensors, of any lengths, between others and gaps. */
 static const loom_case_shape shapes[] = {
     {{1}, "", LOOM_CASE_PARITY},
     {{1}, "copy", LOOM_CASE_PARITY},
@@ -19,6 +20,11 @@ static const loom_case_shape shapes[] = {
     {{1029}, "apart copy", LOOM_CASE_PARITY},
     {{1030}, "apart alone", LOOM_CASE_PARITY},
     {{100003}, "decay copy", LOOM_CASE_PARITY},
+    {{3}, "parts", LOOM_CASE_PARITY},
+    {{5000}, "parts copy", LOOM_CASE_PARITY},
+    {{1033}, "parts alone", LOOM_CASE_PARITY},
+    {{2600}, "parts narrow", LOOM_CASE_PARITY},
+    {{3001}, "parts apart narrow alone", LOOM_CASE_PARITY},
     {{300}, "extreme copy", LOOM_CASE_PARITY},
     {{1}, "narrow", LOOM_CASE_PARITY},
     {{7}, "narrow alone", LOOM_CASE_PARITY},
@@ -32,10 +38,32 @@ static const loom_case_shape shapes[] = {
     {{300}, "extreme narrow copy", LOOM_CASE_PARITY},
     {{7087872}, "decay copy", LOOM_CASE_BENCH},
     {{7087872}, "decay narrow copy", LOOM_CASE_BENCH},
+    {{7094272}, "parts copy", LOOM_CASE_BENCH},
     {{124475904}, "decay copy", LOOM_CASE_BENCH_LARGE},
+    {{124475904}, "parts copy", LOOM_CASE_BENCH_LARGE},
     {{124475904}, "decay narrow copy", LOOM_CASE_BENCH_LARGE},
     {{124475904}, "decay narrow alone", LOOM_CASE_BENCH_LARGE},
 };
+
+/* As many parts as an op is told of: some that follow one another at once, the first and the last elements, single ones,
+ * several among the elements of a thread, and an empty one. */
+static loom_ranges decayed_parts(const loom_case *c) {
+    const int64_t n = loom_case_dim(c, "n");
+    const int64_t edge[] = {0, 1, 1, 6, 13, 14, n / 7, n / 3, n / 2, n / 2, n / 2 + 5, n - 9, n - 8, n - 6, n - 1, n};
+    loom_ranges parts = {0};
+    if (loom_case_option(c, "decay")) return (loom_ranges){.n = 1, .at = {{0, n}}};
+    if (!loom_case_option(c, "parts")) return parts;
+    if (n < 1000) return (loom_ranges){.n = 1, .at = {{1, 2}}};
+    for (; parts.n < LOOM_MOST_RANGES; parts.n++)
+        parts.at[parts.n] = (loom_element_range){edge[2 * parts.n], edge[2 * parts.n + 1]};
+    return parts;
+}
+
+static bool is_decayed(const loom_ranges *parts, int64_t i) {
+    for (int k = 0; k < parts->n; k++)
+        if (i >= parts->at[k].first && i < parts->at[k].last) return true;
+    return false;
+}
 
 static void tensors(loom_case *c) {
     const loom_case_size n = loom_case_1d(loom_case_dim(c, "n"));
@@ -89,7 +117,7 @@ static void arguments(loom_case *c, loom_case_arguments *a) {
         .moment1 = loom_case_updates(c, "moment1"),
         .moment2 = loom_case_updates(c, "moment2"),
         .scalars = loom_case_reads_scalars(c, "scalars"),
-        .decay = loom_case_option(c, "decay"),
+        .decayed = decayed_parts(c),
         .seed = 0x123456789ABCDEFu,
         .first = loom_case_option(c, "apart") ? 0x10000000BL : 0,
     };
@@ -99,7 +127,7 @@ static void formula(loom_case *c) {
     const int64_t n = loom_case_dim(c, "n");
     const loom_scalars *s = loom_case_scalars_value(c, "scalars");
     const double beta1 = (double)s->in.beta1, beta2 = (double)s->in.beta2, lr = (double)s->in.learning_rate;
-    const double decay = loom_case_option(c, "decay") ? (double)s->in.weight_decay : 0;
+    const loom_ranges parts = decayed_parts(c);
     const double *gradient = loom_case_value(c, "gradient"), *before = loom_case_value(c, "parameter");
     double *p = loom_case_expected(c, "parameter"), *m = loom_case_expected(c, "moment1");
     double *v = loom_case_expected(c, "moment2");
@@ -109,6 +137,7 @@ static void formula(loom_case *c) {
         m[i] = beta1 * loom_case_value(c, "moment1")[i] + (1 - beta1) * g;
         v[i] = beta2 * loom_case_value(c, "moment2")[i] + (1 - beta2) * g * g;
         const double first = m[i] / (double)s->out.bias_correction1, second = v[i] / (double)s->out.bias_correction2;
+        const double decay = is_decayed(&parts, i) ? (double)s->in.weight_decay : 0;
         p[i] = before[i] - lr * (first / (sqrt(second) + (double)s->in.epsilon) + decay * before[i]);
         if (copy) copy[i] = p[i];
     }
@@ -117,7 +146,7 @@ static void formula(loom_case *c) {
 const loom_op_cases loom_op_cases_adamw = {
     .name = "adamw",
     .dims = "n",
-    .options = "decay skip zeros extreme copy alone narrow apart",
+    .options = "decay parts skip zeros extreme copy alone narrow apart",
     .shapes = shapes,
     .n_shapes = sizeof shapes / sizeof *shapes,
     .tensors = tensors,

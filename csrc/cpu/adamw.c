@@ -7,20 +7,34 @@ enum { CHUNK = 1024 };
 
 typedef struct factors {
     real beta1, beta2, epsilon, gradient;
-    real keep;            /* of the parameter, after weight decay */
+    real kept[2];         /* of the parameter: without weight decay, and after it */
     real step;            /* the learning rate by the first moment's correction */
     real root_correction; /* sqrt of the second's */
 } factors;
 
-static void update(const factors *f, real *restrict p, real *restrict m, real *restrict v,
+static void update(const factors *f, real keep, real *restrict p, real *restrict m, real *restrict v,
                    const real *restrict gradient, int64_t n) {
 #pragma omp simd
     for (int64_t i = 0; i < n; i++) {
         const real g = gradient[i] * f->gradient;
         m[i] = f->beta1 * m[i] + (1 - f->beta1) * g;
         v[i] = f->beta2 * v[i] + (1 - f->beta2) * g * g;
-        p[i] = f->keep * p[i] - f->step * m[i] / (real_sqrt(v[i]) / f->root_correction + f->epsilon);
+        p[i] = keep * p[i] - f->step * m[i] / (real_sqrt(v[i]) / f->root_correction + f->epsilon);
     }
+}
+
+/* Whether weight decay applies to element i; and the first behind it of which the opposite holds, `end` at most. */
+static bool is_decayed(const loom_ranges *decayed, int64_t i, int64_t end, int64_t *until) {
+    *until = end;
+    for (int k = 0; k < decayed->n; k++) {
+        const loom_element_range range = decayed->at[k];
+        if (i >= range.last) continue;
+        const bool inside = i >= range.first;
+        const int64_t edge = inside ? range.last : range.first;
+        if (edge < end) *until = edge;
+        return inside;
+    }
+    return false;
 }
 
 /* What is not finite is not rounded: random bits would make infinity a NaN. */
@@ -69,7 +83,12 @@ static void update_chunk(const struct loom_adamw *a, const factors *f, int64_t f
     real gradient[CHUNK], parameter[CHUNK], moment1[CHUNK], moment2[CHUNK];
     real *p = to_update(&a->parameter, first, n, parameter);
     real *m = to_update(&a->moment1, first, n, moment1), *v = to_update(&a->moment2, first, n, moment2);
-    update(f, p, m, v, reals_at(element(&a->gradient, first), a->gradient.dtype, n, gradient), n);
+    const real *g = reals_at(element(&a->gradient, first), a->gradient.dtype, n, gradient);
+    for (int64_t i = 0, until; i < n; i = until) {
+        const bool decayed = is_decayed(&a->decayed, first + i, first + n, &until);
+        until -= first;
+        update(f, f->kept[decayed], p + i, m + i, v + i, g + i, until - i);
+    }
     updated(&a->parameter, first, n, p, a, LOOM_RANDOM_ROUNDING);
     updated(&a->moment1, first, n, m, a, LOOM_RANDOM_ROUNDING_MOMENT1);
     updated(&a->moment2, first, n, v, a, LOOM_RANDOM_ROUNDING_MOMENT2);
@@ -84,7 +103,7 @@ void LOOM_DEFINITION(adamw)(loom_exec *exec, const struct loom_adamw *a) {
                        .beta2 = in->beta2,
                        .epsilon = in->epsilon,
                        .gradient = out->gradient_factor,
-                       .keep = 1 - (real)in->learning_rate * (a->decay ? (real)in->weight_decay : 0),
+                       .kept = {1, 1 - (real)in->learning_rate * (real)in->weight_decay},
                        .step = (real)in->learning_rate / (real)out->bias_correction1,
                        .root_correction = real_sqrt((real)out->bias_correction2)};
     const int64_t count = a->parameter.shape[3];

@@ -57,7 +57,7 @@ static const struct place {
     PLACE(embedding_forward, token_weight), PLACE(embedding_backward, token_gradient),
     PLACE(layernorm_forward, weight),       PLACE(layernorm_backward, weight),
     PLACE(matmul_forward, weight),          PLACE(matmul_backward_input, weight),
-    PLACE(matmul_backward_weight, dweight), PLACE(adamw, parameter),
+    PLACE(matmul_backward_weight, dweight),
 #undef PLACE
 };
 
@@ -65,37 +65,45 @@ static const loom_view *view_at(const void *arguments, size_t offset) {
     return (const void *)((const char *)arguments + offset);
 }
 
-/* The parameter that lies, or whose gradient or master lies, at an address; NULL: none. */
+/* Whether an address is that of one of elements first .. last - 1 of memory. */
+static bool is_among(const void *data, const void *memory, int64_t first, int64_t last, loom_dtype dtype) {
+    const uintptr_t at = (uintptr_t)data - (uintptr_t)memory, size = loom_dtype_size(dtype);
+    return first < last && at >= (uintptr_t)first * size && at < (uintptr_t)last * size;
+}
+
+/* The parameter of which an element, or its gradient or master, lies at an address; NULL: none. */
 static const char *parameter_at(loom_trainer *t, const void *data) {
     const loom_layout *layout = loom_gpt_get_layout(t->gpt);
     for (int i = 0; i < layout->n_parameters; i++) {
         const loom_parameter *p = &layout->parameter[i];
-        const int64_t first = p->offset - layout->bucket[p->bucket].offset;
+        const int64_t first = p->offset - layout->bucket[p->bucket].offset, last = first + p->padded_rows * p->columns;
         const loom_shard *shard = loom_gpt_get_shard(t->gpt, p->bucket);
-        const int64_t in_shard = first > shard->first ? first - shard->first : 0; /* of a part: where it begins */
-        if (data == loom_element(loom_gpt_bucket_parameters(t->gpt, p->bucket), first, t->precision.storage) ||
-            data == loom_element(loom_gpt_bucket_gradients(t->gpt, p->bucket), first, t->precision.gradient) ||
-            data == loom_element(shard->master, in_shard, t->precision.master))
+        const int64_t begin = first > shard->first ? first - shard->first : 0, end = last - shard->first;
+        if (is_among(data, loom_gpt_bucket_parameters(t->gpt, p->bucket), first, last, t->precision.storage) ||
+            is_among(data, loom_gpt_bucket_gradients(t->gpt, p->bucket), first, last, t->precision.gradient) ||
+            is_among(data, shard->master, begin, end < shard->elements ? end : shard->elements, t->precision.master))
             return p->name;
     }
     return NULL;
 }
 
-/* Whether all of a view is finite. A copy that fails is seen by the step too. */
-static bool is_finite(loom_device *device, const loom_view *view) {
-    const int64_t *shape = view->shape, *stride = view->stride;
-    const size_t size = loom_dtype_size(view->dtype), bytes = (size_t)shape[3] * size;
+/* The first element of a view that is not finite, counted row after row; -1: all are. A copy that fails is seen by the step
+ * too. */
+static int64_t first_not_finite(loom_device *device, const loom_view *view) {
+    const int64_t *shape = view->shape, *stride = view->stride, n = shape[3];
+    const size_t size = loom_dtype_size(view->dtype), bytes = (size_t)n * size;
     void *row = malloc(bytes ? bytes : 1);
-    bool finite = true;
-    for (int64_t i = 0; row && finite && i < loom_view_row_count(view); i++) {
+    int64_t found = -1;
+    for (int64_t i = 0; row && found < 0 && i < loom_view_row_count(view); i++) {
         const int64_t a = i / (shape[1] * shape[2]), b = i / shape[2] % shape[1], c = i % shape[2];
         const void *from = (const char *)view->data + (size_t)(a * stride[0] + b * stride[1] + c * stride[2]) * size;
         device->copy(device, NULL, row, from, bytes, LOOM_DEVICE_TO_HOST);
         if (!device->synchronize(device, NULL, NULL)) break;
-        finite = loom_all_finite(row, shape[3], view->dtype);
+        const int64_t first = loom_first_not_finite(row, n, view->dtype);
+        if (first < n) found = i * n + first;
     }
     free(row);
-    return finite;
+    return found;
 }
 
 static void look_at(loom_exec *exec, loom_op op, const void *arguments) {
@@ -106,7 +114,12 @@ static void look_at(loom_exec *exec, loom_op op, const void *arguments) {
     }
     for (size_t i = 0; i < sizeof outputs / sizeof *outputs && !*t->finite.found; i++) {
         const loom_view *view = view_at(arguments, outputs[i].offset);
-        if (outputs[i].op != op || !loom_view_given(view) || is_finite(exec->device, view)) continue;
+        const int64_t bad = outputs[i].op == op && loom_view_given(view) ? first_not_finite(exec->device, view) : -1;
+        if (bad < 0) continue;
+        if (op == LOOM_OP_adamw) { /* which updates many */
+            const loom_view *all = &((const struct loom_adamw *)arguments)->parameter;
+            t->finite.parameter = parameter_at(t, loom_element(all->data, bad, all->dtype));
+        }
         snprintf(t->finite.found, sizeof t->finite.found, "%s of %s, at %s", outputs[i].name, loom_op_name(op),
                  t->finite.parameter ? t->finite.parameter : "the beginning");
     }

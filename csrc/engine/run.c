@@ -372,7 +372,7 @@ static bool judge_step(run *r, const loom_step_report *report, loom_error *error
                  t->finite.found);
         return fail_lost(r, what, finite, error);
     }
-    *t->finite.found = 0;
+    if (overflow) *t->finite.found = 0; /* what an update has left shows in the next step */
     if (t->state.bad_steps < PATIENCE) return true;
     char how[96] = "the loss or its gradient is no finite number";
     if (finite) snprintf(how, sizeof how, "the loss has run away to %.4g, where a uniform guess has %.4g", loss, guess);

@@ -23,7 +23,7 @@ static loom_scalars_in step_inputs(const loom_trainer *t, int64_t step, int64_t 
 }
 
 /* ----------------------------------------------------------------------------------------------------------- the pieces
- * What the device does in a step, in three pieces that are the same every time but for what they read from memory. */
+ * What the device does in a step, in pieces that are the same every time but for what they read from memory. */
 
 static void micro_batch(loom_trainer *t, bool accumulate) {
     loom_gpt_train(t->gpt, accumulate);
@@ -37,9 +37,12 @@ static void further_micro_batch(loom_trainer *t) {
     micro_batch(t, true);
 }
 
+static void squares(loom_trainer *t) {
+    loom_optimizer_sum_squares(&t->optimizer);
+}
+
 static void update(loom_trainer *t) {
-    loom_parallel_reduce(&t->parallel);
-    loom_optimizer_update(&t->optimizer);
+    loom_optimizer_apply(&t->optimizer);
 }
 
 /* Where the device can record, a piece that leaves other ranks alone (`quiet`) runs the first time as it is, which loads
@@ -48,6 +51,7 @@ static bool run(loom_trainer *t, loom_piece piece, bool quiet, loom_error *error
     static void (*const run_piece[LOOM_PIECES])(loom_trainer *) = {
         [LOOM_FIRST_MICRO_BATCH] = first_micro_batch,
         [LOOM_FURTHER_MICRO_BATCH] = further_micro_batch,
+        [LOOM_SQUARES] = squares,
         [LOOM_UPDATE] = update,
     };
     const bool records = t->device->record_begin && t->options.cuda_graph == LOOM_ON && quiet &&
@@ -150,7 +154,7 @@ static bool compute(loom_trainer *t, bool *gives_up, loom_error *error) {
         loom_gpt_set_batch(t->gpt, t->feeder.inputs + first * T, t->feeder.targets + first * T, LOOM_DEVICE_TO_DEVICE);
         loom_parallel_begin(&t->parallel, i);
         if (!run(t, piece, loom_parallel_is_quiet(&t->parallel, i), error)) return false;
-        loom_optimizer_sum_losses(&t->optimizer, t->comm->rank * own + first, B, T);
+        loom_optimizer_take_losses(&t->optimizer, t->comm->rank * own + first, B);
         t->device->mark_set(t->device, t->ahead[i % LOOM_MICRO_BATCHES_AHEAD], NULL);
     }
     return true;
@@ -159,10 +163,13 @@ static bool compute(loom_trainer *t, bool *gives_up, loom_error *error) {
 /* The ranks meet before the update, as what it leaves to the communicator (weights on their way) is to be done beside the
  * next step. A run that ends from here on does the step to its end, if all ranks had data for it. */
 static bool meet_and_update(loom_trainer *t, bool *gives_up, loom_error *error) {
-    const bool alone = t->comm->size == 1;
-    if (!alone && !meet(t, error)) return false;
+    if (t->comm->size > 1 && !meet(t, error)) return false;
     *gives_up = t->no_data;
-    return *gives_up || run(t, LOOM_UPDATE, alone, error);
+    if (*gives_up) return true;
+    loom_parallel_reduce(&t->parallel);
+    if (!run(t, LOOM_SQUARES, true, error)) return false;
+    loom_optimizer_share_sums(&t->optimizer);
+    return run(t, LOOM_UPDATE, loom_parallel_updates_quietly(&t->parallel), error);
 }
 
 /* A step that was given up: the batch is the next one again, and what is on its way between ranks is awaited. Gradients and

@@ -11,7 +11,13 @@
 enum { LOOM_MICRO_BATCHES_AHEAD = 4 };
 
 /* What is recorded of a step. */
-typedef enum loom_piece { LOOM_FIRST_MICRO_BATCH, LOOM_FURTHER_MICRO_BATCH, LOOM_UPDATE, LOOM_PIECES } loom_piece;
+typedef enum loom_piece {
+    LOOM_FIRST_MICRO_BATCH,
+    LOOM_FURTHER_MICRO_BATCH,
+    LOOM_SQUARES,
+    LOOM_UPDATE,
+    LOOM_PIECES
+} loom_piece;
 
 /* What `--recompute auto` measured, and what a step should take by it. */
 typedef struct loom_trainer_prediction {
@@ -55,7 +61,7 @@ struct loom_trainer {
     loom_text_ends ends;
     struct {
         const char *parameter;              /* the last that an op worked with */
-        char found[192];                    /* the first tensor of the step that was not finite; "": none */
+        char found[192];                    /* the first tensor that was not finite; "": none */
     } finite;                               /* with --check-finite */
     char note[2048];                        /* loom_trainer_note() */
     loom_scalars *host_scalars;             /* pinned: what a step's scalars are copied from and to */

@@ -284,6 +284,7 @@ void loom_gpt_lay_out(loom_gpt *g, loom_arena *arena) {
     g->exec.workspace = loom_arena_take(arena, "workspace", g->workspace_bytes);
     g->exec.workspace_bytes = g->workspace_bytes;
     g->losses = loom_arena_take(arena, "batch", loom_bytes(N, g->device->statistics));
+    if (training) g->loss_sums = loom_arena_take(arena, "batch", loom_bytes(g->B, g->device->statistics));
     g->tokens = loom_arena_take(arena, "batch", loom_bytes(N, LOOM_I32));
     g->targets = loom_arena_take(arena, "batch", loom_bytes(N, LOOM_I32));
     g->scalars = loom_arena_take(arena, "batch", sizeof *g->scalars);
@@ -418,6 +419,10 @@ void *loom_gpt_get_gradients(loom_gpt *g) {
 
 void *loom_gpt_get_losses(loom_gpt *g) {
     return g->losses;
+}
+
+void *loom_gpt_get_loss_sums(loom_gpt *g) {
+    return g->loss_sums;
 }
 
 loom_scalars *loom_gpt_get_scalars(loom_gpt *g) {

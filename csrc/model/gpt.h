@@ -54,6 +54,7 @@ struct loom_gpt {
     loom_scalars *scalars;        /* device memory */
     int32_t *tokens, *targets;    /* (B,T) */
     void *losses;                 /* (B,T) statistics */
+    void *loss_sums;              /* (B): of each sequence's, in training */
     char *activations;            /* what all modes' buffers lie in */
 };
 

@@ -125,6 +125,20 @@ static const char *check_add(const struct loom_add *a) {
     return vectors ? NULL : "terms or a sum of several rows";
 }
 
+static const char *check_adamw(const struct loom_adamw *a) {
+    if (loom_view_given(&a->copy) && a->parameter.dtype == LOOM_BF16)
+        return "a rounded copy of parameters that are rounded themselves";
+    if (a->moment1.dtype != a->moment2.dtype) return "two moments of different dtypes";
+    if (a->decayed.n < 0 || a->decayed.n > LOOM_MOST_RANGES) return "more ranges than an op is told of";
+    int64_t done = 0;
+    for (int i = 0; i < a->decayed.n; i++) {
+        const loom_element_range *range = &a->decayed.at[i];
+        if (range->first < done || range->last < range->first) return "ranges that are not in their order";
+        done = range->last;
+    }
+    return done > a->parameter.shape[3] ? "a range that goes beyond the parameters" : NULL;
+}
+
 /* Likewise between the gradients of two weights. */
 static const char *check_gradients(const loom_view *a, const loom_view *b) {
     return loom_view_given(b) && a->dtype != b->dtype ? "two gradients of different dtypes" : NULL;
@@ -139,7 +153,6 @@ static const char *check_together(loom_op op, const void *arguments) {
     const struct loom_layernorm_forward *layernorm = arguments;
     const struct loom_layernorm_backward *layernorm_backward = arguments;
     const struct loom_embedding_backward *embedding_backward = arguments;
-    const struct loom_adamw *adamw = arguments;
     switch (op) {
     case LOOM_OP_embedding_backward:
         return check_gradients(&embedding_backward->token_gradient, &embedding_backward->position_gradient);
@@ -155,10 +168,7 @@ static const char *check_together(loom_op op, const void *arguments) {
     case LOOM_OP_layernorm_forward:
         return loom_view_given(&layernorm->delta) && !loom_view_given(&layernorm->sum) ? "a delta without a sum" : NULL;
     case LOOM_OP_add: return check_add(arguments);
-    case LOOM_OP_adamw:
-        if (loom_view_given(&adamw->copy) && adamw->parameter.dtype == LOOM_BF16)
-            return "a rounded copy of parameters that are rounded themselves";
-        return adamw->moment1.dtype != adamw->moment2.dtype ? "two moments of different dtypes" : NULL;
+    case LOOM_OP_adamw: return check_adamw(arguments);
     default: return NULL;
     }
 }

@@ -1,6 +1,7 @@
 #include "gptloom/optim.h"
 
 #include "base/check.h"
+#include "optim/decay.h"
 
 /* How many ranks share the update. */
 static int sharers(const loom_gpt *gpt) {
@@ -67,18 +68,16 @@ bool loom_optimizer_prepare(loom_optimizer *o, loom_error *error) {
     return exec->device->synchronize(exec->device, exec->stream, error);
 }
 
-void loom_optimizer_sum_losses(loom_optimizer *o, int64_t first, int64_t B, int64_t T) {
+void loom_optimizer_take_losses(loom_optimizer *o, int64_t first, int64_t B) {
     loom_exec *exec = loom_gpt_get_exec(o->gpt);
     const loom_dtype statistics = exec->device->statistics;
-    exec->ops->block_sum(exec, &(struct loom_block_sum){
-                                   .partials = loom_view_1d(loom_element(o->losses, first, statistics), statistics, B),
-                                   .x = loom_view_1d(loom_gpt_get_losses(o->gpt), statistics, B * T),
-                                   .block = T});
+    exec->device->copy(exec->device, exec->stream, loom_element(o->losses, first, statistics),
+                       loom_gpt_get_loss_sums(o->gpt), (size_t)B * loom_dtype_size(statistics), LOOM_DEVICE_TO_DEVICE);
 }
 
 /* Of this rank's blocks: a shard is made of whole ones. Other ranks' are 0, so that the sum over ranks has all of them
  * without a rounding. */
-static void sum_squares(loom_optimizer *o) {
+void loom_optimizer_sum_squares(loom_optimizer *o) {
     loom_exec *exec = loom_gpt_get_exec(o->gpt);
     const loom_layout *layout = loom_gpt_get_layout(o->gpt);
     const loom_dtype statistics = exec->device->statistics;
@@ -100,19 +99,8 @@ static void sum_squares(loom_optimizer *o) {
     }
 }
 
-/* What of a parameter lies in a shard: elements first .. last - 1 of its bucket. */
-typedef struct range {
-    int64_t first, last;
-} range;
-
-static range part_in(const loom_shard *shard, const loom_parameter *p, const loom_bucket *bucket) {
-    const int64_t begin = p->offset - bucket->offset, end = begin + p->padded_rows * p->columns;
-    const int64_t shard_end = shard->first + shard->elements;
-    return (range){begin > shard->first ? begin : shard->first, end < shard_end ? end : shard_end};
-}
-
-/* That part, in memory that begins with the shard's first element. */
-static loom_view part(const loom_shard *shard, range r, void *data, loom_dtype dtype) {
+/* A range of a bucket's elements, in memory that begins with the shard's first one. */
+static loom_view part(const loom_shard *shard, loom_element_range r, void *data, loom_dtype dtype) {
     return loom_view_1d(loom_element(data, r.first - shard->first, dtype), dtype, r.last - r.first);
 }
 
@@ -121,40 +109,57 @@ static int64_t random_place(int bucket, int64_t place) {
     return ((int64_t)bucket << 40) + place;
 }
 
-static void update_parameter(loom_optimizer *o, const loom_parameter *p) {
+static void update_part(loom_optimizer *o, int bucket, loom_element_range r, const loom_ranges *decayed) {
     loom_exec *exec = loom_gpt_get_exec(o->gpt);
     const loom_precision *precision = loom_gpt_get_precision(o->gpt);
-    const loom_shard *shard = loom_gpt_get_shard(o->gpt, p->bucket);
-    const range r = part_in(shard, p, &loom_gpt_get_layout(o->gpt)->bucket[p->bucket]);
-    const int64_t moments = loom_optimizer_moments_at(o, p->bucket);
-    if (r.first >= r.last) return;
+    const loom_shard *shard = loom_gpt_get_shard(o->gpt, bucket);
+    const int64_t moments = loom_optimizer_moments_at(o, bucket);
     struct loom_adamw a = {
         .parameter = part(shard, r, shard->master, precision->master),
         .gradient = part(shard, r, shard->gradient, precision->gradient),
         .moment1 = part(shard, r, loom_element(o->moment1, moments, precision->moment), precision->moment),
         .moment2 = part(shard, r, loom_element(o->moment2, moments, precision->moment), precision->moment),
         .scalars = loom_gpt_get_scalars(o->gpt),
-        .decay = p->decay,
+        .decayed = *decayed,
         .seed = o->seed,
-        .first = random_place(p->bucket, r.first)};
+        .first = random_place(bucket, r.first)};
     if (precision->master != precision->storage) a.copy = part(shard, r, shard->parameters, precision->storage);
     exec->ops->adamw(exec, &a);
 }
 
-void loom_optimizer_update(loom_optimizer *o) {
+/* All of the shard at once, gaps too, if it does not have more ranges of decayed elements than an op is told of. */
+static void update_bucket(loom_optimizer *o, int bucket) {
+    const loom_shard *shard = loom_gpt_get_shard(o->gpt, bucket);
+    const int64_t end = shard->first + shard->elements;
+    loom_element_range r = {.last = shard->first};
+    while (r.last < end) {
+        loom_ranges decayed;
+        r.first = r.last;
+        r.last = loom_decayed_ranges(loom_gpt_get_layout(o->gpt), bucket, (loom_element_range){r.first, end}, &decayed);
+        update_part(o, bucket, r, &decayed);
+    }
+}
+
+void loom_optimizer_share_sums(loom_optimizer *o) {
+    if (o->hooks.summed) o->hooks.summed(o->hooks.user);
+}
+
+void loom_optimizer_apply(loom_optimizer *o) {
     loom_exec *exec = loom_gpt_get_exec(o->gpt);
     const loom_layout *layout = loom_gpt_get_layout(o->gpt);
     const loom_dtype statistics = exec->device->statistics;
-    sum_squares(o);
-    if (o->hooks.summed) o->hooks.summed(o->hooks.user);
     exec->ops->step_scalars(exec,
                             &(struct loom_step_scalars){.scalars = loom_gpt_get_scalars(o->gpt),
                                                         .losses = loom_view_1d(o->losses, statistics, o->sequences),
                                                         .squares = loom_view_1d(o->squares, statistics, o->n_squares)});
-    for (int i = 0; i < layout->n_parameters; i++) {
-        const loom_parameter *p = &layout->parameter[i];
-        update_parameter(o, p);
-        const bool last = i + 1 == layout->n_parameters || p[1].bucket != p->bucket;
-        if (last && o->hooks.updated) o->hooks.updated(o->hooks.user, p->bucket);
+    for (int b = 0; b < layout->n_buckets; b++) {
+        update_bucket(o, b);
+        if (o->hooks.updated) o->hooks.updated(o->hooks.user, b);
     }
+}
+
+void loom_optimizer_update(loom_optimizer *o) {
+    loom_optimizer_sum_squares(o);
+    loom_optimizer_share_sums(o);
+    loom_optimizer_apply(o);
 }

@@ -123,6 +123,10 @@ bool loom_parallel_is_quiet(const loom_parallel *p, int64_t i) {
     return p->sharding.zero < 3 && loom_parallel_accumulates(p) && (p->sharding.ranks == 1 || !last);
 }
 
+bool loom_parallel_updates_quietly(const loom_parallel *p) {
+    return p->sharding.zero == 0;
+}
+
 void loom_parallel_add(loom_parallel *p, void *out, void *a, void *b, int64_t count) {
     loom_exec *exec = loom_gpt_get_exec(p->gpt);
     const loom_dtype dtype = loom_gpt_get_precision(p->gpt)->gradient;

@@ -26,7 +26,7 @@ static by_place sum_over(const loom_cost *cost, const loom_tape *tape, const loo
     loom_tape_class classes[LOOM_MOST_CLASSES];
     const int n = loom_tape_classes(tape, schedule, classes);
     loom_cost found = *cost;
-    by_place sum = {.ends = cost->losses};
+    by_place sum = {0};
     for (int i = 0; i < n; i++) {
         const double amount = classes[i].count * cost_of_run(&found, tape, classes[i].step);
         if (!tape->scope[tape->node[classes[i].step->index].scope].is_layer)

@@ -3,7 +3,7 @@
 #include "base/check.h"
 
 static void add_step(loom_sample *s, loom_tape_step step) {
-    LOOM_CHECK(s->n_steps < LOOM_SAMPLE_MOST_PARTS - 2);
+    LOOM_CHECK(s->n_steps < LOOM_SAMPLE_MOST_PARTS - 1);
     s->step[s->n_steps++] = step;
 }
 
@@ -22,7 +22,7 @@ static void list_steps(loom_sample *s) {
         if (again && loom_node_reads_inputs(n, step->wanted))
             add_step(s, (loom_tape_step){LOOM_STEP_FORWARD, .index = step->index, .wanted = again});
     }
-    s->parts = s->n_steps + 2;
+    s->parts = s->n_steps + 1;
 }
 
 bool loom_sample_create(loom_sample *s, const loom_gpt_config *config, const loom_gpt_setup *setup, loom_device *device,
@@ -54,8 +54,6 @@ void loom_sample_run(loom_sample *s, int part) {
     if (part < s->n_steps) {
         if (part == 0) loom_gpt_begin(g, LOOM_MODE_TRAIN, (loom_rows){g->B, g->T, 0}, false);
         loom_gpt_run_step(g, &s->step[part]);
-    } else if (part == s->n_steps) {
-        loom_optimizer_sum_losses(&s->optimizer, 0, g->B, g->T);
     } else {
         loom_optimizer_update(&s->optimizer);
     }
@@ -85,6 +83,5 @@ void loom_sample_sum_up(const loom_sample *s, const double amount[LOOM_SAMPLE_MO
         parts[work]++;
     }
     for (int i = 0; i < cost->n; i++) cost->work[i].amount *= scale / parts[i];
-    cost->losses = amount[s->n_steps] * scale;
-    cost->update = amount[s->n_steps + 1] / (double)loom_gpt_get_layout(s->gpt)->elements;
+    cost->update = amount[s->n_steps] / (double)loom_gpt_get_layout(s->gpt)->elements;
 }

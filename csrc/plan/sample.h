@@ -6,7 +6,7 @@
 #include "gptloom/plan.h"
 #include "model/gpt.h"
 
-/* What is counted or timed by itself: the runs of nodes, the sum of a micro-batch's losses, and the optimizer's update. */
+/* What is counted or timed by itself: the runs of nodes, and last the optimizer's update. */
 enum { LOOM_SAMPLE_MOST_PARTS = 128 };
 
 typedef struct loom_sample {

@@ -268,6 +268,7 @@ void *loom_gpt_get_parameters(loom_gpt *gpt); /* as the model reads them */
 void *loom_gpt_get_master(loom_gpt *gpt); /* as the optimizer updates them; the same place where there is no master */
 void *loom_gpt_get_gradients(loom_gpt *gpt);
 void *loom_gpt_get_losses(loom_gpt *gpt);          /* (B,T), device's statistics type */
+void *loom_gpt_get_loss_sums(loom_gpt *gpt);       /* (B), likewise: of each sequence, in training */
 loom_scalars *loom_gpt_get_scalars(loom_gpt *gpt); /* device memory */
 void loom_gpt_set_hooks(loom_gpt *gpt, const loom_gpt_hooks *hooks);
 
@@ -275,7 +276,7 @@ void loom_gpt_set_hooks(loom_gpt *gpt, const loom_gpt_hooks *hooks);
  * -1 is none. */
 void loom_gpt_set_batch(loom_gpt *gpt, const int32_t *tokens, const int32_t *targets, loom_copy_kind kind);
 
-/* A micro-batch of training: forward, losses (B,T), and backward, which writes the parameters' gradients, or with
+/* A micro-batch of training: forward, losses (B,T) and their sums over each sequence (B), and backward, which writes the parameters' gradients, or with
  * `accumulate` adds to them. Losses and the gradients of activations do not depend on how many rows of logits there are at a
  * time; the classifier's weight gradient does in the order of its additions. */
 void loom_gpt_train(loom_gpt *gpt, bool accumulate);

@@ -245,9 +245,23 @@ struct loom_step_scalars {
     loom_view squares; /* (m) fp32: block sums of squared gradients */
 };
 
-/* AdamW with decoupled weight decay   (Loshchilov and Hutter, 2019, algorithm 2), over an element range:
+/* Some of a vector's elements: runs of them, first .. last - 1 each, in their order and without a common element. They lie
+ * in the arguments themselves, so that a recorded op keeps them. */
+enum { LOOM_MOST_RANGES = 8 };
+typedef struct loom_element_range {
+    int64_t first, last;
+} loom_element_range;
+
+typedef struct loom_ranges {
+    int n;
+    loom_element_range at[LOOM_MOST_RANGES];
+} loom_ranges;
+
+/* AdamW with decoupled weight decay   (Loshchilov and Hutter, 2019, algorithm 2), over tensors that lie one after another:
  * g = gradient * out.gradient_factor; m = beta1 m + (1 - beta1) g; v = beta2 v + (1 - beta2) g^2;
- * p -= lr * (m/bc1 / (sqrt(v/bc2) + eps) + decay * weight_decay * p). Nothing is touched when out.skip is set.
+ * p -= lr * (m/bc1 / (sqrt(v/bc2) + eps) + decay * weight_decay * p), with a decay of 1 for the elements of `decayed`, of 0
+ * for the others. Nothing is touched when out.skip is set. Gaps between tensors, of zeros that are not decayed, stay zeros.
+ * An element's bits do not depend on what else an op updates.
  *
  * In runs of bf16 or fp16, `parameter` holds the master weights in fp32 and `copy` the weights that the model reads, p
  * rounded to nearest. Without a master, `parameter` is bf16 itself and p is rounded stochastically: up with a
@@ -264,7 +278,7 @@ struct loom_adamw {
     loom_view gradient;         /* (n) fp32 or bf16 */
     loom_view moment1, moment2; /* (n) both fp32, or both bf16 */
     const loom_scalars *scalars;
-    bool decay;
+    loom_ranges decayed;
     uint64_t seed; /* of stochastic rounding */
     int64_t first; /* the first element's place among all parameters */
 };

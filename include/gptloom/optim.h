@@ -54,12 +54,19 @@ void loom_optimizer_lay_out(loom_optimizer *optimizer, loom_gpt *gpt, int64_t se
 /* Makes the device's plans for the update, or says what the device cannot run, and clears the moments. */
 bool loom_optimizer_prepare(loom_optimizer *optimizer, loom_error *error);
 
-/* Sums the losses of the micro-batch that the model has just run, whose first sequence is `first` of the step. */
-void loom_optimizer_sum_losses(loom_optimizer *optimizer, int64_t first, int64_t B, int64_t T);
+/* Takes the losses of the micro-batch of B sequences that the model has just run to their places in the step's, of which the
+ * first is `first`. */
+void loom_optimizer_take_losses(loom_optimizer *optimizer, int64_t first, int64_t B);
 
 /* The end of a step, after the last backward: the gradient norm, what the step's scalars say of clipping and skipping,
  * and AdamW on all parameters of the model's shards. */
 void loom_optimizer_update(loom_optimizer *optimizer);
+
+/* Its three parts, as what is recorded may not meet other ranks: this rank's sums of squares; the hook `summed`; and all that
+ * needs the sums of all ranks, with the hook `updated` after each bucket. */
+void loom_optimizer_sum_squares(loom_optimizer *optimizer);
+void loom_optimizer_share_sums(loom_optimizer *optimizer);
+void loom_optimizer_apply(loom_optimizer *optimizer);
 
 /* Moments of a bucket's shard, which begins so many elements after the first bucket's. */
 int64_t loom_optimizer_moments_at(const loom_optimizer *optimizer, int bucket);

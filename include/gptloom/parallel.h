@@ -76,6 +76,9 @@ bool loom_parallel_accumulates(const loom_parallel *parallel);
  * loom_parallel_settle() replayed. */
 bool loom_parallel_is_quiet(const loom_parallel *parallel, int64_t i);
 
+/* Likewise in the update, once the sums of all ranks are there: where no weights are shared out. */
+bool loom_parallel_updates_quietly(const loom_parallel *parallel);
+
 /* After the last backward: the default stream's next work finds the sums of all gradients. */
 void loom_parallel_reduce(loom_parallel *parallel);
 

@@ -67,7 +67,6 @@ typedef struct loom_cost {
         double amount;              /* of a micro-batch */
     } work[LOOM_COST_MOST];
     int n;
-    double losses; /* of a micro-batch: their sum */
     double update; /* of a step: the optimizer, for each element of the layout */
 } loom_cost;
 

@@ -7,8 +7,8 @@
 /* The classifier, logits = x @ weight^T with a weight that is a token embedding too (Press and Wolf, 2017), and the loss.
  *
  * Of all rows' logits only a chunk exists at a time. A training step's forward does with each chunk all that there is to do,
- * backward too: losses, the gradient of x, and the weight's. An evaluation's leaves the losses, generation's the logits of the
- * last row. Losses and the gradient of x do not depend on the size of a chunk; the weight's gradient does in the order of its
+ * backward too: losses, the gradient of x, and the weight's; last it sums each sequence's losses. An evaluation's leaves the
+ * losses, generation's the logits of the last row. Losses and the gradient of x do not depend on the size of a chunk; the weight's gradient does in the order of its
  * additions. */
 
 void loom_head(loom_tape *t, loom_value x, const char *embedding) {
@@ -75,6 +75,15 @@ static void backward_in_groups(loom_gpt *g, const loom_node *n, loom_view dx, lo
     }
 }
 
+/* In the same place for each micro-batch, as a recorded one writes there. */
+static void sum_losses(loom_gpt *g) {
+    const loom_dtype statistics = g->device->statistics;
+    const int64_t B = g->rows.B, T = g->rows.T;
+    g->exec.ops->block_sum(&g->exec, &(struct loom_block_sum){.partials = loom_view_1d(g->loss_sums, statistics, B),
+                                                              .x = loom_view_1d(g->losses, statistics, B * T),
+                                                              .block = T});
+}
+
 static void losses(loom_gpt *g, const loom_node *node, loom_view x) {
     const bool trains = g->mode == LOOM_MODE_TRAIN;
     const int64_t N = x.shape[2];
@@ -100,6 +109,7 @@ static void losses(loom_gpt *g, const loom_node *node, loom_view x) {
                                                           .transposed = true,
                                                           .accumulate = loom_run_accumulates(g, node, 0) || first > 0});
     }
+    if (trains) sum_losses(g);
 }
 
 static void last_logits(loom_gpt *g, const loom_node *node, loom_view x) {
