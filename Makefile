@@ -114,7 +114,7 @@ KERNELS    := $(wildcard kernels/*.cu)
 # nvcc reads CUDA's headers three times for each source: small kernels, and those that differ in a type alone, are one, for
 # the emulation too.
 KERNEL_GROUPS := small rows forward backward
-KERNELS_small    := adamw add attention bias_gradient block_sum cast fill gelu relu step_scalars
+KERNELS_small    := adamw add attention bias_gradient block_sum cast fill gelu relu optimizer_scalars
 KERNELS_rows     := cross_entropy embedding softmax
 KERNELS_forward  := attention_forward_bf16 attention_forward_fp16
 KERNELS_backward := attention_backward_bf16 attention_backward_fp16

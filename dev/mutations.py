@@ -122,24 +122,24 @@ MUTATIONS = [
     ),
     Mutation(
         "loss scale not halved",
-        "kernels/step_scalars.cu",
+        "kernels/optimizer_scalars.cu",
         "state->loss_scale / 2",
         "state->loss_scale",
-        "step_scalars",
+        "optimizer_scalars",
     ),
     Mutation(
         "norm still scaled",
-        "kernels/step_scalars.cu",
+        "kernels/optimizer_scalars.cu",
         "sqrt(squares) / (double)state.loss_scale",
         "sqrt(squares)",
-        "step_scalars",
+        "optimizer_scalars",
     ),
     Mutation(
         "barrier left out",
-        "kernels/step_scalars.cu",
+        "kernels/optimizer_scalars.cu",
         "squares + start, m - start);\n        __syncthreads();",
         "squares + start, m - start);",
-        "step_scalars",
+        "optimizer_scalars",
     ),
     Mutation(
         "decay the wrong way round",
@@ -505,15 +505,15 @@ MUTATIONS = [
     Mutation(
         "cuBLASLt's sums taken twice",
         "kernels/bias_gradient.cu",
-        "gather(exec, dbias, sums, 1, accumulate)",
-        "gather(exec, dbias, sums, 2, accumulate)",
+        "gather(ctx, dbias, sums, 1, accumulate)",
+        "gather(ctx, dbias, sums, 2, accumulate)",
         "matmul_backward_weight",
     ),
     Mutation(
         "cuBLASLt's sums never added",
         "kernels/bias_gradient.cu",
-        "gather(exec, dbias, sums, 1, accumulate)",
-        "gather(exec, dbias, sums, 1, false)",
+        "gather(ctx, dbias, sums, 1, accumulate)",
+        "gather(ctx, dbias, sums, 1, false)",
         "matmul_backward_weight",
     ),
     Mutation(
@@ -533,8 +533,8 @@ MUTATIONS = [
     Mutation(
         "sums where the product works",
         MATMUL,
-        "void *sums = (char *)exec->workspace + product_workspace(LOOM_OP_matmul_backward_weight, w)",
-        "void *sums = exec->workspace",
+        "void *sums = (char *)ctx->workspace + product_workspace(LOOM_OP_matmul_backward_weight, w)",
+        "void *sums = ctx->workspace",
         "matmul_backward_weight",
     ),
     Mutation(

@@ -132,7 +132,7 @@ __global__ void __launch_bounds__(ELEMENTWISE_THREADS)
     if (copy) store_copy(copy, copy_dtype, i, p, n, e.packed);
 }
 
-void loom_cuda_adamw(loom_exec *exec, const struct loom_adamw *a) {
+void loom_cuda_adamw(loom_context *ctx, const struct loom_adamw *a) {
     const elements e = loom_view_given(&a->copy)
                            ? elements_of(&a->parameter, &a->gradient, &a->moment1, &a->moment2, &a->copy)
                            : elements_of(&a->parameter, &a->gradient, &a->moment1, &a->moment2);
@@ -142,7 +142,7 @@ void loom_cuda_adamw(loom_exec *exec, const struct loom_adamw *a) {
                 typedef typename decltype(parameter_tag)::type P;
                 typedef typename decltype(gradient_tag)::type G;
                 typedef typename decltype(moment_tag)::type M;
-                launch(exec, "adamw", adamw_kernel<P, G, M>, elementwise_grid<ELEMENTS>(e),
+                launch(ctx, "adamw", adamw_kernel<P, G, M>, elementwise_grid<ELEMENTS>(e),
                        elementwise_block<ELEMENTS>(e), 0, a->parameter.data, a->copy.data, a->copy.dtype,
                        a->gradient.data, a->moment1.data, a->moment2.data, a->scalars, a->decayed, a->seed, a->first,
                        e);

@@ -15,11 +15,11 @@ template <typename T> __global__ void add_kernel(T *out, const T *a, const T *b,
     store_floats(out + i, sum, n, e.packed);
 }
 
-void loom_cuda_add(loom_exec *exec, const struct loom_add *a) {
+void loom_cuda_add(loom_context *ctx, const struct loom_add *a) {
     const elements e = elements_of(&a->out, &a->a, &a->b);
     with_dtype(a->out.dtype, [&](auto tag) {
         typedef typename decltype(tag)::type T;
-        launch(exec, "add", add_kernel<T>, elementwise_grid<PACKED<T>>(e), elementwise_block<PACKED<T>>(e), 0,
+        launch(ctx, "add", add_kernel<T>, elementwise_grid<PACKED<T>>(e), elementwise_block<PACKED<T>>(e), 0,
                a->out.data, a->a.data, a->b.data, e);
     });
 }

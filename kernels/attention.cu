@@ -47,18 +47,18 @@ extern "C" size_t loom_cuda_attention_forward_workspace(const struct loom_attent
     return 0;
 }
 
-extern "C" void loom_cuda_attention_forward(loom_exec *exec, const struct loom_attention_forward *a) {
+extern "C" void loom_cuda_attention_forward(loom_context *ctx, const struct loom_attention_forward *a) {
     attention_forward_arguments arguments = {};
     arguments.in = inputs_of(&a->q, &a->k, &a->v, a->first_query, a->scale);
     arguments.in.aligned = arguments.in.aligned && rows_are_aligned(&a->out);
     arguments.out = tensor_of(&a->out);
     arguments.lse = statistic_of(&a->lse);
     if (a->q.dtype == LOOM_F32)
-        loom_cuda_attention_forward_fp32(exec, arguments);
+        loom_cuda_attention_forward_fp32(ctx, arguments);
     else if (a->q.dtype == LOOM_BF16)
-        loom_cuda_attention_forward_bf16(exec, arguments);
+        loom_cuda_attention_forward_bf16(ctx, arguments);
     else
-        loom_cuda_attention_forward_fp16(exec, arguments);
+        loom_cuda_attention_forward_fp16(ctx, arguments);
 }
 
 /* --------------------------------------------------------------------------------------------------------- backward */
@@ -101,7 +101,7 @@ extern "C" size_t loom_cuda_attention_backward_workspace(const struct loom_atten
     return (size_t)loom_view_row_count(&a->q) * sizeof(float);
 }
 
-extern "C" void loom_cuda_attention_backward(loom_exec *exec, const struct loom_attention_backward *a) {
+extern "C" void loom_cuda_attention_backward(loom_context *ctx, const struct loom_attention_backward *a) {
     const int64_t queries = a->q.shape[1], heads = a->q.shape[2], rows = loom_view_row_count(&a->q);
     const bool out_aligned = rows_are_aligned(&a->dout) && rows_are_aligned(&a->out);
     attention_backward_arguments arguments = {};
@@ -113,18 +113,18 @@ extern "C" void loom_cuda_attention_backward(loom_exec *exec, const struct loom_
     arguments.dv = tensor_of(&a->dv);
     arguments.dout = tensor_of(&a->dout);
     arguments.lse = statistic_of(&a->lse);
-    arguments.delta = {static_cast<float *>(exec->workspace), heads * queries, queries};
+    arguments.delta = {static_cast<float *>(ctx->workspace), heads * queries, queries};
     arguments.all_keys = (int)a->k.shape[1];
     with_dtype(a->q.dtype, [&](auto tag) {
         typedef typename decltype(tag)::type T;
-        launch(exec, "attention_backward", attention_delta<T>,
+        launch(ctx, "attention_backward", attention_delta<T>,
                grid_size(ceil_div(rows * DELTA_LANES, (int64_t)DELTA_THREADS)), DELTA_THREADS, 0, arguments.delta,
                arguments.dout, tensor_of(&a->out), rows, queries, heads, a->q.shape[3], out_aligned);
     });
     if (a->q.dtype == LOOM_F32)
-        loom_cuda_attention_backward_fp32(exec, arguments);
+        loom_cuda_attention_backward_fp32(ctx, arguments);
     else if (a->q.dtype == LOOM_BF16)
-        loom_cuda_attention_backward_bf16(exec, arguments);
+        loom_cuda_attention_backward_bf16(ctx, arguments);
     else
-        loom_cuda_attention_backward_fp16(exec, arguments);
+        loom_cuda_attention_backward_fp16(ctx, arguments);
 }

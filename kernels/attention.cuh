@@ -45,12 +45,12 @@ struct attention_backward_arguments {
 };
 
 /* The kernels, one source file for each dtype and, with 16 bits, direction. `backward` reads delta. */
-void loom_cuda_attention_forward_fp32(const loom_exec *exec, const attention_forward_arguments &a);
-void loom_cuda_attention_forward_bf16(const loom_exec *exec, const attention_forward_arguments &a);
-void loom_cuda_attention_forward_fp16(const loom_exec *exec, const attention_forward_arguments &a);
-void loom_cuda_attention_backward_fp32(const loom_exec *exec, const attention_backward_arguments &a);
-void loom_cuda_attention_backward_bf16(const loom_exec *exec, const attention_backward_arguments &a);
-void loom_cuda_attention_backward_fp16(const loom_exec *exec, const attention_backward_arguments &a);
+void loom_cuda_attention_forward_fp32(const loom_context *ctx, const attention_forward_arguments &a);
+void loom_cuda_attention_forward_bf16(const loom_context *ctx, const attention_forward_arguments &a);
+void loom_cuda_attention_forward_fp16(const loom_context *ctx, const attention_forward_arguments &a);
+void loom_cuda_attention_backward_fp32(const loom_context *ctx, const attention_backward_arguments &a);
+void loom_cuda_attention_backward_bf16(const loom_context *ctx, const attention_backward_arguments &a);
+void loom_cuda_attention_backward_fp16(const loom_context *ctx, const attention_backward_arguments &a);
 
 /* Calls f(head size padded to one that kernels are made for, whether rows are aligned), both std::integral_constant.
  * What is not aligned is rare and slow in any case: one size serves it. */

@@ -235,19 +235,19 @@ __global__ void __launch_bounds__(backward_queries_shape<D>::THREADS, 2)
 /* ----------------------------------------------------------------------------------------------------------- launch */
 
 template <typename T>
-static void attention_backward_16_bit(const loom_exec *exec, const attention_backward_arguments &a) {
+static void attention_backward_16_bit(const loom_context *ctx, const attention_backward_arguments &a) {
     with_attention_variant(a.in, [&](auto padded, auto aligned) {
         constexpr int D = decltype(padded)::value;
         constexpr bool ALIGNED = decltype(aligned)::value;
         typedef backward_keys_shape<D> by_keys;
         typedef backward_queries_shape<D> by_queries;
         const int64_t heads = (int64_t)a.in.batch * a.in.heads;
-        launch(exec, "attention_backward", attention_backward_keys_mma<T, D, ALIGNED>,
+        launch(ctx, "attention_backward", attention_backward_keys_mma<T, D, ALIGNED>,
                grid_size(heads / a.in.group * ceil_div(a.all_keys, by_keys::KEYS)), by_keys::THREADS,
                (2 * by_keys::KEYS + 4 * by_keys::QUERIES) * PITCH<T, D> * sizeof(T) +
                    4 * by_keys::QUERIES * sizeof(float),
                a);
-        launch(exec, "attention_backward", attention_backward_queries_mma<T, D, ALIGNED>,
+        launch(ctx, "attention_backward", attention_backward_queries_mma<T, D, ALIGNED>,
                grid_size(heads * ceil_div(a.in.queries, by_queries::QUERIES)), by_queries::THREADS,
                (2 * by_queries::QUERIES + 4 * by_queries::KEYS) * PITCH<T, D> * sizeof(T), a);
     });

@@ -129,12 +129,12 @@ __global__ void __launch_bounds__(forward_shape<D>::THREADS, 2) attention_forwar
 
 /* Launches the kernel for the head size. */
 template <typename T>
-static void attention_forward_16_bit(const loom_exec *exec, const attention_forward_arguments &a) {
+static void attention_forward_16_bit(const loom_context *ctx, const attention_forward_arguments &a) {
     with_attention_variant(a.in, [&](auto padded, auto aligned) {
         constexpr int D = decltype(padded)::value;
         typedef forward_shape<D> shape;
         const int64_t blocks = (int64_t)a.in.batch * a.in.heads * ceil_div(a.in.queries, shape::QUERIES);
-        launch(exec, "attention_forward", attention_forward_mma<T, D, decltype(aligned)::value>, grid_size(blocks),
+        launch(ctx, "attention_forward", attention_forward_mma<T, D, decltype(aligned)::value>, grid_size(blocks),
                shape::THREADS, (shape::QUERIES + 4 * shape::KEYS) * PITCH<T, D> * sizeof(T), a);
     });
 }

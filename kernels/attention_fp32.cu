@@ -206,12 +206,12 @@ __global__ void __launch_bounds__(THREADS, 2) attention_forward_fp32(attention_f
              in.head_size, ALIGNED);
 }
 
-void loom_cuda_attention_forward_fp32(const loom_exec *exec, const attention_forward_arguments &a) {
+void loom_cuda_attention_forward_fp32(const loom_context *ctx, const attention_forward_arguments &a) {
     with_attention_variant(a.in, [&](auto padded, auto aligned) {
         constexpr int D = decltype(padded)::value;
         typedef forward_shape<D> shape;
         const int64_t blocks = (int64_t)a.in.batch * a.in.heads * ceil_div(a.in.queries, shape::QUERIES);
-        launch(exec, "attention_forward", attention_forward_fp32<D, decltype(aligned)::value>, grid_size(blocks),
+        launch(ctx, "attention_forward", attention_forward_fp32<D, decltype(aligned)::value>, grid_size(blocks),
                THREADS, shape::BYTES, a);
     });
 }
@@ -361,7 +361,7 @@ __global__ void __launch_bounds__(THREADS, 2) attention_backward_queries_fp32(at
              in.head_size, ALIGNED);
 }
 
-void loom_cuda_attention_backward_fp32(const loom_exec *exec, const attention_backward_arguments &a) {
+void loom_cuda_attention_backward_fp32(const loom_context *ctx, const attention_backward_arguments &a) {
     with_attention_variant(a.in, [&](auto padded, auto aligned) {
         constexpr int D = decltype(padded)::value;
         constexpr bool ALIGNED = decltype(aligned)::value;
@@ -369,9 +369,9 @@ void loom_cuda_attention_backward_fp32(const loom_exec *exec, const attention_ba
         const int64_t heads = (int64_t)a.in.batch * a.in.heads;
         const int64_t key_blocks = heads / a.in.group * ceil_div(a.all_keys, shape::ROWS);
         const int64_t query_blocks = heads * ceil_div(a.in.queries, shape::ROWS);
-        launch(exec, "attention_backward", attention_backward_keys_fp32<D, ALIGNED>, grid_size(key_blocks), THREADS,
+        launch(ctx, "attention_backward", attention_backward_keys_fp32<D, ALIGNED>, grid_size(key_blocks), THREADS,
                shape::BYTES, a);
-        launch(exec, "attention_backward", attention_backward_queries_fp32<D, ALIGNED>, grid_size(query_blocks),
-               THREADS, shape::BYTES, a);
+        launch(ctx, "attention_backward", attention_backward_queries_fp32<D, ALIGNED>, grid_size(query_blocks), THREADS,
+               shape::BYTES, a);
     });
 }

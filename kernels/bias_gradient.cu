@@ -65,16 +65,16 @@ __global__ void bias_gradient_kernel(T *dbias, const float *sums, int64_t slices
     dbias[column] = from_float<T>(accumulate ? to_float(dbias[column]) + total : total);
 }
 
-static void gather(loom_exec *exec, const loom_view *dbias, const void *sums, int64_t slices, bool accumulate) {
+static void gather(loom_context *ctx, const loom_view *dbias, const void *sums, int64_t slices, bool accumulate) {
     const int64_t O = dbias->shape[3];
     with_fp32_or_bf16(dbias->dtype, [&](auto tag) {
         typedef typename decltype(tag)::type T;
-        launch(exec, "bias_gradient", bias_gradient_kernel<T>, grid_size(ceil_div(O, (int64_t)WARP)),
+        launch(ctx, "bias_gradient", bias_gradient_kernel<T>, grid_size(ceil_div(O, (int64_t)WARP)),
                GATHERING_WARPS * WARP, 0, dbias->data, sums, slices, O, accumulate);
     });
 }
 
-void loom_cuda_bias_gradient(loom_exec *exec, const loom_view *dbias, const loom_view *dout, bool accumulate,
+void loom_cuda_bias_gradient(loom_context *ctx, const loom_view *dbias, const loom_view *dout, bool accumulate,
                              void *workspace) {
     const int64_t N = loom_view_row_count(dout), O = dout->shape[3];
     const int64_t slice_rows = ceil_div(N, slice_count(N)), slices = ceil_div(N, slice_rows);
@@ -82,13 +82,13 @@ void loom_cuda_bias_gradient(loom_exec *exec, const loom_view *dbias, const loom
     with_dtype(dout->dtype, [&](auto tag) {
         typedef typename decltype(tag)::type T;
         const unsigned tiles = grid_size(ceil_div(O, (int64_t)WARP * PACKED<T>));
-        launch(exec, "bias_gradient", bias_gradient_slices_kernel<T>, dim3(tiles, (unsigned)slices),
-               ADDING_WARPS * WARP, 0, workspace, rows_of<const T>(dout), slice_rows, e);
+        launch(ctx, "bias_gradient", bias_gradient_slices_kernel<T>, dim3(tiles, (unsigned)slices), ADDING_WARPS * WARP,
+               0, workspace, rows_of<const T>(dout), slice_rows, e);
     });
-    gather(exec, dbias, workspace, slices, accumulate);
+    gather(ctx, dbias, workspace, slices, accumulate);
 }
 
 /* Sums of all rows are those of one slice. */
-void loom_cuda_bias_gradient_take(loom_exec *exec, const loom_view *dbias, const void *sums, bool accumulate) {
-    gather(exec, dbias, sums, 1, accumulate);
+void loom_cuda_bias_gradient_take(loom_context *ctx, const loom_view *dbias, const void *sums, bool accumulate) {
+    gather(ctx, dbias, sums, 1, accumulate);
 }

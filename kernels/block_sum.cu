@@ -36,16 +36,16 @@ __global__ void __launch_bounds__(THREADS)
     if (threadIdx.x == 0) partials[blockIdx.x] = sum;
 }
 
-void loom_cuda_block_sum(loom_exec *exec, const struct loom_block_sum *a) {
+void loom_cuda_block_sum(loom_context *ctx, const struct loom_block_sum *a) {
     with_dtype(a->x.dtype, [&](auto tag) {
         typedef typename decltype(tag)::type T;
         const unsigned partials = grid_size(a->partials.shape[3]);
         const bool packed = (uintptr_t)a->x.data % 16 == 0 && a->block % PACKED<T> == 0;
         if (a->block >= 4096)
-            launch(exec, "block_sum", block_sum_kernel<T, 1024>, partials, 1024, 0, a->partials.data, a->x.data,
+            launch(ctx, "block_sum", block_sum_kernel<T, 1024>, partials, 1024, 0, a->partials.data, a->x.data,
                    a->x.shape[3], a->block, a->square, packed);
         else
-            launch(exec, "block_sum", block_sum_kernel<T, 128>, partials, 128, 0, a->partials.data, a->x.data,
+            launch(ctx, "block_sum", block_sum_kernel<T, 128>, partials, 128, 0, a->partials.data, a->x.data,
                    a->x.shape[3], a->block, a->square, packed);
     });
 }

@@ -13,14 +13,14 @@ template <typename To, typename From> __global__ void cast_kernel(rows<To> out, 
     }
 }
 
-void loom_cuda_cast(loom_exec *exec, const struct loom_cast *a) {
+void loom_cuda_cast(loom_context *ctx, const struct loom_cast *a) {
     const elements e = elements_of(&a->out, &a->x);
     with_dtype(a->out.dtype, [&](auto to) {
         with_dtype(a->x.dtype, [&](auto from) {
             typedef typename decltype(to)::type To;
             typedef typename decltype(from)::type From;
             constexpr int N = PACKED < To >> PACKED<From> ? PACKED<To> : PACKED<From>;
-            launch(exec, "cast", cast_kernel<To, From>, elementwise_grid<N>(e), elementwise_block<N>(e), 0,
+            launch(ctx, "cast", cast_kernel<To, From>, elementwise_grid<N>(e), elementwise_block<N>(e), 0,
                    rows_of<To>(&a->out), rows_of<const From>(&a->x), e);
         });
     });

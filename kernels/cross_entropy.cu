@@ -62,7 +62,7 @@ __global__ void __launch_bounds__(GROUP_THREADS<READING::GROUP>) cross_entropy_k
     }
 }
 
-void loom_cuda_cross_entropy(loom_exec *exec, const struct loom_cross_entropy *a) {
+void loom_cuda_cross_entropy(loom_context *ctx, const struct loom_cross_entropy *a) {
     const int64_t N = loom_view_row_count(&a->logits), padded = a->logits.shape[3];
     const bool aligned = rows_are_aligned(&a->logits) &&
                          (!loom_view_given(&a->dlogits) || rows_are_aligned(&a->dlogits));
@@ -80,7 +80,7 @@ void loom_cuda_cross_entropy(loom_exec *exec, const struct loom_cross_entropy *a
         };
         with_reading<T>(padded, aligned, 1, [&](auto how, size_t shared_bytes) {
             typedef decltype(how) READING;
-            launch(exec, "cross_entropy", cross_entropy_kernel<T, READING>, group_grid<READING::GROUP>(N),
+            launch(ctx, "cross_entropy", cross_entropy_kernel<T, READING>, group_grid<READING::GROUP>(N),
                    GROUP_THREADS<READING::GROUP>, shared_bytes, arguments);
         });
     });

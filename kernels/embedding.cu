@@ -36,13 +36,13 @@ __global__ void __launch_bounds__(GROUP_THREADS<WARP>)
     }
 }
 
-void loom_cuda_embedding_forward(loom_exec *exec, const struct loom_embedding_forward *a) {
+void loom_cuda_embedding_forward(loom_context *ctx, const struct loom_embedding_forward *a) {
     const int64_t N = loom_view_row_count(&a->out), C = a->out.shape[3];
     const bool aligned = rows_are_aligned(&a->out) && rows_are_aligned(&a->token_weight) &&
                          rows_are_aligned(&a->position_weight);
     with_dtype(a->out.dtype, [&](auto tag) {
         typedef typename decltype(tag)::type T;
-        launch(exec, "embedding_forward", aligned ? forward_kernel<T, PACKED<T>> : forward_kernel<T, 1>,
+        launch(ctx, "embedding_forward", aligned ? forward_kernel<T, PACKED<T>> : forward_kernel<T, 1>,
                group_grid<WARP>(N), GROUP_THREADS<WARP>, 0, rows_of<T>(&a->out), rows_of<const T>(&a->token_weight),
                rows_of<const T>(&a->position_weight), static_cast<const int32_t *>(a->tokens.data), N, a->out.shape[2],
                a->first_position, (int)C);
@@ -221,17 +221,17 @@ __global__ void __launch_bounds__(SORT_THREADS)
 }
 
 /* Returns the sorted places. */
-static const int32_t *sort_places(const loom_exec *exec, const backward_plan *p, const int32_t *tokens) {
-    char *base = static_cast<char *>(exec->workspace);
+static const int32_t *sort_places(const loom_context *ctx, const backward_plan *p, const int32_t *tokens) {
+    char *base = static_cast<char *>(ctx->workspace);
     int32_t *counts = reinterpret_cast<int32_t *>(base + p->counts);
     int32_t *totals = reinterpret_cast<int32_t *>(base + p->totals);
     const int32_t *order = nullptr;
     for (int pass = 0; pass < p->passes; pass++) {
         const sort_pass s = {tokens, order, p->N, p->tiles, pass * DIGIT_BITS};
         int32_t *sorted = reinterpret_cast<int32_t *>(base + p->order[pass % 2]);
-        launch(exec, "embedding_backward", count_digits, grid_size(p->tiles), SORT_THREADS, 0, s, counts);
-        launch(exec, "embedding_backward", sum_counts, DIGITS / SORT_WARPS, SORT_THREADS, 0, counts, totals, p->tiles);
-        launch(exec, "embedding_backward", scatter_places, grid_size(p->tiles), SORT_THREADS, 0, s, counts, totals,
+        launch(ctx, "embedding_backward", count_digits, grid_size(p->tiles), SORT_THREADS, 0, s, counts);
+        launch(ctx, "embedding_backward", sum_counts, DIGITS / SORT_WARPS, SORT_THREADS, 0, counts, totals, p->tiles);
+        launch(ctx, "embedding_backward", scatter_places, grid_size(p->tiles), SORT_THREADS, 0, s, counts, totals,
                sorted);
         order = sorted;
     }
@@ -403,7 +403,7 @@ template <int ACCESS> static dim3 column_grid(int64_t rows, int64_t C, unsigned 
 }
 
 template <typename T, typename G, int ACCESS>
-static void position_gradient(const loom_exec *exec, const struct loom_embedding_backward *a) {
+static void position_gradient(const loom_context *ctx, const struct loom_embedding_backward *a) {
     const char *name = "embedding_backward";
     const int64_t C = a->dout.shape[3], B = a->dout.shape[0] * a->dout.shape[1], length = a->dout.shape[2];
     const int64_t first = a->first_position;
@@ -411,14 +411,14 @@ static void position_gradient(const loom_exec *exec, const struct loom_embedding
     unsigned threads;
     dim3 grid = column_grid<ACCESS>(a->position_gradient.shape[2], C, &threads);
     if (!a->accumulate_positions)
-        launch(exec, name, clear_rows<G, ACCESS>, grid, threads, 0, gradient, first, first + length, (int)C);
+        launch(ctx, name, clear_rows<G, ACCESS>, grid, threads, 0, gradient, first, first + length, (int)C);
     grid = column_grid<ACCESS>(length, C, &threads);
-    launch(exec, name, add_positions<T, G, ACCESS>, grid, threads, 0, gradient, rows_of<const T>(&a->dout), B, length,
+    launch(ctx, name, add_positions<T, G, ACCESS>, grid, threads, 0, gradient, rows_of<const T>(&a->dout), B, length,
            first, (int)C, a->accumulate_positions);
 }
 
 template <typename T, typename G, int ACCESS>
-static void token_gradient(const loom_exec *exec, const struct loom_embedding_backward *a) {
+static void token_gradient(const loom_context *ctx, const struct loom_embedding_backward *a) {
     const char *name = "embedding_backward";
     const backward_plan p = plan_of(a);
     const int64_t C = a->dout.shape[3];
@@ -427,35 +427,36 @@ static void token_gradient(const loom_exec *exec, const struct loom_embedding_ba
     unsigned threads;
     dim3 grid = column_grid<ACCESS>(a->token_gradient.shape[2], C, &threads);
     if (!a->accumulate_tokens)
-        launch(exec, name, clear_rows<G, ACCESS>, grid, threads, 0, gradient, (int64_t)0, (int64_t)0, (int)C);
+        launch(ctx, name, clear_rows<G, ACCESS>, grid, threads, 0, gradient, (int64_t)0, (int64_t)0, (int)C);
     const token_sums<G> sums = {
-        gradient, reinterpret_cast<float *>(static_cast<char *>(exec->workspace) + p.partials),
-        tokens,   sort_places(exec, &p, tokens),
+        gradient, reinterpret_cast<float *>(static_cast<char *>(ctx->workspace) + p.partials),
+        tokens,   sort_places(ctx, &p, tokens),
         p.N,      p.piece,
         p.pieces, (int)C,
     };
     grid = column_grid<ACCESS>(p.pieces, C, &threads);
-    launch(exec, name, sum_pieces<T, G, ACCESS>, grid, threads, 0, sums, rows_of<const T>(&a->dout));
+    launch(ctx, name, sum_pieces<T, G, ACCESS>, grid, threads, 0, sums, rows_of<const T>(&a->dout));
     grid = column_grid<ACCESS>(p.pieces - 1, C, &threads);
-    if (p.pieces > 1) launch(exec, name, join_pieces<G, ACCESS>, grid, threads, 0, sums);
+    if (p.pieces > 1) launch(ctx, name, join_pieces<G, ACCESS>, grid, threads, 0, sums);
 }
 
-template <typename T, int ACCESS> static void backward(const loom_exec *exec, const struct loom_embedding_backward *a) {
+template <typename T, int ACCESS>
+static void backward(const loom_context *ctx, const struct loom_embedding_backward *a) {
     with_fp32_or_bf16(a->position_gradient.dtype, [&](auto tag) {
         typedef typename decltype(tag)::type G;
-        position_gradient<T, G, ACCESS>(exec, a);
-        token_gradient<T, G, ACCESS>(exec, a);
+        position_gradient<T, G, ACCESS>(ctx, a);
+        token_gradient<T, G, ACCESS>(ctx, a);
     });
 }
 
-void loom_cuda_embedding_backward(loom_exec *exec, const struct loom_embedding_backward *a) {
+void loom_cuda_embedding_backward(loom_context *ctx, const struct loom_embedding_backward *a) {
     const bool aligned = rows_are_aligned(&a->dout) && rows_are_aligned(&a->token_gradient) &&
                          rows_are_aligned(&a->position_gradient);
     with_dtype(a->dout.dtype, [&](auto tag) {
         typedef typename decltype(tag)::type T;
         if (aligned)
-            backward<T, PACKED<T>>(exec, a);
+            backward<T, PACKED<T>>(ctx, a);
         else
-            backward<T, 1>(exec, a);
+            backward<T, 1>(ctx, a);
     });
 }

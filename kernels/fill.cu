@@ -12,11 +12,11 @@ template <typename T> __global__ void fill_kernel(rows<T> out, float value, elem
         store_floats(row_at(out, row) + column, values, column_count<N>(e, column), e.packed);
 }
 
-void loom_cuda_fill(loom_exec *exec, const struct loom_fill *a) {
+void loom_cuda_fill(loom_context *ctx, const struct loom_fill *a) {
     const elements e = elements_of(&a->out);
     with_dtype(a->out.dtype, [&](auto tag) {
         typedef typename decltype(tag)::type T;
-        launch(exec, "fill", fill_kernel<T>, elementwise_grid<PACKED<T>>(e), elementwise_block<PACKED<T>>(e), 0,
+        launch(ctx, "fill", fill_kernel<T>, elementwise_grid<PACKED<T>>(e), elementwise_block<PACKED<T>>(e), 0,
                rows_of<T>(&a->out), a->value, e);
     });
 }

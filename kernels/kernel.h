@@ -1,7 +1,7 @@
 /* The thin header that every kernel file includes. With nvcc it is CUDA; with a C++ compiler and LOOM_EMULATED the same
  * source runs on a CPU, one fiber per CUDA thread (dev/emulation). What kernels may use:
  *
- *   launch(exec, "name", kernel, grid, block, shared_bytes, arguments...)
+ *   launch(ctx, "name", kernel, grid, block, shared_bytes, arguments...)
  *   SHARED_ARRAY(type, name, count)     a shared array of the block; never plain __shared__
  *   DYNAMIC_SHARED(type, name)          the launch's shared_bytes, aligned to 16 bytes
  *   __syncthreads(), __syncwarp(), __shfl_sync() and its kin, __ballot_sync(), __reduce_*_sync() (integers)
@@ -31,16 +31,16 @@ __device__ __forceinline__ void expect_aligned(const void *, size_t) {
 }
 #endif
 
-/* Puts a kernel into the exec's stream. `name` is the op's and is what an error will name. Arguments are converted to
+/* Puts a kernel into the context's stream. `name` is the op's and is what an error will name. Arguments are converted to
  * the kernel's parameter types. */
 template <typename... P, typename... A>
-static inline void launch(const loom_exec *exec, const char *name, void (*kernel)(P...), dim3 grid, dim3 block,
+static inline void launch(const loom_context *ctx, const char *name, void (*kernel)(P...), dim3 grid, dim3 block,
                           size_t shared_bytes, A &&...arguments) {
     cudaLaunchConfig_t config = {};
     config.gridDim = grid;
     config.blockDim = block;
     config.dynamicSmemBytes = shared_bytes;
-    config.stream = loom_cuda_stream(exec);
+    config.stream = loom_cuda_stream(ctx);
 #ifdef LOOM_EMULATED
     simt::name_next_launch(name);
 #endif
@@ -50,7 +50,7 @@ static inline void launch(const loom_exec *exec, const char *name, void (*kernel
                                      cudaFuncAttributeMaxDynamicSharedMemorySize, (int)shared_bytes);
     if (error == cudaSuccess)
         error = cudaLaunchKernelEx(&config, kernel, static_cast<P>(std::forward<A>(arguments))...);
-    if (error != cudaSuccess) loom_cuda_failed(exec, name, error);
+    if (error != cudaSuccess) loom_cuda_failed(ctx, name, error);
 }
 
 template <typename T> __host__ __device__ constexpr T ceil_div(T n, T d) {

@@ -1,5 +1,5 @@
 /* What kernels/ offers to the host code in csrc/cuda: every op of the table, and the workspace of those that need some.
- * All is asynchronous in the exec's stream; a launch that fails is told to loom_cuda_failed(). */
+ * All is asynchronous in the context's stream; a launch that fails is told to loom_cuda_failed(). */
 #ifndef LOOM_KERNELS_H
 #define LOOM_KERNELS_H
 
@@ -10,7 +10,7 @@ extern "C" {
 #endif
 
 /* The ops. Those of matrix products are in csrc/cuda/matmul.c, as cuBLASLt computes them. */
-#define LOOM_CUDA_DECLARE(name) void loom_cuda_##name(loom_exec *exec, const struct loom_##name *arguments);
+#define LOOM_CUDA_DECLARE(name) void loom_cuda_##name(loom_context *ctx, const struct loom_##name *arguments);
 LOOM_OP_LIST(LOOM_CUDA_DECLARE)
 #undef LOOM_CUDA_DECLARE
 
@@ -25,20 +25,20 @@ const char *loom_cuda_attention_refusal(int64_t head_size);
 
 /* dbias (O) = or += the sum over rows of dout (N,O): what matmul_backward_weight does beside its product. `workspace`
  * holds loom_cuda_bias_gradient_workspace(N, O) bytes. */
-void loom_cuda_bias_gradient(loom_exec *exec, const loom_view *dbias, const loom_view *dout, bool accumulate,
+void loom_cuda_bias_gradient(loom_context *ctx, const loom_view *dbias, const loom_view *dout, bool accumulate,
                              void *workspace);
 size_t loom_cuda_bias_gradient_workspace(int64_t N, int64_t O);
 
 /* dbias (O) = or += sums (O) fp32, what cuBLASLt has summed up. */
-void loom_cuda_bias_gradient_take(loom_exec *exec, const loom_view *dbias, const void *sums, bool accumulate);
+void loom_cuda_bias_gradient_take(loom_context *ctx, const loom_view *dbias, const void *sums, bool accumulate);
 
 /* ----------------------------------------------------------------------------------------- csrc/cuda, for the kernels */
 
-/* The CUDA stream of an exec, a cudaStream_t. */
-struct CUstream_st *loom_cuda_stream(const loom_exec *exec);
+/* The CUDA stream of an ctx, a cudaStream_t. */
+struct CUstream_st *loom_cuda_stream(const loom_context *ctx);
 
 /* Keeps the first failure of a launch (a cudaError_t) until the device is waited for, which then fails with both. */
-void loom_cuda_failed(const loom_exec *exec, const char *kernel, int error);
+void loom_cuda_failed(const loom_context *ctx, const char *kernel, int error);
 
 #ifdef __cplusplus
 }

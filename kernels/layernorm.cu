@@ -53,11 +53,11 @@ template <typename T, int GROUP> __device__ __forceinline__ int pack_column(int 
 
 /* The calling thread's packs of a row. Those beyond the row's end are left as they are. */
 template <typename T, int GROUP, int PACKS>
-__device__ __forceinline__ void load_row(words (&packs)[PACKS], const T *row, int C) {
+__device__ __forceinline__ void load_row(vec128 (&packs)[PACKS], const T *row, int C) {
 #pragma unroll
     for (int p = 0; p < PACKS; p++) {
         const int column = pack_column<T, GROUP>(p);
-        if (column < C) packs[p] = load_words(row + column);
+        if (column < C) packs[p] = load_vec128(row + column);
     }
 }
 
@@ -81,10 +81,10 @@ __global__ void __launch_bounds__(GROUP_THREADS<GROUP>) forward_in_registers(for
     constexpr int N = PACKED<T>;
     const int64_t n = group_row<GROUP>();
     if (n >= a.N) return;
-    words row[PACKS] = {};
+    vec128 row[PACKS] = {};
     load_row<T, GROUP>(row, row_at(a.x, n), a.C);
     if (a.delta.data) {
-        words delta[PACKS];
+        vec128 delta[PACKS];
         load_row<T, GROUP>(delta, row_at(a.delta, n), a.C);
 #pragma unroll
         for (int p = 0; p < PACKS; p++) {
@@ -95,8 +95,8 @@ __global__ void __launch_bounds__(GROUP_THREADS<GROUP>) forward_in_registers(for
             unpack(added, delta[p], T());
 #pragma unroll
             for (int i = 0; i < N; i++) x[i] += added[i];
-            row[p] = packed(x, T());
-            store_words(row_at(a.sum, n) + column, row[p]);
+            row[p] = pack_values(x, T());
+            store_vec128(row_at(a.sum, n) + column, row[p]);
         }
     }
 
@@ -166,7 +166,7 @@ __global__ void __launch_bounds__(GROUP_THREADS<GROUP>) forward_in_sweeps(forwar
     }
 }
 
-template <typename T> static void forward(const loom_exec *exec, const struct loom_layernorm_forward *a) {
+template <typename T> static void forward(const loom_context *ctx, const struct loom_layernorm_forward *a) {
     const int64_t N = loom_view_row_count(&a->x), C = a->x.shape[3];
     const forward_arguments<T> arguments = {
         rows_of<T>(&a->out),
@@ -186,19 +186,19 @@ template <typename T> static void forward(const loom_exec *exec, const struct lo
                          rows_are_aligned(&a->bias);
     const bool launched = aligned && with_registers<T>(C, [&](auto group, auto packs) {
                               constexpr int GROUP = decltype(group)::value, PACKS = decltype(packs)::value;
-                              launch(exec, "layernorm_forward", forward_in_registers<T, GROUP, PACKS>,
+                              launch(ctx, "layernorm_forward", forward_in_registers<T, GROUP, PACKS>,
                                      group_grid<GROUP>(N), GROUP_THREADS<GROUP>, 0, arguments);
                           });
     if (launched) return;
     with_group(C, [&](auto group) {
         constexpr int GROUP = decltype(group)::value;
-        launch(exec, "layernorm_forward", forward_in_sweeps<T, GROUP>, group_grid<GROUP>(N), GROUP_THREADS<GROUP>, 0,
+        launch(ctx, "layernorm_forward", forward_in_sweeps<T, GROUP>, group_grid<GROUP>(N), GROUP_THREADS<GROUP>, 0,
                arguments);
     });
 }
 
-void loom_cuda_layernorm_forward(loom_exec *exec, const struct loom_layernorm_forward *a) {
-    with_dtype(a->x.dtype, [&](auto tag) { forward<typename decltype(tag)::type>(exec, a); });
+void loom_cuda_layernorm_forward(loom_context *ctx, const struct loom_layernorm_forward *a) {
+    with_dtype(a->x.dtype, [&](auto tag) { forward<typename decltype(tag)::type>(ctx, a); });
 }
 
 /* ----------------------------------------------------------------------------------------------------------- backward
@@ -287,7 +287,7 @@ __global__ void __launch_bounds__(GROUP_THREADS<GROUP>, (RESIDENT_BLOCKS<T, GROU
     const int64_t end = first + a.chunk_rows < a.N ? first + a.chunk_rows : a.N;
     float dweight[PACKS][N] = {}, dbias[PACKS][N] = {};
     for (int64_t n = first + threadIdx.x / GROUP; n < end; n += GROUPS<GROUP>) {
-        words x_row[PACKS], dout_row[PACKS], skip_row[PACKS];
+        vec128 x_row[PACKS], dout_row[PACKS], skip_row[PACKS];
         load_row<T, GROUP>(x_row, row_at(a.x, n), a.C);
         load_row<T, GROUP>(dout_row, row_at(a.dout, n), a.C);
         if (a.skip.data) load_row<T, GROUP>(skip_row, row_at(a.skip, n), a.C);
@@ -399,11 +399,11 @@ __global__ void __launch_bounds__(WARP *SUM_WARPS)
         give(dbias + (column - C), sum, accumulate);
 }
 
-template <typename T> static void backward(const loom_exec *exec, const struct loom_layernorm_backward *a) {
+template <typename T> static void backward(const loom_context *ctx, const struct loom_layernorm_backward *a) {
     const int64_t N = loom_view_row_count(&a->dout), C = a->dout.shape[3];
     const backward_arguments<T> arguments = {
         rows_of<T>(&a->dx),
-        static_cast<float *>(exec->workspace),
+        static_cast<float *>(ctx->workspace),
         rows_of<const T>(&a->dout),
         rows_of<const T>(&a->skip),
         rows_of<const T>(&a->x),
@@ -419,27 +419,27 @@ template <typename T> static void backward(const loom_exec *exec, const struct l
                          rows_are_aligned(&a->x) && rows_are_aligned(&a->weight);
     const bool launched = aligned && with_registers<T>(C, [&](auto group, auto packs) {
                               constexpr int GROUP = decltype(group)::value, PACKS = decltype(packs)::value;
-                              launch(exec, "layernorm_backward", backward_in_registers<T, GROUP, PACKS>, chunks,
+                              launch(ctx, "layernorm_backward", backward_in_registers<T, GROUP, PACKS>, chunks,
                                      GROUP_THREADS<GROUP>, 0, arguments);
                           });
     if (launched) return;
     with_group(C, [&](auto group) {
         constexpr int GROUP = decltype(group)::value;
-        launch(exec, "layernorm_backward", backward_in_sweeps<T, GROUP>, group_grid<GROUP>(N), GROUP_THREADS<GROUP>, 0,
+        launch(ctx, "layernorm_backward", backward_in_sweeps<T, GROUP>, group_grid<GROUP>(N), GROUP_THREADS<GROUP>, 0,
                arguments);
     });
-    launch(exec, "layernorm_backward", partials_by_columns<T>,
+    launch(ctx, "layernorm_backward", partials_by_columns<T>,
            dim3(chunks, (unsigned)ceil_div(C, (int64_t)PARTIAL_THREADS)), PARTIAL_THREADS, 0, arguments);
 }
 
-void loom_cuda_layernorm_backward(loom_exec *exec, const struct loom_layernorm_backward *a) {
-    with_dtype(a->dout.dtype, [&](auto tag) { backward<typename decltype(tag)::type>(exec, a); });
+void loom_cuda_layernorm_backward(loom_context *ctx, const struct loom_layernorm_backward *a) {
+    with_dtype(a->dout.dtype, [&](auto tag) { backward<typename decltype(tag)::type>(ctx, a); });
     const int64_t C = a->dout.shape[3];
     with_fp32_or_bf16(a->dweight.dtype, [&](auto tag) {
         typedef typename decltype(tag)::type G;
-        launch(exec, "layernorm_backward", parameter_gradients<G>, grid_size(ceil_div(2 * C, (int64_t)WARP)),
+        launch(ctx, "layernorm_backward", parameter_gradients<G>, grid_size(ceil_div(2 * C, (int64_t)WARP)),
                WARP * SUM_WARPS, 0, static_cast<G *>(a->dweight.data), static_cast<G *>(a->dbias.data),
-               static_cast<const float *>(exec->workspace), (int)chunk_count(loom_view_row_count(&a->dout)), (int)C,
+               static_cast<const float *>(ctx->workspace), (int)chunk_count(loom_view_row_count(&a->dout)), (int)C,
                a->accumulate);
     });
 }

@@ -32,20 +32,20 @@ __global__ void relu_backward_kernel(rows<T> dx, rows<const T> dout, rows<const 
     }
 }
 
-void loom_cuda_relu_forward(loom_exec *exec, const struct loom_relu_forward *a) {
+void loom_cuda_relu_forward(loom_context *ctx, const struct loom_relu_forward *a) {
     const elements e = elements_of(&a->out, &a->x);
     with_dtype(a->x.dtype, [&](auto tag) {
         typedef typename decltype(tag)::type T;
-        launch(exec, "relu_forward", relu_forward_kernel<T>, elementwise_grid<PACKED<T>>(e),
+        launch(ctx, "relu_forward", relu_forward_kernel<T>, elementwise_grid<PACKED<T>>(e),
                elementwise_block<PACKED<T>>(e), 0, rows_of<T>(&a->out), rows_of<const T>(&a->x), e);
     });
 }
 
-void loom_cuda_relu_backward(loom_exec *exec, const struct loom_relu_backward *a) {
+void loom_cuda_relu_backward(loom_context *ctx, const struct loom_relu_backward *a) {
     const elements e = elements_of(&a->dx, &a->dout, &a->x);
     with_dtype(a->x.dtype, [&](auto tag) {
         typedef typename decltype(tag)::type T;
-        launch(exec, "relu_backward", relu_backward_kernel<T>, elementwise_grid<PACKED<T>>(e),
+        launch(ctx, "relu_backward", relu_backward_kernel<T>, elementwise_grid<PACKED<T>>(e),
                elementwise_block<PACKED<T>>(e), 0, rows_of<T>(&a->dx), rows_of<const T>(&a->dout),
                rows_of<const T>(&a->x), e);
     });

@@ -24,25 +24,25 @@ template <typename T> __device__ __forceinline__ T *row_at(rows<T> r, int64_t n)
 /* -------------------------------------------------------------------------------------------------------------- words
  * A pack of 16 bytes as it stays in registers: four words, where values of 16 bits would take a register each. */
 
-typedef pack<uint32_t, 4> words;
+typedef pack<uint32_t, 4> vec128;
 
-template <typename T> __device__ __forceinline__ words load_words(const T *from) {
-    expect_aligned(from, sizeof(words));
-    return *reinterpret_cast<const words *>(from);
+template <typename T> __device__ __forceinline__ vec128 load_vec128(const T *from) {
+    expect_aligned(from, sizeof(vec128));
+    return *reinterpret_cast<const vec128 *>(from);
 }
 
-template <typename T> __device__ __forceinline__ void store_words(T *to, const words &w) {
-    expect_aligned(to, sizeof(words));
-    *reinterpret_cast<words *>(to) = w;
+template <typename T> __device__ __forceinline__ void store_vec128(T *to, const vec128 &w) {
+    expect_aligned(to, sizeof(vec128));
+    *reinterpret_cast<vec128 *>(to) = w;
 }
 
-__device__ __forceinline__ void unpack(float (&to)[4], const words &w, float) {
+__device__ __forceinline__ void unpack(float (&to)[4], const vec128 &w, float) {
 #pragma unroll
     for (int i = 0; i < 4; i++) to[i] = __uint_as_float(w.at[i]);
 }
 
 /* A bf16 is the upper half of a float. */
-__device__ __forceinline__ void unpack(float (&to)[8], const words &w, bf16) {
+__device__ __forceinline__ void unpack(float (&to)[8], const vec128 &w, bf16) {
 #pragma unroll
     for (int i = 0; i < 4; i++) {
         to[2 * i] = __uint_as_float(w.at[i] << 16);
@@ -50,7 +50,7 @@ __device__ __forceinline__ void unpack(float (&to)[8], const words &w, bf16) {
     }
 }
 
-__device__ __forceinline__ void unpack(float (&to)[8], const words &w, fp16) {
+__device__ __forceinline__ void unpack(float (&to)[8], const vec128 &w, fp16) {
 #pragma unroll
     for (int i = 0; i < 4; i++) {
         to[2 * i] = to_float(__ushort_as_half((unsigned short)(w.at[i] & 0xFFFF)));
@@ -58,15 +58,15 @@ __device__ __forceinline__ void unpack(float (&to)[8], const words &w, fp16) {
     }
 }
 
-__device__ __forceinline__ words packed(const float (&from)[4], float) {
-    words w;
+__device__ __forceinline__ vec128 pack_values(const float (&from)[4], float) {
+    vec128 w;
 #pragma unroll
     for (int i = 0; i < 4; i++) w.at[i] = __float_as_uint(from[i]);
     return w;
 }
 
-template <typename T> __device__ __forceinline__ words packed(const float (&from)[8], T type) {
-    words w;
+template <typename T> __device__ __forceinline__ vec128 pack_values(const float (&from)[8], T type) {
+    vec128 w;
 #pragma unroll
     for (int i = 0; i < 4; i++) w.at[i] = ptx::pair(from[2 * i], from[2 * i + 1], type);
     return w;
@@ -77,14 +77,14 @@ template <int N, typename T> __device__ __forceinline__ void read_values(float (
     if constexpr (N == 1)
         to[0] = to_float(*from);
     else
-        unpack(to, load_words(from), T());
+        unpack(to, load_vec128(from), T());
 }
 
 template <int N, typename T> __device__ __forceinline__ void write_values(T *to, const float (&from)[N]) {
     if constexpr (N == 1)
         *to = from_float<T>(from[0]);
     else
-        store_words(to, packed(from, T()));
+        store_vec128(to, pack_values(from, T()));
 }
 
 /* ------------------------------------------------------------------------------------------------------------- groups

@@ -24,14 +24,14 @@ __global__ void __launch_bounds__(GROUP_THREADS<READING::GROUP>)
     }
 }
 
-void loom_cuda_softmax_forward(loom_exec *exec, const struct loom_softmax_forward *a) {
+void loom_cuda_softmax_forward(loom_context *ctx, const struct loom_softmax_forward *a) {
     const int64_t N = loom_view_row_count(&a->x), C = a->x.shape[3];
     const bool aligned = rows_are_aligned(&a->out) && rows_are_aligned(&a->x);
     with_dtype(a->x.dtype, [&](auto tag) {
         typedef typename decltype(tag)::type T;
         with_reading<T>(C, aligned, 1, [&](auto how, size_t shared_bytes) {
             typedef decltype(how) READING;
-            launch(exec, "softmax_forward", forward_kernel<T, READING>, group_grid<READING::GROUP>(N),
+            launch(ctx, "softmax_forward", forward_kernel<T, READING>, group_grid<READING::GROUP>(N),
                    GROUP_THREADS<READING::GROUP>, shared_bytes, rows_of<T>(&a->out), rows_of<const T>(&a->x), N,
                    (int)C);
         });
@@ -75,14 +75,14 @@ __global__ void __launch_bounds__(GROUP_THREADS<READING::GROUP>)
     }
 }
 
-void loom_cuda_softmax_backward(loom_exec *exec, const struct loom_softmax_backward *a) {
+void loom_cuda_softmax_backward(loom_context *ctx, const struct loom_softmax_backward *a) {
     const int64_t N = loom_view_row_count(&a->out), C = a->out.shape[3];
     const bool aligned = rows_are_aligned(&a->dx) && rows_are_aligned(&a->dout) && rows_are_aligned(&a->out);
     with_dtype(a->out.dtype, [&](auto tag) {
         typedef typename decltype(tag)::type T;
         with_reading<T>(C, aligned, 2, [&](auto how, size_t shared_bytes) {
             typedef decltype(how) READING;
-            launch(exec, "softmax_backward", backward_kernel<T, READING>, group_grid<READING::GROUP>(N),
+            launch(ctx, "softmax_backward", backward_kernel<T, READING>, group_grid<READING::GROUP>(N),
                    GROUP_THREADS<READING::GROUP>, shared_bytes, rows_of<T>(&a->dx), rows_of<const T>(&a->dout),
                    rows_of<const T>(&a->out), N, (int)C);
         });

@@ -329,7 +329,7 @@ void streams() {
         in.write(bytes(gone));
         sum.write(bytes(gone));
         copy.write(bytes(gone));
-        device->order(device, other, nullptr);
+        device->stream_wait_stream(device, other, nullptr);
         in.write(bytes(first), other);
         const loom_ticket ticket = loom_comm_all_reduce(comm, other, sum.at(0, LOOM_F32), in.at(0, LOOM_F32), n,
                                                         LOOM_F32);

@@ -103,12 +103,12 @@ class Scalars {
 };
 
 void run(loom_device *device, const struct loom_adamw &arguments) {
-    loom_exec exec = {};
-    exec.ops = device->ops;
-    exec.device = device;
+    loom_context ctx = {};
+    ctx.ops = device->ops;
+    ctx.device = device;
     const char *why = "";
     ASSERT_TRUE(device->ops->supports(device, LOOM_OP_adamw, &arguments, &why)) << why;
-    device->ops->adamw(&exec, &arguments);
+    device->ops->adamw(&ctx, &arguments);
 }
 
 loom_scalars some_scalars(int64_t updates) {
@@ -489,14 +489,14 @@ TEST_P(AdamW, CastsAllOfFp16) {
         a.out = out.view();
         a.x = in.view();
         const size_t bytes = device->ops->workspace(device.get(), LOOM_OP_cast, &a);
-        loom_exec exec = {};
-        exec.ops = device->ops;
-        exec.device = device.get();
-        exec.workspace_bytes = bytes;
-        ASSERT_TRUE(device->allocate(device.get(), &exec.workspace, bytes, nullptr));
-        device->ops->cast(&exec, &a);
+        loom_context ctx = {};
+        ctx.ops = device->ops;
+        ctx.device = device.get();
+        ctx.workspace_bytes = bytes;
+        ASSERT_TRUE(device->allocate(device.get(), &ctx.workspace, bytes, nullptr));
+        device->ops->cast(&ctx, &a);
         ASSERT_TRUE(device->synchronize(device.get(), nullptr, nullptr));
-        device->release(device.get(), exec.workspace, bytes);
+        device->release(device.get(), ctx.workspace, bytes);
     };
     cast(narrow, x);
     cast(wide, narrow);

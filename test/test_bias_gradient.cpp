@@ -68,10 +68,10 @@ class BiasGradient : public testing::TestWithParam<Shape> {
         std::vector<unsigned char> stored(static_cast<size_t>(O) * item);
         for (int64_t i = 0; i < O; i++) loom_case_store(&stored[static_cast<size_t>(i) * item], dtype, 0.5);
         const loom_view dbias = loom_view_1d(send(stored), dtype, O);
-        loom_exec exec = {};
-        exec.ops = device->ops;
-        exec.device = device.get();
-        loom_cuda_bias_gradient(&exec, &dbias, &dout, accumulate,
+        loom_context ctx = {};
+        ctx.ops = device->ops;
+        ctx.device = device.get();
+        loom_cuda_bias_gradient(&ctx, &dbias, &dout, accumulate,
                                 allocate(loom_cuda_bias_gradient_workspace(dout.shape[2], O)));
         device->copy(device.get(), nullptr, stored.data(), dbias.data, stored.size(), LOOM_DEVICE_TO_HOST);
         loom_error error;

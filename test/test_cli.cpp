@@ -349,7 +349,7 @@ TEST_F(Program, VersionAndDevicesTellWhatThereIs) {
 TEST_F(Program, RunsInSixteenBitsSayWhereTheyAreSlow) {
     loom_device *device = nullptr;
     ASSERT_TRUE(loom_device_open(&device, "cpu", nullptr, nullptr));
-    const unsigned widened = device->widened;
+    const unsigned widened = device->emulated_dtypes;
     loom_device_close(device);
     for (const loom_dtype dtype : {LOOM_F32, LOOM_BF16, LOOM_F16}) {
         const std::string name = loom_dtype_name(dtype);

@@ -47,7 +47,7 @@ bool says(const Device &device, const char *what) {
 }
 
 bool is_widened(const Device &device, loom_dtype dtype) {
-    return device->widened >> dtype & 1;
+    return device->emulated_dtypes >> dtype & 1;
 }
 
 /* --------------------------------------------------------------------------------------------------- what it says */
@@ -249,21 +249,21 @@ class Products {
         require([&](loom_error *error) { return ops->prepare(device_.get(), op, &arguments, error); });
         const size_t bytes = ops->workspace(device_.get(), op, &arguments);
         const Memory workspace(device_.get(), bytes);
-        loom_exec exec = {};
-        exec.ops = ops;
-        exec.device = device_.get();
-        exec.workspace = workspace.data();
-        exec.workspace_bytes = bytes;
-        run_op(&exec, arguments);
+        loom_context ctx = {};
+        ctx.ops = ops;
+        ctx.device = device_.get();
+        ctx.workspace = workspace.data();
+        ctx.workspace_bytes = bytes;
+        run_op(&ctx, arguments);
     }
-    static void run_op(loom_exec *exec, const loom_matmul_forward &a) {
-        exec->ops->matmul_forward(exec, &a);
+    static void run_op(loom_context *ctx, const loom_matmul_forward &a) {
+        ctx->ops->matmul_forward(ctx, &a);
     }
-    static void run_op(loom_exec *exec, const loom_matmul_backward_input &a) {
-        exec->ops->matmul_backward_input(exec, &a);
+    static void run_op(loom_context *ctx, const loom_matmul_backward_input &a) {
+        ctx->ops->matmul_backward_input(ctx, &a);
     }
-    static void run_op(loom_exec *exec, const loom_matmul_backward_weight &a) {
-        exec->ops->matmul_backward_weight(exec, &a);
+    static void run_op(loom_context *ctx, const loom_matmul_backward_weight &a) {
+        ctx->ops->matmul_backward_weight(ctx, &a);
     }
 
     Device device_;

@@ -16,11 +16,11 @@ class CudaDevice : public testing::Test {
     Device device = open_device("cuda");
 
     void fill(void *memory, float value) {
-        loom_exec exec = {};
-        exec.ops = device->ops;
-        exec.device = device.get();
+        loom_context ctx = {};
+        ctx.ops = device->ops;
+        ctx.device = device.get();
         loom_fill a = {loom_view_2d(memory, LOOM_F32, 1, 64), value};
-        device->ops->fill(&exec, &a);
+        device->ops->fill(&ctx, &a);
     }
     void *allocate(size_t bytes) {
         void *memory = nullptr;
@@ -52,16 +52,16 @@ TEST_F(CudaDevice, ARecordingRunsAgainAndReadsMemoryAsItIs) {
     void *from = allocate(256), *to = allocate(256);
     fill(from, 1);
     require([&](loom_error *error) { return device->synchronize(device.get(), NULL, error); });
-    require([&](loom_error *error) { return device->record_begin(device.get(), error); });
+    require([&](loom_error *error) { return device->graph_begin(device.get(), error); });
     device->copy(device.get(), NULL, to, from, 256, LOOM_DEVICE_TO_DEVICE);
-    loom_recording *recording = nullptr;
-    require([&](loom_error *error) { return device->record_end(device.get(), &recording, error); });
+    loom_device_graph *recording = nullptr;
+    require([&](loom_error *error) { return device->graph_end(device.get(), &recording, error); });
     for (const float value : {5.0f, 6.0f}) {
         fill(from, value);
-        device->replay(device.get(), recording);
+        device->graph_launch(device.get(), recording);
         EXPECT_EQ(first(to), value);
     }
-    device->recording_close(device.get(), recording);
+    device->graph_close(device.get(), recording);
     device->release(device.get(), from, 256);
     device->release(device.get(), to, 256);
 }
@@ -79,7 +79,7 @@ TEST_F(CudaDevice, OrderMakesAStreamWait) {
             fill(to, -1);
             require([&](loom_error *error) { return device->synchronize(device.get(), NULL, error); });
             fill(from, 7);
-            if (ordered) device->order(device.get(), other, NULL);
+            if (ordered) device->stream_wait_stream(device.get(), other, NULL);
             device->copy(device.get(), other, to, from, 256, LOOM_DEVICE_TO_DEVICE);
             require([&](loom_error *error) {
                 return device->synchronize(device.get(), other, error) &&
@@ -164,23 +164,23 @@ TEST(CudaRanks, TakeGpusInTurnAndSaySo) {
 TEST(CudaRanks, ASecondThreadCanWaitAndCopyOnAGpuThatIsNotTheFirst) {
     const Gpus gpus(2);
     const Device device = open_rank(1, 2);
-    loom_mark *mark = nullptr;
+    loom_event *mark = nullptr;
     loom_stream *stream = nullptr;
     void *memory = nullptr;
     float value = 0;
     require([&](loom_error *error) {
-        return device->mark_open(device.get(), &mark, error) && device->stream_open(device.get(), &stream, error) &&
+        return device->event_open(device.get(), &mark, error) && device->stream_open(device.get(), &stream, error) &&
                device->allocate(device.get(), &memory, sizeof value, error);
     });
-    loom_exec exec = {};
-    exec.ops = device->ops;
-    exec.device = device.get();
+    loom_context ctx = {};
+    ctx.ops = device->ops;
+    ctx.device = device.get();
     const loom_fill fill = {loom_view_2d(memory, LOOM_F32, 1, 1), 9};
-    device->ops->fill(&exec, &fill);
-    device->mark_set(device.get(), mark, NULL);
+    device->ops->fill(&ctx, &fill);
+    device->event_record(device.get(), mark, NULL);
     int current = -1;
     std::thread([&] {
-        require([&](loom_error *error) { return device->mark_wait(device.get(), mark, error); });
+        require([&](loom_error *error) { return device->event_synchronize(device.get(), mark, error); });
         cudaGetDevice(&current);
         device->copy(device.get(), stream, &value, memory, sizeof value, LOOM_DEVICE_TO_HOST);
         require([&](loom_error *error) { return device->synchronize(device.get(), stream, error); });
@@ -189,7 +189,7 @@ TEST(CudaRanks, ASecondThreadCanWaitAndCopyOnAGpuThatIsNotTheFirst) {
     EXPECT_EQ(value, 9);
     device->release(device.get(), memory, sizeof value);
     device->stream_close(device.get(), stream);
-    device->mark_close(device.get(), mark);
+    device->event_close(device.get(), mark);
 }
 
 /* Three ranks on two GPUs: two share one, and the third plans as they do. Memory is found free anew at each question:

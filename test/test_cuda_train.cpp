@@ -194,8 +194,8 @@ TEST_F(CudaTrain, TheStepIsRecorded) {
     const Trainer a = open_trainer(recorded), b = open_trainer(plain);
     for (int i = 0; i < 3; i++) step(a), step(b);
     for (int piece = 0; piece < LOOM_PIECES; piece++) {
-        EXPECT_NE(a->recording[piece], nullptr) << piece;
-        EXPECT_EQ(b->recording[piece], nullptr) << piece;
+        EXPECT_NE(a->graph[piece], nullptr) << piece;
+        EXPECT_EQ(b->graph[piece], nullptr) << piece;
     }
 }
 

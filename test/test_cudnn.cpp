@@ -532,15 +532,15 @@ class Graph : public testing::TestWithParam<Shape> {
         const auto f = forward_of(s, LOOM_F64, t->qkv.data(), t->out.data(), t->lse.data());
         const auto b = backward_of(s, LOOM_F64, t->qkv.data(), t->out.data(), t->lse.data(), t->dout.data(),
                                    t->dqkv.data());
-        loom_exec exec = {};
-        exec.ops = oracle->ops;
-        exec.device = oracle.get();
-        exec.workspace_bytes = std::max(oracle->ops->workspace(oracle.get(), LOOM_OP_attention_forward, &f),
-                                        oracle->ops->workspace(oracle.get(), LOOM_OP_attention_backward, &b));
-        std::vector<char> workspace(exec.workspace_bytes + 256);
-        exec.workspace = workspace.data() + (256 - (uintptr_t)workspace.data() % 256);
-        oracle->ops->attention_forward(&exec, &f);
-        oracle->ops->attention_backward(&exec, &b);
+        loom_context ctx = {};
+        ctx.ops = oracle->ops;
+        ctx.device = oracle.get();
+        ctx.workspace_bytes = std::max(oracle->ops->workspace(oracle.get(), LOOM_OP_attention_forward, &f),
+                                       oracle->ops->workspace(oracle.get(), LOOM_OP_attention_backward, &b));
+        std::vector<char> workspace(ctx.workspace_bytes + 256);
+        ctx.workspace = workspace.data() + (256 - (uintptr_t)workspace.data() % 256);
+        oracle->ops->attention_forward(&ctx, &f);
+        oracle->ops->attention_backward(&ctx, &b);
     }
 
     static void run_graph(const Shape &s, const loom_cudnn_attention &attention, Tensors *t) {

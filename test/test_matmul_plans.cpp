@@ -184,12 +184,12 @@ class Product {
         for (size_t i = 0; i < weight.size(); i++) weight[i] = value(i + 7919);
         copy(arguments.x.data, x.data(), x.size(), LOOM_HOST_TO_DEVICE);
         copy(arguments.weight.data, weight.data(), weight.size(), LOOM_HOST_TO_DEVICE);
-        loom_exec exec = {};
-        exec.ops = device_->ops;
-        exec.device = device_;
-        exec.workspace = static_cast<char *>(memory_) + bytes_ - (32 << 20);
-        exec.workspace_bytes = 32 << 20;
-        device_->ops->matmul_forward(&exec, &arguments);
+        loom_context ctx = {};
+        ctx.ops = device_->ops;
+        ctx.device = device_;
+        ctx.workspace = static_cast<char *>(memory_) + bytes_ - (32 << 20);
+        ctx.workspace_bytes = 32 << 20;
+        device_->ops->matmul_forward(&ctx, &arguments);
         copy(out.data(), arguments.out.data, out.size(), LOOM_DEVICE_TO_HOST);
         require([&](loom_error *e) { return device_->synchronize(device_, NULL, e); });
         return out;
@@ -510,13 +510,13 @@ class WeightGradient {
         copy(arguments.dout.data, dout.data(), dout.size(), LOOM_HOST_TO_DEVICE);
         copy(arguments.dweight.data, dweight.data(), dweight.size(), LOOM_HOST_TO_DEVICE);
         copy(arguments.dbias.data, dbias.data(), dbias.size(), LOOM_HOST_TO_DEVICE);
-        loom_exec exec = {};
-        exec.ops = device_->ops;
-        exec.device = device_;
-        exec.workspace = static_cast<char *>(memory_) + bytes_ - (32 << 20);
-        exec.workspace_bytes = 32 << 20;
+        loom_context ctx = {};
+        ctx.ops = device_->ops;
+        ctx.device = device_;
+        ctx.workspace = static_cast<char *>(memory_) + bytes_ - (32 << 20);
+        ctx.workspace_bytes = 32 << 20;
         arguments.accumulate = accumulate;
-        device_->ops->matmul_backward_weight(&exec, &arguments);
+        device_->ops->matmul_backward_weight(&ctx, &arguments);
         copy(dbias.data(), arguments.dbias.data, dbias.size(), LOOM_DEVICE_TO_HOST);
         return dbias;
     }

@@ -471,9 +471,9 @@ std::string bits_of_two_steps(Model &model) {
     require([&](loom_error *error) { return loom_gpt_initialise(model.gpt(), 5, error); });
     model.set_inputs(optimizer_inputs());
     const auto spoil_workspace = [&] {
-        loom_exec *exec = loom_gpt_get_exec(model.gpt());
-        const std::string nans(exec->workspace_bytes, (char)0xFF);
-        model.copy(exec->workspace, nans.data(), nans.size(), LOOM_HOST_TO_DEVICE);
+        loom_context *ctx = loom_gpt_get_exec(model.gpt());
+        const std::string nans(ctx->workspace_bytes, (char)0xFF);
+        model.copy(ctx->workspace, nans.data(), nans.size(), LOOM_HOST_TO_DEVICE);
     };
     const auto keep = [&](const void *data, size_t bytes) { bits += model.bytes(data, bytes); };
     for (uint64_t step = 0; step < 2; step++) {

@@ -180,21 +180,21 @@ TEST_F(Offload, CanBeRecorded) {
         const std::string expected = expected_of(places.dtype, places.n_layer);
         const auto model = make_model(places);
         loom_device *device = model->device();
-        loom_recording *recording[2];
+        loom_device_graph *recording[2];
         for (int i = 0; i < 2; i++) {
-            require([&](loom_error *error) { return device->record_begin(device, error); });
+            require([&](loom_error *error) { return device->graph_begin(device, error); });
             compute(*model, i > 0);
-            require([&](loom_error *error) { return device->record_end(device, &recording[i], error); });
+            require([&](loom_error *error) { return device->graph_end(device, &recording[i], error); });
         }
         for (const std::string &schedule : schedules) {
             emulation_set_schedule(schedule.c_str());
             for (int i = 0; i < 2; i++) {
                 set_batch(*model, i);
-                device->replay(device, recording[i]);
+                device->graph_launch(device, recording[i]);
             }
             EXPECT_TRUE(bits_of(*model) == expected) << recompute << " " << schedule;
         }
-        for (loom_recording *r : recording) device->recording_close(device, r);
+        for (loom_device_graph *r : recording) device->graph_close(device, r);
     }
 }
 
@@ -207,13 +207,13 @@ struct Forgetful {
     static inline int calls, left_out;
 
     explicit Forgetful(loom_device *device, int which) : device_(device) {
-        order = device->order;
+        order = device->stream_wait_stream;
         calls = 0;
         left_out = which;
-        device->order = count;
+        device->stream_wait_stream = count;
     }
     ~Forgetful() {
-        device_->order = order;
+        device_->stream_wait_stream = order;
     }
 
   private:
@@ -267,11 +267,11 @@ struct Trace {
     static inline std::string calls;
 
     static void watch(loom_device *device) {
-        order = device->order;
+        order = device->stream_wait_stream;
         copy = device->copy;
         range_push = device->range_push;
         calls.clear();
-        device->order = [](loom_device *d, loom_stream *later, loom_stream *earlier) {
+        device->stream_wait_stream = [](loom_device *d, loom_stream *later, loom_stream *earlier) {
             calls += later ? "copies-wait " : "compute-waits ";
             order(d, later, earlier);
         };

@@ -87,7 +87,7 @@ bool differs(const std::string &name, const Instance &instance) {
     if (name != "own" && name != "library" && !threaded) return true;
     const loom_dtype dtype = instance.dtypes.storage;
     if (!is_product(instance.cases->op[instance.op].op) || (threaded && !is_full() && dtype != LOOM_F32)) return false;
-    if (name != "own" && (device(name)->widened >> dtype & 1)) return false;
+    if (name != "own" && (device(name)->emulated_dtypes >> dtype & 1)) return false;
     return threaded || std::strcmp(device(name)->description, device("cpu")->description) != 0;
 }
 
@@ -258,15 +258,15 @@ TEST(Catalogue, EveryBackwardOutputIsAGradient) {
 
 struct Saboteur {
     const loom_ops *real = nullptr;
-    std::function<void(loom_exec *)> before, after;
+    std::function<void(loom_context *)> before, after;
 };
 Saboteur saboteur;
 
 #define SABOTAGED(name)                                                                                                \
-    void sabotaged_##name(loom_exec *exec, const struct loom_##name *arguments) {                                      \
-        if (saboteur.before) saboteur.before(exec);                                                                    \
-        saboteur.real->name(exec, arguments);                                                                          \
-        if (saboteur.after) saboteur.after(exec);                                                                      \
+    void sabotaged_##name(loom_context *ctx, const struct loom_##name *arguments) {                                    \
+        if (saboteur.before) saboteur.before(ctx);                                                                     \
+        saboteur.real->name(ctx, arguments);                                                                           \
+        if (saboteur.after) saboteur.after(ctx);                                                                       \
     }
 LOOM_OP_LIST(SABOTAGED)
 #undef SABOTAGED
@@ -359,7 +359,7 @@ TEST(Harness, SeesAnErrorInAnyOutput) {
             const loom_case_tensor &t = c->tensor[i];
             if (!is_output(t, op) || t.kind == LOOM_CASE_SCALARS) continue;
             SabotagedDevice bad(device("cpu"));
-            saboteur.after = [&](loom_exec *) {
+            saboteur.after = [&](loom_context *) {
                 float *x = reinterpret_cast<float *>(last_element(c, t));
                 *x = t.bound.exact ? std::nextafterf(*x, 10)
                                    : *x + 1e-3f * static_cast<float>(typical_size(t)) + 1e-30f;
@@ -373,7 +373,7 @@ TEST(Harness, SeesAnErrorInAnyOutput) {
 
 TEST(Harness, SeesAnErrorInTheStepScalars) {
     for_each_small_case([&](loom_case *c, int op) {
-        if (c->cases->op[op].op != LOOM_OP_step_scalars) return;
+        if (c->cases->op[op].op != LOOM_OP_optimizer_scalars) return;
         const loom_case_tensor &t = *loom_case_find(c, "scalars");
         const std::vector<std::function<void(loom_scalars *)>> damages = {
             [](loom_scalars *s) { s->out.loss = s->out.loss * 1.00001f + 1e-9f; },
@@ -386,7 +386,7 @@ TEST(Harness, SeesAnErrorInTheStepScalars) {
         };
         for (const auto &damage : damages) {
             SabotagedDevice bad(device("cpu"));
-            saboteur.after = [&](loom_exec *) { damage(reinterpret_cast<loom_scalars *>(last_element(c, t))); };
+            saboteur.after = [&](loom_context *) { damage(reinterpret_cast<loom_scalars *>(last_element(c, t))); };
             EXPECT_EQ(check(c, op, &bad.device).verdict, LOOM_CASE_FAILED);
         }
     });
@@ -400,8 +400,8 @@ TEST(Harness, SeesAnUnwrittenElementInAnyOutput) {
             if (t.role[op] != LOOM_CASE_WRITTEN || shares_memory(c, i, op, is_input)) continue;
             SabotagedDevice bad(device("cpu"));
             float kept = 0;
-            saboteur.before = [&](loom_exec *) { std::memcpy(&kept, last_element(c, t), sizeof kept); };
-            saboteur.after = [&](loom_exec *) { std::memcpy(last_element(c, t), &kept, sizeof kept); };
+            saboteur.before = [&](loom_context *) { std::memcpy(&kept, last_element(c, t), sizeof kept); };
+            saboteur.after = [&](loom_context *) { std::memcpy(last_element(c, t), &kept, sizeof kept); };
             EXPECT_EQ(check(c, op, &bad.device).verdict, LOOM_CASE_FAILED) << t.name << " not wholly written";
         }
     });
@@ -423,7 +423,7 @@ TEST(Harness, SeesAWriteOutsideTheOutputs) {
             }
             for (int64_t place : places) {
                 SabotagedDevice bad(device("cpu"));
-                saboteur.after = [&](loom_exec *) {
+                saboteur.after = [&](loom_context *) {
                     static_cast<unsigned char *>(m.device)[LOOM_CASE_FENCE + place] ^= 0x11;
                 };
                 const loom_case_result result = check(c, op, &bad.device);
@@ -441,7 +441,7 @@ TEST(Harness, SeesAChangedInput) {
             const loom_case_tensor &t = c->tensor[i];
             if (t.role[op] != LOOM_CASE_READ || shares_memory(c, i, op, is_output)) continue;
             SabotagedDevice bad(device("cpu"));
-            saboteur.after = [&](loom_exec *) { last_element(c, t)[0] ^= 1; };
+            saboteur.after = [&](loom_context *) { last_element(c, t)[0] ^= 1; };
             const loom_case_result result = check(c, op, &bad.device);
             EXPECT_EQ(result.verdict, LOOM_CASE_FAILED);
             EXPECT_NE(std::string(result.message).find(t.name), std::string::npos) << result.message;
@@ -453,9 +453,9 @@ TEST(Harness, SeesAWriteBeyondTheWorkspace) {
     for_each_small_case([&](loom_case *c, int op) {
         for (bool after : {false, true}) {
             SabotagedDevice bad(device("cpu"));
-            saboteur.after = [&](loom_exec *exec) {
-                char *workspace = static_cast<char *>(exec->workspace);
-                (after ? workspace + exec->workspace_bytes : workspace - 1)[0] ^= 1;
+            saboteur.after = [&](loom_context *ctx) {
+                char *workspace = static_cast<char *>(ctx->workspace);
+                (after ? workspace + ctx->workspace_bytes : workspace - 1)[0] ^= 1;
             };
             EXPECT_EQ(check(c, op, &bad.device).verdict, LOOM_CASE_FAILED);
         }
@@ -470,7 +470,7 @@ TEST(Harness, SeesBitsThatChangeFromRunToRun) {
             if (!is_output(t, op) || t.kind == LOOM_CASE_SCALARS) continue;
             SabotagedDevice bad(device("cpu"));
             unsigned run = 0;
-            saboteur.after = [&](loom_exec *) {
+            saboteur.after = [&](loom_context *) {
                 if (run++ % 2) last_element(c, t)[0] ^= 1;
             };
             EXPECT_EQ(check(c, op, &bad.device).verdict, LOOM_CASE_FAILED) << t.name;
@@ -486,7 +486,7 @@ TEST(Harness, SeesAWrongGradient) {
         for (int g = 0; g < c->n_gradients; g++) {
             const loom_case_tensor &t = *loom_case_find(c.get(), c->gradient[g].gradient);
             SabotagedDevice bad(device("oracle", 1));
-            saboteur.after = [&](loom_exec *) {
+            saboteur.after = [&](loom_context *) {
                 double *x = static_cast<double *>(t.oracle);
                 if (c->op == t.written_by) x[0] += 1e-5 * std::fmax(std::fabs(x[0]), 1);
             };
@@ -506,7 +506,7 @@ TEST(Harness, SeesBitsThatDependOnThreads) {
             const loom_case_tensor &t = c->tensor[i];
             if (!is_output(t, op)) continue;
             SabotagedDevice bad(device("cpu"));
-            saboteur.after = [&](loom_exec *) { last_element(c, t)[0] ^= 1; };
+            saboteur.after = [&](loom_context *) { last_element(c, t)[0] ^= 1; };
             loom_device *devices[] = {device("cpu"), &bad.device};
             loom_case_result result;
             loom_error error;
@@ -550,8 +550,8 @@ struct FarDevice : SabotagedDevice {
         device.allocate = allocate;
         device.release = release;
         device.copy = copy;
-        saboteur.before = [](loom_exec *) { reach(PROT_READ | PROT_WRITE); };
-        saboteur.after = [](loom_exec *) { reach(PROT_NONE); };
+        saboteur.before = [](loom_context *) { reach(PROT_READ | PROT_WRITE); };
+        saboteur.after = [](loom_context *) { reach(PROT_NONE); };
     }
 };
 
@@ -600,7 +600,7 @@ TEST(Harness, HashesTheOutputs) {
         for (int i = 0; i < c->n_tensors; i++) {
             const loom_case_tensor &t = c->tensor[i];
             if (!is_output(t, op)) continue;
-            saboteur.after = [&](loom_exec *) { last_element(c, t)[0] ^= 1; };
+            saboteur.after = [&](loom_context *) { last_element(c, t)[0] ^= 1; };
             EXPECT_NE(check(c, op, &same.device).bits, bits) << t.name;
         }
     });

@@ -162,10 +162,10 @@ Sum walk(const loom_gpt_config &config, const Setup &setup, loom_device *device)
     require([&](loom_error *error) { return loom_gpt_create(&gpt, &config, setup, device, error); });
     loom_arena nowhere = loom_arena_measure();
     loom_gpt_lay_out(gpt, &nowhere);
-    loom_exec *exec = loom_gpt_get_exec(gpt);
-    exec->ops = loom_visiting_ops();
-    exec->visit = add_to_sum;
-    exec->visitor = &sum;
+    loom_context *ctx = loom_gpt_get_exec(gpt);
+    ctx->ops = loom_visiting_ops();
+    ctx->visit = add_to_sum;
+    ctx->visitor = &sum;
     loom_gpt_train(gpt, false);
     loom_gpt_destroy(gpt);
     return sum;

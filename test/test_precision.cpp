@@ -359,7 +359,7 @@ TEST_P(InPrecision, AnElementsUpdateIsOfItsPlace) {
     const loom_precision &precision = model.precision();
     model.write(model.optimizer.moment1, precision.moment, 0, m);
     model.write(model.optimizer.moment2, precision.moment, 0, v);
-    loom_exec *exec = loom_gpt_get_exec(model.gpt());
+    loom_context *ctx = loom_gpt_get_exec(model.gpt());
     for (int b = 0; b < model.layout().n_buckets; b++) {
         const loom_bucket &bucket = model.layout().bucket[b];
         const auto part = [&](void *data, loom_dtype dtype) {
@@ -375,7 +375,7 @@ TEST_P(InPrecision, AnElementsUpdateIsOfItsPlace) {
         whole.scalars = loom_gpt_get_scalars(model.gpt());
         whole.seed = 11;
         whole.first = (int64_t)b << 40;
-        exec->ops->adamw(exec, &whole);
+        ctx->ops->adamw(ctx, &whole);
     }
     EXPECT_TRUE(model.master() == updated);
     EXPECT_TRUE(model.parameters() == copied);

@@ -304,8 +304,8 @@ const Argument arguments_of_ops[] = {
     ROW(add, b, READ),
     ROW(block_sum, partials, WRITE),
     ROW(block_sum, x, READ),
-    ROW(step_scalars, losses, READ),
-    ROW(step_scalars, squares, READ),
+    ROW(optimizer_scalars, losses, READ),
+    ROW(optimizer_scalars, squares, READ),
     ROW(adamw, parameter, BOTH),
     ROW(adamw, copy, WRITE),
     ROW(adamw, gradient, READ),
@@ -388,8 +388,8 @@ inline std::string flags_of(loom_op op, const void *arguments) {
 
 /* Where an op finds the step's scalars, and whether it writes them. */
 inline const loom_scalars *scalars_of(loom_op op, const void *arguments, bool *writes) {
-    *writes = op == LOOM_OP_step_scalars;
-    if (op == LOOM_OP_step_scalars) return static_cast<const struct loom_step_scalars *>(arguments)->scalars;
+    *writes = op == LOOM_OP_optimizer_scalars;
+    if (op == LOOM_OP_optimizer_scalars) return static_cast<const struct loom_optimizer_scalars *>(arguments)->scalars;
     if (op == LOOM_OP_cross_entropy) return static_cast<const struct loom_cross_entropy *>(arguments)->scalars;
     if (op == LOOM_OP_adamw) return static_cast<const struct loom_adamw *>(arguments)->scalars;
     return nullptr;
@@ -462,18 +462,18 @@ class Tracer {
             return true;
         };
         device.stream_close = [](loom_device *, loom_stream *) {};
-        device.order = [](loom_device *d, loom_stream *later, loom_stream *earlier) {
+        device.stream_wait_stream = [](loom_device *d, loom_stream *later, loom_stream *earlier) {
             of(d)->line("order s%d after s%d", number(later), number(earlier));
         };
-        device.mark_open = [](loom_device *d, loom_mark **mark, loom_error *) {
-            *mark = (loom_mark *)(uintptr_t)++of(d)->marks_;
+        device.event_open = [](loom_device *d, loom_event **mark, loom_error *) {
+            *mark = (loom_event *)(uintptr_t)++of(d)->marks_;
             return true;
         };
-        device.mark_close = [](loom_device *, loom_mark *) {};
-        device.mark_set = [](loom_device *d, loom_mark *mark, loom_stream *stream) {
+        device.event_close = [](loom_device *, loom_event *) {};
+        device.event_record = [](loom_device *d, loom_event *mark, loom_stream *stream) {
             of(d)->line("mark %d in s%d", number(mark), number(stream));
         };
-        device.mark_await = [](loom_device *d, loom_stream *stream, loom_mark *mark) {
+        device.stream_wait_event = [](loom_device *d, loom_stream *stream, loom_event *mark) {
             of(d)->line("s%d awaits mark %d", number(stream), number(mark));
         };
     }
@@ -483,10 +483,10 @@ class Tracer {
     Tracer(const Tracer &) = delete;
     Tracer &operator=(const Tracer &) = delete;
 
-    void watch(loom_exec *exec) {
-        exec->ops = &ops_;
-        exec->visitor = this;
-        exec->visit = [](void *visitor, loom_op op, const void *arguments) {
+    void watch(loom_context *ctx) {
+        ctx->ops = &ops_;
+        ctx->visitor = this;
+        ctx->visit = [](void *visitor, loom_op op, const void *arguments) {
             static_cast<Tracer *>(visitor)->op(op, arguments);
         };
     }

@@ -14,7 +14,7 @@ static void show_device(loom_device *device, const char *use, bool measured) {
     const loom_dtype dtypes[] = {LOOM_F32, LOOM_BF16, LOOM_F16};
     for (int i = 0; i < 3; i++) {
         double peak;
-        if (!(device->widened >> dtypes[i] & 1) && device->peak(device, dtypes[i], 0.2, &peak, NULL))
+        if (!(device->emulated_dtypes >> dtypes[i] & 1) && device->peak(device, dtypes[i], 0.2, &peak, NULL))
             printf("  peak        %.0f GFLOP/s in %s, measured just now\n", peak / 1e9, loom_dtype_name(dtypes[i]));
     }
 }

@@ -207,7 +207,8 @@ static void print_value_name(char *text, size_t size, const loom_flag *flag) {
 static void print_flag(FILE *out, const loom_flag *flag) {
     char value[128], text[1024], letter[8] = "";
     print_value_name(value, sizeof value, flag);
-    const bool defaults_to_true = flag->type == LOOM_FLAG_BOOL && flag->standard && !strcmp(flag->standard, "true");
+    const bool defaults_to_true = flag->type == LOOM_FLAG_BOOL && flag->default_value &&
+                                  !strcmp(flag->default_value, "true");
     if (flag->letter) snprintf(letter, sizeof letter, "-%c, ", flag->letter);
     int column = fprintf(out, "  %s--%s%s%s%s", letter, defaults_to_true ? "[no-]" : "", flag->name, *value ? " " : "",
                          value);
@@ -218,9 +219,10 @@ static void print_flag(FILE *out, const loom_flag *flag) {
     fprintf(out, "%*s", HELP_COLUMN - column, "");
     int length = snprintf(text, sizeof text, "%s", flag->help);
     LOOM_CHECK(length > 0 && (size_t)length < sizeof text);
-    const char *standard = flag->type == LOOM_FLAG_BOOL ? (defaults_to_true ? "on" : NULL) : flag->standard;
-    if (standard || flag->derived)
-        snprintf(text + length, sizeof text - (size_t)length, " (default: %s)", standard ? standard : flag->derived);
+    const char *default_value = flag->type == LOOM_FLAG_BOOL ? (defaults_to_true ? "on" : NULL) : flag->default_value;
+    if (default_value || flag->derived)
+        snprintf(text + length, sizeof text - (size_t)length, " (default: %s)",
+                 default_value ? default_value : flag->derived);
     print_wrapped(out, text, HELP_COLUMN, HELP_COLUMN);
 }
 

@@ -6,7 +6,7 @@
  *         int64_t steps;
  *     };
  *     static const loom_flag flags[] = {
- *         {.name = "out", .type = LOOM_FLAG_STRING, .offset = offsetof(struct settings, out), .standard = "plot.svg",
+ *         {.name = "out", .type = LOOM_FLAG_STRING, .offset = offsetof(struct settings, out), .default_value = "plot.svg",
  *          .metavar = "FILE", .group = "Output", .help = "where the picture goes"},
  *         {.name = "steps", .type = LOOM_FLAG_INT, .offset = offsetof(struct settings, steps), .min = 1, .max = 1e9,
  *          .metavar = "N", .group = "Output", .help = "show the first N steps"},

@@ -19,7 +19,7 @@ static const loom_flag own_flags[] = {
     {.name = "on",
      .type = LOOM_FLAG_STRING,
      .offset = offsetof(settings, on),
-     .standard = "here",
+     .default_value = "here",
      .metavar = "DEVICE",
      .group = "Machine",
      .help =
@@ -28,7 +28,7 @@ static const loom_flag own_flags[] = {
     {.name = "measure",
      .type = LOOM_FLAG_BOOL,
      .offset = offsetof(settings, measure),
-     .standard = "true",
+     .default_value = "true",
      .group = "Machine",
      .help = "on a device that is here, run two layers for a second or two to know how fast it is"},
     {.name = "json",
@@ -76,7 +76,7 @@ static void adapt_flags(loom_flag *flags) {
         loom_flag *flag = &flags[i];
         if (!strcmp(flag->name, "vocab-size")) flag->derived = "the model's; else 50257";
         if (!strcmp(flag->name, "recompute")) {
-            flag->standard = "auto";
+            flag->default_value = "auto";
             flag->help =
                 "look at this policy alone: none, act, norm, block-attn, block, every:K, sqrt; auto: at all of "
                 "them";

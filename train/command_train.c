@@ -98,7 +98,7 @@ static double mebibytes(size_t bytes) {
 static void show_settings(const loom_train_options *options, const loom_device *device) {
     if (options->tf32) printf("; tf32");
     if (options->attention == LOOM_ATTENTION_CUDNN) printf("; attention by cudnn");
-    if (device->record_begin && options->cuda_graph == LOOM_OFF) printf("; cuda-graph off");
+    if (device->graph_begin && options->cuda_graph == LOOM_OFF) printf("; cuda-graph off");
 }
 
 static void show_ranks(const loom_train_options *options, const loom_comm *comm) {
@@ -178,7 +178,7 @@ static void show_precision(const loom_precision *precision, const loom_device *d
         printf("; moments in %s, gradients of weights in %s", loom_dtype_name(precision->moment),
                loom_dtype_name(precision->gradient));
     printf("%s\n", storage == LOOM_F16 ? "; loss scaling" : "");
-    if (device->widened >> storage & 1)
+    if (device->emulated_dtypes >> storage & 1)
         printf("  note        matrix products widen %s to fp32 here: it saves memory, not time\n",
                loom_dtype_name(storage));
 }
@@ -260,14 +260,14 @@ static void show_start(session *now, loom_trainer *trainer) {
     double peak = 0;
     char rate[16] = "unknown";
     const loom_dtype storage = loom_gpt_get_precision(gpt)->storage;
-    const loom_dtype peak_dtype = device->widened >> storage & 1 ? LOOM_F32 : storage;
+    const loom_dtype peak_dtype = device->emulated_dtypes >> storage & 1 ? LOOM_F32 : storage;
     if (device->peak(device, peak_dtype, 0.01, &peak, NULL)) loom_format_count(rate, sizeof rate, peak);
     printf("gptloom " LOOM_VERSION " trains in %s\n", LOOM_PRINTABLE(options->out));
     printf("  device      %s: %s; peak %s FLOP/s in %s", device->name, LOOM_PRINTABLE(device->description), rate,
            loom_dtype_name(peak_dtype));
     show_settings(options, device);
     printf("\n");
-    if (device->passed_over[0]) printf("  passed over %s\n", LOOM_PRINTABLE(device->passed_over));
+    if (device->gpu_skip_reason[0]) printf("  passed over %s\n", LOOM_PRINTABLE(device->gpu_skip_reason));
     show_ranks(options, loom_trainer_comm(trainer));
     show_model(options, gpt);
     show_precision(loom_gpt_get_precision(gpt), device);

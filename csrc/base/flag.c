@@ -76,9 +76,9 @@ static void release(const loom_flag *flag, void *target) {
 
 void loom_flag_reset(const loom_flag *flag, void *target) {
     release(flag, target);
-    if (!flag->standard) return;
+    if (!flag->default_value) return;
     /* Only a string's copy can fail, for want of memory, and leaves the field unset. */
-    const bool ok = loom_flag_set(flag, target, flag->standard, "", NULL);
+    const bool ok = loom_flag_set(flag, target, flag->default_value, "", NULL);
     LOOM_CHECK(ok || flag->type == LOOM_FLAG_STRING || flag->type == LOOM_FLAG_STRINGS);
 }
 
@@ -91,7 +91,7 @@ void loom_flags_defaults(const loom_flag *flags, int n, void *target) {
 
 bool loom_flags_have_defaults(const loom_flag *flags, int n, const void *target, loom_error *error) {
     for (int i = 0; i < n; i++)
-        if (flags[i].standard && flags[i].type == LOOM_FLAG_STRING && loom_flag_is_unset(&flags[i], target))
+        if (flags[i].default_value && flags[i].type == LOOM_FLAG_STRING && loom_flag_is_unset(&flags[i], target))
             return loom_fail(error, "--%s: no memory to keep it", flags[i].name);
     return true;
 }
@@ -125,9 +125,9 @@ bool loom_flag_is_unset(const loom_flag *flag, const void *target) {
     case LOOM_FLAG_STRING: return !*(char *const *)constant_field(flag, target);
     case LOOM_FLAG_STRINGS: return *(const int *)(const void *)((const char *)target + flag->count) == 0;
     case LOOM_FLAG_INT:
-    case LOOM_FLAG_CHOICE: return !flag->standard && integer_at(flag, target) == (int64_t)flag->unset;
+    case LOOM_FLAG_CHOICE: return !flag->default_value && integer_at(flag, target) == (int64_t)flag->unset;
     case LOOM_FLAG_DOUBLE:
-    case LOOM_FLAG_SIZE: return !flag->standard && number_at(flag, target) == flag->unset;
+    case LOOM_FLAG_SIZE: return !flag->default_value && number_at(flag, target) == flag->unset;
     default: return false;
     }
 }
@@ -285,9 +285,9 @@ bool loom_flag_give(loom_flag_table *table, const loom_flag *flag, const char *t
     if (!table->given[place]) {
         table->given[place] = true;
         if (flag->type == LOOM_FLAG_STRINGS) release(flag, table->target);
-        for (int i = 0; i < LOOM_FLAG_MAX_DISPLACED && flag->displaces[i]; i++)
-            if (!loom_flag_given(table, flag->displaces[i]))
-                loom_flag_reset(loom_flag_find(table->flags, table->n, flag->displaces[i]), table->target);
+        for (int i = 0; i < LOOM_FLAG_MAX_OVERRIDES && flag->overrides[i]; i++)
+            if (!loom_flag_given(table, flag->overrides[i]))
+                loom_flag_reset(loom_flag_find(table->flags, table->n, flag->overrides[i]), table->target);
     }
     return loom_flag_set(flag, table->target, text, where, error);
 }

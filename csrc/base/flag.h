@@ -23,7 +23,7 @@ typedef enum loom_flag_type {
     LOOM_FLAG_CHOICE,  /* int or an enum: the place in `choices` */
 } loom_flag_type;
 
-enum { LOOM_FLAG_MAX_DISPLACED = 6, LOOM_FLAG_MAX_ROWS = 80 };
+enum { LOOM_FLAG_MAX_OVERRIDES = 6, LOOM_FLAG_MAX_ROWS = 80 };
 
 typedef struct loom_flag {
     const char *name; /* "n-layer" */
@@ -32,13 +32,13 @@ typedef struct loom_flag {
     size_t offset;              /* of the field in the struct */
     double min, max;            /* numbers: both ends are allowed; both 0: any number */
     const char *const *choices; /* NULL-ended */
-    const char *standard;       /* the default, as text; NULL: unset until given */
+    const char *default_value;  /* the default, as text; NULL: unset until given */
     double unset;               /* numbers, choices: what stands for "not given" */
     const char *derived;        /* what an unset value becomes, in words, for the help */
     const char *metavar, *group, *help;
     size_t count; /* STRINGS: offset of the int */
     bool session; /* belongs to one call of the program: not kept in a run's config file */
-    const char *displaces[LOOM_FLAG_MAX_DISPLACED]; /* what earlier sources said about these no longer holds once this
+    const char *overrides[LOOM_FLAG_MAX_OVERRIDES]; /* what earlier sources said about these no longer holds once this
                                                        one is given ("steps" makes "epochs" void) */
 } loom_flag;
 
@@ -76,7 +76,7 @@ bool loom_flag_set(const loom_flag *flag, void *target, const char *text, const 
 bool loom_flag_check(const loom_flag *flag, const void *target, const char *where, loom_error *error);
 
 /* As loom_flag_set, for one of several values of a source: the first value of a list replaces what earlier sources
- * gave, and what the flag displaces is reset unless this source has given it too. */
+ * gave, and what the flag overrides is reset unless this source has given it too. */
 bool loom_flag_give(loom_flag_table *table, const loom_flag *flag, const char *text, const char *where,
                     loom_error *error);
 

@@ -355,10 +355,10 @@ void loom_case_bind(loom_case *c, int op, loom_case_side side, loom_case_argumen
     c->cases->op[op].arguments(c, arguments);
 }
 
-void loom_case_call(loom_exec *exec, loom_op op, const loom_case_arguments *arguments) {
+void loom_case_call(loom_context *ctx, loom_op op, const loom_case_arguments *arguments) {
     switch (op) {
 #define CALL(name)                                                                                                     \
-    case LOOM_OP_##name: exec->ops->name(exec, &arguments->name); return;
+    case LOOM_OP_##name: ctx->ops->name(ctx, &arguments->name); return;
         LOOM_OP_LIST(CALL)
 #undef CALL
     case LOOM_OP_COUNT: break;
@@ -380,10 +380,10 @@ bool loom_case_plan(loom_case *c, int op, loom_case_side side, loom_device *devi
                     loom_error *error) {
     loom_case_arguments arguments;
     loom_case_bind(c, op, side, &arguments);
-    loom_exec planning = {.ops = loom_planning_ops(), .device = device, .error = error};
+    loom_context planning = {.ops = loom_planning_ops(), .device = device, .error = error};
     loom_case_call(&planning, c->cases->op[op].op, &arguments);
     if (planning.failed) return false;
-    loom_exec preparing = {.ops = loom_preparing_ops(), .device = device, .error = error};
+    loom_context preparing = {.ops = loom_preparing_ops(), .device = device, .error = error};
     loom_case_call(&preparing, c->cases->op[op].op, &arguments);
     *workspace = planning.workspace_bytes;
     return !preparing.failed;

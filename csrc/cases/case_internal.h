@@ -88,7 +88,7 @@ size_t loom_case_tensor_item(const loom_case *c, const loom_case_tensor *t);
 
 /* An op's arguments, with views of one side; and the call through a table. */
 void loom_case_bind(loom_case *c, int op, loom_case_side side, loom_case_arguments *arguments);
-void loom_case_call(loom_exec *exec, loom_op op, const loom_case_arguments *arguments);
+void loom_case_call(loom_context *ctx, loom_op op, const loom_case_arguments *arguments);
 
 /* Asks `supports`; if not, fills the result with why. */
 bool loom_case_supported(loom_case *c, int op, loom_device *device, loom_case_result *result);

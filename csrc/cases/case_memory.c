@@ -40,9 +40,9 @@ void loom_case_release(loom_case *c, loom_device *device) {
 void loom_case_run(loom_case *c, int op, loom_device *device) {
     loom_case_arguments arguments;
     loom_case_bind(c, op, LOOM_CASE_DEVICE, &arguments);
-    loom_exec exec = {.ops = device->ops,
-                      .device = device,
-                      .workspace = (char *)c->block.device + c->block.workspace,
-                      .workspace_bytes = c->block.workspace_bytes};
-    loom_case_call(&exec, c->cases->op[op].op, &arguments);
+    loom_context ctx = {.ops = device->ops,
+                        .device = device,
+                        .workspace = (char *)c->block.device + c->block.workspace,
+                        .workspace_bytes = c->block.workspace_bytes};
+    loom_case_call(&ctx, c->cases->op[op].op, &arguments);
 }

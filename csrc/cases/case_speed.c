@@ -69,15 +69,15 @@ static void cool(loom_device *device, const loom_case_flush *flush) {
     const int64_t rows = (int64_t)(flush->bytes / loom_dtype_size(device->storage)) / FLUSH_COLUMNS;
     const struct loom_fill fill = {.out = loom_view_2d(flush->memory, device->storage, rows, FLUSH_COLUMNS),
                                    .value = 1};
-    loom_exec exec = {.ops = device->ops, .device = device};
-    device->ops->fill(&exec, &fill);
+    loom_context ctx = {.ops = device->ops, .device = device};
+    device->ops->fill(&ctx, &fill);
     if (device->host_memory) return;
     char *other = (char *)flush->memory + flush->bytes;
     const struct loom_block_sum read = {
         .partials = loom_view_1d(other + flush->bytes, device->statistics, flush_blocks(device, flush->bytes)),
         .x = loom_view_1d(other, device->storage, rows * FLUSH_COLUMNS),
         .block = FLUSH_BLOCK};
-    device->ops->block_sum(&exec, &read);
+    device->ops->block_sum(&ctx, &read);
 }
 
 /* ----------------------------------------------------------------------------------------------------------- inputs */

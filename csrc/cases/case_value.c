@@ -324,8 +324,8 @@ bool loom_case_run_oracle(loom_case *c, int op, loom_device *oracle, loom_error 
     for (int i = 0; i < c->n_tensors; i++) give_to_oracle(&c->tensor[i], c->tensor[i].role[op]);
     loom_case_arguments arguments;
     loom_case_bind(c, op, LOOM_CASE_ORACLE, &arguments);
-    loom_exec exec = {.ops = oracle->ops, .device = oracle, .workspace = scratch, .workspace_bytes = workspace};
-    loom_case_call(&exec, c->cases->op[op].op, &arguments);
+    loom_context ctx = {.ops = oracle->ops, .device = oracle, .workspace = scratch, .workspace_bytes = workspace};
+    loom_case_call(&ctx, c->cases->op[op].op, &arguments);
     const bool ran = oracle->synchronize(oracle, NULL, error);
     free(scratch);
     for (int i = 0; ran && i < c->n_tensors; i++) take_from_oracle(&c->tensor[i], c->tensor[i].role[op]);

@@ -41,7 +41,7 @@ typedef struct mpi {
     loom_stream *stream; /* for what is staged */
     void *pinned[2];     /* two pieces: one is copied while the other is sent */
     size_t piece;        /* bytes of each */
-    loom_mark *copied;
+    loom_event *copied;
     void *arrival;              /* ARRIVAL_BYTES: of a sum, what another rank has sent */
     double seconds_for_answers; /* enough for a rank that gets no processor for a while */
 
@@ -50,7 +50,7 @@ typedef struct mpi {
     pthread_mutex_t lock; /* of what follows */
     pthread_cond_t changed;
     loom_comm_operation queue[QUEUE]; /* operation n at n % QUEUE */
-    loom_mark *ready[QUEUE];          /* behind what its input waits for */
+    loom_event *ready[QUEUE];         /* behind what its input waits for */
     loom_ticket put, completed;
     double held_up, held_up_since; /* seconds of operations for the device's own work; 0: not now */
     int64_t step;
@@ -408,8 +408,8 @@ static bool run_staged(mpi *m, const loom_comm_operation *o, loom_error *error) 
     s[0] = stage(m, o, 0, n, m->pinned[0]);
     copy_rows(m, o, &s[0], LOOM_DEVICE_TO_HOST);
     for (int64_t first = 0, turn = 0; first < all; first += n, turn = 1 - turn) {
-        device->mark_set(device, m->copied, m->stream);
-        if (!device->mark_wait(device, m->copied, error)) return false;
+        device->event_record(device, m->copied, m->stream);
+        if (!device->event_synchronize(device, m->copied, error)) return false;
         if (first + n < all) {
             s[1 - turn] = stage(m, o, first + n, n, m->pinned[1 - turn]);
             copy_rows(m, o, &s[1 - turn], LOOM_DEVICE_TO_HOST);
@@ -417,15 +417,15 @@ static bool run_staged(mpi *m, const loom_comm_operation *o, loom_error *error) 
         if (!transfer(m, &s[turn].slice, error)) return false;
         copy_rows(m, o, &s[turn], LOOM_HOST_TO_DEVICE);
     }
-    device->mark_set(device, m->copied, m->stream);
-    return device->mark_wait(device, m->copied, error);
+    device->event_record(device, m->copied, m->stream);
+    return device->event_synchronize(device, m->copied, error);
 }
 
 /* Until the device has come to what an operation's input waits for: its own work, which is not waiting for others. */
-static bool await_input(mpi *m, loom_mark *ready, loom_error *error) {
+static bool await_input(mpi *m, loom_event *ready, loom_error *error) {
     loom_device *device = m->base.comm.device;
     char why[LOOM_MPI_WHY];
-    bool reached, ok = device->mark_reached(device, ready, &reached, error);
+    bool reached, ok = device->event_query(device, ready, &reached, error);
     if (!ok || reached) return ok;
     const double since = loom_seconds_now();
     pthread_mutex_lock(&m->lock);
@@ -435,7 +435,7 @@ static bool await_input(mpi *m, loom_mark *ready, loom_error *error) {
         if (loom_seconds_now() > m->looked + seconds_between_looks || m->aborting)
             ok = look_around(m, why) || loom_fail(error, "rank %d: %s", m->world.rank, why);
         loom_pause(seconds_of_pause);
-        ok = ok && device->mark_reached(device, ready, &reached, error);
+        ok = ok && device->event_query(device, ready, &reached, error);
     }
     pthread_mutex_lock(&m->lock);
     m->held_up += loom_seconds_now() - since;
@@ -444,7 +444,7 @@ static bool await_input(mpi *m, loom_mark *ready, loom_error *error) {
     return ok;
 }
 
-static bool run_operation(mpi *m, const loom_comm_operation *o, loom_mark *ready, loom_error *error) {
+static bool run_operation(mpi *m, const loom_comm_operation *o, loom_event *ready, loom_error *error) {
     loom_device *device = m->base.comm.device;
     if (!o->host && !await_input(m, ready, error)) return false;
     if (longest(o) == 0 && o->kind != LOOM_BARRIER) return true;
@@ -501,7 +501,7 @@ static void *communicate(void *communicator) {
         const bool work = !m->failed && m->completed < m->put;
         const loom_ticket next = m->completed + 1;
         const loom_comm_operation operation = m->queue[next % QUEUE];
-        loom_mark *ready = m->ready[next % QUEUE];
+        loom_event *ready = m->ready[next % QUEUE];
         if (work) {
             m->begun = next;
             m->own_step = m->step;
@@ -557,7 +557,7 @@ static void post(loom_comm *comm, const loom_comm_operation *o, loom_stream *aft
     pthread_mutex_lock(&m->lock);
     wait_locked(m, o->number - QUEUE + 1);
     const int place = (int)(o->number % QUEUE);
-    if (!o->host && !m->failed) device->mark_set(device, m->ready[place], after);
+    if (!o->host && !m->failed) device->event_record(device, m->ready[place], after);
     m->queue[place] = *o;
     m->put = o->number;
     m->step = comm->step;
@@ -602,9 +602,9 @@ static bool attach(loom_comm *comm, size_t staging, loom_error *error) {
     m->piece = staging / 2 < least ? least : staging / 2 / ALIGNMENT * ALIGNMENT;
     if (m->piece < least) m->piece = least;
     m->arrival = malloc(ARRIVAL_BYTES);
-    bool ok = m->arrival ? device->mark_open(device, &m->copied, error)
+    bool ok = m->arrival ? device->event_open(device, &m->copied, error)
                          : loom_fail(error, "no memory for a communicator");
-    for (int i = 0; ok && i < QUEUE; i++) ok = device->mark_open(device, &m->ready[i], error);
+    for (int i = 0; ok && i < QUEUE; i++) ok = device->event_open(device, &m->ready[i], error);
     if (!ok || device->host_memory) return ok;
     ok = device->stream_open(device, &m->stream, error);
     for (int i = 0; ok && i < 2; i++) ok = device->allocate_host(device, &m->pinned[i], m->piece, error);
@@ -631,8 +631,8 @@ static void free_all(mpi *m) {
     loom_device *device = m->base.comm.device;
     for (int i = 0; device && i < 2; i++)
         if (m->pinned[i]) device->release_host(device, m->pinned[i], m->piece);
-    for (int i = 0; device && i < QUEUE; i++) device->mark_close(device, m->ready[i]);
-    if (device) device->mark_close(device, m->copied);
+    for (int i = 0; device && i < QUEUE; i++) device->event_close(device, m->ready[i]);
+    if (device) device->event_close(device, m->copied);
     if (m->stream) device->stream_close(device, m->stream);
     pthread_cond_destroy(&m->changed);
     pthread_mutex_destroy(&m->lock);

@@ -1,4 +1,4 @@
-/* NCCL as a back end: operations go into a stream of their own, and other streams wait for marks in it. The host never
+/* NCCL as a back end: operations go into a stream of their own, and other streams wait for events in it. The host never
  * waits in a call that cannot end: NCCL's calls do not block, and a stream is waited for by asking whether it is done,
  * so that an operation that takes too long is found out.
  *
@@ -22,7 +22,7 @@ static const double seconds_between_looks = 0.01, seconds_of_pause = 20e-6;
 
 /* A time in which a stream may have stood still for an operation. */
 typedef struct stall {
-    loom_mark *begin, *end;
+    loom_event *begin, *end;
 } stall;
 
 typedef struct nccl {
@@ -33,8 +33,8 @@ typedef struct nccl {
     loom_rendezvous *rendezvous; /* while ranks join, on rank 0: it may have refused some */
     void *group;                 /* NCCL's communicator; NULL before attach and after a failure */
     loom_stream *stream;
-    loom_mark *begun[MARKED], *done[MARKED]; /* before and behind operation n, at n % MARKED */
-    loom_mark *end;                          /* of what the host waits for */
+    loom_event *begun[MARKED], *done[MARKED]; /* before and behind operation n, at n % MARKED */
+    loom_event *end;                          /* of what the host waits for */
     loom_comm_operation recent[MARKED];
     loom_ticket oldest;  /* that may not be done; before it all are */
     double oldest_since; /* when it was seen to wait for other ranks; 0: it was not */
@@ -130,11 +130,11 @@ static bool look_at_operations(nccl *n, loom_error *error) {
     bool reached;
     if (n->oldest + MARKED <= posted) n->oldest = posted - MARKED + 1, n->oldest_since = 0;
     for (; n->oldest <= posted; n->oldest++, n->oldest_since = 0) {
-        if (!device->mark_reached(device, n->done[n->oldest % MARKED], &reached, error)) return false;
+        if (!device->event_query(device, n->done[n->oldest % MARKED], &reached, error)) return false;
         if (!reached) break;
     }
     if (n->oldest > posted) return true;
-    if (!device->mark_reached(device, n->begun[n->oldest % MARKED], &reached, error)) return false;
+    if (!device->event_query(device, n->begun[n->oldest % MARKED], &reached, error)) return false;
     const double now = loom_seconds_now();
     const double limit = limit_of(n);
     if (!reached)
@@ -201,10 +201,10 @@ static void post(loom_comm *comm, const loom_comm_operation *o, loom_stream *aft
     char what[128];
     if (n->mpi) loom_comm_mpi_tell(n->mpi, o->number, comm->step);
     n->recent[place] = *o;
-    device->order(device, n->stream, after);
-    device->mark_set(device, n->begun[place], n->stream);
+    device->stream_wait_stream(device, n->stream, after);
+    device->event_record(device, n->begun[place], n->stream);
     settle(n, call(n, o), loom_comm_describe(what, sizeof what, o), NULL);
-    device->mark_set(device, n->done[place], n->stream);
+    device->event_record(device, n->done[place], n->stream);
 }
 
 /* A free stall, or NULL; as many are kept as a step needs. */
@@ -215,9 +215,9 @@ static stall *take_stall(nccl *n, loom_error *error) {
         stall *larger = realloc(n->stalls, ((size_t)n->n_stalls + 1) * sizeof *larger);
         if (!larger) return loom_fail(error, "no memory to time %d operations", n->n_stalls + 1), NULL;
         n->stalls = larger;
-        if (!device->timed_mark_open(device, &fresh.begin, error) ||
-            !device->timed_mark_open(device, &fresh.end, error)) {
-            device->mark_close(device, fresh.begin);
+        if (!device->timed_event_open(device, &fresh.begin, error) ||
+            !device->timed_event_open(device, &fresh.end, error)) {
+            device->event_close(device, fresh.begin);
             return NULL;
         }
         n->stalls[n->n_stalls++] = fresh;
@@ -232,12 +232,12 @@ static bool add_stalls(nccl *n, loom_error *error) {
         bool reached;
         double seconds;
         const stall s = n->stalls[i];
-        if (!device->mark_reached(device, s.end, &reached, error)) return false;
+        if (!device->event_query(device, s.end, &reached, error)) return false;
         if (!reached) {
             i++;
             continue;
         }
-        if (!device->mark_elapsed(device, s.begin, s.end, &seconds, error)) return false;
+        if (!device->event_elapsed(device, s.begin, s.end, &seconds, error)) return false;
         n->base.comm.traffic.seconds_waited += seconds;
         n->stalls[i] = n->stalls[--n->stalled];
         n->stalls[n->stalled] = s;
@@ -253,9 +253,9 @@ static bool wait(loom_comm *comm, loom_ticket ticket, loom_stream *stream, loom_
     if (ticket <= 0) return true;
     const stall *s = take_stall(n, error);
     if (!s) return false;
-    device->mark_set(device, s->begin, stream);
-    device->mark_await(device, stream, n->done[ticket % MARKED]);
-    device->mark_set(device, s->end, stream);
+    device->event_record(device, s->begin, stream);
+    device->stream_wait_event(device, stream, n->done[ticket % MARKED]);
+    device->event_record(device, s->end, stream);
     return true;
 }
 
@@ -263,9 +263,9 @@ static bool synchronize(loom_comm *comm, loom_stream *stream, loom_error *error)
     nccl *n = nccl_of(comm);
     loom_device *device = comm->device;
     bool reached = false;
-    device->mark_set(device, n->end, stream);
+    device->event_record(device, n->end, stream);
     for (int looks = 0;; looks++) {
-        if (!device->mark_reached(device, n->end, &reached, error)) return false;
+        if (!device->event_query(device, n->end, &reached, error)) return false;
         if (reached) break;
         if (loom_seconds_now() > n->looked + seconds_between_looks &&
             (!look_at_group(n, error) || !look_at_operations(n, error)))
@@ -323,8 +323,8 @@ static bool run_by_mpi(nccl *n, const loom_comm_operation *o, loom_error *error)
     loom_comm_mpi_tell(n->mpi, o->number, comm->step);
     if (comm->device) {
         n->recent[o->number % MARKED] = *o;
-        comm->device->mark_set(comm->device, n->begun[o->number % MARKED], n->stream);
-        comm->device->mark_set(comm->device, n->done[o->number % MARKED], n->stream);
+        comm->device->event_record(comm->device, n->begun[o->number % MARKED], n->stream);
+        comm->device->event_record(comm->device, n->done[o->number % MARKED], n->stream);
     }
     if (n->mpi->backend->run(n->mpi, &there, &why)) return true;
     comm->reports = n->mpi->reports;
@@ -338,13 +338,13 @@ static bool run(loom_comm *comm, const loom_comm_operation *o, loom_error *error
     bool idle;
     double seconds = 0;
     if (!device) return n->mpi ? run_by_mpi(n, o, error) : run_on_device(n, o, error);
-    device->mark_set(device, n->host.begin, NULL);
+    device->event_record(device, n->host.begin, NULL);
     if (!(n->mpi ? run_by_mpi(n, o, error) : run_on_device(n, o, error))) return false;
-    if (!device->mark_reached(device, n->host.begin, &idle, error)) return false;
+    if (!device->event_query(device, n->host.begin, &idle, error)) return false;
     if (!idle) return true;
-    device->mark_set(device, n->host.end, n->aside);
-    if (!device->mark_wait(device, n->host.end, error) ||
-        !device->mark_elapsed(device, n->host.begin, n->host.end, &seconds, error))
+    device->event_record(device, n->host.end, n->aside);
+    if (!device->event_synchronize(device, n->host.end, error) ||
+        !device->event_elapsed(device, n->host.begin, n->host.end, &seconds, error))
         return false;
     if (seconds > 0) comm->traffic.seconds_waited += seconds;
     return true;
@@ -394,11 +394,11 @@ static bool attach(loom_comm *comm, size_t staging, loom_error *error) {
                          device->name);
     }
     bool ok = device->stream_open(device, &n->stream, error) && device->stream_open(device, &n->aside, error) &&
-              device->timed_mark_open(device, &n->host.begin, error) &&
-              device->timed_mark_open(device, &n->host.end, error) && device->mark_open(device, &n->end, error);
+              device->timed_event_open(device, &n->host.begin, error) &&
+              device->timed_event_open(device, &n->host.end, error) && device->event_open(device, &n->end, error);
     n->base.times_waiting = true;
     for (int i = 0; ok && i < MARKED; i++)
-        ok = device->mark_open(device, &n->begun[i], error) && device->mark_open(device, &n->done[i], error);
+        ok = device->event_open(device, &n->begun[i], error) && device->event_open(device, &n->done[i], error);
     ok = ok && share_id(n, &id, error) && join(n, &id, error);
     loom_rendezvous_close(n->rendezvous);
     n->rendezvous = NULL;
@@ -421,14 +421,14 @@ static void close_nccl(loom_comm *comm) {
     if (device && n->stream) device->stream_close(device, n->stream);
     if (device && n->aside) device->stream_close(device, n->aside);
     for (int i = 0; device && i < MARKED; i++) {
-        device->mark_close(device, n->begun[i]);
-        device->mark_close(device, n->done[i]);
+        device->event_close(device, n->begun[i]);
+        device->event_close(device, n->done[i]);
     }
-    loom_mark *const others[] = {n->end, n->host.begin, n->host.end};
-    for (size_t i = 0; device && i < sizeof others / sizeof *others; i++) device->mark_close(device, others[i]);
+    loom_event *const others[] = {n->end, n->host.begin, n->host.end};
+    for (size_t i = 0; device && i < sizeof others / sizeof *others; i++) device->event_close(device, others[i]);
     for (int i = 0; i < n->n_stalls; i++) {
-        device->mark_close(device, n->stalls[i].begin);
-        device->mark_close(device, n->stalls[i].end);
+        device->event_close(device, n->stalls[i].begin);
+        device->event_close(device, n->stalls[i].end);
     }
     if (n->place) device->release(device, n->place, n->place_bytes);
     free(n->stalls);

@@ -26,14 +26,14 @@ static size_t bytes_of(const loom_comm_operation *o) {
 static void post(loom_comm *comm, const loom_comm_operation *o, loom_stream *after) {
     loom_device *device = comm->device;
     loom_stream *stream = self_of(comm)->stream;
-    device->order(device, stream, after);
+    device->stream_wait_stream(device, stream, after);
     if (o->out != o->in && o->count > 0)
         device->copy(device, stream, o->out, o->in, bytes_of(o), LOOM_DEVICE_TO_DEVICE);
 }
 
 static bool wait(loom_comm *comm, loom_ticket ticket, loom_stream *stream, loom_error *error) {
     (void)ticket, (void)error;
-    if (comm->device) comm->device->order(comm->device, stream, self_of(comm)->stream);
+    if (comm->device) comm->device->stream_wait_stream(comm->device, stream, self_of(comm)->stream);
     return true;
 }
 

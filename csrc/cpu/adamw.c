@@ -95,7 +95,7 @@ static void update_chunk(const struct loom_adamw *a, const factors *f, int64_t f
     if (loom_view_given(&a->copy)) store_reals(element(&a->copy, first), a->copy.dtype, p, n);
 }
 
-void LOOM_DEFINITION(adamw)(loom_exec *exec, const struct loom_adamw *a) {
+void LOOM_DEFINITION(adamw)(loom_context *ctx, const struct loom_adamw *a) {
     const loom_scalars_in *in = &a->scalars->in;
     const loom_scalars_out *out = &a->scalars->out;
     if (out->skip) return;
@@ -107,7 +107,7 @@ void LOOM_DEFINITION(adamw)(loom_exec *exec, const struct loom_adamw *a) {
                        .step = (real)in->learning_rate / (real)out->bias_correction1,
                        .root_correction = real_sqrt((real)out->bias_correction2)};
     const int64_t count = a->parameter.shape[3];
-#pragma omp parallel for schedule(static) num_threads(exec->device->threads)
+#pragma omp parallel for schedule(static) num_threads(ctx->device->threads)
     for (int64_t first = 0; first < count; first += CHUNK)
         update_chunk(a, &f, first, count - first < CHUNK ? count - first : CHUNK);
 }

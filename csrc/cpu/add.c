@@ -32,9 +32,9 @@ static void add_chunk(const struct loom_add *v, int64_t first, int64_t n) {
     }
 }
 
-void LOOM_DEFINITION(add)(loom_exec *exec, const struct loom_add *a) {
+void LOOM_DEFINITION(add)(loom_context *ctx, const struct loom_add *a) {
     const int64_t count = a->out.shape[3];
-#pragma omp parallel for schedule(static) num_threads(exec->device->threads)
+#pragma omp parallel for schedule(static) num_threads(ctx->device->threads)
     for (int64_t first = 0; first < count; first += CHUNK)
         add_chunk(a, first, count - first < CHUNK ? count - first : CHUNK);
 }

@@ -152,12 +152,12 @@ static void forward_block(const struct loom_attention_forward *a, const forward_
     store_tile(&a->out, b, h, query, rows, t->out, padded_D);
 }
 
-void LOOM_DEFINITION(attention_forward)(loom_exec *exec, const struct loom_attention_forward *a) {
+void LOOM_DEFINITION(attention_forward)(loom_context *ctx, const struct loom_attention_forward *a) {
     const int64_t B = a->q.shape[0], Tq = a->q.shape[1], H = a->q.shape[2], D = a->q.shape[3];
     const int64_t part = TILE * round_up(D, TILE_LANES), blocks = (Tq + QUERY_TILES * TILE - 1) / (QUERY_TILES * TILE);
-#pragma omp parallel num_threads(exec->device->threads)
+#pragma omp parallel num_threads(ctx->device->threads)
     {
-        real *q = thread_scratch(exec, forward_reals(D)), *out = q + QUERY_TILES * part;
+        real *q = thread_scratch(ctx, forward_reals(D)), *out = q + QUERY_TILES * part;
         real *v = out + QUERY_TILES * part, *score = v + 3 * part, *maximum = score + TILE * TILE;
         const forward_tiles t = {q, out, v, v + part, v + 2 * part, score, maximum, maximum + QUERY_TILES * TILE};
         /* Later blocks of queries see more keys: dynamic keeps threads busy, and no value depends on who computes it. */
@@ -299,12 +299,12 @@ static void backward_key_head(const struct loom_attention_backward *a, const bac
     }
 }
 
-void LOOM_DEFINITION(attention_backward)(loom_exec *exec, const struct loom_attention_backward *a) {
+void LOOM_DEFINITION(attention_backward)(loom_context *ctx, const struct loom_attention_backward *a) {
     const int64_t B = a->q.shape[0], Tq = a->q.shape[1], H = a->q.shape[2], D = a->q.shape[3], Hkv = a->k.shape[2];
     const int64_t padded_D = round_up(D, TILE_LANES), keys = KEY_TILES * TILE * padded_D, part = TILE * padded_D;
-#pragma omp parallel num_threads(exec->device->threads)
+#pragma omp parallel num_threads(ctx->device->threads)
     {
-        real *k = thread_scratch(exec, backward_reals(a)), *q = k + 5 * keys;
+        real *k = thread_scratch(ctx, backward_reals(a)), *q = k + 5 * keys;
         real *p = q + 2 * part, *dq = p + 2 * TILE * TILE;
         const backward_tiles t = {.k = k,
                                   .k_transposed = k + keys,

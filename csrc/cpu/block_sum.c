@@ -16,9 +16,9 @@ static real sum_range(const loom_view *x, int64_t first, int64_t n, bool square)
     return total;
 }
 
-void LOOM_DEFINITION(block_sum)(loom_exec *exec, const struct loom_block_sum *a) {
+void LOOM_DEFINITION(block_sum)(loom_context *ctx, const struct loom_block_sum *a) {
     const int64_t n = a->x.shape[3], blocks = a->partials.shape[3];
-#pragma omp parallel for schedule(static) num_threads(exec->device->threads)
+#pragma omp parallel for schedule(static) num_threads(ctx->device->threads)
     for (int64_t block = 0; block < blocks; block++) {
         const int64_t first = block * a->block, left = n - first;
         ((real *)a->partials.data)[block] = sum_range(&a->x, first, left < a->block ? left : a->block, a->square);

@@ -11,12 +11,12 @@ size_t LOOM_DEFINITION(cross_entropy_scratch)(const loom_device *device, const s
 
 /* Three sweeps over a row while it is in cache: its maximum; exp and their sum; the scaling into the gradient. Rows
  * without a target still get their zeros. */
-void LOOM_DEFINITION(cross_entropy)(loom_exec *exec, const struct loom_cross_entropy *a) {
+void LOOM_DEFINITION(cross_entropy)(loom_context *ctx, const struct loom_cross_entropy *a) {
     const int64_t N = loom_view_row_count(&a->logits), padded = a->logits.shape[3], V = a->vocab_size;
     const bool gradient = loom_view_given(&a->dlogits);
-#pragma omp parallel num_threads(exec->device->threads)
+#pragma omp parallel num_threads(ctx->device->threads)
     {
-        real *scratch = thread_scratch(exec, scratch_of(a));
+        real *scratch = thread_scratch(ctx, scratch_of(a));
 #pragma omp for schedule(static)
         for (int64_t n = 0; n < N; n++) {
             const int32_t target = ((const int32_t *)a->targets.data)[n];

@@ -4,7 +4,7 @@
 
 #include "cpu/real.h"
 
-#define DECLARE(name) void LOOM_DEFINITION(name)(loom_exec * exec, const struct loom_##name *a);
+#define DECLARE(name) void LOOM_DEFINITION(name)(loom_context * ctx, const struct loom_##name *a);
 LOOM_OP_LIST(DECLARE)
 #undef DECLARE
 

@@ -96,41 +96,42 @@ static void stream_close(loom_device *device, loom_stream *stream) {
     (void)device, (void)stream;
 }
 
-static void order(loom_device *device, loom_stream *later, loom_stream *earlier) {
+static void stream_wait_stream(loom_device *device, loom_stream *later, loom_stream *earlier) {
     (void)device, (void)later, (void)earlier;
 }
 
-static bool mark_open(loom_device *device, loom_mark **mark, loom_error *error) {
+static bool event_open(loom_device *device, loom_event **event, loom_error *error) {
     (void)device, (void)error;
-    *mark = NULL;
+    *event = NULL;
     return true;
 }
 
-static void mark_close(loom_device *device, loom_mark *mark) {
-    (void)device, (void)mark;
+static void event_close(loom_device *device, loom_event *event) {
+    (void)device, (void)event;
 }
 
-static void mark_set(loom_device *device, loom_mark *mark, loom_stream *stream) {
-    (void)device, (void)mark, (void)stream;
+static void event_record(loom_device *device, loom_event *event, loom_stream *stream) {
+    (void)device, (void)event, (void)stream;
 }
 
-static void mark_await(loom_device *device, loom_stream *stream, loom_mark *mark) {
-    (void)device, (void)stream, (void)mark;
+static void stream_wait_event(loom_device *device, loom_stream *stream, loom_event *event) {
+    (void)device, (void)stream, (void)event;
 }
 
-static bool mark_reached(loom_device *device, loom_mark *mark, bool *reached, loom_error *error) {
-    (void)device, (void)mark, (void)error;
+static bool event_query(loom_device *device, loom_event *event, bool *reached, loom_error *error) {
+    (void)device, (void)event, (void)error;
     *reached = true;
     return true;
 }
 
-static bool mark_wait(loom_device *device, loom_mark *mark, loom_error *error) {
-    (void)device, (void)mark, (void)error;
+static bool event_synchronize(loom_device *device, loom_event *event, loom_error *error) {
+    (void)device, (void)event, (void)error;
     return true;
 }
 
 /* Nothing is ever waited for. */
-static bool mark_elapsed(loom_device *device, loom_mark *first, loom_mark *second, double *seconds, loom_error *error) {
+static bool event_elapsed(loom_device *device, loom_event *first, loom_event *second, double *seconds,
+                          loom_error *error) {
     (void)device, (void)first, (void)second, (void)error;
     *seconds = 0;
     return true;
@@ -163,7 +164,7 @@ static bool choices_set(loom_device *device, const char *text, loom_error *error
 static bool peak(loom_device *device, loom_dtype dtype, double seconds, double *rate, loom_error *error) {
     const cpu *c = (const cpu *)device;
     const int at_once = device->threads < c->processors ? device->threads : c->processors;
-    if (dtype == LOOM_BF16 && !(device->widened & 1u << LOOM_BF16))
+    if (dtype == LOOM_BF16 && !(device->emulated_dtypes & 1u << LOOM_BF16))
         return loom_tuned_matmul_bf16_rate(device->implementation, at_once, seconds, rate, error);
     *rate = c->table->peak(at_once, seconds);
     return true;
@@ -262,15 +263,15 @@ bool loom_cpu_open(loom_device **out, loom_cpu_kind kind, const loom_device_opti
                             .synchronize = synchronize,
                             .stream_open = stream_open,
                             .stream_close = stream_close,
-                            .order = order,
-                            .mark_open = mark_open,
-                            .mark_close = mark_close,
-                            .mark_set = mark_set,
-                            .mark_await = mark_await,
-                            .mark_reached = mark_reached,
-                            .mark_wait = mark_wait,
-                            .timed_mark_open = mark_open,
-                            .mark_elapsed = mark_elapsed,
+                            .stream_wait_stream = stream_wait_stream,
+                            .event_open = event_open,
+                            .event_close = event_close,
+                            .event_record = event_record,
+                            .stream_wait_event = stream_wait_event,
+                            .event_query = event_query,
+                            .event_synchronize = event_synchronize,
+                            .timed_event_open = event_open,
+                            .event_elapsed = event_elapsed,
                             .timer_start = timer_start,
                             .timer_stop = timer_stop,
                             .choices_get = choices_get,
@@ -296,7 +297,7 @@ bool loom_cpu_open(loom_device **out, loom_cpu_kind kind, const loom_device_opti
         c->pinned = loom_processors_pins(&processors, threads);
         if (c->pinned) loom_processors_pin(&processors, threads);
     }
-    device->widened = 1u << LOOM_F16 | (bf16 ? 0 : 1u << LOOM_BF16);
+    device->emulated_dtypes = 1u << LOOM_F16 | (bf16 ? 0 : 1u << LOOM_BF16);
     describe(device, products, bf16);
     *out = device;
     return true;

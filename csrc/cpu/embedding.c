@@ -4,11 +4,11 @@ size_t LOOM_DEFINITION(embedding_scratch)(const loom_device *device, const struc
     return stored_as_real(&a->out) ? 0 : thread_scratch_bytes(device, 3 * a->out.shape[3]);
 }
 
-void LOOM_DEFINITION(embedding_forward)(loom_exec *exec, const struct loom_embedding_forward *a) {
+void LOOM_DEFINITION(embedding_forward)(loom_context *ctx, const struct loom_embedding_forward *a) {
     const int64_t N = loom_view_row_count(&a->out), T = a->out.shape[2], C = a->out.shape[3];
-#pragma omp parallel num_threads(exec->device->threads)
+#pragma omp parallel num_threads(ctx->device->threads)
     {
-        real *scratch = thread_scratch(exec, stored_as_real(&a->out) ? 0 : 3 * C);
+        real *scratch = thread_scratch(ctx, stored_as_real(&a->out) ? 0 : 3 * C);
 #pragma omp for schedule(static)
         for (int64_t n = 0; n < N; n++) {
             const int32_t token = ((const int32_t *)a->tokens.data)[n];
@@ -32,11 +32,11 @@ size_t LOOM_DEFINITION(embedding_backward_scratch)(const struct loom_embedding_b
     return (size_t)(a->token_gradient.shape[2] + loom_view_row_count(&a->dout)) * sizeof(int32_t);
 }
 
-static token_places list_places(const loom_exec *exec, const struct loom_embedding_backward *a) {
+static token_places list_places(const loom_context *ctx, const struct loom_embedding_backward *a) {
     const int64_t V = a->token_gradient.shape[2], N = loom_view_row_count(&a->dout);
     const int32_t *tokens = a->tokens.data;
-    LOOM_CHECK(LOOM_DEFINITION(embedding_backward_scratch)(a) <= exec->workspace_bytes);
-    const token_places p = {exec->workspace, (int32_t *)exec->workspace + V};
+    LOOM_CHECK(LOOM_DEFINITION(embedding_backward_scratch)(a) <= ctx->workspace_bytes);
+    const token_places p = {ctx->workspace, (int32_t *)ctx->workspace + V};
     for (int64_t v = 0; v < V; v++) p.first[v] = -1;
     for (int64_t n = N; n-- > 0;) {
         p.next[n] = p.first[tokens[n]];
@@ -105,10 +105,10 @@ static void add_positions(const struct loom_embedding_backward *a, column *c) {
     }
 }
 
-void LOOM_DEFINITION(embedding_backward)(loom_exec *exec, const struct loom_embedding_backward *a) {
+void LOOM_DEFINITION(embedding_backward)(loom_context *ctx, const struct loom_embedding_backward *a) {
     const int64_t C = a->dout.shape[3], columns = (C + COLUMN - 1) / COLUMN;
-    const token_places places = list_places(exec, a);
-#pragma omp parallel for schedule(static) num_threads(exec->device->threads)
+    const token_places places = list_places(ctx, a);
+#pragma omp parallel for schedule(static) num_threads(ctx->device->threads)
     for (int64_t i = 0; i < columns; i++) {
         column c = {.first = i * COLUMN, .width = C - i * COLUMN < COLUMN ? C - i * COLUMN : COLUMN};
         add_tokens(a, &places, &c);

@@ -65,11 +65,11 @@ static inline void finish_weight_row(const struct loom_matmul_backward_weight *a
 }
 
 /* dbias = sum of dout's rows, in fixed columns, rows in order. */
-static inline void bias_gradient(const loom_exec *exec, const loom_view *dbias, const loom_view *dout,
+static inline void bias_gradient(const loom_context *ctx, const loom_view *dbias, const loom_view *dout,
                                  bool accumulate) {
     enum { COLUMN = 64 };
     const int64_t N = loom_view_row_count(dout), C = dout->shape[3], columns = (C + COLUMN - 1) / COLUMN;
-#pragma omp parallel for schedule(static) num_threads(exec->device->threads)
+#pragma omp parallel for schedule(static) num_threads(ctx->device->threads)
     for (int64_t column = 0; column < columns; column++) {
         const int64_t first = column * COLUMN, width = C - first < COLUMN ? C - first : COLUMN;
         real sum[COLUMN] = {0}, row[COLUMN];

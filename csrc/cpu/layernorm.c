@@ -10,12 +10,12 @@ size_t LOOM_DEFINITION(layernorm_forward_scratch)(const loom_device *device, con
     return thread_scratch_bytes(device, forward_scratch(a));
 }
 
-void LOOM_DEFINITION(layernorm_forward)(loom_exec *exec, const struct loom_layernorm_forward *a) {
+void LOOM_DEFINITION(layernorm_forward)(loom_context *ctx, const struct loom_layernorm_forward *a) {
     const int64_t N = loom_view_row_count(&a->x), C = a->x.shape[3];
     const bool residual = loom_view_given(&a->delta);
-#pragma omp parallel num_threads(exec->device->threads)
+#pragma omp parallel num_threads(ctx->device->threads)
     {
-        real *scratch = thread_scratch(exec, forward_scratch(a));
+        real *scratch = thread_scratch(ctx, forward_scratch(a));
         const real *weight = row_read(&a->weight, 0, scratch), *bias = row_read(&a->bias, 0, scratch + C);
 #pragma omp for schedule(static)
         for (int64_t n = 0; n < N; n++) {
@@ -49,12 +49,12 @@ size_t LOOM_DEFINITION(layernorm_backward_scratch)(const loom_device *device, co
     return thread_scratch_bytes(device, backward_scratch(a));
 }
 
-static void input_gradient(loom_exec *exec, const struct loom_layernorm_backward *a) {
+static void input_gradient(loom_context *ctx, const struct loom_layernorm_backward *a) {
     const int64_t N = loom_view_row_count(&a->dout), C = a->dout.shape[3];
     const bool skipped = loom_view_given(&a->skip);
-#pragma omp parallel num_threads(exec->device->threads)
+#pragma omp parallel num_threads(ctx->device->threads)
     {
-        real *scratch = thread_scratch(exec, backward_scratch(a));
+        real *scratch = thread_scratch(ctx, backward_scratch(a));
         const real *weight = row_read(&a->weight, 0, scratch);
 #pragma omp for schedule(static)
         for (int64_t n = 0; n < N; n++) {
@@ -110,12 +110,12 @@ static void parameter_gradient(const struct loom_layernorm_backward *a, int64_t 
 }
 
 /* The parameters' gradient first: dx may take the place of skip, never of what is read here. */
-void LOOM_DEFINITION(layernorm_backward)(loom_exec *exec, const struct loom_layernorm_backward *a) {
+void LOOM_DEFINITION(layernorm_backward)(loom_context *ctx, const struct loom_layernorm_backward *a) {
     const int64_t C = a->dout.shape[3], columns = (C + COLUMN - 1) / COLUMN;
-#pragma omp parallel for schedule(static) num_threads(exec->device->threads)
+#pragma omp parallel for schedule(static) num_threads(ctx->device->threads)
     for (int64_t column = 0; column < columns; column++) {
         const int64_t first = column * COLUMN;
         parameter_gradient(a, first, C - first < COLUMN ? C - first : COLUMN);
     }
-    input_gradient(exec, a);
+    input_gradient(ctx, a);
 }

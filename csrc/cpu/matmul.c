@@ -273,17 +273,17 @@ static void multiply_part(const product *p, const part *of, const grid *g, real 
     }
 }
 
-static void multiply(const loom_exec *exec, const product *p) {
+static void multiply(const loom_context *ctx, const product *p) {
     if (p->M == 0 || p->N == 0) return;
     LOOM_CHECK(p->K > 0);
     const int64_t shared = shared_depth(p), deep = shared ? shared : p->K;
-    const size_t threads_bytes = thread_scratch_bytes(exec->device, THREAD_REALS);
-    const grid g = make_grid(p, deep, exec->device->threads);
-    LOOM_CHECK(threads_bytes + shared_bytes(p) <= exec->workspace_bytes);
-#pragma omp parallel num_threads(exec->device->threads)
+    const size_t threads_bytes = thread_scratch_bytes(ctx->device, THREAD_REALS);
+    const grid g = make_grid(p, deep, ctx->device->threads);
+    LOOM_CHECK(threads_bytes + shared_bytes(p) <= ctx->workspace_bytes);
+#pragma omp parallel num_threads(ctx->device->threads)
     for (int64_t k = 0; k < p->K; k += deep) {
-        const part of = {k, smaller(deep, p->K - k), shared ? (real *)((char *)exec->workspace + threads_bytes) : NULL};
-        multiply_part(p, &of, &g, thread_scratch(exec, THREAD_REALS));
+        const part of = {k, smaller(deep, p->K - k), shared ? (real *)((char *)ctx->workspace + threads_bytes) : NULL};
+        multiply_part(p, &of, &g, thread_scratch(ctx, THREAD_REALS));
     }
 }
 
@@ -298,7 +298,7 @@ static void finish_forward(const void *context, int64_t row, int64_t column, int
     store_row(context, row, column, width, sums);
 }
 
-void LOOM_DEFINITION(matmul_forward)(loom_exec *exec, const struct loom_matmul_forward *a) {
+void LOOM_DEFINITION(matmul_forward)(loom_context *ctx, const struct loom_matmul_forward *a) {
     const loom_view *out = in_place(a->activation == LOOM_ACTIVATION_NONE ? &a->out : &a->preactivation);
     const bool more = !out || a->activation != LOOM_ACTIVATION_NONE;
     const product p = {.a = {&a->x, true},
@@ -310,14 +310,14 @@ void LOOM_DEFINITION(matmul_forward)(loom_exec *exec, const struct loom_matmul_f
                        .K = a->x.shape[3],
                        .finish = more ? finish_forward : NULL,
                        .context = a};
-    multiply(exec, &p);
+    multiply(ctx, &p);
 }
 
 static void finish_input(const void *context, int64_t row, int64_t column, int64_t width, real *sums) {
     finish_input_row(context, row, column, width, sums);
 }
 
-void LOOM_DEFINITION(matmul_backward_input)(loom_exec *exec, const struct loom_matmul_backward_input *a) {
+void LOOM_DEFINITION(matmul_backward_input)(loom_context *ctx, const struct loom_matmul_backward_input *a) {
     const loom_view *out = a->accumulate ? NULL : in_place(&a->dx);
     const product p = {.a = {&a->dout, true},
                        .b = {&a->weight, !a->transposed},
@@ -327,7 +327,7 @@ void LOOM_DEFINITION(matmul_backward_input)(loom_exec *exec, const struct loom_m
                        .K = a->dout.shape[3],
                        .finish = out ? NULL : finish_input,
                        .context = a};
-    multiply(exec, &p);
+    multiply(ctx, &p);
 }
 
 static void finish_weight(const void *context, int64_t row, int64_t column, int64_t width, real *sums) {
@@ -347,10 +347,10 @@ static product weight_gradient(const struct loom_matmul_backward_weight *a) {
                      .context = a};
 }
 
-void LOOM_DEFINITION(matmul_backward_weight)(loom_exec *exec, const struct loom_matmul_backward_weight *a) {
+void LOOM_DEFINITION(matmul_backward_weight)(loom_context *ctx, const struct loom_matmul_backward_weight *a) {
     const product p = weight_gradient(a);
-    multiply(exec, &p);
-    if (loom_view_given(&a->dbias)) bias_gradient(exec, &a->dbias, &a->dout, a->accumulate);
+    multiply(ctx, &p);
+    if (loom_view_given(&a->dbias)) bias_gradient(ctx, &a->dbias, &a->dout, a->accumulate);
 }
 
 /* -------------------------------------------------------------------------------------------------------------- scratch */

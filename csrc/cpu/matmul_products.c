@@ -92,40 +92,40 @@ static void finish_forward(const void *context, int64_t row, int64_t column, int
     finish_row(context, row, column, width, sums);
 }
 
-static void forward(loom_exec *exec, const struct loom_matmul_forward *a) {
+static void forward(loom_context *ctx, const struct loom_matmul_forward *a) {
     loom_whole w;
-    if (!library_takes(exec->device, LOOM_OP_matmul_forward, a, &w)) {
-        LOOM_DEFINITION(matmul_forward)(exec, a);
+    if (!library_takes(ctx->device, LOOM_OP_matmul_forward, a, &w)) {
+        LOOM_DEFINITION(matmul_forward)(ctx, a);
         return;
     }
     const bool epilogue = w.unstored || loom_view_given(&a->bias) || a->activation != LOOM_ACTIVATION_NONE;
-    LOOM_DEFINITION(tiles_run)(exec, &w, epilogue ? finish_forward : NULL, a);
+    LOOM_DEFINITION(tiles_run)(ctx, &w, epilogue ? finish_forward : NULL, a);
 }
 
 static void finish_input(const void *context, int64_t row, int64_t column, int64_t width, float *sums) {
     finish_input_row(context, row, column, width, sums);
 }
 
-static void backward_input(loom_exec *exec, const struct loom_matmul_backward_input *a) {
+static void backward_input(loom_context *ctx, const struct loom_matmul_backward_input *a) {
     loom_whole w;
-    if (library_takes(exec->device, LOOM_OP_matmul_backward_input, a, &w))
-        LOOM_DEFINITION(tiles_run)(exec, &w, w.unstored ? finish_input : NULL, a);
+    if (library_takes(ctx->device, LOOM_OP_matmul_backward_input, a, &w))
+        LOOM_DEFINITION(tiles_run)(ctx, &w, w.unstored ? finish_input : NULL, a);
     else
-        LOOM_DEFINITION(matmul_backward_input)(exec, a);
+        LOOM_DEFINITION(matmul_backward_input)(ctx, a);
 }
 
 static void finish_weight(const void *context, int64_t row, int64_t column, int64_t width, float *sums) {
     finish_weight_row(context, row, column, width, sums);
 }
 
-static void backward_weight(loom_exec *exec, const struct loom_matmul_backward_weight *a) {
+static void backward_weight(loom_context *ctx, const struct loom_matmul_backward_weight *a) {
     loom_whole w;
-    if (!library_takes(exec->device, LOOM_OP_matmul_backward_weight, a, &w)) {
-        LOOM_DEFINITION(matmul_backward_weight)(exec, a);
+    if (!library_takes(ctx->device, LOOM_OP_matmul_backward_weight, a, &w)) {
+        LOOM_DEFINITION(matmul_backward_weight)(ctx, a);
         return;
     }
-    LOOM_DEFINITION(tiles_run)(exec, &w, w.unstored ? finish_weight : NULL, a);
-    if (loom_view_given(&a->dbias)) bias_gradient(exec, &a->dbias, &a->dout, a->accumulate);
+    LOOM_DEFINITION(tiles_run)(ctx, &w, w.unstored ? finish_weight : NULL, a);
+    if (loom_view_given(&a->dbias)) bias_gradient(ctx, &a->dbias, &a->dout, a->accumulate);
 }
 
 static size_t workspace(const loom_device *device, loom_op op, const void *arguments) {

@@ -137,17 +137,17 @@ static void run_tile(const recipe *r, int64_t tile, int thread, int team, char *
     for (int64_t y = 0; y < rows; y++) finish(context, row + y, column, columns, c + y * r->ldc);
 }
 
-void LOOM_DEFINITION(tiles_run)(const loom_exec *exec, const loom_whole *whole, loom_finish *finish,
+void LOOM_DEFINITION(tiles_run)(const loom_context *ctx, const loom_whole *whole, loom_finish *finish,
                                 const void *context) {
-    const loom_tuned_matmul *matmul = exec->device->implementation;
-    const int threads = exec->device->threads;
+    const loom_tuned_matmul *matmul = ctx->device->implementation;
+    const int threads = ctx->device->threads;
     recipe r;
     loom_error error;
     LOOM_CHECK(make_recipe(matmul, whole, &r, &error)); /* was prepared, or its like was */
     const int64_t tiles = r.grid.down * r.grid.across;
-    LOOM_CHECK(r.bytes * (size_t)(matmul->alone ? 1 : threads) <= exec->workspace_bytes);
+    LOOM_CHECK(r.bytes * (size_t)(matmul->alone ? 1 : threads) <= ctx->workspace_bytes);
     if (matmul->alone) {
-        for (int64_t tile = 0; tile < tiles; tile++) run_tile(&r, tile, 0, threads, exec->workspace, finish, context);
+        for (int64_t tile = 0; tile < tiles; tile++) run_tile(&r, tile, 0, threads, ctx->workspace, finish, context);
         return;
     }
     /* A region of one thread is none to OpenMP: the library would start threads of its own inside. */
@@ -156,7 +156,7 @@ void LOOM_DEFINITION(tiles_run)(const loom_exec *exec, const loom_whole *whole, 
 #pragma omp parallel for schedule(dynamic) num_threads(threads)
     for (int64_t tile = 0; tile < tiles; tile++) {
         const int thread = omp_get_thread_num();
-        run_tile(&r, tile, thread, 1, (char *)exec->workspace + r.bytes * (size_t)thread, finish, context);
+        run_tile(&r, tile, thread, 1, (char *)ctx->workspace + r.bytes * (size_t)thread, finish, context);
     }
     omp_set_num_threads(before);
 }

@@ -22,7 +22,7 @@ bool LOOM_DEFINITION(tiles_prepare)(const loom_device *device, const loom_whole 
 size_t LOOM_DEFINITION(tiles_workspace)(const loom_device *device, const loom_whole *whole);
 
 /* `finish` may be NULL where all is stored. */
-void LOOM_DEFINITION(tiles_run)(const loom_exec *exec, const loom_whole *whole, loom_finish *finish,
+void LOOM_DEFINITION(tiles_run)(const loom_context *ctx, const loom_whole *whole, loom_finish *finish,
                                 const void *context);
 
 #endif

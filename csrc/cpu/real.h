@@ -127,17 +127,17 @@ static inline void row_written(const loom_view *view, int64_t row, const real *s
 }
 
 /* ------------------------------------------------------------------------------------------------- per-thread scratch
- * Each thread of an op owns `count` reals of the exec's workspace; starts are 256 bytes apart. */
+ * Each thread of an op owns `count` reals of the context's workspace; starts are 256 bytes apart. */
 
 static inline size_t thread_scratch_bytes(const loom_device *device, int64_t count) {
     const size_t each = ((size_t)count * sizeof(real) + 255) / 256 * 256;
     return each * (size_t)device->threads;
 }
 
-static inline real *thread_scratch(const loom_exec *exec, int64_t count) {
+static inline real *thread_scratch(const loom_context *ctx, int64_t count) {
     const size_t each = ((size_t)count * sizeof(real) + 255) / 256 * 256;
-    LOOM_CHECK(each * (size_t)exec->device->threads <= exec->workspace_bytes);
-    return count ? (real *)((char *)exec->workspace + each * (size_t)omp_get_thread_num()) : NULL;
+    LOOM_CHECK(each * (size_t)ctx->device->threads <= ctx->workspace_bytes);
+    return count ? (real *)((char *)ctx->workspace + each * (size_t)omp_get_thread_num()) : NULL;
 }
 
 /* --------------------------------------------------------------------------------------------------------- functions */

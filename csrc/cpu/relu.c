@@ -9,11 +9,11 @@ size_t LOOM_DEFINITION(relu_scratch)(const loom_device *device, const loom_view 
     return thread_scratch_bytes(device, scratch_of(view));
 }
 
-void LOOM_DEFINITION(relu_forward)(loom_exec *exec, const struct loom_relu_forward *a) {
+void LOOM_DEFINITION(relu_forward)(loom_context *ctx, const struct loom_relu_forward *a) {
     const int64_t N = loom_view_row_count(&a->x), C = a->x.shape[3];
-#pragma omp parallel num_threads(exec->device->threads)
+#pragma omp parallel num_threads(ctx->device->threads)
     {
-        real *scratch = thread_scratch(exec, scratch_of(&a->x));
+        real *scratch = thread_scratch(ctx, scratch_of(&a->x));
 #pragma omp for schedule(static)
         for (int64_t n = 0; n < N; n++) {
             real *out = row_write(&a->out, n, scratch);
@@ -23,11 +23,11 @@ void LOOM_DEFINITION(relu_forward)(loom_exec *exec, const struct loom_relu_forwa
     }
 }
 
-void LOOM_DEFINITION(relu_backward)(loom_exec *exec, const struct loom_relu_backward *a) {
+void LOOM_DEFINITION(relu_backward)(loom_context *ctx, const struct loom_relu_backward *a) {
     const int64_t N = loom_view_row_count(&a->x), C = a->x.shape[3];
-#pragma omp parallel num_threads(exec->device->threads)
+#pragma omp parallel num_threads(ctx->device->threads)
     {
-        real *scratch = thread_scratch(exec, scratch_of(&a->x));
+        real *scratch = thread_scratch(ctx, scratch_of(&a->x));
 #pragma omp for schedule(static)
         for (int64_t n = 0; n < N; n++) {
             const real *x = row_read(&a->x, n, scratch), *dout = row_read(&a->dout, n, scratch + C);

@@ -38,7 +38,7 @@ size_t LOOM_DEFINITION(workspace)(const loom_device *device, loom_op op, const v
     case LOOM_OP_cast: return LOOM_DEFINITION(cast_scratch)(device, arguments);
     case LOOM_OP_add:
     case LOOM_OP_block_sum:
-    case LOOM_OP_step_scalars:
+    case LOOM_OP_optimizer_scalars:
     case LOOM_OP_adamw:
     case LOOM_OP_fill:
     case LOOM_OP_COUNT: break;

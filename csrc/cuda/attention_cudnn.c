@@ -293,29 +293,29 @@ static bool is_aligned(const loom_cudnn_attention *a) {
 }
 
 /* False if there is no plan for this. */
-static bool run(loom_exec *exec, loom_op op, const void *arguments) {
-    const loom_cuda_cudnn *c = loom_cuda_of(exec->device)->cudnn;
+static bool run(loom_context *ctx, loom_op op, const void *arguments) {
+    const loom_cuda_cudnn *c = loom_cuda_of(ctx->device)->cudnn;
     const loom_cudnn_attention a = attention_of(op, arguments);
     const shape s = shape_of(&a);
     const plan *p = find(c, &s);
     if (first_query_of(op, arguments) != 0 || !p || !p->made.plan) return false;
-    LOOM_CHECK(exec->workspace_bytes >= loom_cuda_cudnn_workspace(loom_cuda_of(exec->device)->cudnn, op, arguments));
+    LOOM_CHECK(ctx->workspace_bytes >= loom_cuda_cudnn_workspace(loom_cuda_of(ctx->device)->cudnn, op, arguments));
     if (!is_aligned(&a)) {
-        loom_cuda_failed_because(exec, loom_op_name(op), "cuDNN takes only data that is aligned to 16 bytes");
+        loom_cuda_failed_because(ctx, loom_op_name(op), "cuDNN takes only data that is aligned to 16 bytes");
         return true;
     }
-    cudnnStatus_t status = c->api->SetStream(c->handle, loom_cuda_stream(exec));
-    if (!status) status = execute(c, p, &a, scale_of(op, arguments), exec->workspace);
-    if (status) loom_cuda_failed_because(exec, loom_op_name(op), c->api->GetErrorString(status));
+    cudnnStatus_t status = c->api->SetStream(c->handle, loom_cuda_stream(ctx));
+    if (!status) status = execute(c, p, &a, scale_of(op, arguments), ctx->workspace);
+    if (status) loom_cuda_failed_because(ctx, loom_op_name(op), c->api->GetErrorString(status));
     return true;
 }
 
-static void forward(loom_exec *exec, const struct loom_attention_forward *a) {
-    if (!run(exec, LOOM_OP_attention_forward, a)) loom_cuda_attention_forward(exec, a);
+static void forward(loom_context *ctx, const struct loom_attention_forward *a) {
+    if (!run(ctx, LOOM_OP_attention_forward, a)) loom_cuda_attention_forward(ctx, a);
 }
 
-static void backward(loom_exec *exec, const struct loom_attention_backward *a) {
-    if (!run(exec, LOOM_OP_attention_backward, a)) loom_cuda_attention_backward(exec, a);
+static void backward(loom_context *ctx, const struct loom_attention_backward *a) {
+    if (!run(ctx, LOOM_OP_attention_backward, a)) loom_cuda_attention_backward(ctx, a);
 }
 
 /* ------------------------------------------------------------------------------------------------------------- the table */

@@ -1,4 +1,4 @@
-/* The inside of a CUDA device: what exec.c, device.c, table.c, matmul.c and attention_cudnn.c share. */
+/* The inside of a CUDA device: what ctx.c, device.c, table.c, matmul.c and attention_cudnn.c share. */
 #ifndef LOOM_CUDA_CUDA_H
 #define LOOM_CUDA_CUDA_H
 
@@ -32,7 +32,7 @@ static inline loom_cuda *loom_cuda_of(const loom_device *device) {
     return (loom_cuda *)(uintptr_t)device;
 }
 
-/* The stream of an exec, or the default one. */
+/* The stream of an ctx, or the default one. */
 static inline cudaStream_t loom_cuda_stream_of(const loom_cuda *cuda, const loom_stream *stream) {
     return stream ? (cudaStream_t)(uintptr_t)stream : cuda->stream;
 }
@@ -42,7 +42,7 @@ bool loom_cuda_ok(cudaError_t result, const char *call, loom_error *error);
 
 /* Keeps the first failure of an op until the device is waited for: what failed, and why. For libraries other than the
  * CUDA runtime, whose failures loom_cuda_failed() keeps. */
-void loom_cuda_failed_because(const loom_exec *exec, const char *what, const char *why);
+void loom_cuda_failed_because(const loom_context *ctx, const char *what, const char *why);
 
 /* csrc/cuda/table.c: the table of our own kernels. */
 const loom_ops *loom_cuda_ops(void);

@@ -140,60 +140,61 @@ static void stream_close(loom_device *device, loom_stream *stream) {
 }
 
 /* A wait refers to the event as it was recorded last before it, so that one event serves all. */
-static void order(loom_device *device, loom_stream *later, loom_stream *earlier) {
+static void stream_wait_stream(loom_device *device, loom_stream *later, loom_stream *earlier) {
     loom_cuda *cuda = loom_cuda_of(device);
     check_later(cuda, cudaEventRecord(cuda->ordered, loom_cuda_stream_of(cuda, earlier)), "cudaEventRecord");
     check_later(cuda, cudaStreamWaitEvent(loom_cuda_stream_of(cuda, later), cuda->ordered, 0), "cudaStreamWaitEvent");
 }
 
-static bool event_open(loom_mark **mark, unsigned int flags, loom_error *error) {
-    cudaEvent_t event;
-    if (!loom_cuda_ok(cudaEventCreateWithFlags(&event, flags), "cudaEventCreateWithFlags", error)) return false;
-    *mark = (loom_mark *)event;
+static bool event_create(loom_event **event, unsigned int flags, loom_error *error) {
+    cudaEvent_t made;
+    if (!loom_cuda_ok(cudaEventCreateWithFlags(&made, flags), "cudaEventCreateWithFlags", error)) return false;
+    *event = (loom_event *)made;
     return true;
 }
 
-static bool mark_open(loom_device *device, loom_mark **mark, loom_error *error) {
+static bool event_open(loom_device *device, loom_event **event, loom_error *error) {
     (void)device;
-    return event_open(mark, cudaEventDisableTiming | cudaEventBlockingSync, error);
+    return event_create(event, cudaEventDisableTiming | cudaEventBlockingSync, error);
 }
 
-static bool timed_mark_open(loom_device *device, loom_mark **mark, loom_error *error) {
+static bool timed_event_open(loom_device *device, loom_event **event, loom_error *error) {
     (void)device;
-    return event_open(mark, cudaEventBlockingSync, error);
+    return event_create(event, cudaEventBlockingSync, error);
 }
 
-static void mark_close(loom_device *device, loom_mark *mark) {
-    if (mark) check_later(loom_cuda_of(device), cudaEventDestroy((cudaEvent_t)mark), "cudaEventDestroy");
+static void event_close(loom_device *device, loom_event *event) {
+    if (event) check_later(loom_cuda_of(device), cudaEventDestroy((cudaEvent_t)event), "cudaEventDestroy");
 }
 
-static void mark_set(loom_device *device, loom_mark *mark, loom_stream *stream) {
+static void event_record(loom_device *device, loom_event *event, loom_stream *stream) {
     loom_cuda *cuda = loom_cuda_of(device);
-    check_later(cuda, cudaEventRecord((cudaEvent_t)mark, loom_cuda_stream_of(cuda, stream)), "cudaEventRecord");
+    check_later(cuda, cudaEventRecord((cudaEvent_t)event, loom_cuda_stream_of(cuda, stream)), "cudaEventRecord");
 }
 
-static void mark_await(loom_device *device, loom_stream *stream, loom_mark *mark) {
+static void stream_wait_event(loom_device *device, loom_stream *stream, loom_event *event) {
     loom_cuda *cuda = loom_cuda_of(device);
-    check_later(cuda, cudaStreamWaitEvent(loom_cuda_stream_of(cuda, stream), (cudaEvent_t)mark, 0),
+    check_later(cuda, cudaStreamWaitEvent(loom_cuda_stream_of(cuda, stream), (cudaEvent_t)event, 0),
                 "cudaStreamWaitEvent");
 }
 
 /* This and the next keep nothing in the device, as a second thread may call them; what that calls next is of this GPU. */
-static bool mark_reached(loom_device *device, loom_mark *mark, bool *reached, loom_error *error) {
+static bool event_query(loom_device *device, loom_event *event, bool *reached, loom_error *error) {
     *reached = false;
     if (!loom_cuda_ok(cudaSetDevice(loom_cuda_of(device)->ordinal), "cudaSetDevice", error)) return false;
-    const cudaError_t result = cudaEventQuery((cudaEvent_t)mark);
+    const cudaError_t result = cudaEventQuery((cudaEvent_t)event);
     *reached = result != cudaErrorNotReady;
     if (!*reached) cudaGetLastError(); /* or the next launch of a kernel would find it */
     return !*reached || loom_cuda_ok(result, "cudaEventQuery", error);
 }
 
-static bool mark_wait(loom_device *device, loom_mark *mark, loom_error *error) {
+static bool event_synchronize(loom_device *device, loom_event *event, loom_error *error) {
     return loom_cuda_ok(cudaSetDevice(loom_cuda_of(device)->ordinal), "cudaSetDevice", error) &&
-           loom_cuda_ok(cudaEventSynchronize((cudaEvent_t)mark), "cudaEventSynchronize", error);
+           loom_cuda_ok(cudaEventSynchronize((cudaEvent_t)event), "cudaEventSynchronize", error);
 }
 
-static bool mark_elapsed(loom_device *device, loom_mark *first, loom_mark *second, double *seconds, loom_error *error) {
+static bool event_elapsed(loom_device *device, loom_event *first, loom_event *second, double *seconds,
+                          loom_error *error) {
     float ms = 0;
     (void)device;
     if (!loom_cuda_ok(cudaEventElapsedTime(&ms, (cudaEvent_t)first, (cudaEvent_t)second), "cudaEventElapsedTime",
@@ -220,43 +221,43 @@ static bool timer_stop(loom_device *device, double *seconds, loom_error *error) 
 
 /* --------------------------------------------------------------------------------------------------------------- graphs */
 
-struct loom_recording {
-    cudaGraphExec_t graph;
+struct loom_device_graph {
+    cudaGraphExec_t executable;
 };
 
-static bool record_begin(loom_device *device, loom_error *error) {
+static bool graph_begin(loom_device *device, loom_error *error) {
     loom_cuda *cuda = loom_cuda_of(device);
     return tell_failure(cuda, error) &&
            loom_cuda_ok(cudaStreamBeginCapture(cuda->stream, cudaStreamCaptureModeThreadLocal),
                         "cudaStreamBeginCapture", error);
 }
 
-static bool record_end(loom_device *device, loom_recording **recording, loom_error *error) {
+static bool graph_end(loom_device *device, loom_device_graph **graph, loom_error *error) {
     loom_cuda *cuda = loom_cuda_of(device);
-    cudaGraph_t graph = NULL;
-    loom_recording *r = calloc(1, sizeof *r);
-    bool ok = loom_cuda_ok(cudaStreamEndCapture(cuda->stream, &graph), "cudaStreamEndCapture", error);
+    cudaGraph_t captured = NULL;
+    loom_device_graph *made = calloc(1, sizeof *made);
+    bool ok = loom_cuda_ok(cudaStreamEndCapture(cuda->stream, &captured), "cudaStreamEndCapture", error);
     ok = tell_failure(cuda, ok ? error : NULL) && ok;
-    if (ok && !r) ok = loom_fail(error, "no memory for a recording");
-    if (ok) ok = loom_cuda_ok(cudaGraphInstantiate(&r->graph, graph, 0), "cudaGraphInstantiate", error);
-    if (graph) cudaGraphDestroy(graph);
+    if (ok && !made) ok = loom_fail(error, "no memory for a graph");
+    if (ok) ok = loom_cuda_ok(cudaGraphInstantiate(&made->executable, captured, 0), "cudaGraphInstantiate", error);
+    if (captured) cudaGraphDestroy(captured);
     if (!ok) {
-        free(r);
+        free(made);
         return false;
     }
-    *recording = r;
+    *graph = made;
     return true;
 }
 
-static void replay(loom_device *device, loom_recording *recording) {
+static void graph_launch(loom_device *device, loom_device_graph *graph) {
     loom_cuda *cuda = loom_cuda_of(device);
-    check_later(cuda, cudaGraphLaunch(recording->graph, cuda->stream), "cudaGraphLaunch");
+    check_later(cuda, cudaGraphLaunch(graph->executable, cuda->stream), "cudaGraphLaunch");
 }
 
-static void recording_close(loom_device *device, loom_recording *recording) {
-    if (!recording) return;
-    check_later(loom_cuda_of(device), cudaGraphExecDestroy(recording->graph), "cudaGraphExecDestroy");
-    free(recording);
+static void graph_close(loom_device *device, loom_device_graph *graph) {
+    if (!graph) return;
+    check_later(loom_cuda_of(device), cudaGraphExecDestroy(graph->executable), "cudaGraphExecDestroy");
+    free(graph);
 }
 
 /* ------------------------------------------------------------------------------------------------------------ profiling */
@@ -371,11 +372,11 @@ static bool describe(loom_cuda *cuda, loom_error *error) {
 /* One kernel is run and its result looked at: a build for other GPUs, or a GPU that does not work, shows here. */
 static bool try_kernel(loom_cuda *cuda, loom_error *error) {
     loom_device *device = &cuda->device;
-    loom_exec exec = {.ops = &cuda->ops, .device = device};
+    loom_context ctx = {.ops = &cuda->ops, .device = device};
     float found = 0;
     void *memory;
     if (!allocate(device, &memory, sizeof found, error)) return false;
-    cuda->ops.fill(&exec, &(struct loom_fill){.out = loom_view_2d(memory, LOOM_F32, 1, 1), .value = 42});
+    cuda->ops.fill(&ctx, &(struct loom_fill){.out = loom_view_2d(memory, LOOM_F32, 1, 1), .value = 42});
     copy(device, NULL, &found, memory, sizeof found, LOOM_DEVICE_TO_HOST);
     loom_error why;
     bool ok = synchronize(device, NULL, &why);
@@ -430,19 +431,19 @@ bool loom_cuda_open(loom_device **out, const loom_device_options *options, bool 
                                  .synchronize = synchronize,
                                  .stream_open = stream_open,
                                  .stream_close = stream_close,
-                                 .order = order,
-                                 .mark_open = mark_open,
-                                 .mark_close = mark_close,
-                                 .mark_set = mark_set,
-                                 .mark_await = mark_await,
-                                 .mark_reached = mark_reached,
-                                 .mark_wait = mark_wait,
-                                 .timed_mark_open = timed_mark_open,
-                                 .mark_elapsed = mark_elapsed,
-                                 .record_begin = record_begin,
-                                 .record_end = record_end,
-                                 .replay = replay,
-                                 .recording_close = recording_close,
+                                 .stream_wait_stream = stream_wait_stream,
+                                 .event_open = event_open,
+                                 .event_close = event_close,
+                                 .event_record = event_record,
+                                 .stream_wait_event = stream_wait_event,
+                                 .event_query = event_query,
+                                 .event_synchronize = event_synchronize,
+                                 .timed_event_open = timed_event_open,
+                                 .event_elapsed = event_elapsed,
+                                 .graph_begin = graph_begin,
+                                 .graph_end = graph_end,
+                                 .graph_launch = graph_launch,
+                                 .graph_close = graph_close,
                                  .timer_start = timer_start,
                                  .timer_stop = timer_stop,
                                  .range_push = range_push,

@@ -285,46 +285,46 @@ static bool is_aligned(const loom_view *view) {
     return (uintptr_t)view->data % 16 == 0;
 }
 
-static void multiply(loom_exec *exec, loom_op op, const void *arguments) {
-    loom_cuda *cuda = loom_cuda_of(exec->device);
+static void multiply(loom_context *ctx, loom_op op, const void *arguments) {
+    loom_cuda *cuda = loom_cuda_of(ctx->device);
     const operands o = operands_of(op, arguments);
     const bool aligned = is_aligned(o.a) && is_aligned(o.b) && is_aligned(o.c) && (!o.bias || is_aligned(o.bias));
     const loom_cuda_product product = product_of(cuda, &o, aligned);
     entry *prepared = find(cuda->matmul, &product);
     LOOM_CHECK(prepared);
-    LOOM_CHECK(exec->workspace_bytes >= loom_cuda_matmul_workspace(op, arguments));
+    LOOM_CHECK(ctx->workspace_bytes >= loom_cuda_matmul_workspace(op, arguments));
     if (!prepared->plan) {
-        loom_cuda_failed_because(exec, loom_op_name(op), "cuBLASLt has no algorithm for data not aligned to 16 bytes");
+        loom_cuda_failed_because(ctx, loom_op_name(op), "cuBLASLt has no algorithm for data not aligned to 16 bytes");
         return;
     }
     cublasStatus_t status = CUBLAS_STATUS_SUCCESS;
     if (prepared->bias_rows) {
-        const loom_view ones = ones_for(&o, (char *)exec->workspace + product_workspace(op, arguments));
-        loom_cuda_fill(exec, &(struct loom_fill){.out = ones, .value = 1});
-        status = loom_cuda_plan_run(prepared->bias_rows, ones.data, o.bias->data, o.c->data, NULL, exec->workspace,
-                                    loom_cuda_stream(exec));
+        const loom_view ones = ones_for(&o, (char *)ctx->workspace + product_workspace(op, arguments));
+        loom_cuda_fill(ctx, &(struct loom_fill){.out = ones, .value = 1});
+        status = loom_cuda_plan_run(prepared->bias_rows, ones.data, o.bias->data, o.c->data, NULL, ctx->workspace,
+                                    loom_cuda_stream(ctx));
     }
     if (!status)
         status = loom_cuda_plan_run(prepared->plan, o.a->data, o.b->data, o.c->data, o.bias ? o.bias->data : NULL,
-                                    exec->workspace, loom_cuda_stream(exec));
-    if (status) loom_cuda_failed_because(exec, loom_op_name(op), cuda->matmul->lt->GetStatusString(status));
+                                    ctx->workspace, loom_cuda_stream(ctx));
+    if (status) loom_cuda_failed_because(ctx, loom_op_name(op), cuda->matmul->lt->GetStatusString(status));
 }
 
-void loom_cuda_matmul_forward(loom_exec *exec, const struct loom_matmul_forward *a) {
-    multiply(exec, LOOM_OP_matmul_forward, a);
+void loom_cuda_matmul_forward(loom_context *ctx, const struct loom_matmul_forward *a) {
+    multiply(ctx, LOOM_OP_matmul_forward, a);
     switch (a->activation) {
     case LOOM_ACTIVATION_NONE: break;
     case LOOM_ACTIVATION_GELU:
-        loom_cuda_gelu_forward(exec, &(struct loom_gelu_forward){.out = a->out, .x = a->preactivation});
+        loom_cuda_gelu_forward(ctx, &(struct loom_gelu_forward){.out = a->out, .x = a->preactivation});
         break;
     case LOOM_ACTIVATION_RELU:
-        loom_cuda_relu_forward(exec, &(struct loom_relu_forward){.out = a->out, .x = a->preactivation});
+        loom_cuda_relu_forward(ctx, &(struct loom_relu_forward){.out = a->out, .x = a->preactivation});
         break;
     }
 }
 
-void loom_cuda_matmul_backward_input(loom_exec *exec, const struct loom_matmul_backward_input *a) {
-    multiply(exec, LOOM_OP_matmul_backward_input, a);
+void loom_cuda_matmul_backward_input(loom_context *ctx, const struct loom_matmul_backward_input *a) {
+    multiply(ctx, LOOM_OP_matmul_backward_input, a);
 }
 
 /* ------------------------------------------------------------------------------------------------------- bias gradients */
@@ -346,37 +346,37 @@ static const entry *find_summing(const loom_cuda *cuda, const struct loom_matmul
     return loom_view_given(&w->dbias) && aligned ? find(cuda->matmul, &product) : NULL;
 }
 
-static void multiply_then_sum(loom_exec *exec, const struct loom_matmul_backward_weight *w) {
-    multiply(exec, LOOM_OP_matmul_backward_weight, w);
+static void multiply_then_sum(loom_context *ctx, const struct loom_matmul_backward_weight *w) {
+    multiply(ctx, LOOM_OP_matmul_backward_weight, w);
     if (loom_view_given(&w->dbias))
-        loom_cuda_bias_gradient(exec, &w->dbias, &w->dout, w->accumulate,
-                                (char *)exec->workspace + product_workspace(LOOM_OP_matmul_backward_weight, w));
+        loom_cuda_bias_gradient(ctx, &w->dbias, &w->dout, w->accumulate,
+                                (char *)ctx->workspace + product_workspace(LOOM_OP_matmul_backward_weight, w));
 }
 
-static void multiply_and_sum(loom_exec *exec, const struct loom_matmul_backward_weight *w, const entry *summing) {
+static void multiply_and_sum(loom_context *ctx, const struct loom_matmul_backward_weight *w, const entry *summing) {
     const operands o = operands_of(LOOM_OP_matmul_backward_weight, w);
-    void *sums = (char *)exec->workspace + product_workspace(LOOM_OP_matmul_backward_weight, w);
-    LOOM_CHECK(exec->workspace_bytes >= loom_cuda_matmul_workspace(LOOM_OP_matmul_backward_weight, w));
+    void *sums = (char *)ctx->workspace + product_workspace(LOOM_OP_matmul_backward_weight, w);
+    LOOM_CHECK(ctx->workspace_bytes >= loom_cuda_matmul_workspace(LOOM_OP_matmul_backward_weight, w));
     const cublasStatus_t status = loom_cuda_plan_run(summing->plan, o.a->data, o.b->data, o.c->data, sums,
-                                                     exec->workspace, loom_cuda_stream(exec));
+                                                     ctx->workspace, loom_cuda_stream(ctx));
     if (status)
-        loom_cuda_failed_because(exec, loom_op_name(LOOM_OP_matmul_backward_weight),
-                                 loom_cuda_of(exec->device)->matmul->lt->GetStatusString(status));
+        loom_cuda_failed_because(ctx, loom_op_name(LOOM_OP_matmul_backward_weight),
+                                 loom_cuda_of(ctx->device)->matmul->lt->GetStatusString(status));
     else
-        loom_cuda_bias_gradient_take(exec, &w->dbias, sums, w->accumulate);
+        loom_cuda_bias_gradient_take(ctx, &w->dbias, sums, w->accumulate);
 }
 
-void loom_cuda_matmul_backward_weight(loom_exec *exec, const struct loom_matmul_backward_weight *a) {
-    const entry *summing = find_summing(loom_cuda_of(exec->device), a);
+void loom_cuda_matmul_backward_weight(loom_context *ctx, const struct loom_matmul_backward_weight *a) {
+    const entry *summing = find_summing(loom_cuda_of(ctx->device), a);
     if (summing)
-        multiply_and_sum(exec, a, summing);
+        multiply_and_sum(ctx, a, summing);
     else
-        multiply_then_sum(exec, a);
+        multiply_then_sum(ctx, a);
 }
 
 /* A call in memory of its own, to be timed either way: several sets of operands, of which each run takes the next. */
 typedef struct trial {
-    loom_exec exec;
+    loom_context ctx;
     struct loom_matmul_backward_weight arguments;
     const entry *summing; /* NULL: our kernel */
     char *memory;
@@ -400,16 +400,16 @@ static bool trial_run(void *of) {
     place(t, t->memory + (size_t)t->turn * t->set);
     t->turn = (t->turn + 1) % t->sets;
     if (t->summing)
-        multiply_and_sum(&t->exec, &t->arguments, t->summing);
+        multiply_and_sum(&t->ctx, &t->arguments, t->summing);
     else
-        multiply_then_sum(&t->exec, &t->arguments);
+        multiply_then_sum(&t->ctx, &t->arguments);
     return true;
 }
 
 /* Whether the plan is faster than the product and our kernel; not, where there is no memory to time them in. */
 static bool compare(loom_cuda *cuda, const struct loom_matmul_backward_weight *w, const entry *summing, bool *faster,
                     loom_error *error) {
-    trial t = {.exec = {.ops = &cuda->ops, .device = &cuda->device}, .arguments = *w};
+    trial t = {.ctx = {.ops = &cuda->ops, .device = &cuda->device}, .arguments = *w};
     const loom_cuda_work work = {trial_run, &t, cuda->stream};
     const size_t workspace = loom_cuda_matmul_workspace(LOOM_OP_matmul_backward_weight, w);
     t.set = place(&t, NULL);
@@ -423,8 +423,8 @@ static bool compare(loom_cuda *cuda, const struct loom_matmul_backward_weight *w
         return true;
     }
     t.memory = memory;
-    t.exec.workspace = (char *)memory + tensors;
-    t.exec.workspace_bytes = workspace;
+    t.ctx.workspace = (char *)memory + tensors;
+    t.ctx.workspace_bytes = workspace;
     bool ok = loom_cuda_fill_random(memory, tensors, cuda->stream, error) && loom_cuda_time_well(&work, &own, error);
     t.summing = summing;
     ok = ok && loom_cuda_time_well(&work, &epilogue, error) && cuda->device.synchronize(&cuda->device, NULL, error);

@@ -15,14 +15,14 @@ static const double SLOW = 5e-4;
 
 /* A product of (n,n) matrices and all that it needs. */
 typedef struct square {
-    loom_exec exec;
+    loom_context ctx;
     struct loom_matmul_forward arguments;
     void *memory;
     size_t bytes;
 } square;
 
 static void square_close(square *s) {
-    loom_device *device = s->exec.device;
+    loom_device *device = s->ctx.device;
     if (s->memory) device->release(device, s->memory, s->bytes);
 }
 
@@ -30,7 +30,7 @@ static void square_close(square *s) {
  * are drawn and repeated; `scratch` on the device holds them as fp32. */
 static bool fill_randomly(square *s, const loom_view *matrix, void *scratch, loom_error *error) {
     enum { ROWS = 16 };
-    loom_device *device = s->exec.device;
+    loom_device *device = s->ctx.device;
     const int64_t n = matrix->shape[3], values = ROWS * n;
     const size_t bytes = (size_t)values * sizeof(float);
     float *drawn = malloc(bytes);
@@ -38,21 +38,21 @@ static bool fill_randomly(square *s, const loom_view *matrix, void *scratch, loo
     loom_random_normal(drawn, values, 0, LOOM_RANDOM_TEST, 0, 0);
     device->copy(device, NULL, scratch, drawn, bytes, LOOM_HOST_TO_DEVICE);
     for (int64_t row = 0; row < n; row += ROWS)
-        device->ops->cast(&s->exec, &(struct loom_cast){.out = loom_view_rows(*matrix, row, ROWS),
-                                                        .x = loom_view_2d(scratch, LOOM_F32, ROWS, n)});
+        device->ops->cast(&s->ctx, &(struct loom_cast){.out = loom_view_rows(*matrix, row, ROWS),
+                                                       .x = loom_view_2d(scratch, LOOM_F32, ROWS, n)});
     const bool ok = device->synchronize(device, NULL, error);
     free(drawn);
     return ok;
 }
 
 static bool square_open(square *s, loom_device *device, loom_dtype dtype, int64_t n, loom_error *error) {
-    *s = (square){.exec = {.ops = device->ops, .device = device}};
+    *s = (square){.ctx = {.ops = device->ops, .device = device}};
     const size_t matrix = ((size_t)(n * n) * loom_dtype_size(dtype) + 255) / 256 * 256;
     s->arguments = (struct loom_matmul_forward){.out = loom_view_2d(NULL, dtype, n, n),
                                                 .x = loom_view_2d(NULL, dtype, n, n),
                                                 .weight = loom_view_2d(NULL, dtype, n, n)};
-    s->exec.workspace_bytes = device->ops->workspace(device, LOOM_OP_matmul_forward, &s->arguments);
-    s->bytes = 3 * matrix + s->exec.workspace_bytes;
+    s->ctx.workspace_bytes = device->ops->workspace(device, LOOM_OP_matmul_forward, &s->arguments);
+    s->bytes = 3 * matrix + s->ctx.workspace_bytes;
     if (!device->ops->prepare(device, LOOM_OP_matmul_forward, &s->arguments, error) ||
         !device->allocate(device, &s->memory, s->bytes, error))
         return false;
@@ -60,16 +60,16 @@ static bool square_open(square *s, loom_device *device, loom_dtype dtype, int64_
     s->arguments.x.data = memory;
     s->arguments.weight.data = memory + matrix;
     s->arguments.out.data = memory + 2 * matrix;
-    s->exec.workspace = memory + 3 * matrix;
+    s->ctx.workspace = memory + 3 * matrix;
     return fill_randomly(s, &s->arguments.x, s->arguments.out.data, error) &&
            fill_randomly(s, &s->arguments.weight, s->arguments.out.data, error);
 }
 
 /* Seconds of one run. */
 static bool time_one(square *s, double *seconds, loom_error *error) {
-    loom_device *device = s->exec.device;
+    loom_device *device = s->ctx.device;
     device->timer_start(device);
-    device->ops->matmul_forward(&s->exec, &s->arguments);
+    device->ops->matmul_forward(&s->ctx, &s->arguments);
     return device->timer_stop(device, seconds, error);
 }
 

@@ -66,10 +66,10 @@ bool loom_feeder_take(loom_feeder *f, int64_t *step, int64_t *targets, loom_erro
     *targets = f->next.targets_in_step;
     if (f->given_back) return !(f->given_back = false);
     if (!f->sent && !send(f, error)) return false;
-    f->device->order(f->device, NULL, f->stream);
+    f->device->stream_wait_stream(f->device, NULL, f->stream);
     f->device->copy(f->device, NULL, f->inputs, f->staged, bytes, LOOM_DEVICE_TO_DEVICE);
     f->device->copy(f->device, NULL, f->targets, f->staged + half, bytes, LOOM_DEVICE_TO_DEVICE);
-    f->device->order(f->device, f->stream, NULL);
+    f->device->stream_wait_stream(f->device, f->stream, NULL);
     f->sent = false;
     *step = f->next.step;
     *targets = f->next.targets_in_step;

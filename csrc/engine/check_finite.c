@@ -106,15 +106,15 @@ static int64_t first_not_finite(loom_device *device, const loom_view *view) {
     return found;
 }
 
-static void look_at(loom_exec *exec, loom_op op, const void *arguments) {
-    loom_trainer *t = exec->visitor;
+static void look_at(loom_context *ctx, loom_op op, const void *arguments) {
+    loom_trainer *t = ctx->visitor;
     for (size_t i = 0; i < sizeof places / sizeof *places; i++) {
         const char *name = places[i].op == op ? parameter_at(t, view_at(arguments, places[i].offset)->data) : NULL;
         if (name) t->finite.parameter = name;
     }
     for (size_t i = 0; i < sizeof outputs / sizeof *outputs && !*t->finite.found; i++) {
         const loom_view *view = view_at(arguments, outputs[i].offset);
-        const int64_t bad = outputs[i].op == op && loom_view_given(view) ? first_not_finite(exec->device, view) : -1;
+        const int64_t bad = outputs[i].op == op && loom_view_given(view) ? first_not_finite(ctx->device, view) : -1;
         if (bad < 0) continue;
         if (op == LOOM_OP_adamw) { /* which updates many */
             const loom_view *all = &((const struct loom_adamw *)arguments)->parameter;
@@ -126,9 +126,9 @@ static void look_at(loom_exec *exec, loom_op op, const void *arguments) {
 }
 
 #define CHECKED(name)                                                                                                  \
-    static void run_##name(loom_exec *exec, const struct loom_##name *arguments) {                                     \
-        exec->device->ops->name(exec, arguments);                                                                      \
-        look_at(exec, LOOM_OP_##name, arguments);                                                                      \
+    static void run_##name(loom_context *ctx, const struct loom_##name *arguments) {                                   \
+        ctx->device->ops->name(ctx, arguments);                                                                        \
+        look_at(ctx, LOOM_OP_##name, arguments);                                                                       \
     }
 LOOM_OP_LIST(CHECKED)
 #undef CHECKED
@@ -137,7 +137,7 @@ void loom_trainer_check_ops(loom_trainer *t) {
 #define MEMBER(name) .name = run_##name,
     static const loom_ops ops = {LOOM_OP_LIST(MEMBER)};
 #undef MEMBER
-    loom_exec *exec = loom_gpt_get_exec(t->gpt);
-    exec->ops = &ops;
-    exec->visitor = t;
+    loom_context *ctx = loom_gpt_get_exec(t->gpt);
+    ctx->ops = &ops;
+    ctx->visitor = t;
 }

@@ -53,14 +53,14 @@ static const loom_flag table[] = {
      .help = "what to validate on, of the same kind; goes before --val-fraction"},
     {.name = "val-fraction", .type = LOOM_FLAG_DOUBLE, AT(val_fraction), .min = 0, .max = 0.9, .unset = -1,
      .derived = "0.1; 0 where that would be too short to validate on",
-     .displaces = {"val-data"}, .metavar = "F", .group = "Data",
+     .overrides = {"val-data"}, .metavar = "F", .group = "Data",
      .help = "how much of the data's end is kept for validation; 0: none"},
     {.name = "any-bytes", .type = LOOM_FLAG_BOOL, AT(any_bytes), .group = "Data",
      .help = "read files that do not end in .bin as bytes whatever they hold; without it, what is compressed, binary or "
              "in UTF-16 is refused"},
 
     {.name = "model", .type = LOOM_FLAG_STRING, AT(model), .derived = "mini's shape, if none is given",
-     .displaces = {"n-layer", "n-head", "n-embd", "block-size", "vocab-size"}, .metavar = "NAME", .group = "Model",
+     .overrides = {"n-layer", "n-head", "n-embd", "block-size", "vocab-size", "architecture"}, .metavar = "NAME", .group = "Model",
      .help = "a named shape: gpt2, d12, nano, ...; 'gptloom info' lists them. The flags below change parts of it"},
     {.name = "n-layer", .type = LOOM_FLAG_INT, AT(n_layer), .min = 1, .max = 1000, .derived = "the model's",
      .metavar = "N", .group = "Model", .help = "transformer blocks"},
@@ -83,22 +83,22 @@ static const loom_flag table[] = {
     {.name = "init", .type = LOOM_FLAG_STRING, AT(init), .derived = "GPT-2's random initialisation",
      .metavar = "CHECKPOINT", .group = "Model",
      .help = "begin with the weights of this run or checkpoint, which must have the same shape"},
-    {.name = "seed", .type = LOOM_FLAG_INT, AT(seed), .min = 0, .max = 0x1p63, .standard = "1337", .metavar = "S",
+    {.name = "seed", .type = LOOM_FLAG_INT, AT(seed), .min = 0, .max = 0x1p63, .default_value = "1337", .metavar = "S",
      .group = "Model", .help = "of the initialisation, the data's order and the samples"},
 
-    {.name = "dtype", .type = LOOM_FLAG_CHOICE, AT(dtype), .choices = dtypes, .standard = "fp32",
+    {.name = "dtype", .type = LOOM_FLAG_CHOICE, AT(dtype), .choices = dtypes, .default_value = "fp32",
      .metavar = "NAME", .group = "Precision",
      .help = "what weights and activations are stored in: fp32, bf16 or fp16 (with loss scaling). Moments and the "
              "gradients of weights stay fp32, unless the flags below say otherwise"},
-    {.name = "master-weights", .type = LOOM_FLAG_CHOICE, AT(master_weights), .choices = switches, .standard = "on",
+    {.name = "master-weights", .type = LOOM_FLAG_CHOICE, AT(master_weights), .choices = switches, .default_value = "on",
      .metavar = "on|off", .group = "Precision",
      .help = "bf16 and fp16: update weights in fp32 and train with their rounded copy. off, with bf16 only: update "
              "the bf16 weights themselves, rounded up or down at random"},
     {.name = "optimizer-dtype", .type = LOOM_FLAG_CHOICE, AT(optimizer_dtype), .choices = fp32_or_bf16,
-     .standard = "fp32", .metavar = "fp32|bf16", .group = "Precision",
+     .default_value = "fp32", .metavar = "fp32|bf16", .group = "Precision",
      .help = "what AdamW's moments are stored in; bf16, with any --dtype, takes half the memory and rounds them up or "
              "down at random at each step, so that small changes are kept in the mean"},
-    {.name = "grad-dtype", .type = LOOM_FLAG_CHOICE, AT(grad_dtype), .choices = fp32_or_bf16, .standard = "fp32",
+    {.name = "grad-dtype", .type = LOOM_FLAG_CHOICE, AT(grad_dtype), .choices = fp32_or_bf16, .default_value = "fp32",
      .metavar = "fp32|bf16", .group = "Precision",
      .help = "what the gradients of weights are stored in; bf16, with --dtype bf16 only, takes half the memory and "
              "rounds the sum to nearest each time a micro-batch is added, so that with many of them small ones "
@@ -106,7 +106,7 @@ static const loom_flag table[] = {
     {.name = "tf32", .type = LOOM_FLAG_BOOL, AT(tf32), .group = "Precision",
      .help = "products of fp32 matrices round their inputs to TF32; --device cuda only"},
 
-    {.name = "batch", .type = LOOM_FLAG_INT, AT(batch), .min = 1, .max = 1 << 20, .standard = "8", .metavar = "B",
+    {.name = "batch", .type = LOOM_FLAG_INT, AT(batch), .min = 1, .max = 1 << 20, .default_value = "8", .metavar = "B",
      .group = "Batches and steps", .help = "sequences per optimizer step, over everything"},
     {.name = "micro-batch", .type = LOOM_FLAG_INT, AT(micro_batch), .min = 1, .max = 1 << 20,
      .derived = "the largest that fits in memory; of a run that goes on as before, where that divides and fits", .metavar = "B", .group = "Batches and steps",
@@ -115,16 +115,16 @@ static const loom_flag table[] = {
      .derived = "--block-size, at most 1024", .metavar = "T", .group = "Batches and steps",
      .help = "tokens per sequence; at most --block-size"},
     {.name = "steps", .type = LOOM_FLAG_INT, AT(steps), .min = 1, .max = 1e9, .derived = "one epoch",
-     .displaces = {"epochs"}, .metavar = "N", .group = "Batches and steps",
+     .overrides = {"epochs"}, .metavar = "N", .group = "Batches and steps",
      .help = "optimizer steps of the whole run"},
-    {.name = "epochs", .type = LOOM_FLAG_DOUBLE, AT(epochs), .min = 1e-6, .max = 1e6, .displaces = {"steps"},
+    {.name = "epochs", .type = LOOM_FLAG_DOUBLE, AT(epochs), .min = 1e-6, .max = 1e6, .overrides = {"steps"},
      .metavar = "E", .group = "Batches and steps",
      .help = "passes over the training data, in place of --steps; 0.5 is half of one"},
     {.name = "stop-after", .type = LOOM_FLAG_INT, AT(stop_after), .min = 1, .max = 1e9,
      .derived = "to the run's end", .session = true, .metavar = "N", .group = "Batches and steps",
      .help = "save and end after N steps of this session, for jobs with a time limit; --resume goes on"},
 
-    {.name = "lr", .type = LOOM_FLAG_DOUBLE, AT(lr), .min = 0, .max = 100, .standard = "6e-4", .metavar = "X",
+    {.name = "lr", .type = LOOM_FLAG_DOUBLE, AT(lr), .min = 0, .max = 100, .default_value = "6e-4", .metavar = "X",
      .group = "Optimizer (AdamW)", .help = "the largest learning rate"},
     {.name = "min-lr", .type = LOOM_FLAG_DOUBLE, AT(min_lr), .min = 0, .max = 100, .unset = -1,
      .derived = "a tenth of --lr", .metavar = "X", .group = "Optimizer (AdamW)",
@@ -132,30 +132,30 @@ static const loom_flag table[] = {
     {.name = "warmup", .type = LOOM_FLAG_INT, AT(warmup), .min = 0, .max = 1e9, .unset = -1,
      .derived = "a twentieth of the steps, at most 2000", .metavar = "N",
      .group = "Optimizer (AdamW)", .help = "steps in which the learning rate rises to --lr"},
-    {.name = "schedule", .type = LOOM_FLAG_CHOICE, AT(schedule), .choices = schedules, .standard = "cosine",
+    {.name = "schedule", .type = LOOM_FLAG_CHOICE, AT(schedule), .choices = schedules, .default_value = "cosine",
      .metavar = "NAME", .group = "Optimizer (AdamW)",
      .help = "the way from --lr to --min-lr: cosine, linear, wsd (stays at --lr until the last fifth of the steps, "
              "then a line) or constant (stays at --lr)"},
-    {.name = "weight-decay", .type = LOOM_FLAG_DOUBLE, AT(weight_decay), .min = 0, .max = 100, .standard = "0.1",
+    {.name = "weight-decay", .type = LOOM_FLAG_DOUBLE, AT(weight_decay), .min = 0, .max = 100, .default_value = "0.1",
      .metavar = "X", .group = "Optimizer (AdamW)",
      .help = "decoupled, on matrices only: none on biases and layernorms"},
-    {.name = "beta1", .type = LOOM_FLAG_DOUBLE, AT(beta1), .min = 0, .max = 0.999999, .standard = "0.9",
+    {.name = "beta1", .type = LOOM_FLAG_DOUBLE, AT(beta1), .min = 0, .max = 0.999999, .default_value = "0.9",
      .metavar = "X", .group = "Optimizer (AdamW)", .help = "decay of the gradients' mean"},
-    {.name = "beta2", .type = LOOM_FLAG_DOUBLE, AT(beta2), .min = 0, .max = 0.999999, .standard = "0.95",
+    {.name = "beta2", .type = LOOM_FLAG_DOUBLE, AT(beta2), .min = 0, .max = 0.999999, .default_value = "0.95",
      .metavar = "X", .group = "Optimizer (AdamW)", .help = "decay of the squared gradients' mean"},
-    {.name = "eps", .type = LOOM_FLAG_DOUBLE, AT(eps), .min = 1e-20, .max = 1, .standard = "1e-8", .metavar = "X",
+    {.name = "eps", .type = LOOM_FLAG_DOUBLE, AT(eps), .min = 1e-20, .max = 1, .default_value = "1e-8", .metavar = "X",
      .group = "Optimizer (AdamW)", .help = "added to the update's denominator"},
-    {.name = "clip", .type = LOOM_FLAG_DOUBLE, AT(clip), .min = 0, .max = 1e6, .standard = "1", .metavar = "X",
+    {.name = "clip", .type = LOOM_FLAG_DOUBLE, AT(clip), .min = 0, .max = 1e6, .default_value = "1", .metavar = "X",
      .group = "Optimizer (AdamW)",
      .help = "the largest global norm of the gradients; larger ones are scaled down to it. 0: no clipping"},
-    {.name = "skip-spikes", .type = LOOM_FLAG_DOUBLE, AT(skip_spikes), .min = 0, .max = 1000, .standard = "0",
+    {.name = "skip-spikes", .type = LOOM_FLAG_DOUBLE, AT(skip_spikes), .min = 0, .max = 1000, .default_value = "0",
      .metavar = "Z", .group = "Optimizer (AdamW)",
      .help = "leave out updates whose loss or gradient norm is more than Z standard deviations above its recent mean; "
              "0: none"},
 
     {.name = "out", .letter = 'o', .type = LOOM_FLAG_STRING, AT(out), .metavar = "DIR", .group = "Run",
      .help = "the run's directory: config.ini, metrics.jsonl, samples.txt, checkpoints/. It must not hold another run"},
-    {.name = "resume", .type = LOOM_FLAG_BOOL, AT(resume), .session = true, .displaces = {"init"}, .group = "Run",
+    {.name = "resume", .type = LOOM_FLAG_BOOL, AT(resume), .session = true, .overrides = {"init"}, .group = "Run",
      .help = "go on with the run in --out from its last checkpoint, with its options; those given here change them"},
     {.name = "resume-from", .type = LOOM_FLAG_INT, AT(resume_from), .min = 1, .max = 0x1p53, .session = true,
      .derived = "the newest", .metavar = "STEP", .group = "Run",
@@ -170,45 +170,45 @@ static const loom_flag table[] = {
      .metavar = "FILE", .group = "Run",
      .help = "another run's choices.txt: take the algorithms that were measured to be the fastest then, for the same bits "
              "as that run's"},
-    {.name = "val-every", .type = LOOM_FLAG_INT, AT(val_every), .min = 0, .max = 1e9, .standard = "250",
+    {.name = "val-every", .type = LOOM_FLAG_INT, AT(val_every), .min = 0, .max = 1e9, .default_value = "250",
      .metavar = "N", .group = "Run", .help = "validate after every N steps, and at the end; 0: never"},
-    {.name = "val-tokens", .type = LOOM_FLAG_INT, AT(val_tokens), .min = 0, .max = 0x1p62, .standard = "131072",
+    {.name = "val-tokens", .type = LOOM_FLAG_INT, AT(val_tokens), .min = 0, .max = 0x1p62, .default_value = "131072",
      .metavar = "N", .group = "Run",
      .help = "tokens per validation, rounded up to whole windows of --seq-len, evenly spaced over the split and the same "
              "each time; 0: the whole split"},
-    {.name = "sample-every", .type = LOOM_FLAG_INT, AT(sample_every), .min = 0, .max = 1e9, .standard = "500",
+    {.name = "sample-every", .type = LOOM_FLAG_INT, AT(sample_every), .min = 0, .max = 1e9, .default_value = "500",
      .metavar = "N", .group = "Run", .help = "write a sample after every N steps, and at the end; 0: never"},
-    {.name = "sample-tokens", .type = LOOM_FLAG_INT, AT(sample_tokens), .min = 1, .max = 1 << 20, .standard = "256",
+    {.name = "sample-tokens", .type = LOOM_FLAG_INT, AT(sample_tokens), .min = 1, .max = 1 << 20, .default_value = "256",
      .metavar = "N", .group = "Run", .help = "tokens of a sample"},
     {.name = "checkpoint-every", .type = LOOM_FLAG_INT, AT(checkpoint_every), .min = 0, .max = 1e9,
-     .standard = "1000", .metavar = "N", .group = "Run",
+     .default_value = "1000", .metavar = "N", .group = "Run",
      .help = "save after every N steps, and at the end; 0: at the end only"},
-    {.name = "keep", .type = LOOM_FLAG_INT, AT(keep), .min = 0, .max = 1e6, .standard = "3", .metavar = "N",
+    {.name = "keep", .type = LOOM_FLAG_INT, AT(keep), .min = 0, .max = 1e6, .default_value = "3", .metavar = "N",
      .group = "Run", .help = "checkpoints to keep: the newest that the loss of the step after it has shown to be good, and those that "
                              "were saved before it; the last one comes beside them; 0: all"},
-    {.name = "save", .type = LOOM_FLAG_BOOL, AT(save), .standard = "true", .session = true, .group = "Run",
+    {.name = "save", .type = LOOM_FLAG_BOOL, AT(save), .default_value = "true", .session = true, .group = "Run",
      .help = "--no-save: write no checkpoint, not even at the end, for runs whose speed alone is of interest"},
 
-    {.name = "device", .type = LOOM_FLAG_STRING, AT(device), .choices = devices, .standard = "auto",
+    {.name = "device", .type = LOOM_FLAG_STRING, AT(device), .choices = devices, .default_value = "auto",
      .metavar = "NAME", .group = "Machine",
      .help = "auto (a GPU that works, else the CPU), cpu or cuda; for tests also definition (the plain reading of "
              "every operation) and oracle (the same in double)"},
-    {.name = "threads", .type = LOOM_FLAG_INT, AT(threads), .min = 0, .max = 1024, .standard = "0", .metavar = "N",
+    {.name = "threads", .type = LOOM_FLAG_INT, AT(threads), .min = 0, .max = 1024, .default_value = "0", .metavar = "N",
      .group = "Machine", .help = "CPU threads, of each rank; 0: all that the process may run on, or the rank's part of them"},
-    {.name = "deterministic", .type = LOOM_FLAG_BOOL, AT(deterministic), .standard = "true", .group = "Machine",
+    {.name = "deterministic", .type = LOOM_FLAG_BOOL, AT(deterministic), .default_value = "true", .group = "Machine",
      .help = "the same bits with any number of threads; off, a library that multiplies matrices threads its products as it likes"},
-    {.name = "attention", .type = LOOM_FLAG_CHOICE, AT(attention), .choices = attentions, .standard = "own",
+    {.name = "attention", .type = LOOM_FLAG_CHOICE, AT(attention), .choices = attentions, .default_value = "own",
      .metavar = "NAME", .group = "Machine", .help = "attention by our own kernels, or by cudnn; --device cuda only"},
-    {.name = "cuda-graph", .type = LOOM_FLAG_CHOICE, AT(cuda_graph), .choices = switches, .standard = "on",
+    {.name = "cuda-graph", .type = LOOM_FLAG_CHOICE, AT(cuda_graph), .choices = switches, .default_value = "on",
      .metavar = "on|off", .group = "Machine",
      .help = "record the step once and replay it, to the same bits, which saves the time of launching it; with several "
              "ranks, of --zero 0 and 1, micro-batches before the last one"},
-    {.name = "recompute", .type = LOOM_FLAG_STRING, AT(recompute), .standard = "none", .metavar = "POLICY",
+    {.name = "recompute", .type = LOOM_FLAG_STRING, AT(recompute), .default_value = "none", .metavar = "POLICY",
      .group = "Memory",
      .help = "what backward computes once more instead of keeping it, to the same bits: none, act (the activation), norm "
              "(and layernorms), block-attn (blocks, but for attention), block, every:K (segments of K blocks), sqrt (the K "
              "that keeps least), or auto (the fastest that fits, measured at the start)"},
-    {.name = "offload", .type = LOOM_FLAG_CHOICE, AT(offload), .choices = offloads, .standard = "none",
+    {.name = "offload", .type = LOOM_FLAG_CHOICE, AT(offload), .choices = offloads, .default_value = "none",
      .metavar = "NAME", .group = "Memory",
      .help = "activations: what --recompute keeps waits in host memory for backward, copied out and back beside the "
              "computing, to the same bits; the GPU holds two blocks' (or segments') at a time. --device cuda only"},
@@ -224,7 +224,7 @@ static const loom_flag table[] = {
      .session = true, .metavar = "N", .group = "Ranks",
      .help = "train with N processes, each with its share of every batch and, if there are as many, a GPU of its own; starts "
              "them on this machine by mpirun, if nothing else has started several"},
-    {.name = "zero", .type = LOOM_FLAG_INT, AT(zero), .min = 0, .max = 3, .standard = "0", .metavar = "0..3",
+    {.name = "zero", .type = LOOM_FLAG_INT, AT(zero), .min = 0, .max = 3, .default_value = "0", .metavar = "0..3",
      .group = "Ranks",
      .help = "what ranks share out instead of each having it: 1 moments and master weights, 2 and gradients, 3 and the "
              "weights of blocks"},
@@ -232,11 +232,11 @@ static const loom_flag table[] = {
      .help = "gradients are added up in the order of a tree of a step's micro-batches, so that the bits are the same with any "
              "number of ranks, for one --micro-batch. Ranks and micro-batches of a step are powers of two in number. Takes "
              "whole gradients on every rank, and one more for each doubling of a rank's micro-batches"},
-    {.name = "comm", .type = LOOM_FLAG_STRING, AT(comm), .choices = communicators, .standard = "auto", .session = true,
+    {.name = "comm", .type = LOOM_FLAG_STRING, AT(comm), .choices = communicators, .default_value = "auto", .session = true,
      .metavar = "NAME", .group = "Ranks",
      .help = "how ranks exchange what they compute: nccl, between GPUs, a rank each; mpi, between CPUs, or GPUs by way of the "
              "host; auto: nccl under torchrun, mpi under mpirun and srun, self where there is one rank"},
-    {.name = "comm-timeout", .type = LOOM_FLAG_DOUBLE, AT(comm_timeout), .min = 1, .max = 1e6, .standard = "600",
+    {.name = "comm-timeout", .type = LOOM_FLAG_DOUBLE, AT(comm_timeout), .min = 1, .max = 1e6, .default_value = "600",
      .metavar = "SECONDS", .group = "Ranks",
      .help = "how long ranks wait for one that does not come, before they name it and end; ten times as long while one "
              "measures or writes a checkpoint"},
@@ -608,8 +608,8 @@ static bool check_conflicts(const loom_train_options *options, loom_error *error
     return true;
 }
 
-static void take_if_unset(int64_t *value, int64_t standard) {
-    if (*value == 0) *value = standard;
+static void take_if_unset(int64_t *value, int64_t default_value) {
+    if (*value == 0) *value = default_value;
 }
 
 /* The shape from the model's name and the flags beside it; a vocabulary that is not given stays 0, for the data to
@@ -644,7 +644,7 @@ static bool resolve_ranks(const loom_train_options *o, loom_error *error) {
     const long long ranks = sharding.ranks, batch = o->batch, B = o->micro_batch;
     if (o->deterministic_reduce && !loom_ranks_can_be_alike(ranks))
         return loom_fail(error, "--deterministic-reduce: needs a power of two of --ranks, up to %d; %lld are not",
-                         LOOM_MOST_ALIKE, ranks);
+                         LOOM_MAX_DETERMINISTIC_RANKS, ranks);
     if (o->deterministic_reduce && o->grad_dtype != LOOM_F32)
         return loom_fail(error, "--deterministic-reduce: adds gradients in fp32; leave out --grad-dtype %s",
                          loom_dtype_name(o->grad_dtype));

@@ -46,7 +46,7 @@ static void update(loom_trainer *t) {
 }
 
 /* Where the device can record, a piece that leaves other ranks alone (`quiet`) runs the first time as it is, which loads
- * what is loaded late; the second time it is recorded, and replayed from then on. */
+ * what is loaded late; the second time it is captured as a graph, which is launched from then on. */
 static bool run(loom_trainer *t, loom_piece piece, bool quiet, loom_error *error) {
     static void (*const run_piece[LOOM_PIECES])(loom_trainer *) = {
         [LOOM_FIRST_MICRO_BATCH] = first_micro_batch,
@@ -54,20 +54,20 @@ static bool run(loom_trainer *t, loom_piece piece, bool quiet, loom_error *error
         [LOOM_SQUARES] = squares,
         [LOOM_UPDATE] = update,
     };
-    const bool records = t->device->record_begin && t->options.cuda_graph == LOOM_ON && quiet &&
-                         !t->options.check_finite;
-    if (!records || !t->has_run[piece]) {
+    const bool captures = t->device->graph_begin && t->options.cuda_graph == LOOM_ON && quiet &&
+                          !t->options.check_finite;
+    if (!captures || !t->has_run[piece]) {
         run_piece[piece](t);
         t->has_run[piece] = true;
         return true;
     }
     loom_parallel_settle(&t->parallel);
-    if (!t->recording[piece]) {
-        if (!t->device->record_begin(t->device, error)) return false;
+    if (!t->graph[piece]) {
+        if (!t->device->graph_begin(t->device, error)) return false;
         run_piece[piece](t);
-        if (!t->device->record_end(t->device, &t->recording[piece], error)) return false;
+        if (!t->device->graph_end(t->device, &t->graph[piece], error)) return false;
     }
-    t->device->replay(t->device, t->recording[piece]);
+    t->device->graph_launch(t->device, t->graph[piece]);
     return true;
 }
 
@@ -80,14 +80,14 @@ bool loom_trainer_should_stop(loom_trainer *t) {
     return t->asked;
 }
 
-/* What a rank tells the others. */
+/* What a rank tells the others of itself. */
 enum { STOP = 1 /* it was asked to end the run */, NO_DATA = 2 /* it has none for this step */ };
-typedef struct told {
+typedef struct rank_status {
     double worked; /* milliseconds of the step before */
     int64_t what;  /* of the above */
-} told;
+} rank_status;
 
-/* Ranks that ask each other wait for the slowest. So they do it where they meet anyway, before the update, and between
+/* Ranks that ask each other wait for the slowest. So they do it where they wait for each other anyway, before the update, and between
  * micro-batches about as often as this: all compute the same number of micro-batches, from what the slowest took for the
  * step before. Of the first step nothing is known, and they ask each time. */
 static int64_t stride(const loom_trainer *t, double slowest_ms) {
@@ -97,11 +97,11 @@ static int64_t stride(const loom_trainer *t, double slowest_ms) {
 }
 
 /* Compares the step before, and asks whether one of the ranks is to end the run. */
-static bool meet(loom_trainer *t, loom_error *error) {
+static bool exchange_status(loom_trainer *t, loom_error *error) {
     const int ranks = t->comm->size;
-    const told mine = {t->meeting.ms_worked,
-                       (loom_trainer_should_stop(t) ? STOP : 0) | (t->feeder.failed ? NO_DATA : 0)};
-    told *all = loom_comm_memory(t->comm, (size_t)ranks * sizeof *all, error);
+    const rank_status mine = {t->status_exchange.ms_worked,
+                              (loom_trainer_should_stop(t) ? STOP : 0) | (t->feeder.failed ? NO_DATA : 0)};
+    rank_status *all = loom_comm_memory(t->comm, (size_t)ranks * sizeof *all, error);
     const bool ok = all && loom_comm_host_gather(t->comm, all, &mine, sizeof mine, error);
     double least = INFINITY, most = 0;
     for (int r = 0; ok && r < ranks; r++) {
@@ -110,8 +110,8 @@ static bool meet(loom_trainer *t, loom_error *error) {
         t->stops = t->stops || all[r].what & STOP;
         t->no_data = t->no_data || all[r].what & NO_DATA;
     }
-    t->meeting.ms_spread = most - least;
-    t->meeting.stride = stride(t, most);
+    t->status_exchange.ms_spread = most - least;
+    t->status_exchange.stride = stride(t, most);
     free(all);
     return ok;
 }
@@ -119,12 +119,12 @@ static bool meet(loom_trainer *t, loom_error *error) {
 /* Before micro-batch i of this rank: whether the step is given up. */
 static bool ask(loom_trainer *t, int64_t i, bool *gives_up, loom_error *error) {
     const int64_t bytes = t->comm->traffic.bytes;
-    const bool is_time = t->meeting.stride <= 1 || (i > 0 && i % t->meeting.stride == 0);
+    const bool is_time = t->status_exchange.stride <= 1 || (i > 0 && i % t->status_exchange.stride == 0);
     bool ok = true;
     if (t->comm->size == 1)
         loom_trainer_should_stop(t);
     else if (!t->stops && !t->no_data && is_time)
-        ok = meet(t, error);
+        ok = exchange_status(t, error);
     t->comm->traffic.bytes = bytes; /* how often ranks ask depends on time; what a step moves does not */
     *gives_up = t->stops || t->no_data;
     return ok;
@@ -136,7 +136,7 @@ static bool ask(loom_trainer *t, int64_t i, bool *gives_up, loom_error *error) {
  * communicator alone knows for how long to wait for those. */
 static bool stay_near(loom_trainer *t, int64_t i, loom_error *error) {
     return i < LOOM_MICRO_BATCHES_AHEAD || !loom_parallel_is_quiet(&t->parallel, i) ||
-           t->device->mark_wait(t->device, t->ahead[i % LOOM_MICRO_BATCHES_AHEAD], error);
+           t->device->event_synchronize(t->device, t->ahead[i % LOOM_MICRO_BATCHES_AHEAD], error);
 }
 
 /* Runs this rank's micro-batches, which are consecutive ones of the step, up to the update; or fewer, if the run is to end.
@@ -155,15 +155,15 @@ static bool compute(loom_trainer *t, bool *gives_up, loom_error *error) {
         loom_parallel_begin(&t->parallel, i);
         if (!run(t, piece, loom_parallel_is_quiet(&t->parallel, i), error)) return false;
         loom_optimizer_take_losses(&t->optimizer, t->comm->rank * own + first, B);
-        t->device->mark_set(t->device, t->ahead[i % LOOM_MICRO_BATCHES_AHEAD], NULL);
+        t->device->event_record(t->device, t->ahead[i % LOOM_MICRO_BATCHES_AHEAD], NULL);
     }
     return true;
 }
 
 /* The ranks meet before the update, as what it leaves to the communicator (weights on their way) is to be done beside the
  * next step. A run that ends from here on does the step to its end, if all ranks had data for it. */
-static bool meet_and_update(loom_trainer *t, bool *gives_up, loom_error *error) {
-    if (t->comm->size > 1 && !meet(t, error)) return false;
+static bool exchange_status_and_update(loom_trainer *t, bool *gives_up, loom_error *error) {
+    if (t->comm->size > 1 && !exchange_status(t, error)) return false;
     *gives_up = t->no_data;
     if (*gives_up) return true;
     loom_parallel_reduce(&t->parallel);
@@ -210,7 +210,7 @@ bool loom_trainer_step(loom_trainer *t, loom_step_report *report, loom_error *er
     t->comm->step = step + 1;
     host->in = step_inputs(t, step, targets);
     t->device->copy(t->device, NULL, &scalars->in, &host->in, sizeof host->in, LOOM_HOST_TO_DEVICE);
-    if (!compute(t, &gives_up, error) || (!gives_up && !meet_and_update(t, &gives_up, error))) return false;
+    if (!compute(t, &gives_up, error) || (!gives_up && !exchange_status_and_update(t, &gives_up, error))) return false;
     if (gives_up && !give_up(t, report, error)) return false;
     if (t->no_data) return loom_comm_all(t->comm, has_data, &why) || loom_fail(error, "%s", why.message);
     if (gives_up) return true;
@@ -233,9 +233,9 @@ bool loom_trainer_step(loom_trainer *t, loom_step_report *report, loom_error *er
                                  .tokens_per_s = (double)targets / (1e-3 * ms),
                                  .ms_waited = 1e3 * (t->comm->traffic.seconds_waited - waited),
                                  .comm_bytes = t->comm->traffic.bytes - bytes,
-                                 .ms_spread = t->meeting.ms_spread};
+                                 .ms_spread = t->status_exchange.ms_spread};
     if (t->comm->size == 1) loom_trainer_should_stop(t);
     report->stop = t->stops;
-    t->meeting.ms_worked = ms - report->ms_waited;
+    t->status_exchange.ms_worked = ms - report->ms_waited;
     return true;
 }

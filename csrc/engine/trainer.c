@@ -187,7 +187,7 @@ static bool allocate(loom_trainer *t, loom_error *error) {
     if (!t->device->allocate_host(t->device, &scalars, sizeof *t->host_scalars, error)) return false;
     t->host_scalars = scalars;
     for (int i = 0; i < LOOM_MICRO_BATCHES_AHEAD; i++)
-        if (!t->device->mark_open(t->device, &t->ahead[i], error)) return false;
+        if (!t->device->event_open(t->device, &t->ahead[i], error)) return false;
     return loom_gpt_prepare(t->gpt, error) && loom_optimizer_prepare(&t->optimizer, error) &&
            loom_parallel_open(&t->parallel, t->comm, &t->optimizer, error);
 }
@@ -334,9 +334,9 @@ void loom_trainer_close(loom_trainer *t) {
     if (!t) return;
     loom_feeder_close(&t->feeder);
     for (int i = 0; i < LOOM_PIECES; i++)
-        if (t->recording[i]) t->device->recording_close(t->device, t->recording[i]);
+        if (t->graph[i]) t->device->graph_close(t->device, t->graph[i]);
     for (int i = 0; i < LOOM_MICRO_BATCHES_AHEAD; i++)
-        if (t->ahead[i]) t->device->mark_close(t->device, t->ahead[i]);
+        if (t->ahead[i]) t->device->event_close(t->device, t->ahead[i]);
     if (t->host_scalars) t->device->release_host(t->device, t->host_scalars, sizeof *t->host_scalars);
     loom_parallel_close(&t->parallel);
     loom_comm_close(t->comm);

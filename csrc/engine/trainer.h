@@ -10,7 +10,7 @@
  * not wait for all of a step. */
 enum { LOOM_MICRO_BATCHES_AHEAD = 4 };
 
-/* What is recorded of a step. */
+/* What is captured of a step. */
 typedef enum loom_piece {
     LOOM_FIRST_MICRO_BATCH,
     LOOM_FURTHER_MICRO_BATCH,
@@ -38,8 +38,8 @@ struct loom_trainer {
     struct {
         double ms_worked, ms_spread; /* of the step before: of this rank; the slowest's from the fastest's */
         int64_t stride;              /* ranks ask each other after so many micro-batches whether the run is to end */
-    } meeting;                       /* of the ranks, in the present step */
-    loom_mark *ahead[LOOM_MICRO_BATCHES_AHEAD];
+    } status_exchange;               /* of the ranks, in the present step */
+    loom_event *ahead[LOOM_MICRO_BATCHES_AHEAD];
     loom_device *device;
     loom_dataset *data, *val_data; /* val_data NULL: validation is cut off the data */
     bool data_stand;               /* OUT/data.json says what they are */
@@ -60,12 +60,12 @@ struct loom_trainer {
     loom_training_state state;
     loom_text_ends ends;
     struct {
-        const char *parameter;              /* the last that an op worked with */
-        char found[192];                    /* the first tensor that was not finite; "": none */
-    } finite;                               /* with --check-finite */
-    char note[2048];                        /* loom_trainer_note() */
-    loom_scalars *host_scalars;             /* pinned: what a step's scalars are copied from and to */
-    loom_recording *recording[LOOM_PIECES]; /* NULL until they are made */
+        const char *parameter;             /* the last that an op worked with */
+        char found[192];                   /* the first tensor that was not finite; "": none */
+    } finite;                              /* with --check-finite */
+    char note[2048];                       /* loom_trainer_note() */
+    loom_scalars *host_scalars;            /* pinned: what a step's scalars are copied from and to */
+    loom_device_graph *graph[LOOM_PIECES]; /* NULL until they are made */
     bool has_run[LOOM_PIECES];
 };
 

@@ -20,13 +20,13 @@ static void visit_all(loom_gpt *g) {
 
 /* With another table of ops; false if an op failed. */
 static bool visit_with(loom_gpt *g, const loom_ops *ops, loom_error *error) {
-    g->exec.ops = ops;
-    g->exec.error = error;
-    g->exec.failed = false;
+    g->ctx.ops = ops;
+    g->ctx.error = error;
+    g->ctx.failed = false;
     visit_all(g);
-    g->exec.ops = g->device->ops;
-    g->exec.error = NULL;
-    return !g->exec.failed;
+    g->ctx.ops = g->device->ops;
+    g->ctx.error = NULL;
+    return !g->ctx.failed;
 }
 
 /* Rows of logits that one product computes, from the vocabulary alone: whole tiles of 128 rows, about 32 Mi logits. It is
@@ -139,14 +139,14 @@ bool loom_gpt_create(loom_gpt **out, const loom_gpt_config *config, const loom_g
     g->padded_vocabulary = loom_gpt_padded_vocabulary(config);
     g->group_rows = rows_of_group(g->padded_vocabulary);
     g->chunk_rows = rows_of_chunk(g, setup->logits_rows);
-    g->exec.device = device;
+    g->ctx.device = device;
     take_sharding(g, &setup->sharding);
     if (!loom_gpt_config_check(config, error) || !loom_tape_create(&g->tape, config, error) ||
         !loom_layout_of_tape(&g->layout, &g->tape, g->sharding.ranks, error) || !allocate_tables(g, error))
         goto failed;
     take_policy(g, &setup->recompute, setup->offload);
     if (!make_schedules(g, error) || !visit_with(g, loom_planning_ops(), error)) goto failed;
-    g->workspace_bytes = g->exec.workspace_bytes;
+    g->workspace_bytes = g->ctx.workspace_bytes;
     *out = g;
     return true;
 failed:
@@ -281,8 +281,8 @@ void loom_gpt_lay_out(loom_gpt *g, loom_arena *arena) {
     lay_out_master(g, arena);
     if (training) lay_out_gradients(g, arena);
     lay_out_activations(g, arena);
-    g->exec.workspace = loom_arena_take(arena, "workspace", g->workspace_bytes);
-    g->exec.workspace_bytes = g->workspace_bytes;
+    g->ctx.workspace = loom_arena_take(arena, "workspace", g->workspace_bytes);
+    g->ctx.workspace_bytes = g->workspace_bytes;
     g->losses = loom_arena_take(arena, "batch", loom_bytes(N, g->device->statistics));
     if (training) g->loss_sums = loom_arena_take(arena, "batch", loom_bytes(g->B, g->device->statistics));
     g->tokens = loom_arena_take(arena, "batch", loom_bytes(N, LOOM_I32));
@@ -306,14 +306,14 @@ void loom_gpt_copy_master(loom_gpt *g) {
     for (int b = 0; b < g->layout.n_buckets; b += step) {
         const loom_shard *shard = &g->shard[b];
         const int64_t elements = step > 1 ? g->layout.elements : shard->elements;
-        g->exec.ops->cast(&g->exec,
-                          &(struct loom_cast){.out = as_matrix(shard->parameters, g->precision.storage, elements),
-                                              .x = as_matrix(shard->master, g->precision.master, elements)});
+        g->ctx.ops->cast(&g->ctx,
+                         &(struct loom_cast){.out = as_matrix(shard->parameters, g->precision.storage, elements),
+                                             .x = as_matrix(shard->master, g->precision.master, elements)});
     }
 }
 
 static void clear(loom_gpt *g, void *data, loom_dtype dtype, int64_t elements) {
-    g->exec.ops->fill(&g->exec, &(struct loom_fill){.out = as_matrix(data, dtype, elements)});
+    g->ctx.ops->fill(&g->ctx, &(struct loom_fill){.out = as_matrix(data, dtype, elements)});
 }
 
 /* Gaps are never written again. */
@@ -340,17 +340,17 @@ bool loom_gpt_make_plans(loom_gpt *g, loom_error *error) {
 bool loom_gpt_prepare(loom_gpt *g, loom_error *error) {
     const loom_scalars scalars = {.state.loss_scale = 1};
     if (!loom_gpt_make_plans(g, error) || !loom_offload_open(g, error)) return false;
-    g->device->copy(g->device, g->exec.stream, g->scalars, &scalars, sizeof scalars, LOOM_HOST_TO_DEVICE);
+    g->device->copy(g->device, g->ctx.stream, g->scalars, &scalars, sizeof scalars, LOOM_HOST_TO_DEVICE);
     clear_all(g);
-    return g->device->synchronize(g->device, g->exec.stream, error);
+    return g->device->synchronize(g->device, g->ctx.stream, error);
 }
 
 /* ----------------------------------------------------------------------------------------------------------- accessors */
 
 void loom_gpt_set_batch(loom_gpt *g, const int32_t *tokens, const int32_t *targets, loom_copy_kind kind) {
     const size_t size = loom_bytes(g->B * g->T, LOOM_I32);
-    g->device->copy(g->device, g->exec.stream, g->tokens, tokens, size, kind);
-    g->device->copy(g->device, g->exec.stream, g->targets, targets, size, kind);
+    g->device->copy(g->device, g->ctx.stream, g->tokens, tokens, size, kind);
+    g->device->copy(g->device, g->ctx.stream, g->targets, targets, size, kind);
 }
 
 void loom_gpt_set_hooks(loom_gpt *g, const loom_gpt_hooks *hooks) {
@@ -369,8 +369,8 @@ loom_device *loom_gpt_get_device(const loom_gpt *g) {
     return g->device;
 }
 
-loom_exec *loom_gpt_get_exec(loom_gpt *g) {
-    return &g->exec;
+loom_context *loom_gpt_get_exec(loom_gpt *g) {
+    return &g->ctx;
 }
 
 const loom_sharding *loom_gpt_get_sharding(const loom_gpt *g) {

@@ -12,7 +12,7 @@
 
 static bool synchronize(loom_gpt *g, loom_error *error) {
     return g->hooks.synchronize ? g->hooks.synchronize(g->hooks.user, error)
-                                : g->device->synchronize(g->device, g->exec.stream, error);
+                                : g->device->synchronize(g->device, g->ctx.stream, error);
 }
 
 /* The tokens run in pieces whose lengths are powers of two: those shapes were planned, and no others are needed. */
@@ -26,7 +26,7 @@ bool loom_gpt_next_logits(loom_gpt *g, const int32_t *tokens, int64_t n, int64_t
     while (n > 0) {
         int64_t piece = 1;
         while (piece * 2 <= n) piece *= 2;
-        g->device->copy(g->device, g->exec.stream, g->tokens, tokens, loom_bytes(piece, LOOM_I32), LOOM_HOST_TO_DEVICE);
+        g->device->copy(g->device, g->ctx.stream, g->tokens, tokens, loom_bytes(piece, LOOM_I32), LOOM_HOST_TO_DEVICE);
         loom_gpt_infer(g, piece, past);
         if (!synchronize(g, error)) return false;
         tokens += piece;
@@ -39,9 +39,9 @@ bool loom_gpt_next_logits(loom_gpt *g, const int32_t *tokens, int64_t n, int64_t
         LOOM_CHECK(g->device->host_memory); /* the oracle */
         for (int64_t v = 0; v < V; v++) logits[v] = (float)((const double *)last.data)[v];
     } else {
-        g->device->copy(g->device, g->exec.stream, logits, last.data, loom_bytes(V, LOOM_F32), LOOM_DEVICE_TO_HOST);
+        g->device->copy(g->device, g->ctx.stream, logits, last.data, loom_bytes(V, LOOM_F32), LOOM_DEVICE_TO_HOST);
     }
-    return g->device->synchronize(g->device, g->exec.stream, error);
+    return g->device->synchronize(g->device, g->ctx.stream, error);
 }
 
 /* ------------------------------------------------------------------------------------------------------------- sampling */

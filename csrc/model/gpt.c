@@ -80,7 +80,7 @@ void loom_gpt_run_step(loom_gpt *g, const loom_tape_step *step) {
     if (step->kind == LOOM_STEP_BACKWARD) n->module->backward(g, n);
 }
 
-/* "backward transformer.h.3". A recorded step shows it only while it is recorded. */
+/* "backward transformer.h.3". A step that is a graph shows it only while it is captured. */
 static void begin_range(loom_gpt *g, const loom_tape_step *step) {
     char name[64];
     if (!g->device->range_push) return;

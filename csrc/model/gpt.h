@@ -28,7 +28,7 @@ struct loom_gpt {
     loom_buffers buffers[LOOM_MODES];  /* of those that the model is made for */
     loom_layout layout;
     loom_device *device;
-    loom_exec exec;
+    loom_context ctx;
     loom_gpt_hooks hooks;
     int64_t B, T; /* of a micro-batch */
     int64_t padded_vocabulary;

@@ -50,9 +50,9 @@ static bool initialise(loom_gpt *g, const loom_parameter *p, uint64_t seed, floa
     for (int64_t first = begin > shard->first ? begin : shard->first; first < last; first += CHUNK) {
         const int64_t n = last - first < CHUNK ? last - first : CHUNK;
         initial_values(g, p, seed, first - begin, n, values);
-        g->device->copy(g->device, g->exec.stream, loom_element(shard->master, first - shard->first, dtype),
+        g->device->copy(g->device, g->ctx.stream, loom_element(shard->master, first - shard->first, dtype),
                         converted(values, n, dtype, wide), loom_bytes(n, dtype), LOOM_HOST_TO_DEVICE);
-        if (!g->device->synchronize(g->device, g->exec.stream, error)) return false;
+        if (!g->device->synchronize(g->device, g->ctx.stream, error)) return false;
     }
     return true;
 }
@@ -65,5 +65,5 @@ bool loom_gpt_initialise(loom_gpt *g, uint64_t seed, loom_error *error) {
     free(wide);
     if (!ok) return false;
     loom_gpt_copy_master(g);
-    return g->device->synchronize(g->device, g->exec.stream, error);
+    return g->device->synchronize(g->device, g->ctx.stream, error);
 }

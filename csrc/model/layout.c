@@ -42,10 +42,10 @@ static int64_t least_common_multiple(int64_t a, int64_t b) {
     return a / x * b;
 }
 
-/* Cuts it into blocks, in a multiple of LOOM_MOST_ALIKE and of the ranks, so that each rank's share has whole ones. */
+/* Cuts it into blocks, in a multiple of LOOM_MAX_DETERMINISTIC_RANKS and of the ranks, so that each rank's share has whole ones. */
 static void end_bucket(builder *b, int ranks) {
     loom_bucket *bucket = &b->layout->bucket[b->bucket];
-    const int64_t used = b->next - bucket->offset, shares = least_common_multiple(LOOM_MOST_ALIKE, ranks);
+    const int64_t used = b->next - bucket->offset, shares = least_common_multiple(LOOM_MAX_DETERMINISTIC_RANKS, ranks);
     bucket->blocks = round_up(used, shares * MOST_IN_BLOCK) / MOST_IN_BLOCK;
     bucket->elements = round_up(used, bucket->blocks * TENSOR_MULTIPLE);
     b->next = bucket->offset + bucket->elements;

@@ -20,7 +20,7 @@ bool loom_offload_open(loom_gpt *g, loom_error *error) {
 
 /* Compute waits for every copy, so that who waits for compute has waited for all. */
 void loom_offload_close(loom_gpt *g) {
-    if (g->offload.host) g->device->synchronize(g->device, g->exec.stream, NULL);
+    if (g->offload.host) g->device->synchronize(g->device, g->ctx.stream, NULL);
     if (g->offload.copies) g->device->stream_close(g->device, g->offload.copies);
     if (g->offload.host) g->device->release_host(g->device, g->offload.host, loom_offload_host_bytes(g));
     g->offload = (loom_offload){0};
@@ -32,12 +32,12 @@ void loom_offload_step(loom_gpt *g, const loom_tape_step *step) {
     const size_t bytes = g->buffers[LOOM_MODE_TRAIN].slot;
     LOOM_CHECK(copies);
     if (step->kind == LOOM_STEP_WAIT) {
-        device->order(device, g->exec.stream, copies);
+        device->stream_wait_stream(device, g->ctx.stream, copies);
         return;
     }
     char *slot = g->activations + (size_t)(step->index % LOOM_SLOTS) * bytes;
     char *host = g->offload.host + (size_t)step->index * bytes;
-    device->order(device, copies, g->exec.stream);
+    device->stream_wait_stream(device, copies, g->ctx.stream);
     if (step->kind == LOOM_STEP_SEND)
         device->copy(device, copies, host, slot, bytes, LOOM_DEVICE_TO_HOST);
     else

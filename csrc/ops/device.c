@@ -26,7 +26,7 @@ static bool open_fastest(loom_device **device, const loom_device_options *option
         there = false;
     }
     if (!loom_cpu_open(device, LOOM_CPU_TUNED, options, error)) return false;
-    if (there) snprintf((*device)->passed_over, sizeof(*device)->passed_over, "%.250s", why.message);
+    if (there) snprintf((*device)->gpu_skip_reason, sizeof(*device)->gpu_skip_reason, "%.250s", why.message);
     return true;
 }
 

@@ -14,35 +14,35 @@ const char *loom_op_name(loom_op op) {
     return (unsigned)op < LOOM_OP_COUNT ? names[op] : "no op";
 }
 
-static bool runnable(loom_exec *exec, loom_op op, const void *arguments) {
+static bool runnable(loom_context *ctx, loom_op op, const void *arguments) {
     const char *why = NULL;
-    if (exec->failed) return false;
-    if (exec->device->ops->supports(exec->device, op, arguments, &why)) return true;
-    loom_fail(exec->error, "device %s cannot run %s: %s", exec->device->name, loom_op_name(op), why);
-    exec->failed = true;
+    if (ctx->failed) return false;
+    if (ctx->device->ops->supports(ctx->device, op, arguments, &why)) return true;
+    loom_fail(ctx->error, "device %s cannot run %s: %s", ctx->device->name, loom_op_name(op), why);
+    ctx->failed = true;
     return false;
 }
 
-static void plan(loom_exec *exec, loom_op op, const void *arguments) {
-    if (!runnable(exec, op, arguments)) return;
-    const size_t need = exec->device->ops->workspace(exec->device, op, arguments);
-    if (need > exec->workspace_bytes) exec->workspace_bytes = need;
+static void plan(loom_context *ctx, loom_op op, const void *arguments) {
+    if (!runnable(ctx, op, arguments)) return;
+    const size_t need = ctx->device->ops->workspace(ctx->device, op, arguments);
+    if (need > ctx->workspace_bytes) ctx->workspace_bytes = need;
 }
 
-static void prepare(loom_exec *exec, loom_op op, const void *arguments) {
-    if (!runnable(exec, op, arguments)) return;
-    if (!exec->device->ops->prepare(exec->device, op, arguments, exec->error)) exec->failed = true;
+static void prepare(loom_context *ctx, loom_op op, const void *arguments) {
+    if (!runnable(ctx, op, arguments)) return;
+    if (!ctx->device->ops->prepare(ctx->device, op, arguments, ctx->error)) ctx->failed = true;
 }
 
 #define WALK(name)                                                                                                     \
-    static void plan_##name(loom_exec *exec, const struct loom_##name *arguments) {                                    \
-        plan(exec, LOOM_OP_##name, arguments);                                                                         \
+    static void plan_##name(loom_context *ctx, const struct loom_##name *arguments) {                                  \
+        plan(ctx, LOOM_OP_##name, arguments);                                                                          \
     }                                                                                                                  \
-    static void prepare_##name(loom_exec *exec, const struct loom_##name *arguments) {                                 \
-        prepare(exec, LOOM_OP_##name, arguments);                                                                      \
+    static void prepare_##name(loom_context *ctx, const struct loom_##name *arguments) {                               \
+        prepare(ctx, LOOM_OP_##name, arguments);                                                                       \
     }                                                                                                                  \
-    static void visit_##name(loom_exec *exec, const struct loom_##name *arguments) {                                   \
-        exec->visit(exec->visitor, LOOM_OP_##name, arguments);                                                         \
+    static void visit_##name(loom_context *ctx, const struct loom_##name *arguments) {                                 \
+        ctx->visit(ctx->visitor, LOOM_OP_##name, arguments);                                                           \
     }
 LOOM_OP_LIST(WALK)
 #undef WALK

@@ -42,59 +42,59 @@ int32_t loom_loss_scale_interval(const loom_precision *precision) {
 
 /* Runs the update's ops with another table. They take no workspace beyond the model's. */
 static bool walk_with(loom_optimizer *o, const loom_ops *ops, loom_error *error) {
-    loom_exec *exec = loom_gpt_get_exec(o->gpt);
-    const loom_exec before = *exec;
+    loom_context *ctx = loom_gpt_get_exec(o->gpt);
+    const loom_context before = *ctx;
     const loom_optimizer_hooks hooks = o->hooks;
     o->hooks = (loom_optimizer_hooks){0};
-    exec->ops = ops;
-    exec->error = error;
-    exec->failed = false;
+    ctx->ops = ops;
+    ctx->error = error;
+    ctx->failed = false;
     loom_optimizer_update(o);
-    LOOM_CHECK(exec->workspace_bytes == before.workspace_bytes);
-    const bool ok = !exec->failed;
-    *exec = before;
+    LOOM_CHECK(ctx->workspace_bytes == before.workspace_bytes);
+    const bool ok = !ctx->failed;
+    *ctx = before;
     o->hooks = hooks;
     return ok;
 }
 
 bool loom_optimizer_prepare(loom_optimizer *o, loom_error *error) {
     if (!walk_with(o, loom_planning_ops(), error) || !walk_with(o, loom_preparing_ops(), error)) return false;
-    loom_exec *exec = loom_gpt_get_exec(o->gpt);
+    loom_context *ctx = loom_gpt_get_exec(o->gpt);
     const int64_t elements = elements_of_shards(o->gpt);
     const loom_dtype moment = loom_gpt_get_precision(o->gpt)->moment;
     void *moments[] = {o->moment1, o->moment2};
     for (int i = 0; i < 2; i++)
-        exec->ops->fill(exec, &(struct loom_fill){.out = loom_view_2d(moments[i], moment, elements / 128, 128)});
-    return exec->device->synchronize(exec->device, exec->stream, error);
+        ctx->ops->fill(ctx, &(struct loom_fill){.out = loom_view_2d(moments[i], moment, elements / 128, 128)});
+    return ctx->device->synchronize(ctx->device, ctx->stream, error);
 }
 
 void loom_optimizer_take_losses(loom_optimizer *o, int64_t first, int64_t B) {
-    loom_exec *exec = loom_gpt_get_exec(o->gpt);
-    const loom_dtype statistics = exec->device->statistics;
-    exec->device->copy(exec->device, exec->stream, loom_element(o->losses, first, statistics),
-                       loom_gpt_get_loss_sums(o->gpt), (size_t)B * loom_dtype_size(statistics), LOOM_DEVICE_TO_DEVICE);
+    loom_context *ctx = loom_gpt_get_exec(o->gpt);
+    const loom_dtype statistics = ctx->device->statistics;
+    ctx->device->copy(ctx->device, ctx->stream, loom_element(o->losses, first, statistics),
+                      loom_gpt_get_loss_sums(o->gpt), (size_t)B * loom_dtype_size(statistics), LOOM_DEVICE_TO_DEVICE);
 }
 
 /* Of this rank's blocks: a shard is made of whole ones. Other ranks' are 0, so that the sum over ranks has all of them
  * without a rounding. */
 void loom_optimizer_sum_squares(loom_optimizer *o) {
-    loom_exec *exec = loom_gpt_get_exec(o->gpt);
+    loom_context *ctx = loom_gpt_get_exec(o->gpt);
     const loom_layout *layout = loom_gpt_get_layout(o->gpt);
-    const loom_dtype statistics = exec->device->statistics;
+    const loom_dtype statistics = ctx->device->statistics;
     const loom_dtype gradient = loom_gpt_get_precision(o->gpt)->gradient;
     int64_t before = 0;
     if (sharers(o->gpt) > 1)
-        exec->ops->fill(exec, &(struct loom_fill){.out = loom_view_1d(o->squares, statistics, o->n_squares)});
+        ctx->ops->fill(ctx, &(struct loom_fill){.out = loom_view_1d(o->squares, statistics, o->n_squares)});
     for (int b = 0; b < layout->n_buckets; b++) {
         const loom_bucket *bucket = &layout->bucket[b];
         const loom_shard *shard = loom_gpt_get_shard(o->gpt, b);
         const int64_t block = bucket->elements / bucket->blocks, first = before + shard->first / block;
-        exec->ops->block_sum(
-            exec, &(struct loom_block_sum){.partials = loom_view_1d(loom_element(o->squares, first, statistics),
-                                                                    statistics, shard->elements / block),
-                                           .x = loom_view_1d(shard->gradient, gradient, shard->elements),
-                                           .block = block,
-                                           .square = true});
+        ctx->ops->block_sum(
+            ctx, &(struct loom_block_sum){.partials = loom_view_1d(loom_element(o->squares, first, statistics),
+                                                                   statistics, shard->elements / block),
+                                          .x = loom_view_1d(shard->gradient, gradient, shard->elements),
+                                          .block = block,
+                                          .square = true});
         before += bucket->blocks;
     }
 }
@@ -110,7 +110,7 @@ static int64_t random_place(int bucket, int64_t place) {
 }
 
 static void update_part(loom_optimizer *o, int bucket, loom_element_range r, const loom_ranges *decayed) {
-    loom_exec *exec = loom_gpt_get_exec(o->gpt);
+    loom_context *ctx = loom_gpt_get_exec(o->gpt);
     const loom_precision *precision = loom_gpt_get_precision(o->gpt);
     const loom_shard *shard = loom_gpt_get_shard(o->gpt, bucket);
     const int64_t moments = loom_optimizer_moments_at(o, bucket);
@@ -124,7 +124,7 @@ static void update_part(loom_optimizer *o, int bucket, loom_element_range r, con
         .seed = o->seed,
         .first = random_place(bucket, r.first)};
     if (precision->master != precision->storage) a.copy = part(shard, r, shard->parameters, precision->storage);
-    exec->ops->adamw(exec, &a);
+    ctx->ops->adamw(ctx, &a);
 }
 
 /* All of the shard at once, gaps too, if it does not have more ranges of decayed elements than an op is told of. */
@@ -145,13 +145,13 @@ void loom_optimizer_share_sums(loom_optimizer *o) {
 }
 
 void loom_optimizer_apply(loom_optimizer *o) {
-    loom_exec *exec = loom_gpt_get_exec(o->gpt);
+    loom_context *ctx = loom_gpt_get_exec(o->gpt);
     const loom_layout *layout = loom_gpt_get_layout(o->gpt);
-    const loom_dtype statistics = exec->device->statistics;
-    exec->ops->step_scalars(exec,
-                            &(struct loom_step_scalars){.scalars = loom_gpt_get_scalars(o->gpt),
-                                                        .losses = loom_view_1d(o->losses, statistics, o->sequences),
-                                                        .squares = loom_view_1d(o->squares, statistics, o->n_squares)});
+    const loom_dtype statistics = ctx->device->statistics;
+    ctx->ops->optimizer_scalars(
+        ctx, &(struct loom_optimizer_scalars){.scalars = loom_gpt_get_scalars(o->gpt),
+                                              .losses = loom_view_1d(o->losses, statistics, o->sequences),
+                                              .squares = loom_view_1d(o->squares, statistics, o->n_squares)});
     for (int b = 0; b < layout->n_buckets; b++) {
         update_bucket(o, b);
         if (o->hooks.updated) o->hooks.updated(o->hooks.user, b);

@@ -13,7 +13,7 @@ static int64_t ranks_of(const loom_sharding *sharding) {
 }
 
 bool loom_ranks_can_be_alike(int64_t ranks) {
-    return is_power_of_two(ranks) && ranks <= LOOM_MOST_ALIKE;
+    return is_power_of_two(ranks) && ranks <= LOOM_MAX_DETERMINISTIC_RANKS;
 }
 
 bool loom_micro_batches_divide(int64_t sequences, int64_t B, const loom_sharding *sharding) {
@@ -128,11 +128,11 @@ bool loom_parallel_updates_quietly(const loom_parallel *p) {
 }
 
 void loom_parallel_add(loom_parallel *p, void *out, void *a, void *b, int64_t count) {
-    loom_exec *exec = loom_gpt_get_exec(p->gpt);
+    loom_context *ctx = loom_gpt_get_exec(p->gpt);
     const loom_dtype dtype = loom_gpt_get_precision(p->gpt)->gradient;
-    exec->ops->add(exec, &(struct loom_add){.out = loom_view_1d(out, dtype, count),
-                                            .a = loom_view_1d(a, dtype, count),
-                                            .b = loom_view_1d(b, dtype, count)});
+    ctx->ops->add(ctx, &(struct loom_add){.out = loom_view_1d(out, dtype, count),
+                                          .a = loom_view_1d(a, dtype, count),
+                                          .b = loom_view_1d(b, dtype, count)});
 }
 
 void loom_parallel_wait(loom_parallel *p, loom_ticket *ticket) {

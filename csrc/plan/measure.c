@@ -20,12 +20,12 @@ typedef struct bench {
     loom_device *device;
     void *memory;
     size_t bytes;
-    loom_recording *recording[LOOM_SAMPLE_MOST_PARTS]; /* where the device records; else NULL */
+    loom_device_graph *graph[LOOM_SAMPLE_MOST_PARTS]; /* where the device has graphs; else NULL */
 } bench;
 
 static void bench_close(bench *b) {
     for (int part = 0; part < LOOM_SAMPLE_MOST_PARTS; part++)
-        if (b->recording[part]) b->device->recording_close(b->device, b->recording[part]);
+        if (b->graph[part]) b->device->graph_close(b->device, b->graph[part]);
     loom_sample_destroy(&b->sample);
     if (b->memory) b->device->release(b->device, b->memory, b->bytes);
 }
@@ -64,20 +64,20 @@ static bool bench_open(bench *b, const loom_gpt_config *config, const loom_gpt_s
            loom_gpt_initialise(b->sample.gpt, 0, error) && fill_in(b, config, error);
 }
 
-/* As a step would, where the device records. */
+/* As a step would, where the device has graphs. */
 static bool record(bench *b, loom_error *error) {
-    for (int part = 0; part < b->sample.parts && b->device->record_begin; part++) {
-        if (!b->device->record_begin(b->device, error)) return false;
+    for (int part = 0; part < b->sample.parts && b->device->graph_begin; part++) {
+        if (!b->device->graph_begin(b->device, error)) return false;
         loom_sample_run(&b->sample, part);
-        if (!b->device->record_end(b->device, &b->recording[part], error)) return false;
+        if (!b->device->graph_end(b->device, &b->graph[part], error)) return false;
     }
     return true;
 }
 
 static bool time_part(bench *b, int part, double *seconds, loom_error *error) {
     b->device->timer_start(b->device);
-    if (b->recording[part])
-        b->device->replay(b->device, b->recording[part]);
+    if (b->graph[part])
+        b->device->graph_launch(b->device, b->graph[part]);
     else
         loom_sample_run(&b->sample, part);
     return b->device->timer_stop(b->device, seconds, error);

@@ -25,7 +25,7 @@ void loom_sample_destroy(loom_sample *sample);
 /* Takes its memory and the optimizer's from an arena. */
 void loom_sample_lay_out(loom_sample *sample, loom_arena *arena);
 
-/* Runs a part, by the table of ops that the model's exec has. */
+/* Runs a part, by the table of ops that the model's context has. */
 void loom_sample_run(loom_sample *sample, int part);
 
 /* What the parts cost becomes a cost model: of equal parts, their mean; times `scale` but for the update. */

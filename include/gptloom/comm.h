@@ -18,7 +18,7 @@
  * mistake); failures are kept, what follows is not run, and the next wait reports it. After a failure the communicator
  * is good for loom_comm_abort() and loom_comm_close() alone.
  *
- * One thread of a process uses a communicator. Operations cannot be recorded (loom_device's record_begin). */
+ * One thread of a process uses a communicator. Operations cannot be captured (loom_device's graph_begin). */
 #ifndef GPTLOOM_COMM_H
 #define GPTLOOM_COMM_H
 

@@ -38,22 +38,23 @@ typedef struct loom_device_options {
 } loom_device_options;
 
 /* A place in a stream's work, for other streams and the host to wait for. */
-typedef struct loom_mark loom_mark;
+typedef struct loom_event loom_event;
 
 /* A sequence of ops and copies that the device keeps, to run it again at once. */
-typedef struct loom_recording loom_recording;
+typedef struct loom_device_graph loom_device_graph;
 
 struct loom_device {
-    const char *name;      /* "cpu", "cuda", "cuda (emulated)", "definition", "oracle" */
-    char description[256]; /* "2 threads, AVX-512, matrix products by oneDNN 2.6.3" */
-    char passed_over[256]; /* why "auto" did not take a GPU that is there; "" if none is */
+    const char *name;          /* "cpu", "cuda", "cuda (emulated)", "definition", "oracle" */
+    char description[256];     /* "2 threads, AVX-512, matrix products by oneDNN 2.6.3" */
+    char gpu_skip_reason[256]; /* why "auto" did not take a GPU that is there; "" if none is */
     const loom_ops *ops;
     loom_dtype storage;    /* the widest that parameters and activations are stored in: fp32; fp64 on the oracle */
     loom_dtype statistics; /* of mean, rstd, lse, losses and partial sums: fp32; fp64 on the oracle */
-    unsigned widened; /* bit i: products of dtype i are widened to fp32, and so no faster: slow, but the reference */
-    int threads;      /* of the CPU, for what the host does beside the device too */
-    bool host_memory; /* the host may touch the device's memory */
-    size_t reserved;  /* of its memory, which a run cannot have: a GPU's, for the CUDA context and libraries */
+    unsigned
+        emulated_dtypes; /* bit i: products of dtype i are widened to fp32, and so no faster: slow, but the reference */
+    int threads;         /* of the CPU, for what the host does beside the device too */
+    bool host_memory;    /* the host may touch the device's memory */
+    size_t reserved;     /* of its memory, which a run cannot have: a GPU's, for the CUDA context and libraries */
     /* What the bits of a run that stores its weights so hang on beside the device's name, of a CPU: "AVX-512, products by
      * oneDNN 2.6.3"; "" where nothing is told. */
     void (*arithmetic)(const loom_device *device, loom_dtype storage, char *text, size_t size);
@@ -71,27 +72,28 @@ struct loom_device {
     bool (*stream_open)(loom_device *device, loom_stream **stream, loom_error *error);
     void (*stream_close)(loom_device *device, loom_stream *stream);
     /* What is put into `later` from now on waits for what `earlier` holds now. */
-    void (*order)(loom_device *device, loom_stream *later, loom_stream *earlier);
-    /* Marks do what `order` does, for one place of many, and for another thread of the host. `mark_set` puts the mark
-     * behind what the stream holds now (and takes it from where it was); `mark_await` lets what is put into the stream
-     * from now on wait for it; `mark_reached` asks, without waiting, whether all before it is done; `mark_wait` waits
-     * in the host. A second thread may call these two, and on a stream of its own `copy`, `mark_set` and `synchronize`;
-     * no other of the device's functions. A mark that was never set is reached. */
-    bool (*mark_open)(loom_device *device, loom_mark **mark, loom_error *error);
-    void (*mark_close)(loom_device *device, loom_mark *mark);
-    void (*mark_set)(loom_device *device, loom_mark *mark, loom_stream *stream);
-    void (*mark_await)(loom_device *device, loom_stream *stream, loom_mark *mark);
-    bool (*mark_reached)(loom_device *device, loom_mark *mark, bool *reached, loom_error *error);
-    bool (*mark_wait)(loom_device *device, loom_mark *mark, loom_error *error);
-    /* A mark that also knows when it was reached; the time between two such, which both have been. */
-    bool (*timed_mark_open)(loom_device *device, loom_mark **mark, loom_error *error);
-    bool (*mark_elapsed)(loom_device *device, loom_mark *first, loom_mark *second, double *seconds, loom_error *error);
-    /* Recording: what is put into the default stream between begin and end is kept instead of run. A replay runs it
-     * with the same addresses and arguments, reading memory as it is then. All NULL where nothing would be gained. */
-    bool (*record_begin)(loom_device *device, loom_error *error);
-    bool (*record_end)(loom_device *device, loom_recording **recording, loom_error *error);
-    void (*replay)(loom_device *device, loom_recording *recording);
-    void (*recording_close)(loom_device *device, loom_recording *recording);
+    void (*stream_wait_stream)(loom_device *device, loom_stream *later, loom_stream *earlier);
+    /* An event is a place in a stream. `event_record` puts it behind what the stream holds now (and takes it from where it
+     * was); with `stream_wait_event` what is put into a stream from now on waits for it; `event_query` asks, without
+     * waiting, whether all before it is done; with `event_synchronize` the host waits. A second thread of the host may call
+     * these two, and on a stream of its own `copy`, `event_record` and `synchronize`; no other of the device's functions.
+     * An event that was never recorded is reached. */
+    bool (*event_open)(loom_device *device, loom_event **event, loom_error *error);
+    void (*event_close)(loom_device *device, loom_event *event);
+    void (*event_record)(loom_device *device, loom_event *event, loom_stream *stream);
+    void (*stream_wait_event)(loom_device *device, loom_stream *stream, loom_event *event);
+    bool (*event_query)(loom_device *device, loom_event *event, bool *reached, loom_error *error);
+    bool (*event_synchronize)(loom_device *device, loom_event *event, loom_error *error);
+    /* An event that also knows when it was reached; the time between two such, which both have been. */
+    bool (*timed_event_open)(loom_device *device, loom_event **event, loom_error *error);
+    bool (*event_elapsed)(loom_device *device, loom_event *first, loom_event *second, double *seconds,
+                          loom_error *error);
+    /* Graphs: what is put into the default stream between begin and end is captured instead of run. A launch runs it with
+     * the same addresses and arguments, reading memory as it is then. All NULL where nothing would be gained. */
+    bool (*graph_begin)(loom_device *device, loom_error *error);
+    bool (*graph_end)(loom_device *device, loom_device_graph **graph, loom_error *error);
+    void (*graph_launch)(loom_device *device, loom_device_graph *graph);
+    void (*graph_close)(loom_device *device, loom_device_graph *graph);
     /* The time that passes on the device between what is in the default stream at the two calls. `timer_stop` waits. */
     void (*timer_start)(loom_device *device);
     bool (*timer_stop)(loom_device *device, double *seconds, loom_error *error);

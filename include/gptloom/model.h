@@ -106,7 +106,7 @@ typedef struct loom_layout {
 } loom_layout;
 
 /* Layouts, and sums over their blocks, are the same for all numbers of ranks that divide this one. */
-enum { LOOM_MOST_ALIKE = 64 };
+enum { LOOM_MAX_DETERMINISTIC_RANKS = 64 };
 
 bool loom_layout_create(loom_layout *layout, const loom_gpt_config *config, int ranks, loom_error *error);
 void loom_layout_destroy(loom_layout *layout);
@@ -248,7 +248,7 @@ void loom_gpt_copy_master(loom_gpt *gpt);
 const loom_gpt_config *loom_gpt_get_config(const loom_gpt *gpt);
 const loom_layout *loom_gpt_get_layout(const loom_gpt *gpt);
 loom_device *loom_gpt_get_device(const loom_gpt *gpt);
-loom_exec *loom_gpt_get_exec(loom_gpt *gpt);
+loom_context *loom_gpt_get_exec(loom_gpt *gpt);
 const loom_precision *loom_gpt_get_precision(const loom_gpt *gpt);
 const loom_recompute *loom_gpt_get_recompute(const loom_gpt *gpt); /* never `sqrt`: the `every` it comes to */
 int64_t loom_gpt_get_logits_rows(const loom_gpt *gpt);             /* what logits_rows came to */

@@ -7,7 +7,7 @@
  * Contract of all ops
  * - Arguments are views in a struct named after the op. Views marked "optional" may be left zero.
  * - Nothing is allocated, nothing fails and nothing waits for the host during a call: shapes and dtypes were asked
- *   about with `supports`, plans were made with `prepare`, scratch lies in the exec's workspace, whose size
+ *   about with `supports`, plans were made with `prepare`, scratch lies in the context's workspace, whose size
  *   `workspace` told from shapes alone (data pointers are not looked at by these three).
  * - Outputs are written unless "added to" is said. Gradients that have several parts, of parameters and of what several
  *   products read, take `accumulate`: false writes, true adds.
@@ -28,8 +28,8 @@ extern "C" {
 #endif
 
 /* ------------------------------------------------------------------------------------------------ step scalars
- * All that changes from step to step and is read by ops: one small struct in device memory, so that a recorded step
- * can be replayed. The host writes `in` before a step and reads `out` after it; `state` stays on the device between
+ * All that changes from step to step and is read by ops: one small struct in device memory, so that a captured step
+ * can be launched again. The host writes `in` before a step and reads `out` after it; `state` stays on the device between
  * steps and belongs to the checkpoint. */
 typedef struct loom_scalars_in {
     float learning_rate;
@@ -239,14 +239,14 @@ struct loom_block_sum {
  * that many deviations, once 32 steps were seen. What is not finite does not count in these statistics; a spike does.
  * Last, with in.loss_scale_interval, the loss scale of the next step: half (1 at least) after a norm that is not finite,
  * with age 0; else the age grows by one, and at the interval the scale doubles (2^24 at most) and the age is 0. */
-struct loom_step_scalars {
+struct loom_optimizer_scalars {
     loom_scalars *scalars;
     loom_view losses;  /* (n) fp32: block sums of the losses */
     loom_view squares; /* (m) fp32: block sums of squared gradients */
 };
 
 /* Some of a vector's elements: runs of them, first .. last - 1 each, in their order and without a common element. They lie
- * in the arguments themselves, so that a recorded op keeps them. */
+ * in the arguments themselves, so that a captured op keeps them. */
 enum { LOOM_MOST_RANGES = 8 };
 typedef struct loom_element_range {
     int64_t first, last;
@@ -316,7 +316,7 @@ struct loom_fill {
     X(cross_entropy)                                                                                                   \
     X(add)                                                                                                             \
     X(block_sum)                                                                                                       \
-    X(step_scalars)                                                                                                    \
+    X(optimizer_scalars)                                                                                               \
     X(adamw)                                                                                                           \
     X(cast)                                                                                                            \
     X(fill)
@@ -333,10 +333,10 @@ const char *loom_op_name(loom_op op);
 
 typedef struct loom_device loom_device;
 typedef struct loom_stream loom_stream;
-typedef struct loom_exec loom_exec;
+typedef struct loom_context loom_context;
 
 typedef struct loom_ops {
-#define LOOM_OP_MEMBER(name) void (*name)(loom_exec * exec, const struct loom_##name *arguments);
+#define LOOM_OP_MEMBER(name) void (*name)(loom_context * ctx, const struct loom_##name *arguments);
     LOOM_OP_LIST(LOOM_OP_MEMBER)
 #undef LOOM_OP_MEMBER
     /* Whether this device runs the op on these shapes and dtypes; if not, *why says why (a literal). */
@@ -359,7 +359,7 @@ loom_work loom_op_work(loom_op op, const void *arguments);
 /* Where and how a sequence of ops runs. The same sequence runs several times: with loom_planning_ops() it only adds up the
  * workspace it will need; with loom_preparing_ops() it makes the device's plans; with the device's own ops it runs. With
  * loom_visiting_ops() it is shown op by op, to be counted. */
-struct loom_exec {
+struct loom_context {
     const loom_ops *ops;
     loom_device *device;
     loom_stream *stream; /* NULL: the device's default */

@@ -62,7 +62,7 @@ void loom_optimizer_take_losses(loom_optimizer *optimizer, int64_t first, int64_
  * and AdamW on all parameters of the model's shards. */
 void loom_optimizer_update(loom_optimizer *optimizer);
 
-/* Its three parts, as what is recorded may not meet other ranks: this rank's sums of squares; the hook `summed`; and all that
+/* Its three parts, as what is captured may not meet other ranks: this rank's sums of squares; the hook `summed`; and all that
  * needs the sums of all ranks, with the hook `updated` after each bucket. */
 void loom_optimizer_sum_squares(loom_optimizer *optimizer);
 void loom_optimizer_share_sums(loom_optimizer *optimizer);

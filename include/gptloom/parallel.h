@@ -21,7 +21,7 @@
 extern "C" {
 #endif
 
-/* Whether so many ranks can have one rank's bits: 2^n, up to LOOM_MOST_ALIKE. */
+/* Whether so many ranks can have one rank's bits: 2^n, up to LOOM_MAX_DETERMINISTIC_RANKS. */
 bool loom_ranks_can_be_alike(int64_t ranks);
 
 /* Whether a step of so many sequences is made of whole micro-batches of B, the same number on each rank; and where sums
@@ -72,8 +72,8 @@ void loom_parallel_begin(loom_parallel *parallel, int64_t i);
 /* Whether backward adds a further micro-batch's gradients itself (loom_gpt_train's accumulate). */
 bool loom_parallel_accumulates(const loom_parallel *parallel);
 
-/* Whether the hooks do nothing in micro-batch `i` but wait for weights: it can then be recorded, and after
- * loom_parallel_settle() replayed. */
+/* Whether the hooks do nothing in micro-batch `i` but wait for weights: it can then be captured, and after
+ * loom_parallel_settle() launched. */
 bool loom_parallel_is_quiet(const loom_parallel *parallel, int64_t i);
 
 /* Likewise in the update, once the sums of all ranks are there: where no weights are shared out. */

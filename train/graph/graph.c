@@ -10,7 +10,7 @@ static void add_work(void *visitor, loom_op op, const void *arguments) {
 
 static double work_of(loom_gpt *g, const loom_tape_step *step) {
     double flops = 0;
-    g->exec.visitor = &flops;
+    g->ctx.visitor = &flops;
     loom_gpt_run_step(g, step);
     return flops;
 }
@@ -74,8 +74,8 @@ static bool count(loom_graph *graph, loom_error *error) {
     if (ok) {
         graph->again = graph->forward + nodes;
         loom_gpt_lay_out(g, &nowhere);
-        g->exec.ops = loom_visiting_ops();
-        g->exec.visit = add_work;
+        g->ctx.ops = loom_visiting_ops();
+        g->ctx.visit = add_work;
         count_forward(graph);
         count_again(graph, written);
         loom_tape_keep(&g->tape, &g->recompute, keep);

@@ -14,17 +14,17 @@ loom_value loom_activate(loom_tape *t, loom_value x, loom_activation activation)
 
 void loom_run_activation(loom_gpt *g, loom_activation activation, loom_view out, loom_view x) {
     if (activation == LOOM_ACTIVATION_RELU)
-        g->exec.ops->relu_forward(&g->exec, &(struct loom_relu_forward){.out = out, .x = x});
+        g->ctx.ops->relu_forward(&g->ctx, &(struct loom_relu_forward){.out = out, .x = x});
     else
-        g->exec.ops->gelu_forward(&g->exec, &(struct loom_gelu_forward){.out = out, .x = x});
+        g->ctx.ops->gelu_forward(&g->ctx, &(struct loom_gelu_forward){.out = out, .x = x});
 }
 
 /* In place: the gradient of the output becomes that of x. */
 void loom_run_activation_backward(loom_gpt *g, loom_activation activation, loom_view d, loom_view x) {
     if (activation == LOOM_ACTIVATION_RELU)
-        g->exec.ops->relu_backward(&g->exec, &(struct loom_relu_backward){.dx = d, .dout = d, .x = x});
+        g->ctx.ops->relu_backward(&g->ctx, &(struct loom_relu_backward){.dx = d, .dout = d, .x = x});
     else
-        g->exec.ops->gelu_backward(&g->exec, &(struct loom_gelu_backward){.dx = d, .dout = d, .x = x});
+        g->ctx.ops->gelu_backward(&g->ctx, &(struct loom_gelu_backward){.dx = d, .dout = d, .x = x});
 }
 
 const loom_module loom_module_activation = {.name = "activation"};

@@ -22,31 +22,30 @@ static void forward(loom_gpt *g, const loom_node *n, unsigned wanted) {
     (void)wanted;
     const loom_view qkv = loom_run_value(g, n->in[0]), all = loom_run_cached(g, n->in[0]);
     const loom_view out = loom_run_heads(g, loom_run_value(g, n->out[0]), 0, 1, n->heads);
-    g->exec.ops->attention_forward(&g->exec,
-                                   &(struct loom_attention_forward){.out = out,
-                                                                    .lse = loom_run_value(g, n->out[1]),
-                                                                    .q = loom_run_heads(g, qkv, 0, 3, n->heads),
-                                                                    .k = loom_run_heads(g, all, 1, 3, n->heads),
-                                                                    .v = loom_run_heads(g, all, 2, 3, n->heads),
-                                                                    .first_query = g->rows.past,
-                                                                    .scale = 1 / sqrtf((float)out.shape[3])});
+    g->ctx.ops->attention_forward(&g->ctx, &(struct loom_attention_forward){.out = out,
+                                                                            .lse = loom_run_value(g, n->out[1]),
+                                                                            .q = loom_run_heads(g, qkv, 0, 3, n->heads),
+                                                                            .k = loom_run_heads(g, all, 1, 3, n->heads),
+                                                                            .v = loom_run_heads(g, all, 2, 3, n->heads),
+                                                                            .first_query = g->rows.past,
+                                                                            .scale = 1 / sqrtf((float)out.shape[3])});
 }
 
 static void backward(loom_gpt *g, const loom_node *n) {
     const loom_view qkv = loom_run_value(g, n->in[0]), dqkv = loom_run_gradient(g, n->in[0]);
     const loom_view out = loom_run_heads(g, loom_run_value(g, n->out[0]), 0, 1, n->heads);
     const loom_view dout = loom_run_heads(g, loom_run_gradient(g, n->out[0]), 0, 1, n->heads);
-    g->exec.ops->attention_backward(&g->exec,
-                                    &(struct loom_attention_backward){.dq = loom_run_heads(g, dqkv, 0, 3, n->heads),
-                                                                      .dk = loom_run_heads(g, dqkv, 1, 3, n->heads),
-                                                                      .dv = loom_run_heads(g, dqkv, 2, 3, n->heads),
-                                                                      .dout = dout,
-                                                                      .out = out,
-                                                                      .lse = loom_run_value(g, n->out[1]),
-                                                                      .q = loom_run_heads(g, qkv, 0, 3, n->heads),
-                                                                      .k = loom_run_heads(g, qkv, 1, 3, n->heads),
-                                                                      .v = loom_run_heads(g, qkv, 2, 3, n->heads),
-                                                                      .scale = 1 / sqrtf((float)out.shape[3])});
+    g->ctx.ops->attention_backward(&g->ctx,
+                                   &(struct loom_attention_backward){.dq = loom_run_heads(g, dqkv, 0, 3, n->heads),
+                                                                     .dk = loom_run_heads(g, dqkv, 1, 3, n->heads),
+                                                                     .dv = loom_run_heads(g, dqkv, 2, 3, n->heads),
+                                                                     .dout = dout,
+                                                                     .out = out,
+                                                                     .lse = loom_run_value(g, n->out[1]),
+                                                                     .q = loom_run_heads(g, qkv, 0, 3, n->heads),
+                                                                     .k = loom_run_heads(g, qkv, 1, 3, n->heads),
+                                                                     .v = loom_run_heads(g, qkv, 2, 3, n->heads),
+                                                                     .scale = 1 / sqrtf((float)out.shape[3])});
 }
 
 const loom_module loom_module_attention = {.name = "attention",

@@ -26,22 +26,22 @@ static loom_view embedded(const loom_gpt *g, loom_view rows) {
 
 static void forward(loom_gpt *g, const loom_node *n, unsigned wanted) {
     (void)wanted;
-    g->exec.ops->embedding_forward(
-        &g->exec, &(struct loom_embedding_forward){.out = embedded(g, loom_run_value(g, n->out[0])),
-                                                   .tokens = ids(g),
-                                                   .token_weight = loom_run_parameter(g, n->parameter[0]),
-                                                   .position_weight = loom_run_parameter(g, n->parameter[1]),
-                                                   .first_position = g->rows.past});
+    g->ctx.ops->embedding_forward(
+        &g->ctx, &(struct loom_embedding_forward){.out = embedded(g, loom_run_value(g, n->out[0])),
+                                                  .tokens = ids(g),
+                                                  .token_weight = loom_run_parameter(g, n->parameter[0]),
+                                                  .position_weight = loom_run_parameter(g, n->parameter[1]),
+                                                  .first_position = g->rows.past});
 }
 
 static void backward(loom_gpt *g, const loom_node *n) {
-    g->exec.ops->embedding_backward(&g->exec, &(struct loom_embedding_backward){
-                                                  .token_gradient = loom_run_parameter_gradient(g, n->parameter[0]),
-                                                  .position_gradient = loom_run_parameter_gradient(g, n->parameter[1]),
-                                                  .dout = embedded(g, loom_run_gradient(g, n->out[0])),
-                                                  .tokens = ids(g),
-                                                  .accumulate_tokens = loom_run_accumulates(g, n, 0),
-                                                  .accumulate_positions = loom_run_accumulates(g, n, 1)});
+    g->ctx.ops->embedding_backward(
+        &g->ctx, &(struct loom_embedding_backward){.token_gradient = loom_run_parameter_gradient(g, n->parameter[0]),
+                                                   .position_gradient = loom_run_parameter_gradient(g, n->parameter[1]),
+                                                   .dout = embedded(g, loom_run_gradient(g, n->out[0])),
+                                                   .tokens = ids(g),
+                                                   .accumulate_tokens = loom_run_accumulates(g, n, 0),
+                                                   .accumulate_positions = loom_run_accumulates(g, n, 1)});
 }
 
 const loom_module loom_module_embedding = {.name = "embedding",

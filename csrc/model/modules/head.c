@@ -50,9 +50,9 @@ static int64_t at_most(int64_t n, int64_t most) {
 }
 
 static void classify(loom_gpt *g, const loom_node *n, loom_view out, loom_view x) {
-    g->exec.ops->matmul_forward(
-        &g->exec, &(struct loom_matmul_forward){
-                      .out = out, .x = x, .weight = loom_run_parameter(g, n->parameter[0]), .transposed = true});
+    g->ctx.ops->matmul_forward(
+        &g->ctx, &(struct loom_matmul_forward){
+                     .out = out, .x = x, .weight = loom_run_parameter(g, n->parameter[0]), .transposed = true});
 }
 
 /* The two products between rows of x and of logits run group by group, each of the same shape in a chunk of any size:
@@ -67,21 +67,21 @@ static void classify_in_groups(loom_gpt *g, const loom_node *n, loom_view logits
 static void backward_in_groups(loom_gpt *g, const loom_node *n, loom_view dx, loom_view dlogits) {
     for (int64_t first = 0; first < dlogits.shape[2]; first += g->group_rows) {
         const int64_t rows = at_most(dlogits.shape[2] - first, g->group_rows);
-        g->exec.ops->matmul_backward_input(
-            &g->exec, &(struct loom_matmul_backward_input){.dx = loom_view_rows(dx, first, rows),
-                                                           .dout = loom_view_rows(dlogits, first, rows),
-                                                           .weight = loom_run_parameter(g, n->parameter[0]),
-                                                           .transposed = true});
+        g->ctx.ops->matmul_backward_input(
+            &g->ctx, &(struct loom_matmul_backward_input){.dx = loom_view_rows(dx, first, rows),
+                                                          .dout = loom_view_rows(dlogits, first, rows),
+                                                          .weight = loom_run_parameter(g, n->parameter[0]),
+                                                          .transposed = true});
     }
 }
 
-/* In the same place for each micro-batch, as a recorded one writes there. */
+/* In the same place for each micro-batch, as a graph writes there. */
 static void sum_losses(loom_gpt *g) {
     const loom_dtype statistics = g->device->statistics;
     const int64_t B = g->rows.B, T = g->rows.T;
-    g->exec.ops->block_sum(&g->exec, &(struct loom_block_sum){.partials = loom_view_1d(g->loss_sums, statistics, B),
-                                                              .x = loom_view_1d(g->losses, statistics, B * T),
-                                                              .block = T});
+    g->ctx.ops->block_sum(&g->ctx, &(struct loom_block_sum){.partials = loom_view_1d(g->loss_sums, statistics, B),
+                                                            .x = loom_view_1d(g->losses, statistics, B * T),
+                                                            .block = T});
 }
 
 static void losses(loom_gpt *g, const loom_node *node, loom_view x) {
@@ -99,15 +99,15 @@ static void losses(loom_gpt *g, const loom_node *node, loom_view x) {
             .vocab_size = g->config.vocab_size,
             .scalars = g->scalars};
         if (trains) a.dlogits = logits;
-        g->exec.ops->cross_entropy(&g->exec, &a);
+        g->ctx.ops->cross_entropy(&g->ctx, &a);
         if (!trains) continue;
         backward_in_groups(g, node, loom_view_rows(loom_run_gradient(g, node->in[0]), first, n), logits);
-        g->exec.ops->matmul_backward_weight(&g->exec, &(struct loom_matmul_backward_weight){
-                                                          .dweight = loom_run_parameter_gradient(g, node->parameter[0]),
-                                                          .dout = logits,
-                                                          .x = rows,
-                                                          .transposed = true,
-                                                          .accumulate = loom_run_accumulates(g, node, 0) || first > 0});
+        g->ctx.ops->matmul_backward_weight(&g->ctx, &(struct loom_matmul_backward_weight){
+                                                        .dweight = loom_run_parameter_gradient(g, node->parameter[0]),
+                                                        .dout = logits,
+                                                        .x = rows,
+                                                        .transposed = true,
+                                                        .accumulate = loom_run_accumulates(g, node, 0) || first > 0});
     }
     if (trains) sum_losses(g);
 }
@@ -115,7 +115,7 @@ static void losses(loom_gpt *g, const loom_node *node, loom_view x) {
 static void last_logits(loom_gpt *g, const loom_node *node, loom_view x) {
     const loom_view logits = loom_run_logits(g, 1);
     classify(g, node, logits, loom_view_rows(x, x.shape[2] - 1, 1));
-    if (are_narrow(g)) g->exec.ops->cast(&g->exec, &(struct loom_cast){.out = loom_run_last_logits(g), .x = logits});
+    if (are_narrow(g)) g->ctx.ops->cast(&g->ctx, &(struct loom_cast){.out = loom_run_last_logits(g), .x = logits});
 }
 
 static void forward(loom_gpt *g, const loom_node *n, unsigned wanted) {

@@ -64,7 +64,7 @@ static void forward(loom_gpt *g, const loom_node *n, unsigned wanted) {
         a.delta = loom_run_value(g, n->in[1]);
         a.sum = loom_run_value(g, n->out[LOOM_NORM_X]);
     }
-    g->exec.ops->layernorm_forward(&g->exec, &a);
+    g->ctx.ops->layernorm_forward(&g->ctx, &a);
 }
 
 /* The gradient of x is that of both addends, and adds to what comes to it from later in the residual stream. */
@@ -79,7 +79,7 @@ static void backward(loom_gpt *g, const loom_node *n) {
                                         .rstd = loom_run_value(g, n->out[LOOM_NORM_RSTD]),
                                         .accumulate = loom_run_accumulates(g, n, 0)};
     if (n->adds_in & 1) a.skip = a.dx;
-    g->exec.ops->layernorm_backward(&g->exec, &a);
+    g->ctx.ops->layernorm_backward(&g->ctx, &a);
 }
 
 const loom_module loom_module_add = {.name = "add", .fuse = fuse};

@@ -45,24 +45,24 @@ static void forward(loom_gpt *g, const loom_node *n, unsigned wanted) {
         .bias = loom_run_parameter(g, n->parameter[1]),
         .activation = n->activation};
     if (activates) a.preactivation = loom_run_value(g, n->out[LOOM_LINEAR_OUT]);
-    g->exec.ops->matmul_forward(&g->exec, &a);
+    g->ctx.ops->matmul_forward(&g->ctx, &a);
 }
 
 static void backward(loom_gpt *g, const loom_node *n) {
     const loom_view dout = loom_run_gradient(g, n->out[LOOM_LINEAR_OUT]), x = loom_run_value(g, n->in[0]);
     if (n->activation != LOOM_ACTIVATION_NONE)
         loom_run_activation_backward(g, n->activation, dout, loom_run_value(g, n->out[LOOM_LINEAR_OUT]));
-    g->exec.ops->matmul_backward_input(
-        &g->exec, &(struct loom_matmul_backward_input){.dx = loom_run_gradient(g, n->in[0]),
+    g->ctx.ops->matmul_backward_input(
+        &g->ctx, &(struct loom_matmul_backward_input){.dx = loom_run_gradient(g, n->in[0]),
+                                                      .dout = dout,
+                                                      .weight = loom_run_parameter(g, n->parameter[0]),
+                                                      .accumulate = n->adds_in & 1});
+    g->ctx.ops->matmul_backward_weight(
+        &g->ctx, &(struct loom_matmul_backward_weight){.dweight = loom_run_parameter_gradient(g, n->parameter[0]),
+                                                       .dbias = loom_run_parameter_gradient(g, n->parameter[1]),
                                                        .dout = dout,
-                                                       .weight = loom_run_parameter(g, n->parameter[0]),
-                                                       .accumulate = n->adds_in & 1});
-    g->exec.ops->matmul_backward_weight(
-        &g->exec, &(struct loom_matmul_backward_weight){.dweight = loom_run_parameter_gradient(g, n->parameter[0]),
-                                                        .dbias = loom_run_parameter_gradient(g, n->parameter[1]),
-                                                        .dout = dout,
-                                                        .x = x,
-                                                        .accumulate = loom_run_accumulates(g, n, 0)});
+                                                       .x = x,
+                                                       .accumulate = loom_run_accumulates(g, n, 0)});
 }
 
 const loom_module loom_module_linear = {.name = "linear",

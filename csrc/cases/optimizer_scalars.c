@@ -1,4 +1,4 @@
-/* Cases of step_scalars: n block sums of losses, m of squared gradients. */
+/* Cases of optimizer_scalars: n block sums of losses, m of squared gradients. */
 #include "cases/case.h"
 
 #include <math.h>
@@ -62,7 +62,7 @@ static void tensors(loom_case *c) {
 }
 
 static void arguments(loom_case *c, loom_case_arguments *a) {
-    a->step_scalars = (struct loom_step_scalars){
+    a->optimizer_scalars = (struct loom_optimizer_scalars){
         .scalars = loom_case_updates_scalars(c, "scalars"),
         .losses = loom_case_reads(c, "losses"),
         .squares = loom_case_reads(c, "squares"),
@@ -107,12 +107,12 @@ static void formula(loom_case *c) {
     s->state.norm_square += weight * (norm * norm - s->state.norm_square);
 }
 
-const loom_op_cases loom_op_cases_step_scalars = {
-    .name = "step_scalars",
+const loom_op_cases loom_op_cases_optimizer_scalars = {
+    .name = "optimizer_scalars",
     .dims = "n m",
     .options = "first clip spike steep early long calm zero scaled largest ripe overflow",
     .shapes = shapes,
     .n_shapes = sizeof shapes / sizeof *shapes,
     .tensors = tensors,
-    .op = {{LOOM_OP_step_scalars, arguments, formula}},
+    .op = {{LOOM_OP_optimizer_scalars, arguments, formula}},
 };

@@ -72,8 +72,8 @@ __device__ static double add_in_order(double sum, const float *values, int64_t n
 /* One block: chunks of both lists are fetched by all threads and added in index order by one thread each, of different
  * warps, in double, so that the sums are those of the CPU to the bit. There are some thousands of values to a step, which
  * take a few microseconds; reads 4 (n + m) bytes. */
-__global__ void step_scalars_kernel(loom_scalars *scalars, const float *losses, int64_t n, const float *squares,
-                                    int64_t m) {
+__global__ void optimizer_scalars_kernel(loom_scalars *scalars, const float *losses, int64_t n, const float *squares,
+                                         int64_t m) {
     SHARED_ARRAY(float, loss_chunk, CHUNK);
     SHARED_ARRAY(float, square_chunk, CHUNK);
     SHARED_ARRAY(double, square_sum, 1);
@@ -91,7 +91,7 @@ __global__ void step_scalars_kernel(loom_scalars *scalars, const float *losses, 
     if (threadIdx.x == 0) step(scalars, sum, square_sum[0]);
 }
 
-void loom_cuda_step_scalars(loom_exec *exec, const struct loom_step_scalars *a) {
-    launch(exec, "step_scalars", step_scalars_kernel, 1, THREADS, 0, a->scalars, a->losses.data, a->losses.shape[3],
-           a->squares.data, a->squares.shape[3]);
+void loom_cuda_optimizer_scalars(loom_context *ctx, const struct loom_optimizer_scalars *a) {
+    launch(ctx, "optimizer_scalars", optimizer_scalars_kernel, 1, THREADS, 0, a->scalars, a->losses.data,
+           a->losses.shape[3], a->squares.data, a->squares.shape[3]);
 }

@@ -47,8 +47,8 @@ static void adapt_loss_scale(loom_scalars_state *state, double norm, int32_t int
     }
 }
 
-void LOOM_DEFINITION(step_scalars)(loom_exec *exec, const struct loom_step_scalars *a) {
-    (void)exec;
+void LOOM_DEFINITION(optimizer_scalars)(loom_context *ctx, const struct loom_optimizer_scalars *a) {
+    (void)ctx;
     const loom_scalars_in *in = &a->scalars->in;
     loom_scalars_out *out = &a->scalars->out;
     loom_scalars_state *state = &a->scalars->state;
