@@ -41,9 +41,9 @@ static const loom_flag own_flags[] = {
 enum { OWN_FLAGS = sizeof own_flags / sizeof *own_flags };
 
 /* The flags of `gptloom train` that it takes; and behind them --policy, which is --recompute. */
-static const char *const train_flags[] = {"model",      "n-layer",    "n-head",      "n-embd",    "block-size",
-                                          "vocab-size", "activation", "dtype",       "batch",     "micro-batch",
-                                          "seq-len",    "offload",    "logits-rows", "recompute", NULL};
+static const char *const train_flags[] = {
+    "model", "n-layer", "n-head",      "n-embd",  "block-size", "vocab-size",  "activation", "architecture",
+    "dtype", "batch",   "micro-batch", "seq-len", "offload",    "logits-rows", "recompute",  NULL};
 
 enum { TRAIN_FLAGS = sizeof train_flags / sizeof *train_flags - 1 };
 
