@@ -59,6 +59,8 @@ SCENARIOS = [
     ("plan that does not fit", "plan gpt2-xl --no-measure --memory 64MiB", {}),
     ("plan that measures", f"plan {SHAPE}", {}),
     ("info of a name", "info nano --dtype bf16 --master-weights off", {}),
+    ("graph", "graph run --policy norm --out graph.svg", {}),
+    ("graph of a name", "graph gpt1 --n-layer 2 --format dot", {}),
     # Ops
     ("bench", BENCH, {}),
     ("bench against", f"{BENCH} --against saved.json --json new.json", {"setup": SAVED}),
@@ -69,7 +71,7 @@ SCENARIOS = [
      {"setup": SAVED + "; sed -i 's/\"description\": \"/&X/; s/\"device\": \"/&X/' saved.json", "chatty": True}),
     ("bench emulated", f"{BENCH} --device cuda", {"emulated": True}),
     ("devices emulated", "devices", {"emulated": True}),
-    ("parity by differences", "parity --op add --grad --threads 1", {}),
+    ("parity by differences", "parity --op gelu --grad --threads 1", {}),
     ("parity of what is not supported", "parity --op matmul_forward --dtype fp16 --device cuda --threads 1", {"emulated": True}),
     # Data
     ("files in directories", f"{TRAIN} {SHORT} --data data",
