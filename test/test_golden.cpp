@@ -186,7 +186,7 @@ class Model {
     /* Waits before and after, so that all work is done and host memory is free. */
     void copy(void *to, const void *from, size_t bytes, loom_copy_kind kind) {
         loom_error error;
-        loom_stream *stream = loom_gpt_get_exec(gpt_)->stream;
+        loom_stream *stream = loom_gpt_get_context(gpt_)->stream;
         device_->copy(device_, stream, to, from, bytes, kind);
         EXPECT_TRUE(device_->synchronize(device_, stream, &error)) << error.message;
     }

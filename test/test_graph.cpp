@@ -196,7 +196,7 @@ TEST_F(GraphTest, ItsNumbersAreThePlans) {
             EXPECT_NEAR(graph.all_again, flops / least - 1, 1e-9);
             const loom_graph_sum all = loom_graph_sum_of(&graph, 0, graph.tape->n_scopes - 1);
             EXPECT_EQ(all.parameters, static_cast<double>(plan.parameters));
-            const bool leaves = loom_segments(graph.tape, graph.gpt->segment) > LOOM_SLOTS;
+            const bool leaves = loom_segments_that_leave(graph.tape, graph.gpt->segment) > 0;
             EXPECT_EQ(loom_graph_has_fate(&graph, LOOM_FATE_OFFLOADED), offload && leaves);
         }
     }

@@ -471,7 +471,7 @@ std::string bits_of_two_steps(Model &model) {
     require([&](loom_error *error) { return loom_gpt_initialise(model.gpt(), 5, error); });
     model.set_inputs(optimizer_inputs());
     const auto spoil_workspace = [&] {
-        loom_context *ctx = loom_gpt_get_exec(model.gpt());
+        loom_context *ctx = loom_gpt_get_context(model.gpt());
         const std::string nans(ctx->workspace_bytes, (char)0xFF);
         model.copy(ctx->workspace, nans.data(), nans.size(), LOOM_HOST_TO_DEVICE);
     };

@@ -359,7 +359,7 @@ TEST_P(InPrecision, AnElementsUpdateIsOfItsPlace) {
     const loom_precision &precision = model.precision();
     model.write(model.optimizer.moment1, precision.moment, 0, m);
     model.write(model.optimizer.moment2, precision.moment, 0, v);
-    loom_context *ctx = loom_gpt_get_exec(model.gpt());
+    loom_context *ctx = loom_gpt_get_context(model.gpt());
     for (int b = 0; b < model.layout().n_buckets; b++) {
         const loom_bucket &bucket = model.layout().bucket[b];
         const auto part = [&](void *data, loom_dtype dtype) {

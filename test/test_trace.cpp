@@ -251,7 +251,7 @@ class Traced {
     }
 
     void prepare() {
-        tracer.watch(loom_gpt_get_exec(gpt_));
+        tracer.watch(loom_gpt_get_context(gpt_));
         tracer.section("prepare");
         name_all(); /* where it lies */
         require([&](loom_error *error) {

@@ -32,10 +32,10 @@ static const loom_flag own_flags[] = {
     {.name = "out",
      .type = LOOM_FLAG_STRING,
      .offset = offsetof(settings, out),
-     .derived = "default_value output; where that is a terminal, gptloom-graph.svg or .dot",
+     .derived = "standard output; where that is a terminal, gptloom-graph.svg or .dot",
      .metavar = "FILE",
      .group = "Picture",
-     .help = "where it goes; '-': default_value output"},
+     .help = "where it goes; '-': standard output"},
 };
 
 enum { OWN_FLAGS = sizeof own_flags / sizeof *own_flags };
@@ -111,10 +111,10 @@ static bool graph(loom_planning *planning, const char *model, settings *s, loom_
     bool ok = settle_format(s, error) && loom_planning_settle(planning, model, &from, error) &&
               settle_policy(planning, &recompute, error) && draw(planning, &recompute, s->format, &svg, error);
     const char *out = !s->out && !isatty(STDOUT_FILENO) ? "-" : s->out;
-    const char *default_value = s->format == FORMAT_DOT ? "gptloom-graph.dot" : "gptloom-graph.svg";
+    const char *default_path = s->format == FORMAT_DOT ? "gptloom-graph.dot" : "gptloom-graph.svg";
     const bool to_stdout = ok && out && loom_output_is_stdout(out);
-    ok = ok && loom_svg_save(&svg, out, default_value, error);
-    if (ok && !to_stdout) puts(LOOM_PRINTABLE(out ? out : default_value));
+    ok = ok && loom_svg_save(&svg, out, default_path, error);
+    if (ok && !to_stdout) puts(LOOM_PRINTABLE(out ? out : default_path));
     loom_svg_free(&svg);
     return ok;
 }

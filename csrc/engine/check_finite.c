@@ -137,7 +137,7 @@ void loom_trainer_check_ops(loom_trainer *t) {
 #define MEMBER(name) .name = run_##name,
     static const loom_ops ops = {LOOM_OP_LIST(MEMBER)};
 #undef MEMBER
-    loom_context *ctx = loom_gpt_get_exec(t->gpt);
+    loom_context *ctx = loom_gpt_get_context(t->gpt);
     ctx->ops = &ops;
     ctx->visitor = t;
 }

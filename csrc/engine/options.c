@@ -201,7 +201,7 @@ static const loom_flag table[] = {
      .metavar = "NAME", .group = "Machine", .help = "attention by our own kernels, or by cudnn; --device cuda only"},
     {.name = "cuda-graph", .type = LOOM_FLAG_CHOICE, AT(cuda_graph), .choices = switches, .default_value = "on",
      .metavar = "on|off", .group = "Machine",
-     .help = "record the step once and replay it, to the same bits, which saves the time of launching it; with several "
+     .help = "capture the step as graphs and launch these, to the same bits, which saves the time of launching it; with several "
              "ranks, of --zero 0 and 1, micro-batches before the last one"},
     {.name = "recompute", .type = LOOM_FLAG_STRING, AT(recompute), .default_value = "none", .metavar = "POLICY",
      .group = "Memory",

@@ -45,7 +45,7 @@ static void update(loom_trainer *t) {
     loom_optimizer_apply(&t->optimizer);
 }
 
-/* Where the device can record, a piece that leaves other ranks alone (`quiet`) runs the first time as it is, which loads
+/* Where the device has graphs, a piece that leaves other ranks alone (`quiet`) runs the first time as it is, which loads
  * what is loaded late; the second time it is captured as a graph, which is launched from then on. */
 static bool run(loom_trainer *t, loom_piece piece, bool quiet, loom_error *error) {
     static void (*const run_piece[LOOM_PIECES])(loom_trainer *) = {

@@ -20,8 +20,8 @@ typedef struct object {
     size_t bytes, place;
     bool lasts;                                     /* its place is its own */
     int lives, first[MOST_LIVES], last[MOST_LIVES]; /* steps */
+    int seen;                                       /* by the object that looked for its neighbours last; -1 */
     int open;                                       /* the last step of the life that is being followed back; -1 */
-    int seen;                                       /* by the object that looked at its place last */
 } object;
 
 typedef struct finder {
@@ -31,10 +31,6 @@ typedef struct finder {
     object *object; /* [2 values + 1]: values, their gradients, logits */
     int n;
 } finder;
-
-static int value_of(loom_value v) {
-    return v;
-}
 
 static int gradient_of(const finder *f, loom_value v) {
     return f->tape->n_values + f->tape->value[v].gradient;
@@ -73,10 +69,10 @@ static void touch_forward(const finder *f, int node, unsigned wanted, touched *t
     const unsigned read = loom_node_reads_outputs(n, wanted) & ~wanted;
     const unsigned written = loom_node_writes_outputs(f->tape, node, wanted);
     for (int k = 0; k < LOOM_NODE_INPUTS && loom_node_reads_inputs(n, wanted); k++)
-        if (n->in[k] >= 0) reads(t, value_of(n->in[k]));
+        if (n->in[k] >= 0) reads(t, n->in[k]);
     for (int k = 0; k < LOOM_NODE_OUTPUTS; k++) {
-        if (n->out[k] >= 0 && read >> k & 1) reads(t, value_of(n->out[k]));
-        if (written >> k & 1) writes(t, value_of(n->out[k]));
+        if (n->out[k] >= 0 && read >> k & 1) reads(t, n->out[k]);
+        if (written >> k & 1) writes(t, n->out[k]);
     }
     if (n->module->backward) return;
     writes(t, logits_of(f));
@@ -86,11 +82,11 @@ static void touch_forward(const finder *f, int node, unsigned wanted, touched *t
 static void touch_backward(const finder *f, int node, touched *t) {
     const loom_node *n = &f->tape->node[node];
     for (int k = 0; k < LOOM_NODE_INPUTS; k++)
-        if (n->in[k] >= 0 && n->module->needs_in >> k & 1) reads(t, value_of(n->in[k]));
+        if (n->in[k] >= 0 && n->module->needs_in >> k & 1) reads(t, n->in[k]);
     for (int k = 0; k < LOOM_NODE_OUTPUTS; k++) {
         if (n->out[k] < 0) continue;
         const loom_tape_value *v = &f->tape->value[n->out[k]];
-        if (loom_node_saves_outputs(n) >> k & 1) reads(t, value_of(n->out[k]));
+        if (loom_node_saves_outputs(n) >> k & 1) reads(t, n->out[k]);
         const bool of_input = n->in[0] >= 0 && gradient_of(f, n->in[0]) == gradient_of(f, n->out[k]);
         if (v->kind == LOOM_VALUE_ROWS && !of_input) reads(t, gradient_of(f, n->out[k]));
     }
@@ -146,7 +142,8 @@ static void place_kept(finder *f, loom_buffers *b) {
             used = 0;
         }
         segment = l / s->segment;
-        for (loom_value v = 0; v < f->tape->n_values; v++) {
+        const loom_tape_scope *scope = &f->tape->scope[f->tape->first_layer + l];
+        for (loom_value v = scope->first_value; v <= scope->last_value; v++) {
             if (f->tape->value[v].scope != f->tape->first_layer + l || !is_kept(f, v)) continue;
             f->object[v].lasts = true;
             f->object[v].place = used;
@@ -161,59 +158,7 @@ static void place_kept(finder *f, loom_buffers *b) {
                                   b->slot;
 }
 
-/* For each step a list of the objects that live then and have their place. */
-typedef struct entry {
-    int object, next;
-} entry;
-
-typedef struct living {
-    int *first; /* [steps] entries; -1 */
-    entry *entry;
-    int n;
-    int *found; /* [objects] */
-} living;
-
-static int total_life(const object *o) {
-    int steps = 0;
-    for (int i = 0; i < o->lives; i++) steps += o->last[i] - o->first[i] + 1;
-    return steps;
-}
-
-/* What lives when this one does, sorted by place. */
-static int neighbours(const finder *f, const living *l, int of) {
-    const object *o = &f->object[of];
-    int n = 0;
-    for (int i = 0; i < o->lives; i++)
-        for (int step = o->first[i]; step <= o->last[i]; step++)
-            for (int e = l->first[step]; e >= 0; e = l->entry[e].next) {
-                const int other = l->entry[e].object;
-                if (f->object[other].seen == of) continue;
-                f->object[other].seen = of;
-                int at = n++;
-                for (; at > 0 && f->object[l->found[at - 1]].place > f->object[other].place; at--)
-                    l->found[at] = l->found[at - 1];
-                l->found[at] = other;
-            }
-    return n;
-}
-
-static void place(finder *f, living *l, int of, size_t from) {
-    object *o = &f->object[of];
-    const int n = neighbours(f, l, of);
-    o->place = from;
-    for (int i = 0; i < n; i++) {
-        const object *other = &f->object[l->found[i]];
-        if (o->place + o->bytes <= other->place) break;
-        if (other->place + other->bytes > o->place) o->place = other->place + other->bytes;
-    }
-    for (int i = 0; i < o->lives; i++)
-        for (int step = o->first[i]; step <= o->last[i]; step++) {
-            l->entry[l->n] = (entry){of, l->first[step]};
-            l->first[step] = l->n++;
-        }
-}
-
-/* In `order` are the objects that do not last. */
+/* An object with its size, or with its place. */
 typedef struct sized {
     size_t bytes;
     int object;
@@ -225,23 +170,86 @@ static int larger_first(const void *a, const void *b) {
     return (x->object > y->object) - (x->object < y->object);
 }
 
+static bool live_together(const object *a, const object *b) {
+    for (int i = 0; i < a->lives; i++)
+        for (int j = 0; j < b->lives; j++)
+            if (a->first[i] <= b->last[j] && b->first[j] <= a->last[i]) return true;
+    return false;
+}
+
+/* Objects that have a place, listed by the stretches of so many steps in which they live: most live in few. */
+enum { STRETCH = 32 };
+
+typedef struct entry {
+    int object, next;
+} entry;
+
+typedef struct living {
+    int *first; /* [stretches] entries; -1 */
+    entry *entry;
+    int n;
+    sized *found; /* [objects] */
+} living;
+
+static int by_place(const void *a, const void *b) {
+    const sized *x = a, *y = b;
+    return (x->bytes > y->bytes) - (x->bytes < y->bytes);
+}
+
+/* What lives when an object does, by its place; returns how many there are. */
+static int neighbours(finder *f, living *l, int of) {
+    const object *o = &f->object[of];
+    int n = 0;
+    for (int i = 0; i < o->lives; i++)
+        for (int stretch = o->first[i] / STRETCH; stretch <= o->last[i] / STRETCH; stretch++)
+            for (int e = l->first[stretch]; e >= 0; e = l->entry[e].next) {
+                object *other = &f->object[l->entry[e].object];
+                if (other->seen == of) continue;
+                other->seen = of;
+                if (live_together(o, other)) l->found[n++] = (sized){other->place, l->entry[e].object};
+            }
+    qsort(l->found, (size_t)n, sizeof *l->found, by_place);
+    return n;
+}
+
+/* The lowest place from `from` on that is free as long as the object lives. */
+static void place(finder *f, living *l, int of, size_t from) {
+    object *o = &f->object[of];
+    const int n = neighbours(f, l, of);
+    o->place = from;
+    for (int i = 0; i < n; i++) {
+        const object *other = &f->object[l->found[i].object];
+        if (o->place + o->bytes <= other->place) break;
+        if (other->place + other->bytes > o->place) o->place = other->place + other->bytes;
+    }
+    for (int i = 0; i < o->lives; i++)
+        for (int stretch = o->first[i] / STRETCH; stretch <= o->last[i] / STRETCH; stretch++) {
+            l->entry[l->n] = (entry){of, l->first[stretch]};
+            l->first[stretch] = l->n++;
+        }
+}
+
+static size_t stretches_of(const object *o) {
+    size_t n = 0;
+    for (int i = 0; i < o->lives; i++) n += (size_t)(o->last[i] / STRETCH - o->first[i] / STRETCH) + 1;
+    return n;
+}
+
 static bool place_passing(finder *f, loom_buffers *b) {
-    size_t entries = 0;
-    for (int i = 0; i < f->n; i++)
-        if (!f->object[i].lasts) entries += (size_t)total_life(&f->object[i]);
-    living l = {.first = malloc(((size_t)f->schedule->n + (size_t)f->n) * sizeof *l.first),
-                .entry = malloc((entries + 1) * sizeof *l.entry)};
+    const int stretches = f->schedule->n / STRETCH + 1;
+    size_t entries = 1;
+    for (int i = 0; i < f->n; i++) entries += stretches_of(&f->object[i]);
+    living l = {.first = malloc((size_t)stretches * sizeof *l.first),
+                .entry = malloc(entries * sizeof *l.entry),
+                .found = malloc((size_t)f->n * sizeof *l.found)};
     sized *order = malloc((size_t)f->n * sizeof *order);
-    const bool ok = l.first && l.entry && order;
+    const bool ok = l.first && l.entry && l.found && order;
     int n = 0;
     b->bytes = b->kept;
-    for (int i = 0; ok && i < f->schedule->n; i++) l.first[i] = -1;
+    for (int i = 0; ok && i < stretches; i++) l.first[i] = -1;
     for (int i = 0; ok && i < f->n; i++)
         if (!f->object[i].lasts && f->object[i].lives > 0) order[n++] = (sized){f->object[i].bytes, i};
-    if (ok) {
-        l.found = l.first + f->schedule->n;
-        qsort(order, (size_t)n, sizeof *order, larger_first);
-    }
+    if (ok) qsort(order, (size_t)n, sizeof *order, larger_first);
     for (int i = 0; i < n; i++) {
         const object *o = &f->object[order[i].object];
         place(f, &l, order[i].object, b->kept);
@@ -249,16 +257,28 @@ static bool place_passing(finder *f, loom_buffers *b) {
     }
     free(l.first);
     free(l.entry);
+    free(l.found);
     free(order);
     return ok;
+}
+
+/* Whether all of it together can be counted. */
+static bool can_be_counted(const loom_tape *t, const loom_buffer_sizes *sizes) {
+    double bytes = (double)sizes->logits;
+    for (int i = 0; i < t->n_values; i++)
+        bytes += 2 * (double)sizes->rows * (double)t->value[i].columns * (double)sizeof(double);
+    return bytes < 0x1p62;
 }
 
 bool loom_buffers_find(loom_buffers *b, const loom_tape *tape, const loom_tape_schedule *schedule,
                        const loom_buffer_sizes *sizes, loom_error *error) {
     const int values = tape->n_values;
     finder f = {.tape = tape, .schedule = schedule, .sizes = sizes, .n = 2 * values + 1};
-    *b = (loom_buffers){.value = calloc(2 * (size_t)values, sizeof *b->value)};
-    b->gradient = b->value + values;
+    *b = (loom_buffers){0};
+    if (!can_be_counted(tape, sizes))
+        return loom_fail(error, "--micro-batch: what %lld tokens are computed with fits into no memory; take fewer",
+                         (long long)sizes->rows);
+    b->value = calloc(2 * (size_t)values, sizeof *b->value);
     f.object = calloc((size_t)f.n, sizeof *f.object);
     bool ok = b->value && f.object;
     for (int i = 0; ok && i < f.n; i++) {
@@ -273,6 +293,7 @@ bool loom_buffers_find(loom_buffers *b, const loom_tape *tape, const loom_tape_s
         place_kept(&f, b);
         ok = place_passing(&f, b);
     }
+    if (ok) b->gradient = b->value + values;
     for (int i = 0; ok && i < values; i++) {
         b->value[i] = f.object[i].place;
         b->gradient[i] = f.object[gradient_of(&f, i)].place;

@@ -104,6 +104,8 @@ bool loom_gpt_config_check(const loom_gpt_config *c, loom_error *error) {
         if (rows[i].value < 1 || rows[i].value > rows[i].largest)
             return loom_fail(error, "%s: %" PRId64 " is not between 1 and %" PRId64, rows[i].flag, rows[i].value,
                              rows[i].largest);
+    if ((unsigned)c->architecture >= LOOM_GPT_ARCHITECTURES)
+        return loom_fail(error, "--architecture: %d is none", (int)c->architecture);
     if (c->n_embd % c->n_head != 0)
         return loom_fail(error, "--n-embd: %" PRId64 " channels cannot be divided among --n-head %" PRId64 " heads",
                          c->n_embd, c->n_head);

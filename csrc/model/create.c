@@ -69,7 +69,7 @@ static void take_policy(loom_gpt *g, const loom_recompute *recompute, bool offlo
     g->recompute = *recompute;
     g->segment = (int)loom_recompute_segment(recompute, g->config.n_layer);
     if (recompute->kind == LOOM_RECOMPUTE_SQRT) g->recompute = (loom_recompute){LOOM_RECOMPUTE_EVERY, g->segment};
-    g->offload.on = offload && g->purpose == LOOM_GPT_TRAIN && loom_segments(&g->tape, g->segment) > LOOM_SLOTS;
+    g->offload.on = offload && g->purpose == LOOM_GPT_TRAIN && loom_segments_that_leave(&g->tape, g->segment) > 0;
 }
 
 /* The steps of each mode, and where their values lie. */
@@ -123,7 +123,7 @@ static bool allocate_tables(loom_gpt *g, loom_error *error) {
 
 bool loom_gpt_create(loom_gpt **out, const loom_gpt_config *config, const loom_gpt_setup *setup, loom_device *device,
                      loom_error *error) {
-    if (!check_setup(config, setup, device, error)) return false;
+    if (!loom_gpt_config_check(config, error) || !check_setup(config, setup, device, error)) return false;
     loom_gpt *g = calloc(1, sizeof *g);
     if (!g) return loom_fail(error, "no memory for a model");
     g->config = *config;
@@ -141,7 +141,7 @@ bool loom_gpt_create(loom_gpt **out, const loom_gpt_config *config, const loom_g
     g->chunk_rows = rows_of_chunk(g, setup->logits_rows);
     g->ctx.device = device;
     take_sharding(g, &setup->sharding);
-    if (!loom_gpt_config_check(config, error) || !loom_tape_create(&g->tape, config, error) ||
+    if (!loom_tape_create(&g->tape, config, error) ||
         !loom_layout_of_tape(&g->layout, &g->tape, g->sharding.ranks, error) || !allocate_tables(g, error))
         goto failed;
     take_policy(g, &setup->recompute, setup->offload);
@@ -369,7 +369,7 @@ loom_device *loom_gpt_get_device(const loom_gpt *g) {
     return g->device;
 }
 
-loom_context *loom_gpt_get_exec(loom_gpt *g) {
+loom_context *loom_gpt_get_context(loom_gpt *g) {
     return &g->ctx;
 }
 

@@ -3,7 +3,7 @@
 #include "base/check.h"
 
 size_t loom_offload_host_bytes(const loom_gpt *g) {
-    return g->offload.on ? (size_t)(loom_segments(&g->tape, g->segment) - LOOM_SLOTS) * g->buffers[LOOM_MODE_TRAIN].slot
+    return g->offload.on ? (size_t)(loom_segments_that_leave(&g->tape, g->segment)) * g->buffers[LOOM_MODE_TRAIN].slot
                          : 0;
 }
 

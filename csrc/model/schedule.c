@@ -93,15 +93,14 @@ static void take_scratch(builder *b, int scope) {
     b->in_scratch = scope;
     if (before < 0 || before == scope) return;
     const bool leaves_segment = segment_of(b, before) != segment_of(b, scope);
-    for (loom_value v = 0; v < t->n_values; v++) {
-        const int of = t->value[v].scope;
-        if (!t->scope[of].is_layer) continue;
-        const bool goes = b->keep[v] == LOOM_KEEP_NOT ? of == before
-                          : b->keep[v] == LOOM_KEEP_IN_SEGMENT
-                              ? leaves_segment && segment_of(b, of) != segment_of(b, scope)
-                              : false;
-        if (goes) b->there[v] = false;
-    }
+    const int first = leaves_segment ? t->first_layer + segment_of(b, before) * b->segment : before;
+    const int end = leaves_segment ? first + b->segment : before + 1;
+    for (int s = first; s < end && s < t->first_layer + t->n_layers; s++)
+        for (loom_value v = t->scope[s].first_value; v <= t->scope[s].last_value; v++) {
+            if (t->value[v].scope != s) continue;
+            if (b->keep[v] == LOOM_KEEP_NOT ? s == before : b->keep[v] == LOOM_KEEP_IN_SEGMENT && leaves_segment)
+                b->there[v] = false;
+        }
 }
 
 static void wait_for_copy(builder *b) {
@@ -208,8 +207,9 @@ static int demand_saved(builder *b, int scope) {
 static void run_segment_again(builder *b, int first, int last) {
     const loom_tape *t = b->tape;
     int n = demand_saved(b, last);
-    for (loom_value v = 0; v < t->n_values; v++)
-        if (t->value[v].scope >= first && t->value[v].scope <= last && b->keep[v] != LOOM_KEEP_NOT) n += demand(b, v);
+    for (int s = first; s <= last; s++)
+        for (loom_value v = t->scope[s].first_value; v <= t->scope[s].last_value; v++)
+            if (t->value[v].scope == s && b->keep[v] != LOOM_KEEP_NOT) n += demand(b, v);
     if (n == 0) return;
     const int from = find_wanted(b, t->scope[last].last - 1, n);
     for (int scope = t->node[from].scope; scope <= last; scope++) {
@@ -224,15 +224,15 @@ static void run_segment_again(builder *b, int first, int last) {
 
 /* ---------------------------------------------------------------------------------------------------------- offloading */
 
-int loom_segments(const loom_tape *t, int segment) {
-    return (t->n_layers + segment - 1) / segment;
+int loom_segments_that_leave(const loom_tape *t, int segment) {
+    return (t->n_layers + segment - 1) / segment - LOOM_SLOTS;
 }
 
 /* At a segment's end: compute waits for the copy that ran beside it, whose slot is next; then what compute left behind lets
  * another copy begin, if `segment` is one that leaves. This order keeps compute from waiting for the new copy. */
 static void next_copy(builder *b, loom_tape_step_kind kind, int segment) {
     wait_for_copy(b);
-    if (segment < 0 || segment >= loom_segments(b->tape, b->segment) - LOOM_SLOTS) return;
+    if (segment < 0 || segment >= loom_segments_that_leave(b->tape, b->segment)) return;
     emit(b, (loom_tape_step){kind, .index = segment});
     b->copied = segment;
 }

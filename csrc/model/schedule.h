@@ -33,9 +33,9 @@ typedef struct loom_tape_schedule {
 
 /* What becomes of a saved value between forward and backward. */
 typedef enum loom_keep {
-    LOOM_KEEP_NOT,        /* it is computed again, */
-    LOOM_KEEP_IN_SEGMENT, /* once for all layers of its segment, whose backward comes then, */
-    LOOM_KEEP_ALWAYS      /* or not at all */
+    LOOM_KEEP_NOT,        /* it is computed once more for the backward of its layer; */
+    LOOM_KEEP_IN_SEGMENT, /* it is computed once more, and kept, when backward comes to its segment; */
+    LOOM_KEEP_ALWAYS      /* it stays */
 } loom_keep;
 
 /* What a policy keeps: for each value of the tape. */
@@ -66,7 +66,8 @@ enum { LOOM_MOST_CLASSES = 64 };
 int loom_tape_classes(const loom_tape *tape, const loom_tape_schedule *schedule,
                       loom_tape_class classes[LOOM_MOST_CLASSES]);
 
-/* Segments of a tape's layers, and how many of them leave. */
-int loom_segments(const loom_tape *tape, int segment);
+/* Of the segments of a tape's layers, those that leave for host memory where that is asked for: all but as many as there are
+ * slots. None or fewer where there are no more than these. */
+int loom_segments_that_leave(const loom_tape *tape, int segment);
 
 #endif

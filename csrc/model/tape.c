@@ -115,7 +115,16 @@ static void find_writers(loom_tape *t) {
 
 static void find_scopes(loom_tape *t) {
     for (int l = 0; l < t->n_layers; l++) t->value[loom_tape_layer_input(t, l)].scope = t->first_layer + l;
-    for (int s = 0; s < t->n_scopes; s++) t->scope[s].bucket = -1;
+    for (int s = 0; s < t->n_scopes; s++) {
+        t->scope[s].bucket = -1;
+        t->scope[s].first_value = t->n_values;
+        t->scope[s].last_value = -1;
+    }
+    for (loom_value v = 0; v < t->n_values; v++) {
+        loom_tape_scope *s = &t->scope[t->value[v].scope];
+        if (v < s->first_value) s->first_value = v;
+        s->last_value = v;
+    }
     for (int i = 0; i < t->n_parameters; i++) {
         int *bucket = &t->scope[t->parameter[i].scope].bucket;
         if (*bucket < 0) *bucket = t->n_buckets++;
@@ -147,12 +156,13 @@ static void find_sums(loom_tape *t) {
     free(value);
 }
 
-/* A node's module, and the sizes that its ops get beside the number of rows. */
+/* The first letters of a node's module, and the sizes that its ops get beside the number of rows. */
 enum { NODE_KEY = LOOM_STEP_KEY - 2 };
 
 static void key_of_node(const loom_tape *t, const loom_node *n, int64_t key[NODE_KEY]) {
     int i = 0;
-    key[i++] = (int64_t)(intptr_t)n->module;
+    key[0] = 0;
+    strncpy((char *)&key[i++], n->module->name, sizeof *key); /* the same in all processes */
     key[i++] = n->heads;
     key[i++] = n->activation;
     key[i++] = n->adds_in;

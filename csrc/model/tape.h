@@ -25,10 +25,10 @@ typedef enum loom_value_kind {
 typedef struct loom_tape_value {
     loom_value_kind kind;
     int64_t columns;
-    int node;     /* that writes it, */
-    int output;   /* and as which of its outputs */
-    int scope;    /* of the last node that has it as an output, as a sum is the layernorm's of it; or the layer that
-                     follows from it, which keeps it */
+    int node;   /* that writes it, */
+    int output; /* and as which of its outputs */
+    int scope; /* whose memory it takes: the last node's that has it as an output (of a sum, the layernorm's behind it),
+                     or where a layer's input is made by the layer before, the later one's */
     bool saved;   /* backward reads it */
     bool added;   /* to another: no later node reads it */
     bool cached;  /* in generation, that of the tokens seen before is kept: keys and values */
@@ -60,10 +60,11 @@ struct loom_node {
 
 /* Consecutive nodes, whose parameters are one bucket. */
 typedef struct loom_tape_scope {
-    char prefix[40]; /* of its parameters' names */
-    int first, last; /* nodes first .. last - 1 */
-    int bucket;      /* -1: it has no parameters */
-    bool is_layer;   /* one of many alike, which policies of recomputation are about */
+    char prefix[40];                    /* of its parameters' names */
+    int first, last;                    /* nodes first .. last - 1 */
+    loom_value first_value, last_value; /* all that have this scope are among these */
+    int bucket;                         /* -1: it has no parameters */
+    bool is_layer;                      /* one of many alike, which policies of recomputation are about */
 } loom_tape_scope;
 
 struct loom_tape {

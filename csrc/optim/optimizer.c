@@ -42,7 +42,7 @@ int32_t loom_loss_scale_interval(const loom_precision *precision) {
 
 /* Runs the update's ops with another table. They take no workspace beyond the model's. */
 static bool walk_with(loom_optimizer *o, const loom_ops *ops, loom_error *error) {
-    loom_context *ctx = loom_gpt_get_exec(o->gpt);
+    loom_context *ctx = loom_gpt_get_context(o->gpt);
     const loom_context before = *ctx;
     const loom_optimizer_hooks hooks = o->hooks;
     o->hooks = (loom_optimizer_hooks){0};
@@ -59,7 +59,7 @@ static bool walk_with(loom_optimizer *o, const loom_ops *ops, loom_error *error)
 
 bool loom_optimizer_prepare(loom_optimizer *o, loom_error *error) {
     if (!walk_with(o, loom_planning_ops(), error) || !walk_with(o, loom_preparing_ops(), error)) return false;
-    loom_context *ctx = loom_gpt_get_exec(o->gpt);
+    loom_context *ctx = loom_gpt_get_context(o->gpt);
     const int64_t elements = elements_of_shards(o->gpt);
     const loom_dtype moment = loom_gpt_get_precision(o->gpt)->moment;
     void *moments[] = {o->moment1, o->moment2};
@@ -69,7 +69,7 @@ bool loom_optimizer_prepare(loom_optimizer *o, loom_error *error) {
 }
 
 void loom_optimizer_take_losses(loom_optimizer *o, int64_t first, int64_t B) {
-    loom_context *ctx = loom_gpt_get_exec(o->gpt);
+    loom_context *ctx = loom_gpt_get_context(o->gpt);
     const loom_dtype statistics = ctx->device->statistics;
     ctx->device->copy(ctx->device, ctx->stream, loom_element(o->losses, first, statistics),
                       loom_gpt_get_loss_sums(o->gpt), (size_t)B * loom_dtype_size(statistics), LOOM_DEVICE_TO_DEVICE);
@@ -78,7 +78,7 @@ void loom_optimizer_take_losses(loom_optimizer *o, int64_t first, int64_t B) {
 /* Of this rank's blocks: a shard is made of whole ones. Other ranks' are 0, so that the sum over ranks has all of them
  * without a rounding. */
 void loom_optimizer_sum_squares(loom_optimizer *o) {
-    loom_context *ctx = loom_gpt_get_exec(o->gpt);
+    loom_context *ctx = loom_gpt_get_context(o->gpt);
     const loom_layout *layout = loom_gpt_get_layout(o->gpt);
     const loom_dtype statistics = ctx->device->statistics;
     const loom_dtype gradient = loom_gpt_get_precision(o->gpt)->gradient;
@@ -110,7 +110,7 @@ static int64_t random_place(int bucket, int64_t place) {
 }
 
 static void update_part(loom_optimizer *o, int bucket, loom_element_range r, const loom_ranges *decayed) {
-    loom_context *ctx = loom_gpt_get_exec(o->gpt);
+    loom_context *ctx = loom_gpt_get_context(o->gpt);
     const loom_precision *precision = loom_gpt_get_precision(o->gpt);
     const loom_shard *shard = loom_gpt_get_shard(o->gpt, bucket);
     const int64_t moments = loom_optimizer_moments_at(o, bucket);
@@ -145,7 +145,7 @@ void loom_optimizer_share_sums(loom_optimizer *o) {
 }
 
 void loom_optimizer_apply(loom_optimizer *o) {
-    loom_context *ctx = loom_gpt_get_exec(o->gpt);
+    loom_context *ctx = loom_gpt_get_context(o->gpt);
     const loom_layout *layout = loom_gpt_get_layout(o->gpt);
     const loom_dtype statistics = ctx->device->statistics;
     ctx->ops->optimizer_scalars(

@@ -128,7 +128,7 @@ bool loom_parallel_updates_quietly(const loom_parallel *p) {
 }
 
 void loom_parallel_add(loom_parallel *p, void *out, void *a, void *b, int64_t count) {
-    loom_context *ctx = loom_gpt_get_exec(p->gpt);
+    loom_context *ctx = loom_gpt_get_context(p->gpt);
     const loom_dtype dtype = loom_gpt_get_precision(p->gpt)->gradient;
     ctx->ops->add(ctx, &(struct loom_add){.out = loom_view_1d(out, dtype, count),
                                           .a = loom_view_1d(a, dtype, count),

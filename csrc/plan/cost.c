@@ -103,7 +103,7 @@ bool loom_cost_by_op(loom_cost *cost, const loom_gpt_config *config, const loom_
     double amount[LOOM_SAMPLE_MOST_PARTS];
     if (!loom_sample_create(&sample, config, setup, device, error)) return false;
     loom_sample_lay_out(&sample, &nowhere);
-    loom_context *ctx = loom_gpt_get_exec(sample.gpt);
+    loom_context *ctx = loom_gpt_get_context(sample.gpt);
     ctx->ops = loom_visiting_ops();
     ctx->visit = add;
     for (int part = 0; part < sample.parts; part++) {

@@ -55,8 +55,9 @@ static bool bench_open(bench *b, const loom_gpt_config *config, const loom_gpt_s
     loom_sample_lay_out(&b->sample, &plan);
     b->bytes = plan.used;
     if (plan.used > device->available(device))
-        return loom_fail(error, "two layers cannot be measured: %.0f MiB are needed and %.0f MiB are free",
-                         (double)plan.used / 0x1p20, (double)device->available(device) / 0x1p20);
+        return loom_fail(
+            error, "layers cannot be measured: %.0f MiB are needed and %.0f MiB are free; name a policy of --recompute",
+            (double)plan.used / 0x1p20, (double)device->available(device) / 0x1p20);
     if (!device->allocate(device, &b->memory, b->bytes, error)) return false;
     loom_arena arena = loom_arena_over(b->memory, b->bytes, device->host_memory);
     loom_sample_lay_out(&b->sample, &arena);
@@ -81,6 +82,16 @@ static bool time_part(bench *b, int part, double *seconds, loom_error *error) {
     else
         loom_sample_run(&b->sample, part);
     return b->device->timer_stop(b->device, seconds, error);
+}
+
+/* Whether the device has room for so many sequences. */
+static bool has_room(const loom_gpt_config *config, const loom_gpt_setup *setup, loom_device *device) {
+    loom_sample sample;
+    loom_arena plan = loom_arena_measure();
+    if (!loom_sample_create(&sample, config, setup, device, NULL)) return true; /* which bench_open says */
+    loom_sample_lay_out(&sample, &plan);
+    loom_sample_destroy(&sample);
+    return plan.used <= device->available(device);
 }
 
 static int by_size(const void *a, const void *b) {
@@ -143,6 +154,7 @@ bool loom_cost_measure(loom_cost *cost, const loom_gpt_config *config, const loo
     loom_gpt_setup measured = *setup;
     if (!times) return loom_fail(error, "no memory to measure");
     measured.B = sequences_to_measure(config, setup, device);
+    while (measured.B > 1 && !has_room(config, &measured, device)) measured.B /= 2;
     const bool ok = bench_open(&b, config, &measured, device, error) && time_rounds(&b, *times, &n, error);
     for (int part = 0; ok && part < b.sample.parts; part++) amount[part] = median((*times)[part], n);
     if (ok) loom_sample_sum_up(&b.sample, amount, (double)setup->B / (double)measured.B, cost);

@@ -2,6 +2,8 @@
 
 #include "base/check.h"
 
+_Static_assert((int)LOOM_COST_KEY == (int)LOOM_STEP_KEY, "a cost has the key of a step");
+
 static void add_step(loom_sample *s, loom_tape_step step) {
     LOOM_CHECK(s->n_steps < LOOM_SAMPLE_MOST_PARTS - 1);
     s->step[s->n_steps++] = step;

@@ -2,7 +2,7 @@
  * replacements and without libraries, "oracle" those sources in double precision, which tests compare with; "cuda" is an
  * NVIDIA GPU, or its emulation.
  *
- * Work is put into streams. What is in one stream runs in order; streams run beside each other unless `order` says what
+ * Work is put into streams. What is in one stream runs in order; streams run beside each other unless `stream_wait_stream` says what
  * waits for what. On a CPU everything has happened when the call returns, and there is one stream, NULL. */
 #ifndef GPTLOOM_DEVICE_H
 #define GPTLOOM_DEVICE_H

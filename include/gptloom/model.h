@@ -236,7 +236,7 @@ bool loom_gpt_make_plans(loom_gpt *gpt, loom_error *error);
  * must start as zero, and sets the loss scale to 1. */
 bool loom_gpt_prepare(loom_gpt *gpt, loom_error *error);
 
-/* GPT-2's initialisation: weights normal(0, 0.02), residual projections scaled by 1/sqrt(2 n_layer), positions
+/* The published initialisation: weights normal(0, 0.02), GPT-2's residual projections scaled by 1/sqrt(2 n_layer), positions
  * like weights; biases 0, layernorms 1. An element's value depends on its bucket and its place there. Of the model's
  * shards: what else it reads is to be gathered. */
 bool loom_gpt_initialise(loom_gpt *gpt, uint64_t seed, loom_error *error);
@@ -248,7 +248,7 @@ void loom_gpt_copy_master(loom_gpt *gpt);
 const loom_gpt_config *loom_gpt_get_config(const loom_gpt *gpt);
 const loom_layout *loom_gpt_get_layout(const loom_gpt *gpt);
 loom_device *loom_gpt_get_device(const loom_gpt *gpt);
-loom_context *loom_gpt_get_exec(loom_gpt *gpt);
+loom_context *loom_gpt_get_context(loom_gpt *gpt);
 const loom_precision *loom_gpt_get_precision(const loom_gpt *gpt);
 const loom_recompute *loom_gpt_get_recompute(const loom_gpt *gpt); /* never `sqrt`: the `every` it comes to */
 int64_t loom_gpt_get_logits_rows(const loom_gpt *gpt);             /* what logits_rows came to */

@@ -47,7 +47,7 @@ static void count_again(loom_graph *graph, int *written) {
 static bool leaves(const loom_gpt *g, loom_value v) {
     const int scope = g->tape.value[v].scope;
     return g->offload.on && g->tape.scope[scope].is_layer &&
-           (scope - g->tape.first_layer) / g->segment < loom_segments(&g->tape, g->segment) - LOOM_SLOTS;
+           (scope - g->tape.first_layer) / g->segment < loom_segments_that_leave(&g->tape, g->segment);
 }
 
 static void find_fates(loom_graph *graph, const loom_keep *keep, const int *written) {

@@ -169,9 +169,9 @@ void loom_graph_layers(const loom_graph *graph, int first, int last, char name[6
     const int number = first - graph->tape->first_layer + 1;
     char parameters[16], kept[16], forward[16], again[16], size[16], recomputed[64] = "", stays[32] = "";
     if (first == last)
-        snprintf(name, 64, number == 1 ? "layer 1" : "layer %d, as layer 1", number);
+        snprintf(name, 64, number == 1 ? "layer 1" : "layer %d, built as layer 1", number);
     else
-        snprintf(name, 64, "layers %d .. %d, as layer 1", number, number + last - first);
+        snprintf(name, 64, "layers %d .. %d, built as layer 1", number, number + last - first);
     loom_format_count(parameters, sizeof parameters, sum.parameters);
     loom_graph_size(sum.kept, kept);
     loom_format_count(forward, sizeof forward, sum.forward);

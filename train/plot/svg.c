@@ -120,12 +120,12 @@ bool loom_svg_check_place(const char *path, const char *what, loom_error *error)
     return loom_output_check(path, error);
 }
 
-bool loom_svg_save(const loom_svg *svg, const char *out, const char *default_value, loom_error *error) {
+bool loom_svg_save(const loom_svg *svg, const char *out, const char *default_path, loom_error *error) {
     struct stat status;
     if (out) return loom_output_write(out, svg->text, svg->length, error);
-    if (lstat(default_value, &status) == 0 && S_ISLNK(status.st_mode))
-        return loom_fail(error, "%s: is a symbolic link; --out says where the picture is to go", default_value);
-    return loom_file_replace(default_value, svg->text, svg->length, error);
+    if (lstat(default_path, &status) == 0 && S_ISLNK(status.st_mode))
+        return loom_fail(error, "%s: is a symbolic link; --out says where the picture is to go", default_path);
+    return loom_file_replace(default_path, svg->text, svg->length, error);
 }
 
 void loom_svg_free(loom_svg *svg) {

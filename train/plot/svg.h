@@ -44,7 +44,7 @@ bool loom_svg_check_place(const char *path, const char *what, loom_error *error)
 
 /* Writes it where the user says, through links; or where nothing is said (`out` is NULL) to a default place, through
  * none, as a link there may be anybody's. */
-bool loom_svg_save(const loom_svg *svg, const char *out, const char *default_value, loom_error *error);
+bool loom_svg_save(const loom_svg *svg, const char *out, const char *default_path, loom_error *error);
 
 void loom_svg_free(loom_svg *svg);
 
