@@ -5,10 +5,10 @@
 #include <math.h>
 #include <stdlib.h>
 
-/* The training step, from data to AdamW. It reads from top to bottom; devices, ranks and policies are behind the table of
- * ops, the hooks and the plan. */
+/* The training step, from data to AdamW. Devices are behind the table of ops, ranks behind the hooks of csrc/parallel,
+ * and policies of recomputation behind the model's schedule. */
 
-/* What changes from step to step, as ops on the device will read it. */
+/* The optimizer scalars of a step, which ops read from device memory: its learning rate, and what the options say. */
 static loom_scalars_in step_inputs(const loom_trainer *t, int64_t step, int64_t targets) {
     const loom_train_options *o = &t->options;
     return (loom_scalars_in){.learning_rate = loom_schedule_at(&t->schedule, step),
@@ -23,7 +23,8 @@ static loom_scalars_in step_inputs(const loom_trainer *t, int64_t step, int64_t 
 }
 
 /* ----------------------------------------------------------------------------------------------------------- the pieces
- * What the device does in a step, in pieces that are the same every time but for what they read from memory. */
+ * What the device does in a step, in pieces. A piece runs the same ops with the same addresses in every step; only the memory
+ * that it reads has changed, so that a CUDA graph of it can be launched again. */
 
 static void micro_batch(loom_trainer *t, bool accumulate) {
     loom_gpt_train(t->gpt, accumulate);
@@ -45,8 +46,9 @@ static void update(loom_trainer *t) {
     loom_optimizer_apply(&t->optimizer);
 }
 
-/* Where the device has graphs, a piece that leaves other ranks alone (`quiet`) runs the first time as it is, which loads
- * what is loaded late; the second time it is captured as a graph, which is launched from then on. */
+/* Runs a piece. One that exchanges nothing with other ranks (`quiet`) is captured as a graph, where the device has
+ * graphs, the second time that it runs, and launched from then on. The first time it runs as it is, since CUDA loads
+ * kernels at their first launch, which a capture does not allow. */
 static bool run(loom_trainer *t, loom_piece piece, bool quiet, loom_error *error) {
     static void (*const run_piece[LOOM_PIECES])(loom_trainer *) = {
         [LOOM_FIRST_MICRO_BATCH] = first_micro_batch,
@@ -87,16 +89,18 @@ typedef struct rank_status {
     int64_t what;  /* of the above */
 } rank_status;
 
-/* Ranks that ask each other wait for the slowest. So they do it where they wait for each other anyway, before the update, and between
- * micro-batches about as often as this: all compute the same number of micro-batches, from what the slowest took for the
- * step before. Of the first step nothing is known, and they ask each time. */
+/* Ranks that exchange their status wait for the slowest of them. They do so before the update, where they wait for each
+ * other anyway, and between micro-batches about every five seconds. After how many micro-batches that is, each rank
+ * computes from the time of the slowest rank in the step before, so that all come to the same number. In the first
+ * step, of which no time is known, they exchange their status before every micro-batch. */
 static int64_t stride(const loom_trainer *t, double slowest_ms) {
     static const double ask_every_ms = 5000, most = 1e9;
     const double n = ask_every_ms * (double)t->parallel.micro_batches / slowest_ms;
     return !(slowest_ms > 0) || n < 1 ? 1 : (int64_t)(n < most ? n : most);
 }
 
-/* Compares the step before, and asks whether one of the ranks is to end the run. */
+/* Learns from all ranks how long they worked in the step before, whether one of them was asked to end the run, and
+ * whether one has no data. */
 static bool exchange_status(loom_trainer *t, loom_error *error) {
     const int ranks = t->comm->size;
     const rank_status mine = {t->status_exchange.ms_worked,
@@ -116,7 +120,8 @@ static bool exchange_status(loom_trainer *t, loom_error *error) {
     return ok;
 }
 
-/* Before micro-batch i of this rank: whether the step is given up. */
+/* Before this rank's micro-batch i: asks whether the run is to end, of all ranks where it is time to exchange their
+ * status. `gives_up`: the step is not to be completed. */
 static bool ask(loom_trainer *t, int64_t i, bool *gives_up, loom_error *error) {
     const int64_t bytes = t->comm->traffic.bytes;
     const bool is_time = t->status_exchange.stride <= 1 || (i > 0 && i % t->status_exchange.stride == 0);
@@ -132,16 +137,16 @@ static bool ask(loom_trainer *t, int64_t i, bool *gives_up, loom_error *error) {
 
 /* -------------------------------------------------------------------------------------------------------- computing */
 
-/* Lets the host wait until few micro-batches are ahead of the device, where these wait for no other ranks: the
- * communicator alone knows for how long to wait for those. */
+/* The host gives the device work for a few micro-batches at most before it waits. It does not wait for micro-batches
+ * that depend on other ranks: the communicator alone knows how long it may wait for those. */
 static bool stay_near(loom_trainer *t, int64_t i, loom_error *error) {
     return i < LOOM_MICRO_BATCHES_AHEAD || !loom_parallel_is_quiet(&t->parallel, i) ||
            t->device->event_synchronize(t->device, t->ahead[i % LOOM_MICRO_BATCHES_AHEAD], error);
 }
 
-/* Runs this rank's micro-batches, which are consecutive ones of the step, up to the update; or fewer, if the run is to end.
- * Every rank puts the same operations into the communicator, in the same order: after a failure the others wait for this
- * one's, and its process is to end. */
+/* Runs this rank's micro-batches, which are consecutive ones of the step, or fewer if the run is to end. Every rank
+ * gives the communicator the same operations in the same order. So after a failure this rank's process has to end: the
+ * others would wait for its operations. */
 static bool compute(loom_trainer *t, bool *gives_up, loom_error *error) {
     const int64_t B = t->options.micro_batch, T = t->options.seq_len, own = t->options.batch / t->comm->size;
     for (int64_t i = 0; i * B < own; i++) {
@@ -160,8 +165,9 @@ static bool compute(loom_trainer *t, bool *gives_up, loom_error *error) {
     return true;
 }
 
-/* The ranks meet before the update, as what it leaves to the communicator (weights on their way) is to be done beside the
- * next step. A run that ends from here on does the step to its end, if all ranks had data for it. */
+/* Ranks exchange their status before the update and not after it, because the update begins to gather weights, which is
+ * to go on beside the next step. If all ranks had data for the step, it is completed from here on even if the run is to
+ * end. */
 static bool exchange_status_and_update(loom_trainer *t, bool *gives_up, loom_error *error) {
     if (t->comm->size > 1 && !exchange_status(t, error)) return false;
     *gives_up = t->no_data;
@@ -172,8 +178,9 @@ static bool exchange_status_and_update(loom_trainer *t, bool *gives_up, loom_err
     return run(t, LOOM_UPDATE, loom_parallel_updates_quietly(&t->parallel), error);
 }
 
-/* A step that was given up: the batch is the next one again, and what is on its way between ranks is awaited. Gradients and
- * losses are written afresh by the first micro-batch; nothing else was touched. */
+/* Ends a step that was given up: its batch will be the next one again, and operations between ranks that are under way
+ * are waited for. Gradients and losses need no care, as the first micro-batch of a step overwrites them; nothing else
+ * was changed. */
 static bool give_up(loom_trainer *t, loom_step_report *report, loom_error *error) {
     loom_feeder_give_back(&t->feeder);
     loom_parallel_reduce(&t->parallel);
@@ -182,8 +189,8 @@ static bool give_up(loom_trainer *t, loom_step_report *report, loom_error *error
     return loom_parallel_ok(&t->parallel, error) && loom_comm_synchronize(t->comm, NULL, error);
 }
 
-/* The step's batch. A rank among several that has none goes on without targets until they meet: it could not leave the
- * others waiting. */
+/* The step's batch. Where this rank has no data and there are other ranks, it computes with a batch without targets
+ * until ranks exchange their status, as the others would wait for it. */
 static bool take_batch(loom_trainer *t, int64_t *step, int64_t *targets, bool *has_data, loom_error *error) {
     *has_data = loom_feeder_take(&t->feeder, step, targets, error);
     if (*has_data) return true;

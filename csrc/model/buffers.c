@@ -6,10 +6,10 @@
 
 #include <stdlib.h>
 
-/* Lifetimes follow from the schedule: what a step writes lives until the last step that reads it before it is written again.
- * What is kept over all of a step lies at the region's start, one thing after another. The rest goes, the largest first, to
- * the lowest place that is free as long as it lives (cf. Pisarchyk and Lee, "Efficient Memory Management for Deep Neural Net
- * Inference", 2020). */
+/* Lifetimes follow from the schedule: what a step writes lives until the last step that reads it before it is written
+ * again. What is kept over all of a step lies at the region's start, one thing after another. The rest goes, the
+ * largest first, to the lowest place that is free as long as it lives (cf. Pisarchyk and Lee, "Efficient Memory
+ * Management for Deep Neural Net Inference", 2020). */
 
 /* ------------------------------------------------------------------------------------------------------------ lifetimes */
 

@@ -1,5 +1,5 @@
-/* GPT-1   (Radford et al., "Improving Language Understanding by Generative Pre-Training", 2018): learned positions, blocks that
- * normalise the sums behind attention and MLP, tanh-GELU, and a classifier that is the token embedding. */
+/* GPT-1   (Radford et al., "Improving Language Understanding by Generative Pre-Training", 2018): learned positions,
+ * blocks that normalise the sums behind attention and MLP, tanh-GELU, and a classifier that is the token embedding. */
 #include "model/tape.h"
 
 static loom_value block(loom_tape *t, const loom_gpt_config *c, loom_value x) {

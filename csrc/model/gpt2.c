@@ -1,5 +1,5 @@
-/* GPT-2   (Radford et al., "Language Models are Unsupervised Multitask Learners", 2019): learned positions, pre-layernorm
- * blocks, tanh-GELU, and a classifier that is the token embedding. */
+/* GPT-2   (Radford et al., "Language Models are Unsupervised Multitask Learners", 2019): learned positions,
+ * pre-layernorm blocks, tanh-GELU, and a classifier that is the token embedding. */
 #include "model/tape.h"
 
 static loom_value block(loom_tape *t, const loom_gpt_config *c, loom_value x) {

@@ -42,7 +42,8 @@ static int64_t least_common_multiple(int64_t a, int64_t b) {
     return a / x * b;
 }
 
-/* Cuts it into blocks, in a multiple of LOOM_MAX_DETERMINISTIC_RANKS and of the ranks, so that each rank's share has whole ones. */
+/* Cuts it into blocks, in a multiple of LOOM_MAX_DETERMINISTIC_RANKS and of the ranks, so that each rank's share has
+ * whole ones. */
 static void end_bucket(builder *b, int ranks) {
     loom_bucket *bucket = &b->layout->bucket[b->bucket];
     const int64_t used = b->next - bucket->offset, shares = least_common_multiple(LOOM_MAX_DETERMINISTIC_RANKS, ranks);

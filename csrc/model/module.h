@@ -1,5 +1,5 @@
-/* Modules: what a node of the tape does. Each has a file in csrc/model/modules, with the function that declarations call; what
- * modules ask of a run is in gpt.c. */
+/* Modules: what a node of the tape does. Each has a file in csrc/model/modules, with the function that declarations
+ * call; what modules ask of a run is in gpt.c. */
 #ifndef LOOM_MODEL_MODULE_H
 #define LOOM_MODEL_MODULE_H
 
@@ -7,29 +7,30 @@
 
 struct loom_module {
     const char *name;
-    const char *output[LOOM_NODE_OUTPUTS]; /* their names */
-    unsigned needs_in, needs_out;          /* the inputs and outputs that its backward reads, a bit each */
+    const char *output[LOOM_NODE_OUTPUTS]; /* the outputs' names */
+    unsigned needs_in, needs_out;          /* the inputs and the outputs that its backward reads, a bit each */
 
-    /* The last policy of recomputation that keeps an output, of those that keep less and less: none .. block. */
+    /* For each output the last policy of recomputation, in the order none .. block, that keeps it for backward. */
     loom_recompute_kind kept_up_to[LOOM_NODE_OUTPUTS];
 
-    /* Of an output, 1 + the output of the same node that it is computed from; 0: from the inputs. */
+    /* For each output, 0 if it is computed from the inputs, or 1 + the number of the output that it is computed from. */
     int from[LOOM_NODE_OUTPUTS];
 
-    unsigned written_if_wanted; /* the outputs that forward does not write where they are not wanted, a bit each */
+    /* The outputs, a bit each, that forward writes only if they are wanted. It writes all others in any case. */
+    unsigned written_if_wanted;
 
-    /* Where a node and the next one can be computed by one op: makes `next` both, and returns true. */
+    /* If one op can compute a node and the next one: turns `next` into both, and returns true. May be NULL. */
     bool (*fuse)(const loom_node *node, loom_node *next);
 
-    /* Computes the outputs that are wanted, a bit each. What is not wanted and needed for them is there from an earlier
-     * run. */
+    /* Computes the outputs that are wanted, a bit each. Outputs that they are computed from, and that are not wanted
+     * themselves, were computed by an earlier run. */
     void (*forward)(loom_gpt *gpt, const loom_node *node, unsigned wanted);
 
-    /* From the gradients of its outputs: those of its inputs, and of its parameters. NULL: forward has done it. */
+    /* Computes the gradients of the inputs and the parameters from those of the outputs. NULL if forward does so. */
     void (*backward)(loom_gpt *gpt, const loom_node *node);
 
-    bool adds; /* backward can add to the gradients of its inputs */
-    bool backward_reads_no_parameters;
+    bool adds;                         /* backward can add to gradients of its inputs that are there already */
+    bool backward_reads_no_parameters; /* and so needs none to be gathered */
 };
 
 extern const loom_module loom_module_embedding, loom_module_layernorm, loom_module_linear, loom_module_attention,
@@ -41,13 +42,12 @@ enum { LOOM_NORM_X, LOOM_NORM_OUT, LOOM_NORM_MEAN, LOOM_NORM_RSTD };
 /* The outputs of a linear layer: of one with an activation, before and after it. */
 enum { LOOM_LINEAR_OUT, LOOM_LINEAR_ACTIVATED };
 
-/* Of a node's outputs, a bit each, those that its backward reads. */
+/* Sets of a node's outputs, a bit each: those that its backward reads; those that a forward for `wanted` reads, since
+ * wanted ones are computed from them; and those that such a forward writes. */
 unsigned loom_node_saves_outputs(const loom_node *node);
-/* Those that a run of it for `wanted` reads: what the wanted ones are computed from. */
 unsigned loom_node_reads_outputs(const loom_node *node, unsigned wanted);
-/* Those that it writes. */
 unsigned loom_node_writes_outputs(const loom_tape *tape, int node, unsigned wanted);
-/* Whether it reads its inputs. */
+/* Whether a forward for `wanted` reads the node's inputs. */
 bool loom_node_reads_inputs(const loom_node *node, unsigned wanted);
 
 /* ---------------------------------------------------------------------------------------------- what modules ask a run for

@@ -1,8 +1,8 @@
 #include "gptloom/model.h"
 
-/* Why the master weights: an update is about a thousandth of its weight, and bf16 keeps 8 bits of it; rounded to nearest
- * most updates would be lost. Stochastic rounding keeps them in the mean, where the range is fp32's; fp16 lacks that
- * range too: updates below 2^-24 would be lost even so. */
+/* Why the master weights: an update is about a thousandth of its weight, and bf16 keeps 8 bits of it; rounded to
+ * nearest most updates would be lost. Stochastic rounding keeps them in the mean, where the range is fp32's; fp16 lacks
+ * that range too: updates below 2^-24 would be lost even so. */
 static bool check_master(loom_dtype dtype, loom_error *error) {
     if (dtype == LOOM_BF16) return true;
     if (dtype == LOOM_F32)

@@ -157,8 +157,8 @@ static int demand(builder *b, loom_value v) {
     return 1;
 }
 
-/* From what is demanded, and of that `n` values are not there: which outputs of the nodes up to `last` are to be computed.
- * Returns the first node that has to run. */
+/* From what is demanded, and of that `n` values are not there: which outputs of the nodes up to `last` are to be
+ * computed. Returns the first node that has to run. */
 static int find_wanted(builder *b, int last, int n) {
     const loom_tape *t = b->tape;
     int node = last;
@@ -228,8 +228,8 @@ int loom_segments_that_leave(const loom_tape *t, int segment) {
     return (t->n_layers + segment - 1) / segment - LOOM_SLOTS;
 }
 
-/* At a segment's end: compute waits for the copy that ran beside it, whose slot is next; then what compute left behind lets
- * another copy begin, if `segment` is one that leaves. This order keeps compute from waiting for the new copy. */
+/* At a segment's end: compute waits for the copy that ran beside it, whose slot is next; then what compute left behind
+ * lets another copy begin, if `segment` is one that leaves. This order keeps compute from waiting for the new copy. */
 static void next_copy(builder *b, loom_tape_step_kind kind, int segment) {
     wait_for_copy(b);
     if (segment < 0 || segment >= loom_segments_that_leave(b->tape, b->segment)) return;

@@ -1,23 +1,25 @@
-/* What playing a tape comes to, step by step: which nodes run forward (some of them up to three times), which backward, when
- * the parameters of a bucket must be there and may go, when its gradients are written, and what is copied to host memory and
- * back. It follows from the tape and from what is kept for backward; what a step reads, an earlier one has written. */
+/* The schedule of a tape, step by step: which nodes run forward (some of them up to three times), which backward,
+ * when the parameters of a bucket must be there and may go, when its gradients are written, and what is copied to host
+ * memory and back. It follows from the tape and from what is kept for backward; what a step reads, an earlier one has
+ * written. */
 #ifndef LOOM_MODEL_SCHEDULE_H
 #define LOOM_MODEL_SCHEDULE_H
 
 #include "model/tape.h"
 
 typedef enum loom_tape_step_kind {
-    LOOM_STEP_FORWARD,  /* node `index` runs forward, for the outputs `wanted` */
-    LOOM_STEP_BACKWARD, /* node `index` runs backward */
-    LOOM_STEP_ACQUIRE,  /* the parameters of bucket `index` are read from here on, those of `next` (or -1) later */
-    LOOM_STEP_RELEASE,  /* they are not read any more before they are acquired again */
-    LOOM_STEP_BEGIN_GRADIENTS, /* the gradients of bucket `index` are written from here on, */
-    LOOM_STEP_READY,           /* and are whole */
-    LOOM_STEP_SEND,            /* what segment `index` keeps leaves for host memory, */
-    LOOM_STEP_FETCH,           /* and comes back; both beside what is computed, */
-    LOOM_STEP_WAIT,            /* which here waits for the last of them */
-    LOOM_STEP_RANGE,     /* profilers call what follows the forward (or, with `wanted`, backward) of scope `index`, */
-    LOOM_STEP_RANGE_END, /* up to here */
+    LOOM_STEP_FORWARD,         /* runs node `index` forward, to compute its outputs `wanted` (a bit each) */
+    LOOM_STEP_BACKWARD,        /* runs node `index` backward */
+    LOOM_STEP_ACQUIRE,         /* the following steps read the parameters of bucket `index`; bucket `next` (or -1) is
+                                  acquired after it */
+    LOOM_STEP_RELEASE,         /* no step reads the parameters of bucket `index` before it is acquired again */
+    LOOM_STEP_BEGIN_GRADIENTS, /* the following steps write the gradients of bucket `index` */
+    LOOM_STEP_READY,           /* the gradients of bucket `index` are complete */
+    LOOM_STEP_SEND,            /* begins to copy what segment `index` keeps to host memory */
+    LOOM_STEP_FETCH,           /* begins to copy what segment `index` keeps back to the device */
+    LOOM_STEP_WAIT,            /* the following steps wait for the copy that was begun last */
+    LOOM_STEP_RANGE,    /* begins a profiler range: the forward of scope `index`, or with `wanted` its backward */
+    LOOM_STEP_RANGE_END /* ends it */
 } loom_tape_step_kind;
 
 typedef struct loom_tape_step {
@@ -31,19 +33,19 @@ typedef struct loom_tape_schedule {
     int n;
 } loom_tape_schedule;
 
-/* What becomes of a saved value between forward and backward. */
+/* What becomes of a value that backward reads, between its computation in forward and that. */
 typedef enum loom_keep {
     LOOM_KEEP_NOT,        /* it is computed once more for the backward of its layer; */
     LOOM_KEEP_IN_SEGMENT, /* it is computed once more, and kept, when backward comes to its segment; */
     LOOM_KEEP_ALWAYS      /* it stays */
 } loom_keep;
 
-/* What a policy keeps: for each value of the tape. */
+/* Fills keep[n_values] with what a policy of recomputation makes of each value of the tape. */
 void loom_tape_keep(const loom_tape *tape, const loom_recompute *policy, loom_keep *keep);
 
-/* A micro-batch of training: forward with the loss, and backward, which recomputes what is not kept. A segment is so many
- * layers: with more than one, backward first runs it forward again to have what it keeps. With `offloads` all but the last
- * LOOM_SLOTS segments leave the device. */
+/* A micro-batch of training: forward with the loss, and backward, which recomputes what is not kept. A segment is so
+ * many layers: with more than one, backward first runs it forward again to have what it keeps. With `offloads` all but
+ * the last LOOM_SLOTS segments leave the device. */
 bool loom_tape_schedule_train(loom_tape_schedule *schedule, const loom_tape *tape, const loom_keep *keep, int segment,
                               bool offloads, loom_error *error);
 
@@ -52,7 +54,8 @@ bool loom_tape_schedule_forward(loom_tape_schedule *schedule, const loom_tape *t
 
 void loom_tape_schedule_destroy(loom_tape_schedule *schedule);
 
-/* What of a step that runs a node tells which ops it runs with which shapes, but for the number of rows: of two tapes too. */
+/* What of a step that runs a node tells which ops it runs with which shapes, but for the number of rows: of two tapes
+ * too. */
 enum { LOOM_STEP_KEY = 19 };
 void loom_tape_step_key(const loom_tape *tape, const loom_tape_step *step, int64_t key[LOOM_STEP_KEY]);
 
@@ -66,8 +69,8 @@ enum { LOOM_MOST_CLASSES = 64 };
 int loom_tape_classes(const loom_tape *tape, const loom_tape_schedule *schedule,
                       loom_tape_class classes[LOOM_MOST_CLASSES]);
 
-/* Of the segments of a tape's layers, those that leave for host memory where that is asked for: all but as many as there are
- * slots. None or fewer where there are no more than these. */
+/* Of the segments of a tape's layers, those that leave for host memory where that is asked for: all but as many as
+ * there are slots. None or fewer where there are no more than these. */
 int loom_segments_that_leave(const loom_tape *tape, int segment);
 
 #endif

@@ -1,8 +1,8 @@
-/* A network as a tape: what a model's declaration (gpt2.c) writes down when a model is made, and forward and backward play in
- * every step. Nodes stand in the order in which forward runs them; backward runs them in reverse, and adds gradients.
+/* A network as a tape. A model's declaration (gpt2.c) appends modules to it when a model is created. Nodes stand in the
+ * order in which forward runs them; backward runs them in reverse, and adds gradients.
  *
- * The tape knows shapes up to the number of rows (B sequences of T tokens), names, and who writes and reads what. It knows no
- * device and no memory: a value is an index, as is a parameter. */
+ * The tape knows shapes up to the number of rows (B sequences of T tokens), names, and which node writes and reads
+ * which value. It knows no device and no memory: values and parameters are indices. */
 #ifndef LOOM_MODEL_TAPE_H
 #define LOOM_MODEL_TAPE_H
 
@@ -21,18 +21,17 @@ typedef enum loom_value_kind {
     LOOM_VALUE_PER_HEAD /* (B,columns,T) statistics */
 } loom_value_kind;
 
-/* What forward computes. */
+/* A value that forward computes. */
 typedef struct loom_tape_value {
     loom_value_kind kind;
     int64_t columns;
-    int node;   /* that writes it, */
-    int output; /* and as which of its outputs */
-    int scope; /* whose memory it takes: the last node's that has it as an output (of a sum, the layernorm's behind it),
-                     or where a layer's input is made by the layer before, the later one's */
+    int node, output; /* the node that computes it, and which of its outputs it is */
+    int scope;    /* the scope that keeps it: that of the last node that has it as an output (a sum is an output of the
+                         layernorm behind it too); of a layer's input that the layer before computes, the layer's */
     bool saved;   /* backward reads it */
-    bool added;   /* to another: no later node reads it */
-    bool cached;  /* in generation, that of the tokens seen before is kept: keys and values */
-    int gradient; /* the value whose gradient is also this one's: a sum and its addends have the same */
+    bool added;   /* it is added to another value; nodes after that sum do not read it */
+    bool cached;  /* keys and values, which generation keeps for the tokens before (KV cache) */
+    int gradient; /* the value whose gradient this one shares, or itself: a sum and its addends have one gradient */
 } loom_tape_value;
 
 typedef struct loom_tape_parameter {
@@ -53,18 +52,18 @@ struct loom_node {
     int parameter[LOOM_NODE_PARAMETERS]; /* indices; -1 */
     int64_t heads;                       /* attention's */
     loom_activation activation;          /* of a linear layer, or what an activation applies */
-    unsigned adds_in;                    /* the inputs, a bit each, whose gradients backward adds to what is there, */
-    unsigned adds_parameter;             /* and the parameters: others of the micro-batch have written them before */
-    int like;                            /* the first node that does the same with the same shapes */
+    unsigned adds_in, adds_parameter;    /* the inputs and the parameters, a bit each, to whose gradients backward adds,
+                                            as another node writes them before in every micro-batch */
+    int like;                            /* the first node of the same module and shapes */
 };
 
-/* Consecutive nodes, whose parameters are one bucket. */
+/* Consecutive nodes. The parameters of a scope are one bucket. */
 typedef struct loom_tape_scope {
     char prefix[40];                    /* of its parameters' names */
-    int first, last;                    /* nodes first .. last - 1 */
-    loom_value first_value, last_value; /* all that have this scope are among these */
-    int bucket;                         /* -1: it has no parameters */
-    bool is_layer;                      /* one of many alike, which policies of recomputation are about */
+    int first, last;                    /* its nodes: first .. last - 1 */
+    loom_value first_value, last_value; /* the values of this scope are among these */
+    int bucket;                         /* -1 where it has no parameters */
+    bool is_layer;                      /* policies of recomputation apply to it: there are many like it */
 } loom_tape_scope;
 
 struct loom_tape {
@@ -107,8 +106,8 @@ loom_value loom_attention(loom_tape *tape, loom_value qkv, int64_t heads);
 loom_value loom_activate(loom_tape *tape, loom_value x, loom_activation activation);
 /* x + delta. What comes later reads the sum, and x no more. */
 loom_value loom_sum(loom_tape *tape, loom_value x, loom_value delta);
-/* The same for a residual stream that grows with each sum: the weight of the linear layer that made delta is initialised for
- * that. */
+/* The same for a residual stream that grows with each sum: the weight of the linear layer that made delta is
+ * initialised for that. */
 loom_value loom_residual(loom_tape *tape, loom_value x, loom_value delta);
 /* The classifier, whose weight is the token embedding of this name, and the loss. */
 void loom_head(loom_tape *tape, loom_value x, const char *embedding);

@@ -2,8 +2,8 @@
 
 #include "gptloom/device.h"
 
-/* The tables that walk a sequence of ops without running it. Planning and preparing ask the device first whether it can
- * run the op. */
+/* The dispatch tables over which a model's code runs without computing: sizing, preparing and counting. Sizing and
+ * preparing first ask the device whether it can run the op. */
 
 const char *loom_op_name(loom_op op) {
     static const char *const names[] = {
@@ -34,7 +34,7 @@ static void prepare(loom_context *ctx, loom_op op, const void *arguments) {
     if (!ctx->device->ops->prepare(ctx->device, op, arguments, ctx->error)) ctx->failed = true;
 }
 
-#define WALK(name)                                                                                                     \
+#define TRAVERSE(name)                                                                                                 \
     static void plan_##name(loom_context *ctx, const struct loom_##name *arguments) {                                  \
         plan(ctx, LOOM_OP_##name, arguments);                                                                          \
     }                                                                                                                  \
@@ -44,8 +44,8 @@ static void prepare(loom_context *ctx, loom_op op, const void *arguments) {
     static void visit_##name(loom_context *ctx, const struct loom_##name *arguments) {                                 \
         ctx->visit(ctx->visitor, LOOM_OP_##name, arguments);                                                           \
     }
-LOOM_OP_LIST(WALK)
-#undef WALK
+LOOM_OP_LIST(TRAVERSE)
+#undef TRAVERSE
 
 const loom_ops *loom_planning_ops(void) {
 #define MEMBER(name) .name = plan_##name,

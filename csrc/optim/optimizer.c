@@ -3,13 +3,13 @@
 #include "base/check.h"
 #include "optim/decay.h"
 
-/* How many ranks share the update. */
+/* The number of ranks among which the update is divided. */
 static int sharers(const loom_gpt *gpt) {
     const loom_sharding *sharding = loom_gpt_get_sharding(gpt);
     return sharding->zero >= 1 ? sharding->ranks : 1;
 }
 
-/* Of all buckets, or of one rank's shares of them. */
+/* The elements that this rank updates: those of all buckets, or of its shares of them. */
 static int64_t elements_of_shards(const loom_gpt *gpt) {
     return loom_gpt_get_layout(gpt)->elements / sharers(gpt);
 }
@@ -40,8 +40,8 @@ int32_t loom_loss_scale_interval(const loom_precision *precision) {
     return precision->storage == LOOM_F16 ? 2000 : 0;
 }
 
-/* Runs the update's ops with another table. They take no workspace beyond the model's. */
-static bool walk_with(loom_optimizer *o, const loom_ops *ops, loom_error *error) {
+/* Runs the update over another table of ops, to size or prepare it. Its ops need no more workspace than the model's. */
+static bool visit_with(loom_optimizer *o, const loom_ops *ops, loom_error *error) {
     loom_context *ctx = loom_gpt_get_context(o->gpt);
     const loom_context before = *ctx;
     const loom_optimizer_hooks hooks = o->hooks;
@@ -58,7 +58,7 @@ static bool walk_with(loom_optimizer *o, const loom_ops *ops, loom_error *error)
 }
 
 bool loom_optimizer_prepare(loom_optimizer *o, loom_error *error) {
-    if (!walk_with(o, loom_planning_ops(), error) || !walk_with(o, loom_preparing_ops(), error)) return false;
+    if (!visit_with(o, loom_planning_ops(), error) || !visit_with(o, loom_preparing_ops(), error)) return false;
     loom_context *ctx = loom_gpt_get_context(o->gpt);
     const int64_t elements = elements_of_shards(o->gpt);
     const loom_dtype moment = loom_gpt_get_precision(o->gpt)->moment;
@@ -75,8 +75,9 @@ void loom_optimizer_take_losses(loom_optimizer *o, int64_t first, int64_t B) {
                       loom_gpt_get_loss_sums(o->gpt), (size_t)B * loom_dtype_size(statistics), LOOM_DEVICE_TO_DEVICE);
 }
 
-/* Of this rank's blocks: a shard is made of whole ones. Other ranks' are 0, so that the sum over ranks has all of them
- * without a rounding. */
+/* The sums of squares of the blocks in this rank's shards; a shard is made of whole blocks. Where ranks divide the
+ * update, the sums of other ranks' blocks are 0 here, so that the sum over ranks has each block's sum without rounding
+ * it. */
 void loom_optimizer_sum_squares(loom_optimizer *o) {
     loom_context *ctx = loom_gpt_get_context(o->gpt);
     const loom_layout *layout = loom_gpt_get_layout(o->gpt);
@@ -99,12 +100,13 @@ void loom_optimizer_sum_squares(loom_optimizer *o) {
     }
 }
 
-/* A range of a bucket's elements, in memory that begins with the shard's first one. */
+/* A range of a bucket's elements, in memory whose first element is the shard's first one. */
 static loom_view part(const loom_shard *shard, loom_element_range r, void *data, loom_dtype dtype) {
     return loom_view_1d(loom_element(data, r.first - shard->first, dtype), dtype, r.last - r.first);
 }
 
-/* Random numbers of stochastic rounding are numbered by bucket and place: the same for any number of ranks. */
+/* The counter of an element's random number in stochastic rounding follows from its bucket and its place there, and so
+ * does not depend on the number of ranks. */
 static int64_t random_place(int bucket, int64_t place) {
     return ((int64_t)bucket << 40) + place;
 }
@@ -127,7 +129,8 @@ static void update_part(loom_optimizer *o, int bucket, loom_element_range r, con
     ctx->ops->adamw(ctx, &a);
 }
 
-/* All of the shard at once, gaps too, if it does not have more ranges of decayed elements than an op is told of. */
+/* Updates a bucket's shard, with the gaps between its tensors, by one op, or by several where it has more ranges of
+ * elements that decay than one op takes. */
 static void update_bucket(loom_optimizer *o, int bucket) {
     const loom_shard *shard = loom_gpt_get_shard(o->gpt, bucket);
     const int64_t end = shard->first + shard->elements;

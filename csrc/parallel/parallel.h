@@ -4,21 +4,21 @@
 
 #include "gptloom/parallel.h"
 
-/* How gradients of micro-batches and ranks become one. */
+/* How the gradients of a step's micro-batches on all ranks are added up. */
 typedef enum loom_reduction {
-    LOOM_REDUCE_NOTHING, /* one rank; backward adds */
-    LOOM_REDUCE_ALL,     /* the last micro-batch: an all-reduce */
-    LOOM_REDUCE_SCATTER, /* the last micro-batch: a reduce-scatter */
-    LOOM_REDUCE_EACH,    /* each micro-batch: a reduce-scatter, and an addition */
-    LOOM_REDUCE_TREE     /* deterministic */
+    LOOM_REDUCE_NOTHING, /* there is one rank, and backward adds up its micro-batches */
+    LOOM_REDUCE_ALL,     /* backward adds, and the sums are all-reduced in the last micro-batch */
+    LOOM_REDUCE_SCATTER, /* the same, with a reduce-scatter */
+    LOOM_REDUCE_EACH,    /* each micro-batch's gradients are reduce-scattered, and added to the rank's share */
+    LOOM_REDUCE_TREE     /* in the order of a tree, for sums that do not depend on the number of ranks */
 } loom_reduction;
 
 loom_reduction loom_parallel_reduction(const loom_parallel *parallel);
 
-/* Lets the default stream's next work wait for an operation; a failure is kept. */
+/* What is put into the default stream from now on waits for an operation. A failure is kept in `parallel`. */
 void loom_parallel_wait(loom_parallel *parallel, loom_ticket *ticket);
 
-/* Whether the bucket is a block's. */
+/* Whether the bucket is a layer's. */
 bool loom_parallel_is_block(const loom_parallel *parallel, int bucket);
 
 /* out (count) = a + b, in the type of gradients. */

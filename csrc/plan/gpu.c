@@ -10,9 +10,9 @@
 #define GIB  0x1p30
 #define TERA 1e12
 
-/* Figures of NVIDIA's data sheets and architecture white papers. Tensor rates are dense ones and sum in fp32: a data sheet
- * that prints them "with sparsity" prints twice as much, and for GeForce those that sum in fp16 are twice as high, too. A
- * GB of memory is 2^30 bytes, as cards have it; of GDDR memory with ECC a sixteenth is not to be had. */
+/* Figures of NVIDIA's data sheets and architecture white papers. Tensor rates are dense ones and sum in fp32: a data
+ * sheet that prints them "with sparsity" prints twice as much, and for GeForce those that sum in fp16 are twice as
+ * high, too. A GB of memory is 2^30 bytes, as cards have it; of GDDR memory with ECC a sixteenth is not to be had. */
 static const loom_gpu gpus[] = {
     {"b200", "", "NVIDIA B200, 180 GB", 180 * GIB, 2250 * TERA, 1125 * TERA, 75 * TERA, 8.0 * TERA},
     {"h200", " h200-sxm ", "NVIDIA H200 SXM, 141 GB", 141 * GIB, 989 * TERA, 494 * TERA, 67 * TERA, 4.8 * TERA},

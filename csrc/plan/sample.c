@@ -9,8 +9,8 @@ static void add_step(loom_sample *s, loom_tape_step step) {
     s->step[s->n_steps++] = step;
 }
 
-/* All that a step runs where everything is kept, and after what runs forward, the part of it that needs its outputs alone, as
- * recomputing may run that. */
+/* All that a step runs where everything is kept, and after what runs forward, the part of it that needs its outputs
+ * alone, as recomputing may run that. */
 static void list_steps(loom_sample *s) {
     const loom_tape *t = &s->gpt->tape;
     for (int i = 0; i < s->gpt->train.n; i++) {

@@ -1,5 +1,5 @@
-/* A model of two layers, which stands for a deeper one when what a step runs is counted or timed: it runs all kinds of work
- * that a step of the deeper one is made of, whatever that one recomputes. */
+/* A model of two layers, which stands for a deeper one when what a step runs is counted or timed: it runs all kinds of
+ * work that a step of the deeper one is made of, whatever that one recomputes. */
 #ifndef LOOM_PLAN_SAMPLE_H
 #define LOOM_PLAN_SAMPLE_H
 
@@ -16,8 +16,8 @@ typedef struct loom_sample {
     int n_steps, parts;
 } loom_sample;
 
-/* Like the model that `config` and `setup` describe, but for its depth, its policy (it keeps everything) and that it does
- * not generate. It has no memory yet. */
+/* Like the model that `config` and `setup` describe, but for its depth, its policy (it keeps everything) and that it
+ * does not generate. It has no memory yet. */
 bool loom_sample_create(loom_sample *sample, const loom_gpt_config *config, const loom_gpt_setup *setup,
                         loom_device *device, loom_error *error);
 void loom_sample_destroy(loom_sample *sample);

@@ -63,8 +63,8 @@ static void keep(search *s, loom_suggestion settings) {
     s->found[s->n++] = settings;
 }
 
-/* Layers that segments run forward once more before each of them is recomputed: all but each segment's last one, and the last
- * segment's. */
+/* Layers that segments run forward once more before each of them is recomputed: all but each segment's last one, and
+ * the last segment's. */
 static int64_t forwards_again(const loom_recompute *recompute, int64_t n_layer) {
     const int64_t K = loom_recompute_segment(recompute, n_layer);
     return (n_layer - 1) / K * (K - 1);
@@ -98,8 +98,8 @@ static bool fits_with(const search *s, loom_suggestion *settings, int64_t B, boo
     return fits(s, settings) || (also_recomputing && recompute_more(s, settings));
 }
 
-/* The largest micro-batch, up to `most`, with which they fit, as they are or (`also_recomputing`) with some policy. Where
- * one sequence does not fit, no more do. */
+/* The largest micro-batch, up to `most`, with which they fit, as they are or (`also_recomputing`) with some policy.
+ * Where one sequence does not fit, no more do. */
 static bool take_less_at_a_time(const search *s, loom_suggestion *settings, int64_t most, bool also_recomputing) {
     int64_t B = fits_with(s, settings, 1, also_recomputing) ? most : 0;
     while (B >= 1 && !(loom_micro_batches_divide(s->plan->sequences, B, &s->plan->setup.sharding) &&

@@ -139,7 +139,7 @@ typedef struct loom_precision {
     loom_dtype moment;   /* AdamW's: fp32; bf16 is rounded stochastically */
 } loom_precision;
 
-/* What users say of it. */
+/* The same as users choose it, by flags. */
 typedef struct loom_precision_flags {
     loom_dtype dtype;     /* --dtype: fp32, bf16 or fp16 */
     bool master;          /* --master-weights */
@@ -147,8 +147,8 @@ typedef struct loom_precision_flags {
     loom_dtype gradient;  /* --grad-dtype: fp32 or bf16 */
 } loom_precision_flags;
 
-/* Whether a run may be so: bf16 alone can do without master weights, by stochastic rounding, or have gradients of weights
- * in 16 bits. The error names the flags. */
+/* Whether a run can have these types: bf16 alone can do without master weights, by stochastic rounding, or have gradients of
+ * weights in 16 bits. The error names the flags. */
 bool loom_precision_check(const loom_precision_flags *flags, loom_error *error);
 
 /* The precision of such a run on a device. On the oracle all is fp64. */
@@ -185,8 +185,8 @@ void loom_recompute_name(const loom_recompute *recompute, char name[LOOM_RECOMPU
 /* Blocks of a segment: 1 where each block is recomputed from its own input. */
 int64_t loom_recompute_segment(const loom_recompute *recompute, int64_t n_layer);
 
-/* The policies to choose among, from what computes nothing again to what computes most: none .. block, every:2 and so on,
- * sqrt; returns how many. A larger K than sqrt's would keep more and compute more. */
+/* The policies to choose among, from what computes nothing again to what computes most: none .. block, every:2 and so
+ * on, sqrt; returns how many. A larger K than sqrt's would keep more and compute more. */
 enum { LOOM_MOST_POLICIES = LOOM_RECOMPUTE_EVERY + 32 };
 int loom_recompute_policies(int64_t n_layer, loom_recompute policies[LOOM_MOST_POLICIES]);
 
@@ -219,8 +219,9 @@ typedef struct loom_gpt_hooks {
 
 typedef struct loom_gpt loom_gpt;
 
-/* A model on a device. Nothing but small host structures is allocated: workspace needs are found by walking the forward
- * and backward once with the planning table. A model for inference has no master weights, and generates. */
+/* Creates a model for a device. Only small host structures are allocated. How much workspace the model's ops need is
+ * found by running each kind of work of each mode once over the planning table. A model for inference has no master
+ * weights, and generates. */
 bool loom_gpt_create(loom_gpt **gpt, const loom_gpt_config *config, const loom_gpt_setup *setup, loom_device *device,
                      loom_error *error);
 void loom_gpt_destroy(loom_gpt *gpt);
@@ -228,21 +229,21 @@ void loom_gpt_destroy(loom_gpt *gpt);
 /* Takes all of the model's memory from an arena: once measuring, once for real. */
 void loom_gpt_lay_out(loom_gpt *gpt, loom_arena *arena);
 
-/* Makes the device's plans by walking the step once with the preparing table. Best done before the model's memory is
- * taken, as devices measure in memory of their own. */
+/* Makes the device's plans, by running each kind of work once over the preparing table. It is best done before the
+ * model's memory is taken, as devices measure in memory of their own. */
 bool loom_gpt_make_plans(loom_gpt *gpt, loom_error *error);
 
-/* After the real lay-out: makes the device's plans if they are not made, takes the host memory to offload to, clears what
- * must start as zero, and sets the loss scale to 1. */
+/* After the real lay-out: makes the device's plans if they are not made, takes the host memory to offload to, clears
+ * what must start as zero, and sets the loss scale to 1. */
 bool loom_gpt_prepare(loom_gpt *gpt, loom_error *error);
 
-/* The published initialisation: weights normal(0, 0.02), GPT-2's residual projections scaled by 1/sqrt(2 n_layer), positions
- * like weights; biases 0, layernorms 1. An element's value depends on its bucket and its place there. Of the model's
- * shards: what else it reads is to be gathered. */
+/* The published initialisation: weights normal(0, 0.02), GPT-2's residual projections scaled by 1/sqrt(2 n_layer),
+ * positions like weights; biases 0, layernorms 1. An element's value depends on its bucket and its place there. Only
+ * the model's shards are written: the weights that it reads beside these are to be gathered afterwards. */
 bool loom_gpt_initialise(loom_gpt *gpt, uint64_t seed, loom_error *error);
 
-/* After the master weights were written by others than the optimizer: makes the weights of the model's shards their
- * rounded copy. Does nothing where there is no master beside them. */
+/* Makes the weights of the model's shards the rounded copy of the master weights, after these were written by something
+ * other than the optimizer. It does nothing where there are no separate master weights. */
 void loom_gpt_copy_master(loom_gpt *gpt);
 
 const loom_gpt_config *loom_gpt_get_config(const loom_gpt *gpt);
@@ -272,13 +273,13 @@ void *loom_gpt_get_loss_sums(loom_gpt *gpt);       /* (B), likewise: of each seq
 loom_scalars *loom_gpt_get_scalars(loom_gpt *gpt); /* device memory */
 void loom_gpt_set_hooks(loom_gpt *gpt, const loom_gpt_hooks *hooks);
 
-/* Copies a micro-batch of ids, (B,T) each, to where the model reads it, from the host or from device memory. A target of
- * -1 is none. */
+/* Copies a micro-batch of ids, (B,T) each, to where the model reads it, from the host or from device memory. A target
+ * of -1 is none. */
 void loom_gpt_set_batch(loom_gpt *gpt, const int32_t *tokens, const int32_t *targets, loom_copy_kind kind);
 
-/* A micro-batch of training: forward, losses (B,T) and their sums over each sequence (B), and backward, which writes the parameters' gradients, or with
- * `accumulate` adds to them. Losses and the gradients of activations do not depend on how many rows of logits there are at a
- * time; the classifier's weight gradient does in the order of its additions. */
+/* A micro-batch of training: forward, losses (B,T) and their sums over each sequence (B), and backward, which writes
+ * the parameters' gradients, or with `accumulate` adds to them. Losses and the gradients of activations do not depend
+ * on how many rows of logits there are at a time; the classifier's weight gradient does in the order of its additions. */
 void loom_gpt_train(loom_gpt *gpt, bool accumulate);
 
 /* Its losses alone. */
@@ -298,14 +299,14 @@ typedef struct loom_sampling {
     uint64_t seed;
 } loom_sampling;
 
-/* Draws from logits (n) as `sampling` says; the random number is that of `step`. `scratch` holds 2n floats. -1 where a logit
- * is NaN or +infinity, or all are -infinity. */
+/* Draws from logits (n) as `sampling` says; the random number is that of `step`. `scratch` holds 2n floats. -1 where a
+ * logit is NaN or +infinity, or all are -infinity. */
 int32_t loom_sample_logits(const float *logits, int64_t n, const loom_sampling *sampling, uint32_t step,
                            float *scratch);
 
 /* Continues `prompt` (at least one token) by up to `count` tokens, handing each to `emit`, which may return false to
- * stop. Of a longer prompt the model sees the last T tokens. When the context is full its older half is dropped and the rest
- * run again. */
+ * stop. Of a longer prompt the model sees the last T tokens. When the context is full its older half is dropped and the
+ * rest run again. */
 bool loom_gpt_generate(loom_gpt *gpt, const int32_t *prompt, int64_t n_prompt, int64_t count,
                        const loom_sampling *sampling, bool (*emit)(void *user, int32_t token), void *user,
                        loom_error *error);

@@ -2,15 +2,16 @@
  * weights that were updated share by share become whole again (loom_sharding, in model.h, says what a rank holds).
  *
  *   zero 0  whole gradients are all-reduced, each bucket as soon as the last micro-batch's backward has written it
- *   zero 1  the same, but each rank gets its share of the sum alone, updates it, and weights are gathered again
+ *   zero 1  the same, but each rank gets only its share of the sum and updates that; weights are gathered afterwards
  *   zero 2  each micro-batch's gradients are reduce-scattered, and added to the rank's share
- *   zero 3  and blocks' weights are gathered when they are used, one block ahead of computing
- *   deterministic   a sum's bits depend on the step's micro-batches alone, however many ranks have run them: they are
- *           leaves of a binary tree, in their order. A rank's own are a subtree, for which it keeps log2 of their number
- *           further gradients; across ranks each gets all ranks' sums of its share and adds them as the tree says
+ *   zero 3  and layers' weights are gathered when they are used, one layer ahead of computing
+ *   deterministic   the bits of a sum depend on the step's micro-batches only, and not on how many ranks ran them. The
+ *           micro-batches are the leaves of a binary tree, in their order. Those of one rank are a subtree, for whose sums
+ *           the rank keeps log2 of their number further gradients. Then each rank receives all ranks' sums of its share,
+ *           and adds them in the order of the tree
  *
- * All of it happens in the hooks of the model and the optimizer, beside computing where that goes on (gptloom/comm.h).
- * Failures are kept until they are asked for. */
+ * All of this happens in the hooks of the model and the optimizer, and runs beside computing where the communicator can
+ * (gptloom/comm.h). A failure is kept until loom_parallel_ok is asked. */
 #ifndef GPTLOOM_PARALLEL_H
 #define GPTLOOM_PARALLEL_H
 
@@ -21,11 +22,11 @@
 extern "C" {
 #endif
 
-/* Whether so many ranks can have one rank's bits: 2^n, up to LOOM_MAX_DETERMINISTIC_RANKS. */
+/* Whether so many ranks can compute the same bits as one rank: powers of two up to LOOM_MAX_DETERMINISTIC_RANKS. */
 bool loom_ranks_can_be_alike(int64_t ranks);
 
-/* Whether a step of so many sequences is made of whole micro-batches of B, the same number on each rank; and where sums
- * are those of a tree, of 2^n of them on 2^m ranks. */
+/* Whether a step of so many sequences can be cut into micro-batches of B sequences, the same number on each rank; for
+ * deterministic sums both numbers have to be powers of two. */
 bool loom_micro_batches_divide(int64_t sequences, int64_t B, const loom_sharding *sharding);
 
 /* Micro-batches of each rank in such a step. */
@@ -43,7 +44,7 @@ typedef struct loom_parallel {
     int64_t micro_batch;   /* the one that runs */
     bool failed;
     loom_error failure;
-    /* Gradients. A place (loom_gpt_place) has what one of its buckets needs on the way. */
+    /* Gradients. Buckets that share a place (loom_gpt_place) take turns with the memory of these. */
     int levels;
     void *level[LOOM_MOST_LEVELS]; /* deterministic: sums of 1, 2, 4 .. micro-batches, in the layout */
     void *arrived[LOOM_PLACES]; /* zero 2, 3: a share of the sum over ranks; deterministic: other ranks' sums of it */
@@ -72,11 +73,11 @@ void loom_parallel_begin(loom_parallel *parallel, int64_t i);
 /* Whether backward adds a further micro-batch's gradients itself (loom_gpt_train's accumulate). */
 bool loom_parallel_accumulates(const loom_parallel *parallel);
 
-/* Whether the hooks do nothing in micro-batch `i` but wait for weights: it can then be captured, and after
- * loom_parallel_settle() launched. */
+/* Whether the hooks exchange nothing in micro-batch `i`, and at most wait for weights. Such a micro-batch can be
+ * captured as a graph; it is launched after loom_parallel_settle(). */
 bool loom_parallel_is_quiet(const loom_parallel *parallel, int64_t i);
 
-/* Likewise in the update, once the sums of all ranks are there: where no weights are shared out. */
+/* The same of the update, once each rank has the sums of all: true where weights are not sharded. */
 bool loom_parallel_updates_quietly(const loom_parallel *parallel);
 
 /* After the last backward: the default stream's next work finds the sums of all gradients. */

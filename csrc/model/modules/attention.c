@@ -2,8 +2,8 @@
 
 #include <math.h>
 
-/* Causal self-attention, softmax(q k^T / sqrt(D)) v, of queries, keys and values that lie side by side: (B,T,3,H,D). While
- * generating, keys and values are those of all tokens seen. */
+/* Causal self-attention, softmax(q k^T / sqrt(D)) v, of queries, keys and values that lie side by side: (B,T,3,H,D).
+ * While generating, keys and values are those of all tokens seen. */
 
 loom_value loom_attention(loom_tape *t, loom_value qkv, int64_t heads) {
     const loom_value out = loom_tape_value_add(t, LOOM_VALUE_ROWS, loom_tape_columns(t, qkv) / 3);

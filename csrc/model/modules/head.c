@@ -4,12 +4,13 @@
 
 #include <string.h>
 
-/* The classifier, logits = x @ weight^T with a weight that is a token embedding too (Press and Wolf, 2017), and the loss.
+/* The classifier, logits = x @ weight^T with a weight that is a token embedding too (Press and Wolf, 2017), and the
+ * loss.
  *
- * Of all rows' logits only a chunk exists at a time. A training step's forward does with each chunk all that there is to do,
- * backward too: losses, the gradient of x, and the weight's; last it sums each sequence's losses. An evaluation's leaves the
- * losses, generation's the logits of the last row. Losses and the gradient of x do not depend on the size of a chunk; the weight's gradient does in the order of its
- * additions. */
+ * Of all rows' logits only a chunk exists at a time. A training step's forward does with each chunk all that there is
+ * to do, backward too: losses, the gradient of x, and the weight's; last it sums each sequence's losses. An
+ * evaluation's leaves the losses, generation's the logits of the last row. Losses and the gradient of x do not depend
+ * on the size of a chunk; the weight's gradient does in the order of its additions. */
 
 void loom_head(loom_tape *t, loom_value x, const char *embedding) {
     loom_node *n = loom_tape_node_add(t, &loom_module_head);
