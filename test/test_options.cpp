@@ -297,6 +297,25 @@ TEST_F(Options, FilesOfOtherEditorsAndOfOlderRunsAreRead) {
     EXPECT_DOUBLE_EQ(options.min_lr, 1e-4);
 }
 
+TEST_F(Options, FilesHaveAVersionOfTheirFormat) {
+    char *text = nullptr;
+    size_t size = 0;
+    ASSERT_TRUE(loom_train_options_text(&options, &text, &size, &error)) << error.message;
+    const std::string written(text, size);
+    free(text);
+    EXPECT_NE(written.find("\nformat-version = 1\n"), std::string::npos) << written.substr(0, 200);
+    EXPECT_TRUE(read(written)) << error.message;
+    EXPECT_TRUE(read("format-version = 1\nlr = 1e-3\n")) << error.message;
+    EXPECT_TRUE(read("format_version = 1\nlr = 1e-3\n")) << error.message;
+    for (const char *line : {"format-version = 2", "format-version = 99999999999999999999"}) {
+        EXPECT_FALSE(read(std::string("lr = 1e-3\n") + line));
+        EXPECT_NE(std::string(error.message).find(":2: was written by a newer gptloom"), std::string::npos)
+            << error.message;
+    }
+    for (const char *line : {"format-version = 0", "format-version = x", "format-version =", "format-version = 1.5"})
+        EXPECT_FALSE(read(line)) << line;
+}
+
 /* What only followed from other options is a record, and no option. */
 TEST_F(Options, WhatFollowsIsKeptApart) {
     set_all({{"data", "a"}, {"lr", "1e-2"}, {"steps", "100"}});

@@ -519,55 +519,6 @@ TEST(Suggestions, StandInTheError) {
     refusal([&](loom_error *error) { return loom_plan_check(&plan, error); }, {"this would fit: --dtype bf16"});
 }
 
-/* ---------------------------------------------------------------------------------------------------------- choosing */
-
-TEST(Choice, IsTheFastestThatFits) {
-    const Device device = open_device("definition");
-    const loom_gpt_config config = gpt_shape(9, 2, 32, 64, 61);
-    const auto setup = setup_of(4, 64);
-    loom_cost cost;
-    require([&](loom_error *error) {
-        return loom_cost_by_op(&cost, &config, setup, device.get(), bytes_of, nullptr, error);
-    });
-    std::map<std::string, size_t> memory;
-    for (const loom_recompute &recompute : policies_of(config.n_layer)) {
-        auto with = setup;
-        with.recompute = recompute;
-        memory[name_of(recompute)] = plan_of(config, with, device.get(), 8).arena.used;
-    }
-    const auto chosen = [&](size_t available) {
-        loom_plan plan;
-        require([&](loom_error *error) {
-            return loom_plan_choose(&plan, &config, setup, device.get(), 8, available, &cost, error);
-        });
-        EXPECT_LE(plan.arena.used, available);
-        return name_of(plan.recompute);
-    };
-    for (const char *name : {"none", "act", "norm", "block-attn", "block"}) {
-        EXPECT_EQ(chosen(memory[name]), name);
-        EXPECT_EQ(chosen(memory[name] + 1000), name);
-    }
-    EXPECT_EQ(chosen(memory["every:2"]), "every:2");
-    size_t least = SIZE_MAX;
-    for (const auto &[name, bytes] : memory) least = std::min(least, bytes);
-    /* Where another policy is faster, it is taken though more would fit. */
-    for (int i = 0; i < cost.n; i++) {
-        const int64_t *key = cost.work[i].key;
-        const bool reads_inputs = key[LOOM_COST_KEY - 1] != 0;
-        if (std::string((const char *)key, sizeof *key) == "layernor" && key[LOOM_COST_KEY - 2] == LOOM_STEP_FORWARD &&
-            !reads_inputs)
-            cost.work[i].amount = -1e9;
-    }
-    EXPECT_EQ(chosen(memory["none"]), "norm");
-
-    loom_plan plan;
-    refusal(
-        [&](loom_error *error) {
-            return loom_plan_choose(&plan, &config, setup, device.get(), 8, least - 1, &cost, error);
-        },
-        {"--memory", "MiB are needed", "would fit: --micro-batch 2"});
-}
-
 /* -------------------------------------------------------------------------------------------------------------- GPUs */
 
 TEST(Gpus, HaveNamesOfTheirOwnAndAllFigures) {

@@ -14,8 +14,19 @@ loom_recompute policy(const std::string &name) {
     return recompute;
 }
 
-const char *const policies[] = {"act",     "norm",    "block-attn", "block",   "every:1", "every:2",
-                                "every:3", "every:4", "every:5",    "every:9", "sqrt"};
+const char *const policies[] = {"act",
+                                "norm",
+                                "block-attn",
+                                "block",
+                                "every:1",
+                                "every:2",
+                                "every:3",
+                                "every:4",
+                                "every:5",
+                                "every:9",
+                                "sqrt",
+                                "sets:a5*2,331*1,0*1,7e*1",
+                                "sets:100*1,44*3,fff*1"};
 
 /* What a model's device chose by measuring, to be given to the next one. */
 std::string choices_of(const Model &model) {
@@ -227,7 +238,7 @@ TEST(Memory, ThePlanIsTheArenasUse) {
 
 /* Training leaves nothing in the memory of samples, nor samples in training's. */
 TEST(Samples, AreTheSameUnderEveryPolicy) {
-    const loom_gpt_config shape = gpt_shape(4, 2, 16, T, 61);
+    const loom_gpt_config shape = gpt_shape(5, 2, 16, T, 61);
     const std::vector<int32_t> tokens = random_ids(B * T, 61, 1), targets = random_ids(B * T, 61, 2);
     const auto logits_and_gradients = [&](const char *name) {
         ModelOptions options;
@@ -303,7 +314,8 @@ TEST(LogitsRows, ChangeNoLossOnAGpu) {
 /* ------------------------------------------------------------------------------------------------------------- names */
 
 TEST(Names, AreReadAndWritten) {
-    for (const char *name : {"none", "act", "norm", "block-attn", "block", "every:7", "sqrt", "auto"}) {
+    for (const char *name : {"none", "act", "norm", "block-attn", "block", "every:7", "sqrt", "auto", "sets:0*1",
+                             "sets:ffffffff*2147483647,1*1,a*12,0*1"}) {
         const loom_recompute recompute = policy(name);
         char text[LOOM_RECOMPUTE_NAME];
         loom_recompute_name(&recompute, text);
@@ -312,8 +324,30 @@ TEST(Names, AreReadAndWritten) {
 }
 
 TEST(Names, WhatIsNoPolicyIsRefused) {
-    for (const char *text : {"", "every", "every:", "every:0", "every:-1", "every:2x", "every:99999999999999999999",
-                             "every:K", "blocks", "None"})
+    for (const char *text : {"",
+                             "every",
+                             "every:",
+                             "every:0",
+                             "every:-1",
+                             "every:2x",
+                             "every:99999999999999999999",
+                             "every:K",
+                             "blocks",
+                             "None",
+                             "sets",
+                             "sets:",
+                             "sets:1f",
+                             "sets:1f*",
+                             "sets:1f*0",
+                             "sets:*3",
+                             "sets:1f*3,",
+                             "sets:0x1f*3",
+                             "sets:-1*3",
+                             "sets:1f*-3",
+                             "sets:1ffffffff*3",
+                             "sets:1*2147483648",
+                             "sets:1*1,2*1,3*1,4*1,5*1",
+                             "sets:1f*3 "})
         refusal(
             [text](loom_error *error) {
                 loom_recompute recompute;

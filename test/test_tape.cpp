@@ -10,6 +10,10 @@ extern "C" {
 #include <map>
 #include <set>
 
+#if defined(__SANITIZE_ADDRESS__)
+#    include <sanitizer/asan_interface.h>
+#endif
+
 namespace {
 
 using namespace support;
@@ -64,11 +68,20 @@ struct Policy {
     loom_recompute recompute;
 };
 
-std::vector<Policy> policies() {
+/* The named ones, and sets of values that come as they may. */
+std::vector<Policy> policies(int64_t layers) {
     std::vector<Policy> all;
     for (const char *name : {"none", "act", "norm", "block-attn", "block", "every:2", "every:3", "sqrt"}) {
         Policy p = {name, {}};
         require([&](loom_error *error) { return loom_recompute_parse(name, &p.recompute, error); });
+        all.push_back(p);
+    }
+    for (uint32_t i = 1; i <= 20; i++) {
+        Policy p = {"sets " + std::to_string(i), {LOOM_RECOMPUTE_SETS}};
+        const int32_t first = (int32_t)layers / 2;
+        for (const int32_t blocks : {first, (int32_t)layers - first})
+            if (blocks > 0)
+                p.recompute.set[p.recompute.n_sets++] = {(i * 2654435761u >> (4 + p.recompute.n_sets)) % 4096, blocks};
         all.push_back(p);
     }
     return all;
@@ -135,7 +148,7 @@ TEST_F(ScheduleTest, PoliciesKeepSetsOfWhatBackwardReads) {
         {"norm", x + statistics + ", " + qkv + attention + ", " + x + statistics + ", linear.out"},
         {"act", x + norm + ", " + qkv + attention + ", " + x + norm + ", linear.out"},
         {"none", x + norm + ", " + qkv + attention + ", " + x + norm + ", linear.out, linear.activated"}};
-    for (const Policy &p : policies()) {
+    for (const Policy &p : policies(tape.n_layers)) {
         if (!expected.count(p.name)) continue;
         schedule_for(p.recompute);
         EXPECT_EQ(kept(), expected.at(p.name)) << p.name;
@@ -147,7 +160,7 @@ TEST_F(ScheduleTest, PoliciesKeepSetsOfWhatBackwardReads) {
 TEST_F(ScheduleTest, NothingReadsWhatIsNotThere) {
     for (const auto &[layers, architecture] : shapes()) {
         make(layers, architecture);
-        for (const Policy &p : policies()) {
+        for (const Policy &p : policies(tape.n_layers)) {
             schedule_for(p.recompute);
             const int K = (int)loom_recompute_segment(&p.recompute, layers);
             const auto layer_of = [&](int scope) { return tape.scope[scope].is_layer ? scope - tape.first_layer : -1; };
@@ -225,7 +238,7 @@ TEST_F(ScheduleTest, RecomputesNoMoreThanItsPolicySays) {
 TEST_F(ScheduleTest, NothingOverwritesWhatIsStillToBeRead) {
     for (const auto &[layers, architecture] : shapes()) {
         make(layers, architecture);
-        for (const Policy &p : policies())
+        for (const Policy &p : policies(tape.n_layers))
             for (const auto &[offloads, late] : {std::pair<bool, bool>{false, false}, {true, false}, {true, true}}) {
                 const int K = (int)loom_recompute_segment(&p.recompute, layers);
                 if (offloads && loom_segments_that_leave(&tape, K) <= 0) continue;
@@ -308,6 +321,40 @@ TEST_F(ScheduleTest, NothingOverwritesWhatIsStillToBeRead) {
         loom_tape_schedule_destroy(&schedule);
         loom_tape_destroy(&tape);
     }
+}
+
+/* While a node runs, memory of values that it neither reads nor writes is poisoned, and so is what lies behind each. */
+TEST_F(ScheduleTest, AStepTouchesOnlyItsValuesUnderAddressSanitizer) {
+#if defined(__SANITIZE_ADDRESS__)
+    make(3);
+    schedule_for({LOOM_RECOMPUTE_NORM});
+    loom_buffers buffers;
+    const loom_buffer_sizes sizes = {24, 4, 4, 2400, keep.data(), false, 1, false};
+    require([&](loom_error *error) { return loom_buffers_find(&buffers, &tape, &schedule, &sizes, error); });
+    std::vector<char> memory(buffers.bytes);
+    char *base = memory.data();
+    int poisoned = 0;
+    for (int i = 0; i < schedule.n; i++) {
+        const loom_tape_step &step = schedule.step[i];
+        if (step.kind != LOOM_STEP_FORWARD) continue;
+        const loom_node &node = tape.node[step.index];
+        loom_buffers_fence(&buffers, &tape, &step, base);
+        for (int k = 0; k < LOOM_NODE_OUTPUTS; k++) {
+            if (!(step.wanted >> k & 1)) continue;
+            const loom_value v = node.out[k];
+            EXPECT_EQ(__asan_region_is_poisoned(base + buffers.value[v], buffers.size[v]), nullptr) << name_of(v);
+            EXPECT_TRUE(__asan_address_is_poisoned(base + buffers.value[v] + buffers.size[v])) << name_of(v);
+        }
+        for (loom_value v = 0; v < tape.n_values; v++)
+            poisoned += __asan_region_is_poisoned(base + buffers.value[v], buffers.size[v]) != nullptr;
+    }
+    EXPECT_GT(poisoned, schedule.n);
+    loom_buffers_fence(&buffers, &tape, nullptr, base);
+    EXPECT_EQ(__asan_region_is_poisoned(base, buffers.bytes - LOOM_ARENA_ALIGNMENT), nullptr);
+    loom_buffers_destroy(&buffers);
+#else
+    GTEST_SKIP() << "poisoned memory needs a build with AddressSanitizer";
+#endif
 }
 
 } // namespace

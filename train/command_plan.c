@@ -79,7 +79,7 @@ static void adapt_flags(loom_flag *flags) {
             flag->default_value = "auto";
             flag->help =
                 "look at this policy alone: none, act, norm, block-attn, block, every:K, sqrt; auto: at all of "
-                "them";
+                "them, and at sets of values where these are faster";
         }
         if (!strcmp(flag->name, "ranks")) {
             flag->derived = "1";
@@ -206,6 +206,19 @@ static bool add_policy(loom_plan_answer *a, const loom_recompute *recompute, loo
     return true;
 }
 
+/* What `--recompute auto` would take, where that is none of the named policies. */
+static bool add_sets(loom_plan_answer *a, loom_error *error) {
+    const loom_recompute found_here = {.kind = LOOM_RECOMPUTE_AUTO};
+    const loom_gpt_setup setup = loom_planning_setup(&a->planning, &a->precision, &found_here, a->micro_batch);
+    loom_plan plan;
+    if (a->speed == LOOM_SPEED_UNKNOWN ||
+        !loom_plan_choose(&plan, &a->planning.config, &setup, a->device, a->planning.options.batch, a->available,
+                          &a->seconds, NULL) ||
+        plan.recompute.kind != LOOM_RECOMPUTE_SETS)
+        return true;
+    return add_policy(a, &plan.recompute, error);
+}
+
 /* The fastest policy that fits; where speeds are not known, that of the fewest operations; where none fits, that of the
  * least memory. */
 static const loom_plan_policy *best_of(const loom_plan_answer *a) {
@@ -228,13 +241,15 @@ static bool find_answer(loom_plan_answer *a, const char *model, const settings *
         !loom_recompute_parse(o->recompute, &policies[0], error))
         return false;
     int n = 1;
-    if (policies[0].kind == LOOM_RECOMPUTE_AUTO) n = loom_recompute_policies(o->n_layer, policies);
+    const bool any = policies[0].kind == LOOM_RECOMPUTE_AUTO;
+    if (any) n = loom_recompute_policies(o->n_layer, policies);
     a->sharding = loom_train_options_sharding(o);
     if (!open_device(a, mine->on, error) || !loom_planning_precision(&a->planning, a->device, &a->precision, error) ||
         !settle_micro_batch(a, &policies[0], error) || !find_costs(a, mine->measure, error))
         return false;
     for (int i = 0; i < n; i++)
         if (!add_policy(a, &policies[i], error)) return false;
+    if (any && !add_sets(a, error)) return false;
     a->best = best_of(a);
     return true;
 }

@@ -3,6 +3,7 @@
 #include "base/file.h"
 #include "base/plural.h"
 #include "base/printable.h"
+#include "graph/graph.h"
 #include "progress.h"
 
 #include <cjson/cJSON.h>
@@ -45,15 +46,41 @@ static const char *verdict(const loom_plan_answer *a, const loom_plan_policy *p)
 }
 
 static void show_policies(const loom_plan_answer *a) {
-    printf("\n  %-12s %12s %12s %12s\n", "recompute", "MiB", "extra FLOPs", "tokens/s");
+    int width = 12;
+    for (int i = 0; i < a->n_policies; i++) {
+        char name[LOOM_RECOMPUTE_NAME];
+        loom_recompute_name(&a->policy[i].recompute, name);
+        if ((int)strlen(name) > width) width = (int)strlen(name);
+    }
+    printf("\n  %-*s %12s %12s %12s\n", width, "recompute", "MiB", "extra FLOPs", "tokens/s");
     for (int i = 0; i < a->n_policies; i++) {
         const loom_plan_policy *p = &a->policy[i];
         char name[LOOM_RECOMPUTE_NAME], speed[16] = "-";
         loom_recompute_name(&p->recompute, name);
         if (a->speed != LOOM_SPEED_UNKNOWN) loom_format_count(speed, sizeof speed, p->tokens_per_s);
-        printf("  %-12s %12.1f %11.1f%% %12s  %s\n", name, (double)(p->plan.arena.used + a->device->reserved) / 0x1p20,
-               100 * p->extra_flops, speed, verdict(a, p));
+        printf("  %-*s %12.1f %11.1f%% %12s  %s\n", width, name,
+               (double)(p->plan.arena.used + a->device->reserved) / 0x1p20, 100 * p->extra_flops, speed, verdict(a, p));
     }
+}
+
+/* Which values sets hold. */
+static void show_sets(const loom_plan_answer *a, const loom_plan_policy *p) {
+    loom_graph graph;
+    loom_gpt_setup setup = p->plan.setup;
+    setup.precision = &a->precision;
+    if (!loom_graph_make(&graph, a->planning.name, &a->planning.config, &setup, a->device, NULL)) return;
+    printf("\n");
+    for (int i = 0, layer = 0; i < p->recompute.n_sets; layer += p->recompute.set[i++].blocks) {
+        const int blocks = p->recompute.set[i].blocks;
+        char kept[800];
+        loom_graph_kept(&graph, layer, kept, sizeof kept);
+        printf("%s %x: ", i ? "    " : "sets", (unsigned)p->recompute.set[i].values);
+        if (layer + blocks == a->planning.config.n_layer && blocks == 1 && !p->recompute.set[i].values)
+            printf("the last layer keeps nothing, as all of it is still there when backward begins\n");
+        else
+            printf("%d layer%s keep%s %s\n", blocks, loom_plural(blocks), blocks == 1 ? "s" : "", kept);
+    }
+    loom_graph_free(&graph);
 }
 
 /* What the figures are made of. */
@@ -82,6 +109,8 @@ bool loom_plan_answer_show(const loom_plan_answer *a) {
     show_training(a);
     show_memory(a);
     show_policies(a);
+    for (int i = 0; i < a->n_policies; i++)
+        if (a->policy[i].recompute.kind == LOOM_RECOMPUTE_SETS) show_sets(a, &a->policy[i]);
     show_grounds(a);
     if (!a->best->fits) {
         loom_recompute_name(&a->best->recompute, name);

@@ -27,7 +27,7 @@ typedef struct loom_plan_answer {
     loom_cost flops, seconds;
     loom_speed speed;
     loom_error unmeasured; /* why the speed is not known */
-    loom_plan_policy policy[LOOM_MOST_POLICIES];
+    loom_plan_policy policy[LOOM_MOST_POLICIES + 1]; /* the named ones, and sets of values that are faster */
     int n_policies;
     const loom_plan_policy *best; /* the fastest that fits; if none fits, the smallest */
 } loom_plan_answer;

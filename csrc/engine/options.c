@@ -17,6 +17,11 @@
 /* The longest string that a config file can hold; and the file. */
 enum { LONGEST_STRING = PATH_MAX, LARGEST_FILE = 16 << 20 };
 
+/* The first line of a file says which version of this format it has. Files without it are older than that, and are read
+ * as version 1; of a later version none can be read. */
+#define FORMAT "format-version"
+enum { FORMAT_VERSION = 1 };
+
 /* What follows from other options is written in a section of its own, in which a file is not read as options: a run that
  * goes on with another --lr has another --min-lr, unless that was given. The micro-batch stays where it can. All else that
  * was settled when a run began stays, as its bits depend on it. */
@@ -31,7 +36,6 @@ static const char *const follow[] = {"micro-batch", "steps", "min-lr", "warmup",
 /* In the order of loom_schedule_kind, loom_gpt_activation, ...: a choice is its place. */
 static const char *const schedules[] = {"cosine", "linear", "wsd", "constant", NULL};
 static const char *const activations[] = {"gelu", "relu", NULL};
-static const char *const architectures[] = {"gpt2", "gpt1", NULL};
 static const char *const devices[] = {"auto", "cpu", "cuda", "definition", "oracle", NULL};
 static const char *const dtypes[] = {"fp32", "bf16", "fp16", NULL};
 static const char *const fp32_or_bf16[] = {"fp32", "bf16", NULL};
@@ -77,7 +81,7 @@ static const loom_flag table[] = {
     {.name = "activation", .type = LOOM_FLAG_CHOICE, AT(activation), .choices = activations, .unset = -1,
      .derived = "gelu; of --init, its own", .metavar = "NAME", .group = "Model",
      .help = "of the MLP: gelu (GPT-2's, the tanh form) or relu"},
-    {.name = "architecture", .type = LOOM_FLAG_CHOICE, AT(architecture), .choices = architectures, .unset = -1,
+    {.name = "architecture", .type = LOOM_FLAG_CHOICE, AT(architecture), .choices = loom_gpt_architecture_names, .unset = -1,
      .derived = "the model's; of --init, its own; else gpt2", .metavar = "NAME", .group = "Model",
      .help = "gpt2 (layernorms before attention and MLP, and at the end) or gpt1 (behind them)"},
     {.name = "init", .type = LOOM_FLAG_STRING, AT(init), .derived = "GPT-2's random initialisation",
@@ -207,7 +211,8 @@ static const loom_flag table[] = {
      .group = "Memory",
      .help = "what backward computes once more instead of keeping it, to the same bits: none, act (the activation), norm "
              "(and layernorms), block-attn (blocks, but for attention), block, every:K (segments of K blocks), sqrt (the K "
-             "that keeps least), or auto (the fastest that fits, measured at the start)"},
+             "that keeps least), or auto (the fastest that fits, measured at the start; it also tries sets of values, which "
+             "it then names sets:1f*8,3*4)"},
     {.name = "offload", .type = LOOM_FLAG_CHOICE, AT(offload), .choices = offloads, .default_value = "none",
      .metavar = "NAME", .group = "Memory",
      .help = "activations: what --recompute keeps waits in host memory for backward, copied out and back beside the "
@@ -326,12 +331,22 @@ static bool take_val_batches(reading *file) {
     return true;
 }
 
+static bool check_version(const char *text, const char *where, loom_error *error) {
+    char *end;
+    const long long version = strtoll(text, &end, 10);
+    if (end == text || *end || version < 1) return loom_fail(error, "%s" FORMAT ": '%.60s' is no version", where, text);
+    return version <= FORMAT_VERSION ||
+           loom_fail(error, "%swas written by a newer gptloom (format %lld, this one reads %d)", where, version,
+                     FORMAT_VERSION);
+}
+
 static bool take_option(reading *file, const char *name, const char *value) {
     char where[300];
     if (file->in_derived && file->directory && !strcmp(name, DIRECTORY))
         snprintf(file->directory, PATH_MAX, "%s", value);
     if (file->in_derived && (!file->has_derived || !strcmp(name, DIRECTORY))) return true;
     snprintf(where, sizeof where, "%.256s:%d: ", file->path, file->line);
+    if (!strcmp(name, FORMAT) || !strcmp(name, "format_version")) return check_version(value, where, file->error);
     if (!strcmp(name, "val-batches")) {
         char *end;
         file->val_batches = strtoll(value, &end, 10);
@@ -485,6 +500,7 @@ static bool make_text(const loom_train_options *given, const loom_train_options 
     bool ok = fprintf(out, "; A run of gptloom " LOOM_VERSION
                            ": all its options. 'gptloom train --config FILE' reads such a file.\n") >= 0;
     if (ok && device) ok = fprintf(out, "; On %s: %s.\n", device->name, LOOM_PRINTABLE(device->description)) >= 0;
+    if (ok) ok = fprintf(out, FORMAT " = %d\n", FORMAT_VERSION) >= 0;
     for (int i = 0; ok && i < ROWS; i++) {
         if (i == 0 || strcmp(table[i].group, table[i - 1].group)) ok = fprintf(out, "\n; %s\n", table[i].group) >= 0;
         if (ok && is_written(&table[i], options) && !follows(&table[i], given))

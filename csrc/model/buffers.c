@@ -6,6 +6,10 @@
 
 #include <stdlib.h>
 
+#if defined(__SANITIZE_ADDRESS__)
+#    include <sanitizer/asan_interface.h>
+#endif
+
 /* Lifetimes follow from the schedule: what a step writes lives until the last step that reads it before it is written
  * again. What is kept over all of a step lies at the region's start, one thing after another. The rest goes, the
  * largest first, to the lowest place that is free as long as it lives (cf. Pisarchyk and Lee, "Efficient Memory
@@ -28,6 +32,7 @@ typedef struct finder {
     const loom_tape *tape;
     const loom_tape_schedule *schedule;
     const loom_buffer_sizes *sizes;
+    bool trains;
     object *object; /* [2 values + 1]: values, their gradients, logits */
     int n;
 } finder;
@@ -76,7 +81,7 @@ static void touch_forward(const finder *f, int node, unsigned wanted, touched *t
     }
     if (n->module->backward) return;
     writes(t, logits_of(f));
-    if (f->sizes->keep) touch_gradients(f, n, t);
+    if (f->trains) touch_gradients(f, n, t);
 }
 
 static void touch_backward(const finder *f, int node, touched *t) {
@@ -93,13 +98,17 @@ static void touch_backward(const finder *f, int node, touched *t) {
     touch_gradients(f, n, t);
 }
 
+static touched touched_by(const finder *f, const loom_tape_step *step) {
+    touched t = {.n_read = 0};
+    if (step->kind == LOOM_STEP_FORWARD) touch_forward(f, step->index, step->wanted, &t);
+    if (step->kind == LOOM_STEP_BACKWARD) touch_backward(f, step->index, &t);
+    return t;
+}
+
 /* From the last step to the first. */
 static void find_lives(finder *f) {
     for (int i = f->schedule->n - 1; i >= 0; i--) {
-        const loom_tape_step *step = &f->schedule->step[i];
-        touched t = {.n_read = 0};
-        if (step->kind == LOOM_STEP_FORWARD) touch_forward(f, step->index, step->wanted, &t);
-        if (step->kind == LOOM_STEP_BACKWARD) touch_backward(f, step->index, &t);
+        const touched t = touched_by(f, &f->schedule->step[i]);
         for (int k = 0; k < t.n_written; k++) {
             object *o = &f->object[t.written[k]];
             bool adds = false;
@@ -273,27 +282,29 @@ static bool can_be_counted(const loom_tape *t, const loom_buffer_sizes *sizes) {
 bool loom_buffers_find(loom_buffers *b, const loom_tape *tape, const loom_tape_schedule *schedule,
                        const loom_buffer_sizes *sizes, loom_error *error) {
     const int values = tape->n_values;
-    finder f = {.tape = tape, .schedule = schedule, .sizes = sizes, .n = 2 * values + 1};
+    finder f = {.tape = tape, .schedule = schedule, .sizes = sizes, .trains = sizes->keep, .n = 2 * values + 1};
     *b = (loom_buffers){0};
     if (!can_be_counted(tape, sizes))
         return loom_fail(error, "--micro-batch: what %lld tokens are computed with fits into no memory; take fewer",
                          (long long)sizes->rows);
-    b->value = calloc(2 * (size_t)values, sizeof *b->value);
+    b->value = calloc(3 * (size_t)values, sizeof *b->value);
+    b->logits_size = sizes->logits;
+    b->trains = sizes->keep;
     f.object = calloc((size_t)f.n, sizeof *f.object);
     bool ok = b->value && f.object;
     for (int i = 0; ok && i < f.n; i++) {
         const loom_tape_value *v = i < 2 * values ? &tape->value[i % values] : NULL;
         const size_t element = v && v->kind != LOOM_VALUE_ROWS ? sizes->statistics : sizes->storage;
-        f.object[i] = (object){.bytes = with_gap(v ? (size_t)(sizes->rows * v->columns) * element : sizes->logits),
-                               .open = -1,
-                               .seen = -1};
+        const size_t bytes = v ? (size_t)(sizes->rows * v->columns) * element : sizes->logits;
+        f.object[i] = (object){.bytes = with_gap(bytes), .open = -1, .seen = -1};
+        if (i < values) b->value[2 * values + i] = bytes;
     }
     if (ok) {
         find_lives(&f);
         place_kept(&f, b);
         ok = place_passing(&f, b);
     }
-    if (ok) b->gradient = b->value + values;
+    if (ok) b->gradient = b->value + values, b->size = b->value + 2 * values;
     for (int i = 0; ok && i < values; i++) {
         b->value[i] = f.object[i].place;
         b->gradient[i] = f.object[gradient_of(&f, i)].place;
@@ -303,6 +314,31 @@ bool loom_buffers_find(loom_buffers *b, const loom_tape *tape, const loom_tape_s
     if (!ok) loom_buffers_destroy(b);
     return ok || loom_fail(error, "no memory to lay out a model of %d layers", tape->n_layers);
 }
+
+#if defined(__SANITIZE_ADDRESS__)
+static void let_touch(const loom_buffers *b, const loom_tape *t, int of, char *base) {
+    const int n = t->n_values, v = of % n;
+    const bool logits = of == 2 * n;
+    const size_t place = logits ? b->logits : of < n ? b->value[v] : b->gradient[v];
+    ASAN_UNPOISON_MEMORY_REGION(base + place, logits ? b->logits_size : b->size[v]);
+}
+
+void loom_buffers_fence(const loom_buffers *b, const loom_tape *tape, const loom_tape_step *step, char *base) {
+    const finder f = {.tape = tape, .trains = b->trains};
+    if (!step) {
+        ASAN_UNPOISON_MEMORY_REGION(base, b->bytes - LOOM_ARENA_ALIGNMENT);
+        return;
+    }
+    const touched t = touched_by(&f, step);
+    ASAN_POISON_MEMORY_REGION(base, b->bytes - LOOM_ARENA_ALIGNMENT);
+    for (int i = 0; i < t.n_read; i++) let_touch(b, tape, t.read[i], base);
+    for (int i = 0; i < t.n_written; i++) let_touch(b, tape, t.written[i], base);
+}
+#else
+void loom_buffers_fence(const loom_buffers *b, const loom_tape *tape, const loom_tape_step *step, char *base) {
+    (void)b, (void)tape, (void)step, (void)base;
+}
+#endif
 
 void loom_buffers_destroy(loom_buffers *b) {
     free(b->value);

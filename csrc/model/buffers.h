@@ -10,6 +10,9 @@ typedef struct loom_buffers {
     size_t *value;    /* [values] the place of each value */
     size_t *gradient; /* [values] the place of its gradient; values that share a gradient share the place */
     size_t logits;    /* the place of the logits that exist at a time */
+    size_t *size;     /* [values] bytes of each value, and of its gradient, */
+    size_t logits_size;
+    bool trains;  /* backward follows */
     size_t slot;  /* with offloading: bytes of a slot for what one segment keeps; the slots lie at the region's start */
     size_t kept;  /* bytes for what is kept from forward to backward, or from one run to the next */
     size_t bytes; /* of the region */
@@ -31,5 +34,9 @@ typedef struct loom_buffer_sizes {
 bool loom_buffers_find(loom_buffers *buffers, const loom_tape *tape, const loom_tape_schedule *schedule,
                        const loom_buffer_sizes *sizes, loom_error *error);
 void loom_buffers_destroy(loom_buffers *buffers);
+
+/* Under AddressSanitizer: of the region, which begins at `base` in host memory, the program may touch what the step reads
+ * and writes, and nothing else; without a step, all of it. */
+void loom_buffers_fence(const loom_buffers *buffers, const loom_tape *tape, const loom_tape_step *step, char *base);
 
 #endif

@@ -64,22 +64,45 @@ static bool check_setup(const loom_gpt_config *config, const loom_gpt_setup *set
     return true;
 }
 
+/* Sets are for so many layers, and of the values that these have. */
+static bool check_sets(const loom_tape *tape, const loom_recompute *recompute, loom_error *error) {
+    loom_value values[LOOM_SET_MOST_VALUES];
+    char name[LOOM_RECOMPUTE_NAME];
+    int64_t blocks = 0, most = INT64_C(1) << loom_tape_saved_values(tape, 0, values);
+    loom_recompute_name(recompute, name);
+    for (int i = 0; i < recompute->n_sets; i++) {
+        blocks += recompute->set[i].blocks;
+        if (recompute->set[i].values >= most)
+            return loom_fail(error,
+                             "--recompute: %s: a block's backward reads %d values, so that its set is at most %llx",
+                             name, loom_tape_saved_values(tape, 0, values), (long long)most - 1);
+    }
+    return blocks == tape->n_layers || loom_fail(error, "--recompute: %s is for %lld blocks, and this model has %d",
+                                                 name, (long long)blocks, tape->n_layers);
+}
+
 /* What training keeps and recomputes, and whether what it keeps leaves the device. */
-static void take_policy(loom_gpt *g, const loom_recompute *recompute, bool offload) {
+static bool take_policy(loom_gpt *g, const loom_recompute *recompute, bool offload, loom_error *error) {
+    if (recompute->kind == LOOM_RECOMPUTE_SETS && !check_sets(&g->tape, recompute, error)) return false;
     g->recompute = *recompute;
     g->segment = (int)loom_recompute_segment(recompute, g->config.n_layer);
     if (recompute->kind == LOOM_RECOMPUTE_SQRT) g->recompute = (loom_recompute){LOOM_RECOMPUTE_EVERY, g->segment};
     g->offload.on = offload && g->purpose == LOOM_GPT_TRAIN && loom_segments_that_leave(&g->tape, g->segment) > 0;
+    return true;
+}
+
+loom_buffer_sizes loom_gpt_buffer_sizes(const loom_gpt *g) {
+    return (loom_buffer_sizes){.rows = g->B * g->T,
+                               .storage = loom_dtype_size(g->precision.storage),
+                               .statistics = loom_dtype_size(g->device->statistics),
+                               .logits = loom_logits_bytes(g, g->chunk_rows),
+                               .segment = 1};
 }
 
 /* The steps of each mode, and where their values lie. */
 static bool make_schedules(loom_gpt *g, loom_error *error) {
     const bool trains = g->purpose == LOOM_GPT_TRAIN;
-    loom_buffer_sizes sizes = {.rows = g->B * g->T,
-                               .storage = loom_dtype_size(g->precision.storage),
-                               .statistics = loom_dtype_size(g->device->statistics),
-                               .logits = loom_logits_bytes(g, g->chunk_rows),
-                               .segment = 1};
+    loom_buffer_sizes sizes = loom_gpt_buffer_sizes(g);
     bool ok = loom_tape_schedule_forward(&g->forward, &g->tape, error);
     if (ok && trains) {
         ok = loom_buffers_find(&g->buffers[LOOM_MODE_LOSS], &g->tape, &g->forward, &sizes, error);
@@ -144,8 +167,9 @@ bool loom_gpt_create(loom_gpt **out, const loom_gpt_config *config, const loom_g
     if (!loom_tape_create(&g->tape, config, error) ||
         !loom_layout_of_tape(&g->layout, &g->tape, g->sharding.ranks, error) || !allocate_tables(g, error))
         goto failed;
-    take_policy(g, &setup->recompute, setup->offload);
-    if (!make_schedules(g, error) || !visit_with(g, loom_planning_ops(), error)) goto failed;
+    if (!take_policy(g, &setup->recompute, setup->offload, error) || !make_schedules(g, error) ||
+        !visit_with(g, loom_planning_ops(), error))
+        goto failed;
     g->workspace_bytes = g->ctx.workspace_bytes;
     *out = g;
     return true;

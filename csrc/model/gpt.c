@@ -89,12 +89,21 @@ static void begin_range(loom_gpt *g, const loom_tape_step *step) {
     g->device->range_push(g->device, name);
 }
 
+/* What a step does not name it may not touch: sanitizer builds see to that where the memory is the host's. */
+static void fence(loom_gpt *g, const loom_tape_step *step) {
+    if (g->device->host_memory && g->activations)
+        loom_buffers_fence(&g->buffers[g->mode], &g->tape, step, g->activations);
+}
+
 static void play(loom_gpt *g, const loom_tape_schedule *schedule) {
     const loom_gpt_hooks *hooks = &g->hooks;
     for (const loom_tape_step *s = schedule->step; s < schedule->step + schedule->n; s++) {
         switch (s->kind) {
         case LOOM_STEP_FORWARD:
-        case LOOM_STEP_BACKWARD: loom_gpt_run_step(g, s); break;
+        case LOOM_STEP_BACKWARD:
+            fence(g, s);
+            loom_gpt_run_step(g, s);
+            break;
         case LOOM_STEP_ACQUIRE:
             if (hooks->params_acquire) hooks->params_acquire(hooks->user, s->index, s->next);
             break;
@@ -116,6 +125,7 @@ static void play(loom_gpt *g, const loom_tape_schedule *schedule) {
             break;
         }
     }
+    fence(g, NULL);
 }
 
 const loom_tape_schedule *loom_gpt_begin(loom_gpt *g, loom_gpt_mode mode, loom_rows rows, bool accumulate) {

@@ -81,6 +81,9 @@ loom_view loom_run_last_logits(const loom_gpt *gpt);
 /* Bytes of all these while so many rows exist at a time. */
 size_t loom_logits_bytes(const loom_gpt *gpt, int64_t rows);
 
+/* Of the values of a micro-batch; of a schedule without backward, with segments of one layer. */
+loom_buffer_sizes loom_gpt_buffer_sizes(const loom_gpt *gpt);
+
 /* Runs n tokens that lie in gpt->tokens, behind `past` others, for the last one's logits. */
 void loom_gpt_infer(loom_gpt *gpt, int64_t n, int64_t past);
 

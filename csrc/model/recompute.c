@@ -11,13 +11,31 @@
 
 static const char *const names[] = {"none", "act", "norm", "block-attn", "block", "every:K", "sqrt", "auto", NULL};
 
-static const char every[] = "every:";
+static const char every[] = "every:", sets[] = "sets:";
 
 static bool parse_every(const char *digits, int64_t *K) {
     char *end;
     errno = 0;
     *K = strtoll(digits, &end, 10);
     return *digits >= '1' && *digits <= '9' && !*end && errno == 0;
+}
+
+/* "1f*8,3*4" */
+static bool parse_sets(const char *text, loom_recompute *recompute) {
+    for (recompute->n_sets = 0; recompute->n_sets < LOOM_RECOMPUTE_MOST_SETS;) {
+        const size_t digits = strspn(text, "0123456789abcdef");
+        char *end;
+        if (digits == 0 || digits > 8 || text[digits] != '*' || text[digits + 1] < '1' || text[digits + 1] > '9')
+            return false;
+        const unsigned long long values = strtoull(text, NULL, 16);
+        errno = 0;
+        const long long blocks = strtoll(text + digits + 1, &end, 10);
+        if (errno != 0 || blocks > INT32_MAX) return false;
+        recompute->set[recompute->n_sets++] = (loom_kept_set){(uint32_t)values, (int32_t)blocks};
+        if (*end != ',') return !*end;
+        text = end + 1;
+    }
+    return false;
 }
 
 bool loom_recompute_parse(const char *text, loom_recompute *recompute, loom_error *error) {
@@ -28,6 +46,14 @@ bool loom_recompute_parse(const char *text, loom_recompute *recompute, loom_erro
         return loom_fail(error, "--recompute: '%s': every:K takes a number of blocks, as every:4",
                          LOOM_BRIEF(text, 40));
     }
+    if (!strncmp(text, sets, strlen(sets))) {
+        recompute->kind = LOOM_RECOMPUTE_SETS;
+        if (parse_sets(text + strlen(sets), recompute)) return true;
+        return loom_fail(error,
+                         "--recompute: '%s': sets: takes up to %d sets of values, each a hexadecimal number and of how "
+                         "many blocks it is, as sets:1f*8,3*4",
+                         LOOM_BRIEF(text, 60), LOOM_RECOMPUTE_MOST_SETS);
+    }
     for (int i = 0; names[i]; i++) {
         if (strcmp(text, names[i]) != 0 || i == LOOM_RECOMPUTE_EVERY) continue;
         recompute->kind = (loom_recompute_kind)i;
@@ -36,13 +62,24 @@ bool loom_recompute_parse(const char *text, loom_recompute *recompute, loom_erro
     const char *nearest = loom_nearest_name(text, names);
     return loom_fail(error,
                      "--recompute: '%s' is no policy; %s%s%sthere are none, act, norm, block-attn, block, every:K, "
-                     "sqrt, auto",
+                     "sqrt, auto, and sets: with what auto found before",
                      LOOM_BRIEF(text, 40), nearest ? "did you mean " : "", nearest ? nearest : "", nearest ? "? " : "");
+}
+
+static void name_sets(const loom_recompute *recompute, char name[LOOM_RECOMPUTE_NAME]) {
+    int length = snprintf(name, LOOM_RECOMPUTE_NAME, "%s", sets);
+    for (int i = 0; i < recompute->n_sets; i++) {
+        length += snprintf(name + length, (size_t)(LOOM_RECOMPUTE_NAME - length), "%s%x*%d", i ? "," : "",
+                           (unsigned)recompute->set[i].values, (int)recompute->set[i].blocks);
+        LOOM_CHECK(length < LOOM_RECOMPUTE_NAME);
+    }
 }
 
 void loom_recompute_name(const loom_recompute *recompute, char name[LOOM_RECOMPUTE_NAME]) {
     if (recompute->kind == LOOM_RECOMPUTE_EVERY)
         snprintf(name, LOOM_RECOMPUTE_NAME, "%s%lld", every, (long long)recompute->every);
+    else if (recompute->kind == LOOM_RECOMPUTE_SETS)
+        name_sets(recompute, name);
     else
         snprintf(name, LOOM_RECOMPUTE_NAME, "%s", names[recompute->kind]);
 }

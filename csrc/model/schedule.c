@@ -8,10 +8,40 @@
 
 /* ------------------------------------------------------------------------------------------------------- what is kept */
 
+int loom_tape_saved_values(const loom_tape *t, int layer, loom_value values[LOOM_SET_MOST_VALUES]) {
+    const loom_tape_scope *scope = &t->scope[t->first_layer + layer];
+    int n = 0;
+    for (loom_value v = scope->first_value; v <= scope->last_value; v++) {
+        if (t->value[v].scope != t->first_layer + layer || !t->value[v].saved) continue;
+        if (v == loom_tape_layer_input(t, layer)) continue;
+        LOOM_CHECK(n < LOOM_SET_MOST_VALUES);
+        values[n++] = v;
+    }
+    return n;
+}
+
+/* Each layer's set; all that is in no layer, and the layers' inputs, are kept. */
+static void keep_sets(const loom_tape *t, const loom_recompute *policy, loom_keep *keep) {
+    for (loom_value v = 0; v < t->n_values; v++)
+        keep[v] = t->value[v].saved && !t->scope[t->value[v].scope].is_layer ? LOOM_KEEP_ALWAYS : LOOM_KEEP_NOT;
+    for (int layer = 0, i = 0, end = policy->set[0].blocks; layer < t->n_layers; layer++) {
+        loom_value values[LOOM_SET_MOST_VALUES];
+        const int n = loom_tape_saved_values(t, layer, values);
+        while (layer >= end) end += policy->set[++i].blocks;
+        keep[loom_tape_layer_input(t, layer)] = LOOM_KEEP_ALWAYS;
+        for (int k = 0; k < n; k++)
+            if (policy->set[i].values >> k & 1) keep[values[k]] = LOOM_KEEP_ALWAYS;
+    }
+}
+
 void loom_tape_keep(const loom_tape *t, const loom_recompute *policy, loom_keep *keep) {
     const int segment = (int)loom_recompute_segment(policy, t->n_layers);
     const bool by_segment = policy->kind == LOOM_RECOMPUTE_EVERY || policy->kind == LOOM_RECOMPUTE_SQRT;
     const loom_recompute_kind kind = by_segment ? LOOM_RECOMPUTE_BLOCK : policy->kind;
+    if (policy->kind == LOOM_RECOMPUTE_SETS) {
+        keep_sets(t, policy, keep);
+        return;
+    }
     for (loom_value v = 0; v < t->n_values; v++) {
         const loom_tape_value *value = &t->value[v];
         const bool in_layer = t->scope[value->scope].is_layer;

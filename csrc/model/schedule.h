@@ -43,6 +43,10 @@ typedef enum loom_keep {
 /* Fills keep[n_values] with what a policy of recomputation makes of each value of the tape. */
 void loom_tape_keep(const loom_tape *tape, const loom_recompute *policy, loom_keep *keep);
 
+/* The values of a layer that a set (loom_kept_set) may hold, in the order of its bits; returns how many. */
+enum { LOOM_SET_MOST_VALUES = 32 };
+int loom_tape_saved_values(const loom_tape *tape, int layer, loom_value values[LOOM_SET_MOST_VALUES]);
+
 /* A micro-batch of training: forward with the loss, and backward, which recomputes what is not kept. A segment is so
  * many layers: with more than one, backward first runs it forward again to have what it keeps. With `offloads` all but
  * the last LOOM_SLOTS segments leave the device. */

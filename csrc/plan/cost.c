@@ -3,7 +3,6 @@
 #include "base/check.h"
 #include "gptloom/parallel.h"
 
-#include <math.h>
 #include <stdlib.h>
 
 /* ------------------------------------------------------------------------------------------------------- whole steps */
@@ -22,7 +21,7 @@ static double cost_of_run(loom_cost *cost, const loom_tape *tape, const loom_tap
     return cost->work[work].amount;
 }
 
-static by_place sum_over(const loom_cost *cost, const loom_tape *tape, const loom_tape_schedule *schedule) {
+static by_place sum_by_place(const loom_cost *cost, const loom_tape *tape, const loom_tape_schedule *schedule) {
     loom_tape_class classes[LOOM_MOST_CLASSES];
     const int n = loom_tape_classes(tape, schedule, classes);
     loom_cost found = *cost;
@@ -39,6 +38,11 @@ static by_place sum_over(const loom_cost *cost, const loom_tape *tape, const loo
     return sum;
 }
 
+double loom_cost_of_schedule(const loom_cost *cost, const loom_tape *tape, const loom_tape_schedule *schedule) {
+    const by_place sum = sum_by_place(cost, tape, schedule);
+    return sum.ends + sum.forward + sum.backward;
+}
+
 static bool cost_of_policy(const loom_cost *cost, const loom_gpt_config *config, const loom_recompute *recompute,
                            by_place *sum, loom_error *error) {
     loom_tape tape;
@@ -51,7 +55,7 @@ static bool cost_of_policy(const loom_cost *cost, const loom_gpt_config *config,
         ok = loom_tape_schedule_train(&schedule, &tape, keep, (int)loom_recompute_segment(recompute, config->n_layer),
                                       false, error);
     }
-    if (ok) *sum = sum_over(cost, &tape, &schedule);
+    if (ok) *sum = sum_by_place(cost, &tape, &schedule);
     free(keep);
     loom_tape_schedule_destroy(&schedule);
     loom_tape_destroy(&tape);
@@ -125,32 +129,4 @@ static double flops_of_op(const void *user, loom_op op, const void *arguments) {
 bool loom_cost_count(loom_cost *cost, const loom_gpt_config *config, const loom_gpt_setup *setup, loom_device *device,
                      loom_error *error) {
     return loom_cost_by_op(cost, config, setup, device, flops_of_op, NULL, error);
-}
-
-/* ---------------------------------------------------------------------------------------------------------- choosing */
-
-bool loom_plan_choose(loom_plan *plan, const loom_gpt_config *config, const loom_gpt_setup *setup, loom_device *device,
-                      int64_t sequences, size_t available, const loom_cost *cost, loom_error *error) {
-    loom_recompute policies[LOOM_MOST_POLICIES];
-    const int n = loom_recompute_policies(config->n_layer, policies);
-    loom_plan smallest = {0};
-    double fastest = INFINITY;
-    for (int i = 0; i < n; i++) {
-        loom_plan candidate;
-        loom_gpt_setup with = *setup;
-        with.recompute = policies[i];
-        if (!loom_plan_make(&candidate, config, &with, device, sequences, error)) return false;
-        candidate.available = available;
-        if (i == 0 || candidate.arena.used < smallest.arena.used) smallest = candidate;
-        double seconds;
-        if (!loom_cost_step(cost, config, &policies[i], loom_micro_batches(sequences, setup->B, &setup->sharding),
-                            candidate.elements, &seconds, error))
-            return false;
-        if (!loom_plan_fits(&candidate) || seconds >= fastest) continue;
-        fastest = seconds;
-        *plan = candidate;
-    }
-    if (fastest < INFINITY) return true;
-    *plan = smallest;
-    return loom_plan_check(plan, error);
 }

@@ -37,6 +37,9 @@ typedef double loom_cost_of_op(const void *user, loom_op op, const void *argumen
 bool loom_cost_by_op(loom_cost *cost, const loom_gpt_config *config, const loom_gpt_setup *setup, loom_device *device,
                      loom_cost_of_op *of_op, const void *user, loom_error *error);
 
+/* What all that a schedule runs costs, of works that the cost model has. */
+double loom_cost_of_schedule(const loom_cost *cost, const loom_tape *tape, const loom_tape_schedule *schedule);
+
 /* The work of this key; a new one, of no cost, where there is none. */
 int loom_cost_find(loom_cost *cost, const int64_t key[LOOM_COST_KEY]);
 

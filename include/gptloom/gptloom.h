@@ -1,4 +1,9 @@
-/* gptloom: training GPT-style transformers in C. Include this, link libgptloom (pkg-config gptloom). */
+/* gptloom: training GPT-style transformers in C. Include this, link libgptloom (pkg-config gptloom).
+ *
+ * What is promised: until 1.0, headers and library are of one version. The library is static, and a program is compiled
+ * anew with each version: structs grow and functions change between versions, which dev/docs/CHANGELOG.md says. Nothing
+ * is promised of symbols that no header here declares. Files are another matter: what an earlier version wrote (runs,
+ * checkpoints, config files) is read by later ones, each by the format version that it carries. */
 #ifndef GPTLOOM_H
 #define GPTLOOM_H
 

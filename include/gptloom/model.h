@@ -41,6 +41,9 @@ typedef struct loom_gpt_names {
 
 const loom_gpt_names *loom_gpt_names_of(loom_gpt_architecture architecture);
 
+/* Their names here, ended by NULL. */
+extern const char *const loom_gpt_architecture_names[LOOM_GPT_ARCHITECTURES + 1];
+
 /* A named model: gpt1, gpt2 .. gpt2-xl, gpt3-125m .. gpt3-175b, d6, d12, d24, d36, d48, d60, d72, d84 (llm.c's depths),
  * nano, mini. */
 typedef struct loom_gpt_named {
@@ -169,16 +172,29 @@ typedef enum loom_recompute_kind {
                              inputs of its blocks, then each of them as above */
     LOOM_RECOMPUTE_SQRT,  /* the same with K = ceil(sqrt(n_layer)) */
     LOOM_RECOMPUTE_AUTO,  /* the fastest that fits into memory; a model is never made with it */
+    LOOM_RECOMPUTE_SETS,  /* a set of values of each block, of those that its backward reads: what `auto` may find */
 } loom_recompute_kind;
+
+/* What so many blocks keep beside their inputs: bit i stands for the i-th of the other values that a block's backward
+ * reads, in the order in which forward computes them. */
+typedef struct loom_kept_set {
+    uint32_t values;
+    int32_t blocks;
+} loom_kept_set;
+
+enum { LOOM_RECOMPUTE_MOST_SETS = 4 };
 
 typedef struct loom_recompute {
     loom_recompute_kind kind;
-    int64_t every; /* K of LOOM_RECOMPUTE_EVERY */
+    int64_t every;                               /* K of LOOM_RECOMPUTE_EVERY */
+    int n_sets;                                  /* of LOOM_RECOMPUTE_SETS, */
+    loom_kept_set set[LOOM_RECOMPUTE_MOST_SETS]; /* for all blocks, from the first on */
 } loom_recompute;
 
-enum { LOOM_RECOMPUTE_NAME = 32 };
+enum { LOOM_RECOMPUTE_NAME = 80 };
 
-/* "none", "act", "norm", "block-attn", "block", "every:3", "sqrt", "auto"; the error of an unknown one lists them. */
+/* "none", "act", "norm", "block-attn", "block", "every:3", "sqrt", "auto", or "sets:1f*8,3*4": of each set its values, as
+ * a hexadecimal number, and its blocks. The error of an unknown one lists them. */
 bool loom_recompute_parse(const char *text, loom_recompute *recompute, loom_error *error);
 void loom_recompute_name(const loom_recompute *recompute, char name[LOOM_RECOMPUTE_NAME]);
 

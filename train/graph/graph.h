@@ -75,6 +75,8 @@ bool loom_graph_has_fate(const loom_graph *graph, loom_fate fate);
 
 /* What stands over the picture. */
 void loom_graph_heading(const loom_graph *graph, char shape[160], char policy[240]);
+/* What a layer keeps beside its input: "ln_1.out, attn.c_attn.out"; "nothing but the input". */
+void loom_graph_kept(const loom_graph *graph, int layer, char *text, size_t size);
 /* Of a layer, or of several alike. */
 void loom_graph_layers(const loom_graph *graph, int first, int last, char name[64], char sums[200]);
 

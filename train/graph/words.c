@@ -147,6 +147,24 @@ int loom_graph_outputs(const loom_graph *graph, int node, loom_graph_output list
     return found;
 }
 
+void loom_graph_kept(const loom_graph *graph, int layer, char *text, size_t size) {
+    loom_value values[LOOM_SET_MOST_VALUES];
+    const int n = loom_tape_saved_values(graph->tape, layer, values);
+    size_t length = 0;
+    *text = 0;
+    for (int i = 0; i < n && length < size; i++) {
+        const loom_tape_value *v = &graph->tape->value[values[i]];
+        const loom_node *node = &graph->tape->node[v->node];
+        char module[64], name[64];
+        if (graph->fate[values[i]] > LOOM_FATE_OFFLOADED) continue;
+        loom_graph_node_name(graph, v->node, module, name);
+        length += (size_t)snprintf(text + length, size - length, "%s%s.%s", length ? ", " : "",
+                                   *name ? name : node->module->name,
+                                   node->module->output[v->output] ? node->module->output[v->output] : "out");
+    }
+    if (!*text) snprintf(text, size, "nothing but the input");
+}
+
 void loom_graph_heading(const loom_graph *graph, char shape[160], char policy[240]) {
     const loom_gpt *g = graph->gpt;
     const loom_gpt_config *c = &g->config;
