@@ -359,7 +359,7 @@ $(BUILD)/test/libfaults.so: test/faults/shim.c $(call settings,cc)
 	$(call quiet,LD) $(CC) -std=c11 -D_GNU_SOURCE -O1 -g $(WARNINGS) -fPIC -shared -o $@ $< -ldl
 
 # What make fuzz runs, and what runs what that has found again.
-FUZZ_TARGETS := $(BUILD)/obj/test/fuzz/targets.o $(if $(CUDA),,$(BUILD)/obj/csrc/cuda/choices.o)
+FUZZ_TARGETS := $(BUILD)/obj/test/fuzz/targets.o $(if $(CUDA),,$(BUILD)/obj/csrc/cuda/tuning.o)
 FUZZ_READS   := path_exists is_directory $(addprefix reader_,open read close) $(addprefix file_,map unmap read_text open cut replace)
 FUZZ_FILES   := -Wl$(comma)$(subst $() ,$(comma),$(addprefix --wrap=loom_,$(FUZZ_READS)))
 $(BUILD)/test/test_fuzz_corpus: $(FUZZ_TARGETS)

@@ -25,7 +25,7 @@ class FakeDevice {
         device_.host_memory = !remote;
         device_.copy = copy;
         device_.synchronize = synchronize;
-        device_.choices_get = [](const loom_device *, char **, loom_error *) { return true; };
+        device_.tuning_get = [](const loom_device *, char **, loom_error *) { return true; };
         device_.implementation = this;
     }
     FakeDevice(const FakeDevice &) = delete;

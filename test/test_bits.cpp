@@ -4,7 +4,7 @@
  * The definition and the oracle have the same bits everywhere (test_definition.cpp says why). Those of the tuned CPU are a
  * set of instructions' and a compiler's, which contracts as it likes: they are known for some, and the others are passed
  * over. Products are gptloom's own there, as a library's are its version's. The emulated GPU computes without contraction,
- * so that its bits hang on what is measured to be the fastest, which is given to it (test/data/choices.txt), and on the C
+ * so that its bits hang on what is measured to be the fastest, which is given to it (test/data/tuning.txt), and on the C
  * library's exp2f, log2f and logf: they are known by a hash of these functions' values.
  *
  * Bits that are meant to become others: LOOM_TEST_UPDATE=1 writes the lines of what runs here anew, and leaves all others. */
@@ -218,22 +218,22 @@ std::string hash_of_functions() {
     return hash_of(values.data(), values.size() * sizeof values[0]);
 }
 
-std::string choices_of(loom_device *device) {
+std::string tuning_of(loom_device *device) {
     char *text = nullptr;
-    require([&](loom_error *error) { return device->choices_get(device, &text, error); });
-    const std::string choices = text ? text : "";
+    require([&](loom_error *error) { return device->tuning_get(device, &text, error); });
+    const std::string tuning = text ? text : "";
     free(text);
-    return choices;
+    return tuning;
 }
 
 TEST(Bits, OfTheEmulatedGpuAreThese) {
-    const std::string path = data_path("choices.txt"), key = "emulated cuda, functions " + hash_of_functions();
+    const std::string path = data_path("tuning.txt"), key = "emulated cuda, functions " + hash_of_functions();
     Known known;
     if (!known.has(key)) GTEST_SKIP() << "nothing is known of " << key;
     if (!updates()) {
         const Device device = open_device("cuda");
         loom_error error;
-        if (!loom_device_read_choices(device.get(), path.c_str(), &error)) GTEST_SKIP() << error.message;
+        if (!loom_device_read_tuning(device.get(), path.c_str(), &error)) GTEST_SKIP() << error.message;
     }
     std::vector<ShortRun> all = {
         runs[0],
@@ -241,11 +241,11 @@ TEST(Bits, OfTheEmulatedGpuAreThese) {
         {"bf16 block offload", true, {{"dtype", "bf16"}, {"recompute", "block"}, {"offload", "activations"}}}};
     if (full() || updates()) all.insert(all.end(), {runs[2], runs[4]});
     for (const ShortRun &run : all) {
-        const Options::Pairs given = fs::exists(path) ? Options::Pairs{{"choices", path}} : Options::Pairs{};
+        const Options::Pairs given = fs::exists(path) ? Options::Pairs{{"tuning", path}} : Options::Pairs{};
         const std::string bits = bits_of(run, "cuda", given, [&](const Trainer &trainer) {
-            const std::string choices = choices_of(trainer->device);
-            if (updates()) write_file(path, choices);
-            EXPECT_EQ(choices.size(), read_file(path).size()) << run.name << ": products that are not in " << path;
+            const std::string tuning = tuning_of(trainer->device);
+            if (updates()) write_file(path, tuning);
+            EXPECT_EQ(tuning.size(), read_file(path).size()) << run.name << ": products that are not in " << path;
         });
         known.expect(key, run.name, bits);
     }

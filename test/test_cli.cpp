@@ -1,5 +1,6 @@
 /* The program from outside: it is built before the tests and run as a user runs it. Every mistake must give exit code
  * 2 and exactly one line on stderr that names the flag or file, and must leave nothing behind. */
+#include "base/file.h"
 #include "gptloom/device.h"
 
 #include "../train/interrupts.h"
@@ -479,7 +480,9 @@ TEST_F(Program, NegativeHugeNanAndNonNumericValues) {
     expect_training_mistake({"--dtype", "fp16", "--grad-dtype", "bf16"}, {"--grad-dtype", "--dtype bf16", "fp16"});
     expect_training_mistake({"--optimizer-dtype", "fp16"}, {"--optimizer-dtype: 'fp16'", "fp32, bf16"});
     expect_training_mistake({"--cuda-grap", "off"}, {"--cuda-grap", "--cuda-graph"});
-    expect_training_mistake({"--fresh-choices"}, {"--fresh-choices", "--resume"});
+    expect_training_mistake({"--retune"}, {"--retune", "--resume"});
+    expect_training_mistake({"--fresh-choices"}, {"--fresh-choices: ", "here it is '--retune'"});
+    expect_training_mistake({"--choices", "a/choices.txt"}, {"--choices: ", "here it is '--tuning'"});
     expect_training_mistake({"--model", "gtp2"}, {"--model", "gpt2"});
 }
 
@@ -1813,13 +1816,13 @@ TEST_F(Places, WhatKilledRunsLeftUnfinishedIsDeleted) {
 TEST_F(Places, LinksInTheWayAreNotFollowed) {
     write("victim", "precious");
     fs::create_directory(run_folder);
-    for (const char *name : {"plan.json", "choices.txt", "samples.txt"}) {
+    for (const char *name : {"plan.json", "tuning.txt", "samples.txt"}) {
         fs::create_symlink("../victim", run_folder / name);
         expect_mistake(training({}), {std::string("--out: run/") + name + " is there already"});
         fs::remove(run_folder / name);
     }
     expect_run(training({"--stop-after", "1", "-q"}));
-    for (const char *name : {"plan.json", "choices.txt"}) {
+    for (const char *name : {"plan.json", "tuning.txt"}) {
         fs::remove(run_folder / name);
         fs::create_symlink("../victim", run_folder / name);
     }
@@ -1844,12 +1847,13 @@ TEST_F(Places, FilesOfOthersAreNotWrittenOver) {
     write("run/notes.txt", "mine");
     write("run/logs/other.log", "mine");
     for (const char *name :
-         {"metrics.jsonl", "samples.txt", "data.json", "plan.json", "choices.txt", "logs/rank-0000.log", "lock"}) {
+         {"metrics.jsonl", "samples.txt", "data.json", "plan.json", "tuning.txt", "logs/rank-0000.log", "lock"}) {
         write(fs::path("run") / name, "mine");
         expect_mistake(training({}), {std::string("run/") + name});
         fs::remove(run_folder / name);
     }
-    /* What runs leave that were killed before they began: on a GPU, with choices. */
+    /* What runs leave that were killed before they began: on a GPU, with a tuning cache. */
+    write("run/tuning.txt", "measured on a GPU\n");
     write("run/choices.txt", "measured on a GPU\n");
     write("run/.tmp-0123456789abcdef", "half");
     expect_run(training({"-q"}));
@@ -1897,6 +1901,25 @@ TEST_F(Places, ARunOfAnEarlierVersionGoesOn) {
     EXPECT_NEAR(number(8, "val_loss"), 5.0495088, 1e-5);
     EXPECT_EQ(run({"sample", "--from", "run", "--tokens", "3", "--prompt", "a"}).code, 0);
     EXPECT_EQ(run({"info", "run"}).code, 0);
+}
+
+/* They called a GPU's tuning cache choices.txt, in the checkpoint's manifest too. */
+TEST_F(Places, ACheckpointOfAnEarlierVersionIsTaken) {
+    expect_run(training({"--stop-after", "2", "-q"}));
+    const std::string tuning = "measured on a GPU\n";
+    char checksum[33];
+    loom_checksum(tuning.data(), tuning.size(), checksum);
+    std::string manifest = slurp(checkpoints / "latest/manifest.json");
+    ASSERT_NE(manifest.find('['), std::string::npos);
+    manifest.insert(manifest.find('[') + 1, "{\"name\": \"choices.txt\", \"size\": " + std::to_string(tuning.size()) +
+                                                ", \"xxh3_128\": \"" + checksum + "\"}, ");
+    write("run/checkpoints/latest/manifest.json", manifest);
+    expect_mistake({"info", "run"}, {"choices.txt"});
+    write("run/checkpoints/latest/choices.txt", tuning);
+    EXPECT_EQ(run({"info", "run"}).code, 0);
+    EXPECT_EQ(run({"sample", "--from", "run", "--tokens", "1"}).code, 0);
+    expect_run(training({"--init", "run", "--out", "next", "--steps", "1", "-q"}));
+    expect_run({"train", "--resume", "--out", "run", "-q"});
 }
 
 TEST_F(Places, SamplesAreThoseOfAnUninterruptedRun) {

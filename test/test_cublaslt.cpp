@@ -359,7 +359,7 @@ TEST_F(CublasLt, DoesNotReadWhatItOverwrites) {
 
 /* ---------------------------------------------------------------------------------------------------------- algorithms */
 
-/* The same algorithm always gives the same bits; another one does not: so the choice must be kept with a run. */
+/* The same algorithm always gives the same bits; another one does not: so the algorithm must be kept with a run. */
 TEST_F(CublasLt, BitsFollowTheAlgorithm) {
     Problem p = {40, 50, 700};
     Product x(p);

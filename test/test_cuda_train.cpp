@@ -59,16 +59,16 @@ class CudaTrain : public testing::Test {
         return all;
     }
     /* Which algorithms are the fastest is measured, and may come out otherwise the next time: runs whose bits are
-     * compared choose as the first one did, for each dtype. */
+     * compared have the first one's tuning cache, for each dtype. */
     std::string bits(const Options::Pairs &pairs, int steps) {
         const auto dtype = pairs.find("dtype");
-        const std::string file = directory.at("choices-" + (dtype == pairs.end() ? "fp32" : dtype->second));
-        const bool chosen = fs::exists(file);
-        const Options options(chosen ? pairs + Options::Pairs{{"choices", file}} : pairs);
+        const std::string file = directory.at("tuning-" + (dtype == pairs.end() ? "fp32" : dtype->second));
+        const bool tuned = fs::exists(file);
+        const Options options(tuned ? pairs + Options::Pairs{{"tuning", file}} : pairs);
         const Trainer trainer = open_trainer(options);
-        if (!chosen) {
+        if (!tuned) {
             char *text = nullptr;
-            require([&](loom_error *error) { return trainer->device->choices_get(trainer->device, &text, error); });
+            require([&](loom_error *error) { return trainer->device->tuning_get(trainer->device, &text, error); });
             write_file(file, text);
             free(text);
         }
@@ -225,6 +225,41 @@ class CudaRun : public CudaTrain {
     std::string moments(const std::string &out) const {
         return read_file(directory.path() / out / "checkpoints/latest/optimizer.safetensors");
     }
+    /* As if it had been ended before its first checkpoint. */
+    void delete_checkpoints(const std::string &out) const {
+        fs::remove(directory.at(out + "/saved"));
+        for (const auto &entry : fs::directory_iterator(directory.at(out + "/checkpoints")))
+            fs::remove_all(entry.path());
+    }
+    /* As earlier versions left it: they called the tuning cache choices.txt, in the checkpoints' manifests too. */
+    void make_it_earlier(const std::string &out) const {
+        std::vector<fs::path> folders = {directory.at(out)};
+        for (const auto &entry : fs::directory_iterator(directory.at(out + "/checkpoints")))
+            if (!entry.is_symlink()) folders.push_back(entry.path());
+        for (const fs::path &folder : folders) {
+            const std::string name = "tuning.txt", manifest = (folder / "manifest.json").string();
+            fs::rename(folder / name, folder / "choices.txt");
+            if (!fs::exists(manifest)) continue;
+            std::string text = read_file(manifest);
+            ASSERT_NE(text.find(name), std::string::npos);
+            write_file(manifest, text.replace(text.find(name), name.size(), "choices.txt"));
+        }
+    }
+    /* A tuning cache whose products all have another algorithm of the emulation than measuring has found. */
+    std::string make_other_tuning() const {
+        EXPECT_TRUE(trains(run("measured", {{"stop-after", "1"}})));
+        std::string text = read_file(directory.at("measured/tuning.txt"));
+        int products = 0;
+        for (size_t at = 0; (at = text.find("\nmatmul ", at)) != std::string::npos; at++, products++) {
+            char &digit = text[text.find(' ', at + 8) + 1 + 17];
+            digit = digit == '0' ? '1' : '0';
+        }
+        EXPECT_GT(products, 10);
+        return text;
+    }
+    static std::string of_other_hardware(std::string text) {
+        return text.replace(text.find("emulated"), 8, "imagined");
+    }
 };
 
 TEST_F(CudaRun, ResumesToTheSameBits) {
@@ -237,8 +272,8 @@ TEST_F(CudaRun, ResumesToTheSameBits) {
              {{"dtype", "bf16"}, {"master-weights", "off"}, {"optimizer-dtype", "bf16"}, {"grad-dtype", "bf16"}}}) {
         const std::string whole = "whole-" + std::to_string(++number), parts = "parts-" + std::to_string(number);
         ASSERT_TRUE(trains(run(whole, precision)));
-        const std::string choices = directory.at(whole + "/choices.txt");
-        ASSERT_TRUE(trains(run(parts, precision + Options::Pairs{{"stop-after", "3"}, {"choices", choices}})));
+        const std::string tuning = directory.at(whole + "/tuning.txt");
+        ASSERT_TRUE(trains(run(parts, precision + Options::Pairs{{"stop-after", "3"}, {"tuning", tuning}})));
         ASSERT_TRUE(trains(run(parts, precision + Options::Pairs{{"resume", "true"}})));
         EXPECT_EQ(weights(whole), weights(parts)) << number;
         EXPECT_EQ(moments(whole), moments(parts)) << number;
@@ -250,41 +285,83 @@ TEST_F(CudaRun, ValidatingAndSamplingBetweenRecordedStepsChangesNoBit) {
     const Options::Pairs often = {
         {"dtype", "bf16"}, {"val-every", "2"}, {"val-tokens", "16"}, {"sample-every", "3"}, {"sample-tokens", "5"}};
     ASSERT_TRUE(trains(run("graph", often)));
-    const std::string choices = directory.at("graph/choices.txt");
-    ASSERT_TRUE(trains(run("plain", often + Options::Pairs{{"cuda-graph", "off"}, {"choices", choices}})));
-    ASSERT_TRUE(trains(run("alone", {{"dtype", "bf16"}, {"choices", choices}})));
+    const std::string tuning = directory.at("graph/tuning.txt");
+    ASSERT_TRUE(trains(run("plain", often + Options::Pairs{{"cuda-graph", "off"}, {"tuning", tuning}})));
+    ASSERT_TRUE(trains(run("alone", {{"dtype", "bf16"}, {"tuning", tuning}})));
     EXPECT_EQ(weights("graph"), weights("plain"));
     EXPECT_EQ(weights("graph"), weights("alone"));
 }
 
-/* Without a run's choices the algorithms are measured again; with them nothing is, and they are the run's own. */
-TEST_F(CudaRun, TakesTheChoicesOfAnotherRun) {
+/* Without a run's tuning cache the algorithms are measured again; with it nothing is, and they are the run's own. */
+TEST_F(CudaRun, TakesTheTuningCacheOfAnotherRun) {
     ASSERT_TRUE(trains(run("a", {{"stop-after", "1"}})));
-    ASSERT_TRUE(trains(run("b", {{"stop-after", "1"}, {"choices", directory.at("a/choices.txt")}})));
-    EXPECT_EQ(read_file(directory.at("a/choices.txt")), read_file(directory.at("b/choices.txt")));
-    std::string other = read_file(directory.at("a/choices.txt"));
-    other.replace(other.find("emulated"), 8, "imagined");
-    write_file(directory.at("other"), other);
-    const Options options(run("c", {{"choices", directory.at("other")}}));
-    refusal([&](loom_error *error) { return loom_train(options.get(), NULL, NULL, error); }, {"--choices", "imagined"});
+    ASSERT_TRUE(trains(run("b", {{"stop-after", "1"}, {"tuning", directory.at("a/tuning.txt")}})));
+    EXPECT_EQ(read_file(directory.at("a/tuning.txt")), read_file(directory.at("b/tuning.txt")));
+    write_file(directory.at("other"), of_other_hardware(read_file(directory.at("a/tuning.txt"))));
+    const Options options(run("c", {{"tuning", directory.at("other")}}));
+    refusal([&](loom_error *error) { return loom_train(options.get(), NULL, NULL, error); }, {"--tuning", "imagined"});
 }
 
-/* A run that was ended before its first checkpoint begins anew with the choices that it has, not with others. */
-TEST_F(CudaRun, ARunThatBeginsAnewTakesItsOwnChoices) {
-    ASSERT_TRUE(trains(run("a", {{"stop-after", "1"}})));
-    for (const char *name : {"checkpoints/latest", "checkpoints/step-00000001", "saved"})
-        fs::remove_all(directory.at(std::string("a/") + name));
-    const std::string own = read_file(directory.at("a/choices.txt"));
-    ASSERT_TRUE(trains(run("a", {{"stop-after", "1"}, {"resume", "true"}})));
-    EXPECT_EQ(read_file(directory.at("a/choices.txt")), own);
+TEST_F(CudaRun, ARunOfAnEarlierVersionGoesOnWithItsTuningCache) {
+    const std::string other = make_other_tuning(), given = directory.at("given");
+    write_file(given, other);
+    ASSERT_TRUE(trains(run("whole", {{"tuning", given}})));
+    ASSERT_TRUE(trains(run("parts", {{"stop-after", "3"}, {"tuning", given}})));
+    ASSERT_NO_FATAL_FAILURE(make_it_earlier("parts"));
+    ASSERT_TRUE(trains(run("next", {{"init", directory.at("parts")}, {"steps", "1"}})));
+    ASSERT_TRUE(trains(run("parts", {{"resume", "true"}})));
+    EXPECT_EQ(weights("whole"), weights("parts"));
+    EXPECT_EQ(moments("whole"), moments("parts"));
+    for (const char *place : {"parts", "parts/checkpoints/latest"})
+        EXPECT_EQ(read_file(directory.at(std::string(place) + "/tuning.txt")), other) << place;
+    EXPECT_FALSE(fs::exists(directory.at("parts/checkpoints/latest/choices.txt")));
 
-    for (const char *name : {"checkpoints/latest", "checkpoints/step-00000001", "saved"})
-        fs::remove_all(directory.at(std::string("a/") + name));
-    std::string other = own;
-    other.replace(other.find("emulated"), 8, "imagined");
-    write_file(directory.at("a/choices.txt"), other);
+    /* Of other hardware it is as refused as ever. */
+    ASSERT_TRUE(trains(run("refused", {{"stop-after", "3"}, {"tuning", given}})));
+    ASSERT_NO_FATAL_FAILURE(make_it_earlier("refused"));
+    const fs::path checkpoint = directory.at("refused/checkpoints/step-00000003");
+    write_file((checkpoint / "choices.txt").string(), of_other_hardware(other));
+    fs::remove(checkpoint / "manifest.json");
+    const Options options(run("refused", {{"resume", "true"}}));
+    refusal([&](loom_error *error) { return loom_train(options.get(), NULL, NULL, error); },
+            {"choices.txt", "imagined", "--retune"});
+    ASSERT_TRUE(trains(run("refused", {{"resume", "true"}, {"retune", "true"}})));
+}
+
+TEST_F(CudaRun, ARunOfAnEarlierVersionBeginsAnewWithItsTuningCache) {
+    const std::string other = make_other_tuning(), given = directory.at("given"), own = directory.at("a/tuning.txt"),
+                      earlier = directory.at("a/choices.txt");
+    write_file(given, other);
+    ASSERT_TRUE(trains(run("a", {{"stop-after", "1"}, {"tuning", given}})));
+    delete_checkpoints("a");
+    ASSERT_NO_FATAL_FAILURE(make_it_earlier("a"));
+    ASSERT_TRUE(trains(run("a", {{"stop-after", "1"}, {"resume", "true"}})));
+    EXPECT_EQ(read_file(own), other);
+
+    /* From here on the earlier file counts for nothing. */
+    write_file(earlier, of_other_hardware(other));
+    delete_checkpoints("a");
+    ASSERT_TRUE(trains(run("a", {{"stop-after", "1"}, {"resume", "true"}})));
+    EXPECT_EQ(read_file(own), other);
+
+    /* On a CPU, which tunes nothing, both go: what would be left is of another machine. */
+    ASSERT_TRUE(trains(run("a", {{"stop-after", "1"}, {"resume", "true"}, {"device", "cpu"}})));
+    EXPECT_FALSE(fs::exists(own));
+    EXPECT_FALSE(fs::exists(earlier));
+}
+
+/* A run that was ended before its first checkpoint begins anew with the tuning cache that it has, not with another. */
+TEST_F(CudaRun, ARunThatBeginsAnewTakesItsOwnTuningCache) {
+    ASSERT_TRUE(trains(run("a", {{"stop-after", "1"}})));
+    delete_checkpoints("a");
+    const std::string own = read_file(directory.at("a/tuning.txt"));
+    ASSERT_TRUE(trains(run("a", {{"stop-after", "1"}, {"resume", "true"}})));
+    EXPECT_EQ(read_file(directory.at("a/tuning.txt")), own);
+
+    delete_checkpoints("a");
+    write_file(directory.at("a/tuning.txt"), of_other_hardware(own));
     const Options options(run("a", {{"resume", "true"}}));
-    refusal([&](loom_error *error) { return loom_train(options.get(), NULL, NULL, error); }, {"--fresh-choices"});
+    refusal([&](loom_error *error) { return loom_train(options.get(), NULL, NULL, error); }, {"--retune"});
 }
 
 TEST_F(CudaRun, ContinuesWhatTheCpuBegan) {
@@ -303,7 +380,7 @@ TEST_F(CudaRun, NotesTheFlagsThatChangeItsBits) {
     EXPECT_EQ(note({{"cuda-graph", "off"}}), "");
     EXPECT_EQ(note({{"tf32", "true"}}), "--tf32" + changed);
     EXPECT_EQ(note({{"tf32", "true"}, {"dtype", "bf16"}}), "--dtype" + changed);
-    EXPECT_EQ(note({{"fresh-choices", "true"}}), "--fresh-choices" + changed);
+    EXPECT_EQ(note({{"retune", "true"}}), "--retune" + changed);
     EXPECT_EQ(note({{"device", "cpu"}}), "--device" + changed);
 }
 

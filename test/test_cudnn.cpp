@@ -98,7 +98,7 @@ class Planned : public testing::Test {
         static void *driver = dlopen((fs::read_symlink("/proc/self/exe").parent_path() / "libcuda.so.1").c_str(),
                                      RTLD_NOW | RTLD_GLOBAL);
         ASSERT_NE(driver, nullptr) << dlerror();
-        if (loom_cuda_cudnn_create_for(&cudnn_, H100, &choices_, &error)) return;
+        if (loom_cuda_cudnn_create_for(&cudnn_, H100, &tuning_, &error)) return;
         const std::string why = error.message;
         if (why.find("cannot be loaded") != std::string::npos || why.find("built without") != std::string::npos)
             GTEST_SKIP() << why;
@@ -107,7 +107,7 @@ class Planned : public testing::Test {
     static void TearDownTestSuite() {
         loom_cuda_cudnn_destroy(cudnn_);
         cudnn_ = nullptr;
-        loom_choices_clear(&choices_);
+        loom_tuning_clear(&tuning_);
     }
     /* "" if cuDNN plans it; else why not. */
     template <typename Arguments> static std::string refusal(loom_op op, const Arguments &a) {
@@ -129,11 +129,11 @@ class Planned : public testing::Test {
     }
 
     static loom_cuda_cudnn *cudnn_; /* of all tests: plans take their time */
-    static loom_choices choices_;
+    static loom_tuning tuning_;
 };
 
 loom_cuda_cudnn *Planned::cudnn_;
-loom_choices Planned::choices_;
+loom_tuning Planned::tuning_;
 
 TEST_F(Planned, Gpt2ForAnH100) {
     EXPECT_EQ(std::string(loom_cuda_cudnn_library(cudnn_)).find("cuDNN 9."), 0u);
@@ -186,26 +186,26 @@ TEST_F(Planned, WhatMakesNoSenseIsRefusedByCudnn) {
     EXPECT_EQ(refusal(LOOM_OP_attention_backward, b), once) << "that there is no plan is kept";
 }
 
-/* Another run's cuDNN, with choices given as text. */
+/* Another run's cuDNN, with a tuning cache given as text. */
 class Given {
   public:
     explicit Given(const std::string &text) {
-        require([&](loom_error *e) { return loom_choices_read(&choices_, "here", text.c_str(), e); });
-        require([&](loom_error *e) { return loom_cuda_cudnn_create_for(&cudnn, H100, &choices_, e); });
+        require([&](loom_error *e) { return loom_tuning_read(&tuning_, "here", text.c_str(), e); });
+        require([&](loom_error *e) { return loom_cuda_cudnn_create_for(&cudnn, H100, &tuning_, e); });
     }
     ~Given() {
         loom_cuda_cudnn_destroy(cudnn);
-        loom_choices_clear(&choices_);
+        loom_tuning_clear(&tuning_);
     }
     Given(const Given &) = delete;
     Given &operator=(const Given &) = delete;
 
     std::string text() const {
-        return text_of(choices_);
+        return text_of(tuning_);
     }
-    static std::string text_of(const loom_choices &choices) {
+    static std::string text_of(const loom_tuning &tuning) {
         char *text = nullptr;
-        require([&](loom_error *e) { return loom_choices_write(&choices, "here", &text, e); });
+        require([&](loom_error *e) { return loom_tuning_write(&tuning, "here", &text, e); });
         const std::string s = text ? text : "";
         free(text);
         return s;
@@ -217,7 +217,7 @@ class Given {
     loom_cuda_cudnn *cudnn = nullptr;
 
   private:
-    loom_choices choices_ = {};
+    loom_tuning tuning_ = {};
 };
 
 TEST_F(Planned, TheEngineIsChosenOnceAndTakenAgain) {
@@ -254,7 +254,7 @@ TEST_F(Planned, AnEngineThatCudnnDoesNotAcceptIsRefusedInOneLine) {
     for (const std::string &other : {std::string("engine99999"), engine + ",44=77777", engine + ",9999=1"}) {
         const Given given(key + other + "\n");
         const std::string why = refusal_by(given.cudnn, LOOM_OP_attention_forward, f);
-        EXPECT_EQ(why.find("attention by cuDNN: the run's choice, " + other + ", is refused: "), 0u) << why;
+        EXPECT_EQ(why.find("attention by cuDNN: " + other + " of the run's tuning cache is refused: "), 0u) << why;
         EXPECT_EQ(why.find('\n'), std::string::npos) << why;
         loom_error error;
         EXPECT_FALSE(loom_cuda_cudnn_prepare(given.cudnn, LOOM_OP_attention_forward, &f, &error));
@@ -268,8 +268,8 @@ TEST(Cudnn, ThatCannotBeLoadedIsSaidInOneLine) {
         loom_cuda_cudnn *cudnn = nullptr;
         loom_error error;
         setenv("LOOM_CUDNN", "/nowhere/libcudnn.so.9", 1);
-        loom_choices choices = {};
-        if (loom_cuda_cudnn_create_for(&cudnn, H100, &choices, &error)) _exit(1);
+        loom_tuning tuning = {};
+        if (loom_cuda_cudnn_create_for(&cudnn, H100, &tuning, &error)) _exit(1);
         const std::string why = error.message;
         const bool absent = why.find("built without") != std::string::npos;
         const bool named = why.find("/nowhere/libcudnn.so.9 cannot be loaded") != std::string::npos;
@@ -765,7 +765,7 @@ TEST_F(CudnnEngine, ThatIsNamedIsRefusedIfItIsNotThereOrWillNotDo) {
         recorded.clear();
         make(given.c_str());
         EXPECT_EQ(plan.plan, nullptr);
-        EXPECT_EQ(plan.why, "the run's choice, " + given + ", is refused: " + why);
+        EXPECT_EQ(plan.why, given + " of the run's tuning cache is refused: " + why);
     }
 }
 

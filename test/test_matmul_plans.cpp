@@ -1,6 +1,6 @@
-/* Plans of matrix products on the CUDA device, emulated: how they are chosen, that the choice can be kept and given back,
- * and that what is given back is what computes. The values of products are tested by the cases of csrc/cases/matmul.c; here
- * those of bias gradients are again, whichever way they are summed up. */
+/* Plans of matrix products on the CUDA device, emulated: how they are autotuned, that the tuning cache can be kept and
+ * given back, and that what is given back is what computes. The values of products are tested by the cases of
+ * csrc/cases/matmul.c; here those of bias gradients are again, whichever way they are summed up. */
 #include "support.h"
 
 #include "cases/instance.h"
@@ -10,7 +10,7 @@ extern "C" {
 #include "cuda/matmul.h"
 }
 #include "base/half.h"
-#include "cuda/choices.h"
+#include "cuda/tuning.h"
 #include "cuda/timing.h"
 
 #include <cmath>
@@ -23,31 +23,31 @@ namespace {
 
 using namespace support;
 
-/* -------------------------------------------------------------------------------------------------- the text of choices */
+/* --------------------------------------------------------------------------------------------- the tuning cache's text */
 
-class Choices : public testing::Test {
+class Tuning : public testing::Test {
   protected:
-    loom_choices choices = {};
+    loom_tuning tuning = {};
     loom_error error = {};
 
-    ~Choices() override {
-        loom_choices_clear(&choices);
+    ~Tuning() override {
+        loom_tuning_clear(&tuning);
     }
     /* An algorithm's digits, which all depend on `first`. */
     static std::string algorithm(int first) {
         std::string digits;
-        for (int i = 0; i < 2 * LOOM_CHOICE_ALGORITHM; i++) digits += "0123456789abcdef"[(first + 3 * i) % 16];
+        for (int i = 0; i < 2 * LOOM_TUNING_ALGORITHM; i++) digits += "0123456789abcdef"[(first + 3 * i) % 16];
         return digits;
     }
     void add(const char *key, int first) {
-        add(LOOM_CHOICE_MATMUL, key, algorithm(first));
+        add(LOOM_TUNING_MATMUL, key, algorithm(first));
     }
-    void add(loom_choice_kind kind, const char *key, const std::string &value) {
-        ASSERT_TRUE(loom_choices_add(&choices, kind, key, value.c_str(), &error)) << error.message;
+    void add(loom_tuning_kind kind, const char *key, const std::string &value) {
+        ASSERT_TRUE(loom_tuning_add(&tuning, kind, key, value.c_str(), &error)) << error.message;
     }
-    static std::string text_of(const loom_choices &c, const char *measured_on = "here") {
+    static std::string text_of(const loom_tuning &c, const char *measured_on = "here") {
         char *text = nullptr;
-        require([&](loom_error *e) { return loom_choices_write(&c, measured_on, &text, e); });
+        require([&](loom_error *e) { return loom_tuning_write(&c, measured_on, &text, e); });
         const std::string s = text ? text : "";
         free(text);
         return s;
@@ -55,68 +55,69 @@ class Choices : public testing::Test {
     /* What reading the text says; "" if it is taken. */
     std::string refusal(const std::string &text, const char *measured_on = "here") {
         error.message[0] = 0;
-        const bool taken = loom_choices_read(&choices, measured_on, text.c_str(), &error);
+        const bool taken = loom_tuning_read(&tuning, measured_on, text.c_str(), &error);
         EXPECT_EQ(taken, error.message[0] == 0);
         return error.message;
     }
 };
 
-TEST_F(Choices, AreWrittenAsALineEach) {
+TEST_F(Tuning, EntriesAreWrittenAsALineEach) {
     add("4x5x6", 0);
-    add(LOOM_CHOICE_DBIAS, "4x5x6", "epilogue");
-    add(LOOM_CHOICE_ATTENTION, "forward,2x3", "engine8,24=3,27=-1");
-    EXPECT_EQ(text_of(choices), "measured on here\nmatmul 4x5x6 " + algorithm(0) +
-                                    "\ndbias 4x5x6 epilogue\nattention forward,2x3 engine8,24=3,27=-1\n");
+    add(LOOM_TUNING_DBIAS, "4x5x6", "epilogue");
+    add(LOOM_TUNING_ATTENTION, "forward,2x3", "engine8,24=3,27=-1");
+    EXPECT_EQ(text_of(tuning), "measured on here\nmatmul 4x5x6 " + algorithm(0) +
+                                   "\ndbias 4x5x6 epilogue\nattention forward,2x3 engine8,24=3,27=-1\n");
 }
 
-TEST_F(Choices, NoneAreNoText) {
-    EXPECT_EQ(text_of(choices), "");
+TEST_F(Tuning, NoEntriesAreNoText) {
+    EXPECT_EQ(text_of(tuning), "");
 }
 
-TEST_F(Choices, AreReadBackToTheLastDigit) {
+TEST_F(Tuning, EntriesAreReadBackToTheLastDigit) {
     for (int i = 0; i < 40; i++) add(("key" + std::to_string(i)).c_str(), 7 * i);
-    add(LOOM_CHOICE_DBIAS, "key39", "kernel");
-    add(LOOM_CHOICE_ATTENTION, "key39", "engine10");
-    const std::string text = text_of(choices);
-    loom_choices read = {};
-    ASSERT_TRUE(loom_choices_read(&read, "here", text.c_str(), &error)) << error.message;
+    add(LOOM_TUNING_DBIAS, "key39", "kernel");
+    add(LOOM_TUNING_ATTENTION, "key39", "engine10");
+    const std::string text = text_of(tuning);
+    loom_tuning read = {};
+    ASSERT_TRUE(loom_tuning_read(&read, "here", text.c_str(), &error)) << error.message;
     ASSERT_EQ(read.count, 42u);
     EXPECT_EQ(text_of(read), text);
     for (size_t i = 0; i < 40; i++)
-        EXPECT_EQ(loom_choices_take(&read, LOOM_CHOICE_MATMUL, choices.at[i].key), algorithm(7 * (int)i));
-    EXPECT_STREQ(loom_choices_take(&read, LOOM_CHOICE_DBIAS, "key39"), "kernel");
-    EXPECT_STREQ(loom_choices_take(&read, LOOM_CHOICE_ATTENTION, "key39"), "engine10");
-    EXPECT_EQ(loom_choices_take(&read, LOOM_CHOICE_MATMUL, "key40"), nullptr);
-    EXPECT_EQ(loom_choices_take(&read, LOOM_CHOICE_DBIAS, "key38"), nullptr);
-    loom_choices_clear(&read);
+        EXPECT_EQ(loom_tuning_take(&read, LOOM_TUNING_MATMUL, tuning.at[i].key), algorithm(7 * (int)i));
+    EXPECT_STREQ(loom_tuning_take(&read, LOOM_TUNING_DBIAS, "key39"), "kernel");
+    EXPECT_STREQ(loom_tuning_take(&read, LOOM_TUNING_ATTENTION, "key39"), "engine10");
+    EXPECT_EQ(loom_tuning_take(&read, LOOM_TUNING_MATMUL, "key40"), nullptr);
+    EXPECT_EQ(loom_tuning_take(&read, LOOM_TUNING_DBIAS, "key38"), nullptr);
+    loom_tuning_clear(&read);
 }
 
-/* A given choice that nothing was made by goes when others are given; what was made stays, and is not contradicted. */
-TEST_F(Choices, StayOnceTheyAreTaken) {
+/* A given entry that no plan was made by goes when others are given; what was taken stays, and is not contradicted. */
+TEST_F(Tuning, EntriesStayOnceTheyAreTaken) {
     ASSERT_EQ(refusal("measured on here\ndbias a kernel\ndbias b kernel\n"), "");
-    ASSERT_STREQ(loom_choices_take(&choices, LOOM_CHOICE_DBIAS, "a"), "kernel");
+    ASSERT_STREQ(loom_tuning_take(&tuning, LOOM_TUNING_DBIAS, "a"), "kernel");
     ASSERT_EQ(refusal("measured on here\ndbias b epilogue\n"), "");
-    EXPECT_EQ(text_of(choices), "measured on here\ndbias b epilogue\ndbias a kernel\n");
+    EXPECT_EQ(text_of(tuning), "measured on here\ndbias b epilogue\ndbias a kernel\n");
     const std::string line = refusal("measured on here\ndbias a epilogue\n");
-    EXPECT_NE(line.find("dbias a comes after another one"), std::string::npos) << line;
-    ASSERT_TRUE(loom_choices_read(&choices, "here", nullptr, &error));
-    EXPECT_EQ(text_of(choices), "measured on here\ndbias a kernel\n");
+    EXPECT_NE(line.find("the tuning cache's entry for dbias a is not the one that is in use"), std::string::npos)
+        << line;
+    ASSERT_TRUE(loom_tuning_read(&tuning, "here", nullptr, &error));
+    EXPECT_EQ(text_of(tuning), "measured on here\ndbias a kernel\n");
 }
 
-TEST_F(Choices, OfOtherHardwareAreRefusedInOneLineThatNamesBoth) {
+TEST_F(Tuning, OfOtherHardwareIsRefusedInOneLineThatNamesBoth) {
     add("key", 1);
-    const std::string line = refusal(text_of(choices, "GPU A, sm_90, cuBLASLt 1.2.3"), "GPU B, sm_80, cuBLASLt 1.2.3");
+    const std::string line = refusal(text_of(tuning, "GPU A, sm_90, cuBLASLt 1.2.3"), "GPU B, sm_80, cuBLASLt 1.2.3");
     EXPECT_NE(line.find("GPU A, sm_90"), std::string::npos) << line;
     EXPECT_NE(line.find("GPU B, sm_80"), std::string::npos) << line;
     EXPECT_EQ(line.find('\n'), std::string::npos) << line;
-    EXPECT_NE(refusal(text_of(choices, "GPU A and more"), "GPU A"), "");
-    EXPECT_NE(refusal(text_of(choices, "GPU"), "GPU A"), "");
+    EXPECT_NE(refusal(text_of(tuning, "GPU A and more"), "GPU A"), "");
+    EXPECT_NE(refusal(text_of(tuning, "GPU"), "GPU A"), "");
 }
 
-TEST_F(Choices, ThatAreDamagedAreRefusedAndThoseThereAreStay) {
+TEST_F(Tuning, ThatIsDamagedIsRefusedAndWhatIsThereStays) {
     add("first", 1);
     add("second", 2);
-    const std::string good = text_of(choices);
+    const std::string good = text_of(tuning);
     const size_t second = good.find("matmul second");
     std::vector<std::string> damaged = {
         "",
@@ -141,10 +142,10 @@ TEST_F(Choices, ThatAreDamagedAreRefusedAndThoseThereAreStay) {
     }
     for (const std::string &text : damaged) {
         EXPECT_NE(refusal(text), "") << text;
-        EXPECT_EQ(text_of(choices), good);
+        EXPECT_EQ(text_of(tuning), good);
     }
     EXPECT_EQ(refusal(good.substr(0, good.size() - 1)), "") << "the last line may end the text";
-    EXPECT_EQ(text_of(choices), good);
+    EXPECT_EQ(text_of(tuning), good);
 }
 
 /* ------------------------------------------------------------------------------------------------------------ products */
@@ -223,9 +224,9 @@ class Product {
     size_t bytes_ = 0;
 };
 
-std::string choices_of(const Device &device) {
+std::string tuning_of(const Device &device) {
     char *text = nullptr;
-    require([&](loom_error *e) { return device->choices_get(device.get(), &text, e); });
+    require([&](loom_error *e) { return device->tuning_get(device.get(), &text, e); });
     const std::string s = text ? text : "";
     free(text);
     return s;
@@ -236,7 +237,7 @@ void prepare(Product &product) {
 }
 
 void give(const Device &device, const std::string &text) {
-    require([&](loom_error *e) { return device->choices_set(device.get(), text.c_str(), e); });
+    require([&](loom_error *e) { return device->tuning_set(device.get(), text.c_str(), e); });
 }
 
 /* The emulation's algorithms: which one is the second number of the 64 bytes. */
@@ -258,15 +259,15 @@ class Plans : public testing::Test {
 };
 
 TEST_F(Plans, AShapeIsPlannedOnceForAlignedAndOnceForOtherData) {
-    EXPECT_EQ(choices_of(device), "");
+    EXPECT_EQ(tuning_of(device), "");
     Product product(device.get());
     prepare(product);
-    const std::string chosen = choices_of(device);
+    const std::string chosen = tuning_of(device);
     EXPECT_EQ(plans(), 2);
     prepare(product);
     EXPECT_EQ(plans(), 2);
-    EXPECT_EQ(choices_of(device), chosen);
-    EXPECT_EQ(std::count(chosen.begin(), chosen.end(), '\n'), 2) << "only what is measured is a choice:\n" << chosen;
+    EXPECT_EQ(tuning_of(device), chosen);
+    EXPECT_EQ(std::count(chosen.begin(), chosen.end(), '\n'), 2) << "only what is measured is an entry:\n" << chosen;
     EXPECT_EQ(chosen.find("measured on "), 0u);
     EXPECT_NE(chosen.find(", cuBLASLt "), std::string::npos);
     EXPECT_NE(chosen.find("\nmatmul 24x40x1200,1200:40:40,nn,fp32>fp32 "), std::string::npos) << chosen;
@@ -300,7 +301,7 @@ TEST_F(Plans, DifferInShapeStrideTypeBiasTransposeAndAccumulation) {
     input.accumulate = true;
     EXPECT_TRUE(prepares_new(LOOM_OP_matmul_backward_input, &input));
     EXPECT_FALSE(prepares_new(LOOM_OP_matmul_backward_input, &input));
-    EXPECT_NE(choices_of(device).find("\nmatmul 24x1200x40,40:40:1200,nt,fp32>fp32,add "), std::string::npos);
+    EXPECT_NE(tuning_of(device).find("\nmatmul 24x1200x40,40:40:1200,nt,fp32>fp32,add "), std::string::npos);
     loom_matmul_backward_weight weight = {};
     weight.x = product.arguments.x;
     weight.dout = product.arguments.out;
@@ -336,33 +337,33 @@ TEST_F(Plans, DataMayBeginAtAnyElement) {
     EXPECT_EQ(plans(), 2);
 }
 
-TEST_F(Plans, AChoiceThatIsGivenBackIsTakenWithoutMeasuring) {
+TEST_F(Plans, AnEntryThatIsGivenBackIsTakenWithoutMeasuring) {
     {
         Product product(device.get());
         prepare(product);
     }
-    const std::string measured = choices_of(device);
+    const std::string measured = tuning_of(device);
     std::vector<std::vector<float>> outs;
     for (const Algorithm algorithm : {IN_ORDER, IN_PARTS}) {
         const std::string given = with_algorithm(measured, algorithm);
         Device other = open_device("cuda");
         give(other, given);
-        EXPECT_EQ(choices_of(other), given);
+        EXPECT_EQ(tuning_of(other), given);
         Product product(other.get());
         prepare(product);
-        EXPECT_EQ(choices_of(other), given);
+        EXPECT_EQ(tuning_of(other), given);
         outs.push_back(product.run());
         EXPECT_LT(Product::error_of(outs.back()), 1e-5);
     }
-    EXPECT_NE(outs[0], outs[1]) << "both algorithms gave the same bits: one of the choices was not taken";
+    EXPECT_NE(outs[0], outs[1]) << "both algorithms gave the same bits: one of the entries was not taken";
 }
 
-TEST_F(Plans, WhatDidNotRunIsNotChosenAndWhatIsGivenIsNotTriedAgain) {
+TEST_F(Plans, WhatDidNotRunIsNotTakenAndWhatIsGivenIsNotTriedAgain) {
     std::string measured;
     {
         Product product(device.get());
         prepare(product);
-        measured = choices_of(device);
+        measured = tuning_of(device);
         EXPECT_NE(measured, with_algorithm(measured, FAILS));
     }
     Device other = open_device("cuda");
@@ -371,55 +372,56 @@ TEST_F(Plans, WhatDidNotRunIsNotChosenAndWhatIsGivenIsNotTriedAgain) {
     prepare(product);
     try {
         product.run();
-        FAIL() << "the choice that was given was not taken";
+        FAIL() << "the entry that was given was not taken";
     } catch (const std::exception &e) {
         EXPECT_NE(std::string(e.what()).find("matmul_forward"), std::string::npos) << e.what();
     }
 }
 
-TEST_F(Plans, AGivenChoiceThatTheLibraryDoesNotKnowIsRefused) {
+TEST_F(Plans, AGivenEntryThatTheLibraryDoesNotKnowIsRefused) {
     Product product(device.get());
     prepare(product);
-    std::string text = choices_of(device);
+    std::string text = tuning_of(device);
     text.replace(text.rfind(' ') + 1, 16, "0123456789abcdef");
     Device other = open_device("cuda");
     give(other, text);
     Product again(other.get());
     loom_error error;
     ASSERT_FALSE(again.prepare(&error));
-    EXPECT_NE(std::string(error.message).find("the run's choice is refused"), std::string::npos) << error.message;
+    EXPECT_NE(std::string(error.message).find("the algorithm of the run's tuning cache is refused"), std::string::npos)
+        << error.message;
     EXPECT_EQ(std::string(error.message).find('\n'), std::string::npos);
 }
 
-TEST_F(Plans, AChoiceForAnotherDeviceIsRefused) {
+TEST_F(Plans, ATuningCacheOfAnotherDeviceIsRefused) {
     Product product(device.get());
     prepare(product);
-    std::string text = choices_of(device);
+    std::string text = tuning_of(device);
     text.replace(text.find("sm_"), 3, "sn_");
     Device other = open_device("cuda");
     loom_error error;
-    ASSERT_FALSE(other->choices_set(other.get(), text.c_str(), &error));
+    ASSERT_FALSE(other->tuning_set(other.get(), text.c_str(), &error));
     EXPECT_NE(std::string(error.message).find("sn_"), std::string::npos) << error.message;
-    EXPECT_EQ(choices_of(other), "");
+    EXPECT_EQ(tuning_of(other), "");
 }
 
-TEST_F(Plans, ChoicesThatComeAfterOtherPlansAreRefusedAndThoseOfNewShapesAdded) {
+TEST_F(Plans, EntriesThatComeAfterOtherPlansAreRefusedAndThoseOfNewShapesAdded) {
     Product product(device.get());
     prepare(product);
-    const std::string chosen = choices_of(device);
+    const std::string chosen = tuning_of(device);
     give(device, chosen);
-    EXPECT_EQ(choices_of(device), chosen);
+    EXPECT_EQ(tuning_of(device), chosen);
     const bool in_order = with_algorithm(chosen, IN_ORDER) == chosen;
     const std::string contrary = with_algorithm(chosen, in_order ? IN_PARTS : IN_ORDER);
     loom_error error;
-    EXPECT_FALSE(device->choices_set(device.get(), contrary.c_str(), &error));
-    EXPECT_EQ(choices_of(device), chosen);
+    EXPECT_FALSE(device->tuning_set(device.get(), contrary.c_str(), &error));
+    EXPECT_EQ(tuning_of(device), chosen);
 
     Device other = open_device("cuda");
     Product wider(other.get(), 0, 8);
     prepare(wider);
     give(other, contrary);
-    const std::string both = choices_of(other);
+    const std::string both = tuning_of(other);
     EXPECT_EQ(both.find(contrary), 0u);
     EXPECT_EQ(std::count(both.begin(), both.end(), '\n'), 3);
 }
@@ -431,7 +433,7 @@ TEST_F(Plans, WithoutMemoryToMeasureInTheFirstAlgorithmIsTaken) {
     const bool prepared = product.prepare(&error);
     unsetenv("LOOM_EMULATION_MEMORY");
     ASSERT_TRUE(prepared) << error.message;
-    EXPECT_EQ(choices_of(device), with_algorithm(choices_of(device), IN_ORDER));
+    EXPECT_EQ(tuning_of(device), with_algorithm(tuning_of(device), IN_ORDER));
     EXPECT_LT(Product::error_of(product.run()), 1e-5);
 }
 
@@ -443,12 +445,12 @@ TEST_F(Plans, OnlyATf32DeviceRoundsItsInputs) {
     Device rounding(opened, loom_device_close);
     Product product(rounding.get()), half(rounding.get(), 0, 0, LOOM_BF16);
     prepare(product);
-    EXPECT_NE(choices_of(rounding).find("fp32>fp32,tf32 "), std::string::npos) << choices_of(rounding);
+    EXPECT_NE(tuning_of(rounding).find("fp32>fp32,tf32 "), std::string::npos) << tuning_of(rounding);
     const double error = Product::error_of(product.run());
     EXPECT_GT(error, 1e-5);
     EXPECT_LT(error, 1e-2);
     prepare(half);
-    EXPECT_EQ(choices_of(rounding).find("bf16,tf32"), std::string::npos);
+    EXPECT_EQ(tuning_of(rounding).find("bf16,tf32"), std::string::npos);
 }
 
 TEST_F(Plans, BothPartsOfAProductsWorkspaceAreToldFromShapesAlone) {
@@ -562,12 +564,12 @@ class BiasGradients : public Plans, public testing::WithParamInterface<bool> {
   protected:
     const bool transposed = GetParam();
 
-    /* The choices of a product, on a new device. */
+    /* The tuning cache of a product, on a new device. */
     std::string measured(int64_t O) {
         Device other = open_device("cuda");
         WeightGradient gradient(other.get(), O, transposed);
         require([&](loom_error *e) { return gradient.prepare(false, e); });
-        return choices_of(other);
+        return tuning_of(other);
     }
     /* The first width for which the emulation's library has an algorithm that sums up, or none. */
     int64_t width(bool has) {
@@ -590,7 +592,7 @@ TEST_P(BiasGradients, AreSummedUpAsIsChosenOnceForAllMicroBatches) {
         WeightGradient gradient(other.get(), O, transposed);
         for (const bool accumulate : {true, false})
             require([&](loom_error *e) { return gradient.prepare(accumulate, e); });
-        const std::string after = choices_of(other);
+        const std::string after = tuning_of(other);
         EXPECT_EQ(count_of(after, "\ndbias "), 1u) << after;
         EXPECT_NE(after.find(sums + " " + way + "\n"), std::string::npos) << after;
         if (way == "epilogue") {
@@ -600,7 +602,7 @@ TEST_P(BiasGradients, AreSummedUpAsIsChosenOnceForAllMicroBatches) {
         EXPECT_EQ(planned, way == "epilogue" ? 6 : 4);
         require([&](loom_error *e) { return gradient.prepare(false, e); });
         EXPECT_EQ(loom_cuda_matmul_plans(loom_cuda_of(other.get())->matmul), planned);
-        EXPECT_EQ(choices_of(other), after);
+        EXPECT_EQ(tuning_of(other), after);
     }
 }
 
@@ -622,7 +624,7 @@ TEST_P(BiasGradients, HaveTheBitsOfTheirWay) {
         for (float &sum : added) sum += 0.5f;
         EXPECT_EQ(gradient.run(true, 0.5f), added) << way;
     }
-    EXPECT_NE(bits[0], bits[1]) << "both ways gave the same bits: one of the choices was not taken";
+    EXPECT_NE(bits[0], bits[1]) << "both ways gave the same bits: one of the entries was not taken";
 }
 
 TEST_P(BiasGradients, AGivenWayThatIsNotPossibleIsRefusedInOneLine) {
@@ -631,7 +633,7 @@ TEST_P(BiasGradients, AGivenWayThatIsNotPossibleIsRefusedInOneLine) {
     EXPECT_NE(chosen.find("sums kernel\n"), std::string::npos) << "where cuBLASLt has no algorithm it is our kernel";
     EXPECT_EQ(refusal_of(chosen, without, transposed), "");
     std::string line = refusal_of(with_way(chosen, "epilogue"), without, transposed);
-    EXPECT_NE(line.find("the run's choice for a bias gradient cannot be taken: cuBLASLt: no algorithm"),
+    EXPECT_NE(line.find("the way to a bias gradient in the run's tuning cache cannot be taken: cuBLASLt: no algorithm"),
               std::string::npos)
         << line;
     EXPECT_EQ(line.find('\n'), std::string::npos);
@@ -640,7 +642,7 @@ TEST_P(BiasGradients, AGivenWayThatIsNotPossibleIsRefusedInOneLine) {
     give(other, with_way(measured(with), "epilogue"));
     WeightGradient gradient(other.get(), with, transposed);
     require([&](loom_error *e) { return gradient.prepare(false, e); });
-    std::string text = choices_of(other);
+    std::string text = tuning_of(other);
     EXPECT_EQ(refusal_of(text, with, transposed), "");
     text.replace(text.rfind(' ') + 1, 16, "0123456789abcdef");
     line = refusal_of(text, with, transposed);
@@ -650,10 +652,10 @@ TEST_P(BiasGradients, AGivenWayThatIsNotPossibleIsRefusedInOneLine) {
 TEST_P(BiasGradients, OfNarrowTypeOrUnderTf32AreAlwaysOurKernels) {
     WeightGradient narrow(device.get(), 40, transposed, LOOM_BF16, LOOM_BF16);
     require([&](loom_error *e) { return narrow.prepare(false, e); });
-    EXPECT_EQ(choices_of(device).find("dbias"), std::string::npos) << choices_of(device);
+    EXPECT_EQ(tuning_of(device).find("dbias"), std::string::npos) << tuning_of(device);
     WeightGradient wide(device.get(), 40, transposed, LOOM_F32, LOOM_BF16);
     require([&](loom_error *e) { return wide.prepare(false, e); });
-    EXPECT_NE(choices_of(device).find("dbias"), std::string::npos) << choices_of(device);
+    EXPECT_NE(tuning_of(device).find("dbias"), std::string::npos) << tuning_of(device);
     loom_device_options options = {};
     options.tf32 = true;
     loom_device *opened = nullptr;
@@ -661,7 +663,7 @@ TEST_P(BiasGradients, OfNarrowTypeOrUnderTf32AreAlwaysOurKernels) {
     Device rounding(opened, loom_device_close);
     WeightGradient rounded(rounding.get(), 40, transposed);
     require([&](loom_error *e) { return rounded.prepare(false, e); });
-    EXPECT_EQ(choices_of(rounding).find("dbias"), std::string::npos) << choices_of(rounding);
+    EXPECT_EQ(tuning_of(rounding).find("dbias"), std::string::npos) << tuning_of(rounding);
 }
 
 TEST_P(BiasGradients, WithoutMemoryToMeasureInAreOurKernels) {
@@ -672,7 +674,7 @@ TEST_P(BiasGradients, WithoutMemoryToMeasureInAreOurKernels) {
     const bool prepared = gradient.prepare(false, &error);
     unsetenv("LOOM_EMULATION_MEMORY");
     ASSERT_TRUE(prepared) << error.message;
-    EXPECT_NE(choices_of(device).find("sums kernel\n"), std::string::npos) << choices_of(device);
+    EXPECT_NE(tuning_of(device).find("sums kernel\n"), std::string::npos) << tuning_of(device);
 }
 
 std::string name_of_layout(const testing::TestParamInfo<bool> &instance) {
@@ -703,7 +705,7 @@ TEST(BiasGradientCases, HoldWhicheverWayIsChosen) {
         check(first);
         for (const std::string way : {"kernel", "epilogue"}) {
             Device cuda = open_device("cuda");
-            give(cuda, with_way(choices_of(first), way));
+            give(cuda, with_way(tuning_of(first), way));
             check(cuda);
             if (way == "epilogue" && std::string(result.message).find("cannot be taken") != std::string::npos) {
                 ran["refused"]++;
@@ -768,7 +770,7 @@ TEST_F(Plans, ThePeakIsTheRateOfAProduct) {
         EXPECT_GT(rate, 1e6);
         EXPECT_LT(rate, 1e16);
     }
-    EXPECT_EQ(choices_of(device), "") << "what is chosen for it is no part of a run";
+    EXPECT_EQ(tuning_of(device), "") << "what is tuned for it is no part of a run";
 }
 
 } // namespace

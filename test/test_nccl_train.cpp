@@ -15,7 +15,7 @@ using namespace support;
 
 enum { LAYERS = 4, CHANNELS = 32, BATCH = 8, STEPS = 3 };
 
-/* A text, and a run of one rank on it, whose choices of algorithms all others take: with them come the same bits. */
+/* A text, and a run of one rank on it, whose tuning cache all others take: with them come the same bits. */
 struct Reference {
     TemporaryDirectory directory;
     Reference() {
@@ -73,7 +73,7 @@ class NcclTrain : public RanksTest {
     std::string train(const std::string &out, const std::string &more, const std::string &settings = steps) {
         const bool resumes = more.find("--resume") != std::string::npos;
         return "train " + reference->flags() + " " + settings + " --comm nccl --out " + here.at(out) +
-               (resumes ? " " : " --choices " + reference->run(settings) + "/choices.txt ") + more;
+               (resumes ? " " : " --tuning " + reference->run(settings) + "/tuning.txt ") + more;
     }
     static std::string gpus(int n) {
         return "LOOM_EMULATION_THREADS=1 LOOM_EMULATION_GPUS=" + std::to_string(n);

@@ -52,8 +52,8 @@ struct Places {
 
 /* A model that measures no algorithm a second time: those of the first model of a dtype and an architecture serve all. */
 std::unique_ptr<Model> make_model(const Places &places) {
-    static std::map<std::pair<loom_dtype, loom_gpt_architecture>, std::string> choices;
-    std::string &chosen = choices[{places.dtype, places.architecture}];
+    static std::map<std::pair<loom_dtype, loom_gpt_architecture>, std::string> caches;
+    std::string &tuning = caches[{places.dtype, places.architecture}];
     ModelOptions options;
     options.device = "cuda";
     options.dtype = places.dtype;
@@ -61,14 +61,14 @@ std::unique_ptr<Model> make_model(const Places &places) {
     options.offload = places.offload;
     options.before_lay_out = [&](loom_gpt *gpt) {
         loom_device *device = loom_gpt_get_device(gpt);
-        if (chosen.empty()) return;
-        require([&](loom_error *error) { return device->choices_set(device, chosen.c_str(), error); });
+        if (tuning.empty()) return;
+        require([&](loom_error *error) { return device->tuning_set(device, tuning.c_str(), error); });
     };
     auto model = std::make_unique<Model>(shape_of(places.n_layer, places.architecture), B, T, options);
-    if (chosen.empty()) {
+    if (tuning.empty()) {
         char *text = nullptr;
-        require([&](loom_error *error) { return model->device()->choices_get(model->device(), &text, error); });
-        chosen = text;
+        require([&](loom_error *error) { return model->device()->tuning_get(model->device(), &text, error); });
+        tuning = text;
         free(text);
     }
     model->scatter_parameters(3);
@@ -530,7 +530,7 @@ class OffloadTrain : public Offload {
 /* Steps, validation and samples in turn, recorded and not, and a run that is cut off and goes on otherwise. */
 TEST_F(OffloadTrain, RunsComeOutTheSame) {
     train(run("whole"));
-    const Options::Pairs same = {{"choices", directory.at("whole/choices.txt")}},
+    const Options::Pairs same = {{"tuning", directory.at("whole/tuning.txt")}},
                          offloaded = same + Options::Pairs{{"offload", "activations"}};
     const std::string expected = all_of("whole");
     for (const auto &[schedule, graph] : {std::pair<std::string, const char *>{"order", "on"},

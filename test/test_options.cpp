@@ -107,7 +107,7 @@ TEST_F(Options, Defaults) {
     EXPECT_FALSE(options.tf32);
     EXPECT_EQ(options.attention, LOOM_ATTENTION_OWN);
     EXPECT_EQ(options.cuda_graph, LOOM_ON);
-    EXPECT_FALSE(options.fresh_choices);
+    EXPECT_FALSE(options.retune);
 }
 
 TEST_F(Options, SetsEveryKindOfValue) {
@@ -516,6 +516,22 @@ TEST_F(Options, TheLongestStringIsKept) {
     EXPECT_EQ(options.val_data[0], longest);
 }
 
+/* Keys of earlier versions. */
+TEST_F(Options, FilesMayHaveTheEarlierNamesOfOptions) {
+    ASSERT_TRUE(read("choices = a/choices.txt\nfresh-choices = true\n")) << error.message;
+    EXPECT_STREQ(options.tuning, "a/choices.txt");
+    EXPECT_TRUE(options.retune);
+    ASSERT_TRUE(read("tuning = b\nfresh_choices = no\n")) << error.message;
+    EXPECT_STREQ(options.tuning, "b");
+    EXPECT_FALSE(options.retune);
+    EXPECT_FALSE(read("choices = a\ntuning = b\n"));
+    expect_words({"run.ini:2: tuning: is given twice"});
+    EXPECT_FALSE(read("fresh-choices = perhaps\n"));
+    expect_words({"run.ini:1: retune: 'perhaps' is neither true nor false"});
+    refused("choices", "a", {"--choices: there is no such option", "here it is 'tuning'"});
+    refused("fresh-choices", "true", {"--fresh-choices: ", "here it is 'retune'"});
+}
+
 TEST_F(Options, AFullOrMissingPlaceIsReported) {
     set_all({{"data", "a"}});
     EXPECT_FALSE(loom_train_options_write(&options, (folder + "/none/config.ini").c_str(), &error));
@@ -596,7 +612,7 @@ TEST_F(Options, WhatDoesNotGoTogetherIsRefused) {
         {{{"data", "a"}, {"master-weights", "off"}}, {"--master-weights: off", "bf16", "fp32"}},
         {{{"data", "a"}, {"grad-dtype", "bf16"}}, {"--grad-dtype: bf16", "--dtype bf16", "fp32"}},
         {{{"data", "a"}, {"dtype", "fp16"}, {"grad-dtype", "bf16"}}, {"--grad-dtype: bf16", "--dtype bf16", "fp16"}},
-        {{{"data", "a"}, {"fresh-choices", "true"}}, {"--fresh-choices", "--resume"}},
+        {{{"data", "a"}, {"retune", "true"}}, {"--retune", "--resume"}},
     };
     for (const auto &row : rows) {
         loom_train_options_free(&options);

@@ -634,50 +634,59 @@ TEST_F(Train, AnOverflowOfTheScaleDoesNotEndTheRun) {
     EXPECT_LT(all.back(), all.front());
 }
 
-/* ----------------------------------------------------------------------------------------------------------- choices */
+/* ------------------------------------------------------------------------------------------------------ tuning cache */
 
-/* What a device chose lies in every checkpoint; CPUs choose nothing, and a file of the machine before goes. */
-TEST_F(Train, ChoicesLieInTheCheckpoint) {
+/* A device's tuning cache lies in every checkpoint; CPUs have none, and a file of the machine before goes. */
+TEST_F(Train, TheTuningCacheLiesInTheCheckpoint) {
     const Options options(run("run"));
     const Trainer trainer = open_trainer(options);
     const auto save = [&] {
         require([&](loom_error *error) { return loom_trainer_save(trainer.get(), at("run").c_str(), error); });
     };
     save();
-    EXPECT_FALSE(fs::exists(at("run/checkpoints/latest/choices.txt")));
-    trainer->device->choices_get = [](const loom_device *, char **text, loom_error *) {
+    EXPECT_FALSE(fs::exists(at("run/checkpoints/latest/tuning.txt")));
+    trainer->device->tuning_get = [](const loom_device *, char **text, loom_error *) {
         *text = strdup("device A\nmatmul 3\n");
         return true;
     };
     step(trainer);
     save();
-    EXPECT_EQ(file("run", "choices.txt"), "device A\nmatmul 3\n");
+    EXPECT_EQ(file("run", "tuning.txt"), "device A\nmatmul 3\n");
 
     loom_checkpoint_info info;
     require([&](loom_error *error) { return loom_checkpoint_open(at("run").c_str(), &info, error); });
     static std::string given;
     const Device device = open_device("cpu");
-    const auto restore = [&](loom_error *error) { return loom_checkpoint_restore_choices(&info, device.get(), error); };
-    device->choices_set = [](loom_device *, const char *text, loom_error *) {
+    const auto restore = [&](loom_error *error) {
+        return loom_device_restore_tuning(device.get(), info.directory, error);
+    };
+    device->tuning_set = [](loom_device *, const char *text, loom_error *) {
         given = text;
         return true;
     };
     EXPECT_TRUE(works(restore));
     EXPECT_EQ(given, "device A\nmatmul 3\n");
-    device->choices_set = [](loom_device *, const char *, loom_error *error) {
+    device->tuning_set = [](loom_device *, const char *, loom_error *error) {
         return loom_fail(error, "this is device B");
     };
     refusal(restore, {"this is device B"});
-    write_file(at("run/checkpoints/latest/choices.txt"), "damaged");
+    write_file(at("run/checkpoints/latest/choices.txt"), "of an earlier version");
+    refusal(restore, {"this is device B", "tuning.txt"});
+    write_file(at("run/checkpoints/latest/tuning.txt"), "damaged");
     refusal([&](loom_error *error) { return loom_checkpoint_open(at("run").c_str(), &info, error); },
-            {"choices.txt", "damaged"});
+            {"tuning.txt", "damaged"});
 }
 
-TEST_F(Train, ChoicesOfAnotherMachineDoNotStay) {
-    ASSERT_TRUE(trains(run("run", {{"stop-after", "3"}})));
-    write_file(at("run/choices.txt"), "device A\n");
+TEST_F(Train, TheTuningCacheOfAnotherMachineDoesNotStay) {
+    ASSERT_TRUE(trains(run("run", {{"stop-after", "2"}})));
+    write_file(at("run/tuning.txt"), "device A\n");
+    write_file(at("run/choices.txt"), "measured on device A\n");
+    ASSERT_TRUE(trains(run("run", {{"resume", "true"}, {"stop-after", "1"}})));
+    EXPECT_FALSE(fs::exists(at("run/tuning.txt")));
+    EXPECT_FALSE(fs::exists(at("run/choices.txt"))) << "of an earlier version";
+    write_file(at("run/choices.txt"), "what else is called so");
     ASSERT_TRUE(trains(run("run", {{"resume", "true"}})));
-    EXPECT_FALSE(fs::exists(at("run/choices.txt")));
+    EXPECT_EQ(read_file(at("run/choices.txt")), "what else is called so");
 }
 
 /* ------------------------------------------------------------------------------------ notes on what resuming changed */
@@ -736,7 +745,7 @@ TEST_F(Note, NamesTheFlagsThatChangeTheBits) {
 TEST_F(Note, IsEmptyWhereNoBitChanges) {
     EXPECT_EQ(resumed(), "");
     EXPECT_EQ(resumed({{"threads", "2"}, {"cuda-graph", "off"}, {"sample-every", "0"}, {"val-every", "5"}}), "");
-    EXPECT_EQ(resumed({{"fresh-choices", "true"}}), "") << "a CPU chooses nothing";
+    EXPECT_EQ(resumed({{"retune", "true"}}), "") << "a CPU tunes nothing";
     EXPECT_EQ(note(run("next", {{"init", at("run")}, {"dtype", "bf16"}, {"micro-batch", "4"}})), "");
 }
 

@@ -97,19 +97,19 @@ class Trainings : public Ranks {
         for (const std::string &options : all) {
             if (alone_.count(options)) continue;
             const std::string name = "alone-" + std::to_string(alone_.size() + lines.size());
-            lines[name] = model + options + " deterministic-reduce @make-choices=" + choices_of(options);
+            lines[name] = model + options + " deterministic-reduce @make-tuning=" + tuning_of(options);
             asked_[name] = options;
         }
         for (const auto &[name, result] : train(1, lines)) alone_[asked_[name]] = result;
     }
 
-    /* What one rank's device chose by measuring, where it measures. */
-    static std::string with_choices(const std::string &path) {
-        return fs::exists(path) ? " choices=" + path : "";
+    /* The tuning cache of one rank's device, where it measures. */
+    static std::string with_tuning(const std::string &path) {
+        return fs::exists(path) ? " tuning=" + path : "";
     }
 
-    std::string choices_of(const std::string &options) const {
-        return here.at("choices-" + std::to_string(std::hash<std::string>()(options)));
+    std::string tuning_of(const std::string &options) const {
+        return here.at("tuning-" + std::to_string(std::hash<std::string>()(options)));
     }
 
     /* Every training by each number of ranks is one rank's, to the bit. */
@@ -124,8 +124,8 @@ class Trainings : public Ranks {
             for (const Training &t : trainings) {
                 char name[16];
                 snprintf(name, sizeof name, "t%04zu", lines.size());
-                const std::string choices = choices_of(t.options);
-                lines[name] = model + t.options + " deterministic-reduce " + t.shared + with_choices(choices);
+                const std::string tuning = tuning_of(t.options);
+                lines[name] = model + t.options + " deterministic-reduce " + t.shared + with_tuning(tuning);
                 meant[name] = &t;
             }
             for (const auto &[name, result] : train(ranks, lines, environment))
@@ -318,14 +318,14 @@ class Sums : public Trainings {
         std::vector<std::vector<Tensor>> wanted;
         std::vector<std::string> said;
         for (size_t k = 0; k < kinds.size(); k++) alone[name_of(k, 0)] = model + sums + kinds[k].options;
-        for (auto &[name, line] : alone) line += " @make-choices=" + here.at("choices-" + name);
+        for (auto &[name, line] : alone) line += " @make-tuning=" + here.at("tuning-" + name);
         const auto one = train(1, alone);
         for (size_t k = 0; k < kinds.size(); k++) {
             said.push_back(one.at(name_of(k, 0)));
             wanted.push_back(tensors(name_of(k, 0), said[k]));
             for (int zero = 0; zero < 4; zero++)
                 lines[name_of(k, zero)] = model + sums + kinds[k].options + " zero=" + std::to_string(zero) +
-                                          with_choices(here.at("choices-" + name_of(k, 0)));
+                                          with_tuning(here.at("tuning-" + name_of(k, 0)));
         }
         const auto several = train(ranks, lines);
         for (size_t k = 0; k < kinds.size(); k++)
@@ -523,12 +523,12 @@ TEST_F(Program, RunsOfRanksLeaveWhatOneRankLeaves) {
     works(gptloom + " train -q --resume --out two --ranks 2 --steps 8");
 }
 
-/* The same by a GPU's ranks, which share it, started by mpirun; with what one rank's device chose by measuring. */
+/* The same by a GPU's ranks, which share it, started by mpirun; with one rank's tuning cache. */
 TEST_F(Program, RunsOfRanksThatShareAGpuLeaveWhatOneRankLeaves) {
     const std::string emulated = fs::canonical(folder() / "../emulated/gptloom").string() + run.substr(gptloom.size()) +
                                  rest + "-q --device cuda --dtype bf16 --steps 4 --out ";
     works(emulated + "one");
-    const Outcome o = shell(by_mpirun + "-np 2 " + emulated + "two --zero 3 --choices one/choices.txt");
+    const Outcome o = shell(by_mpirun + "-np 2 " + emulated + "two --zero 3 --tuning one/tuning.txt");
     EXPECT_EQ(o.status, 0) << o.err;
     EXPECT_EQ(o.out + o.err, "");
     EXPECT_TRUE(state("two") == state("one")) << "the checkpoints differ";

@@ -28,19 +28,19 @@ const char *const policies[] = {"act",
                                 "sets:a5*2,331*1,0*1,7e*1",
                                 "sets:100*1,44*3,fff*1"};
 
-/* What a model's device chose by measuring, to be given to the next one. */
-std::string choices_of(const Model &model) {
+/* The tuning cache of a model's device, to be given to the next one. */
+std::string tuning_of(const Model &model) {
     char *text = nullptr;
-    require([&](loom_error *error) { return model.device()->choices_get(model.device(), &text, error); });
-    const std::string choices = text ? text : "";
+    require([&](loom_error *error) { return model.device()->tuning_get(model.device(), &text, error); });
+    const std::string tuning = text ? text : "";
     free(text);
-    return choices;
+    return tuning;
 }
 
-void give_choices(loom_gpt *gpt, const std::string &choices) {
+void give_tuning(loom_gpt *gpt, const std::string &tuning) {
     loom_device *device = loom_gpt_get_device(gpt);
-    if (choices.empty()) return;
-    require([&](loom_error *error) { return device->choices_set(device, choices.c_str(), error); });
+    if (tuning.empty()) return;
+    require([&](loom_error *error) { return device->tuning_set(device, tuning.c_str(), error); });
 }
 
 /* ------------------------------------------------------------------------------------------------------------- the bits */
@@ -66,7 +66,7 @@ struct Outcome {
     std::string losses, gradients;
 };
 
-Outcome outcome(const loom_gpt_config &shape, const ModelOptions &options, std::string *choices) {
+Outcome outcome(const loom_gpt_config &shape, const ModelOptions &options, std::string *tuning) {
     Model model(shape, B, T, options);
     model.scatter_parameters(3);
     Outcome result;
@@ -79,7 +79,7 @@ Outcome outcome(const loom_gpt_config &shape, const ModelOptions &options, std::
     const std::vector<double> gradients = model.gradients();
     EXPECT_NE(gradients, std::vector<double>(gradients.size(), 0.0));
     result.gradients.assign((const char *)gradients.data(), gradients.size() * sizeof(double));
-    *choices = choices_of(model);
+    *tuning = tuning_of(model);
     return result;
 }
 
@@ -87,16 +87,16 @@ Outcome outcome(const loom_gpt_config &shape, const ModelOptions &options, std::
 TEST_P(Policies, GiveTheBitsOfKeepingEverything) {
     loom_gpt_config shape = gpt_shape(5, 2, 16, T, 61, GetParam().activation);
     shape.architecture = GetParam().architecture;
-    std::string choices;
+    std::string tuning;
     ModelOptions options;
     options.device = GetParam().device;
     options.dtype = GetParam().dtype;
     options.threads = 1;
-    const Outcome kept = outcome(shape, options, &choices);
-    options.before_lay_out = [&choices](loom_gpt *gpt) { give_choices(gpt, choices); };
+    const Outcome kept = outcome(shape, options, &tuning);
+    options.before_lay_out = [&tuning](loom_gpt *gpt) { give_tuning(gpt, tuning); };
     for (const char *name : policies) {
         options.recompute = policy(name);
-        const Outcome recomputed = outcome(shape, options, &choices);
+        const Outcome recomputed = outcome(shape, options, &tuning);
         EXPECT_TRUE(kept.losses == recomputed.losses) << name;
         EXPECT_TRUE(kept.gradients == recomputed.gradients) << name;
     }
@@ -266,19 +266,19 @@ void expect_same_rows(const char *on, loom_dtype dtype) {
     const int64_t V = 50257, length = 384, group = 640;
     const loom_gpt_config shape = gpt_shape(1, 1, 8, length, V);
     const std::vector<int32_t> tokens = random_ids(2 * length, V, 1), targets = random_ids(2 * length, V, 2);
-    std::string choices;
+    std::string tuning;
     const auto outcome_with = [&](int64_t asked, int64_t rows) {
         ModelOptions options;
         options.device = on;
         options.dtype = dtype;
         options.logits_rows = asked;
         options.threads = 2;
-        options.before_lay_out = [&choices](loom_gpt *gpt) { give_choices(gpt, choices); };
+        options.before_lay_out = [&tuning](loom_gpt *gpt) { give_tuning(gpt, tuning); };
         Model model(shape, 2, length, options);
         EXPECT_EQ(loom_gpt_get_logits_rows(model.gpt()), rows);
         model.scatter_parameters(3);
         model.run(tokens, targets, 1);
-        choices = choices_of(model);
+        tuning = tuning_of(model);
         return std::make_pair(model.losses(), model.gradients());
     };
     const auto whole = outcome_with(2 * length, 2 * length), cut = outcome_with(1, group);

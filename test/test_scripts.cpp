@@ -14,10 +14,12 @@
 #include <chrono>
 #include <cstdio>
 #include <cstdlib>
+#include <cstring>
 #include <filesystem>
 #include <fstream>
 #include <functional>
 #include <map>
+#include <set>
 #include <sstream>
 #include <string>
 #include <thread>
@@ -794,11 +796,13 @@ TEST_F(Runner, DoesNotTakeNothingForSuccess) {
 
 /* ----------------------------------------------------------------------------------------------------------- the house */
 
-/* What each folder of csrc includes of the others: none of a higher floor, and no two each other. Opening a device, in
- * csrc/ops, is the one place that knows all of them. */
+/* What each folder of csrc includes of the others: none of a higher floor, and no two each other. Opening a device is
+ * the one place that knows all of them, and CUDA's own headers are csrc/cuda's alone. What is not
+ * used is not allowed. */
 TEST(House, LowerFloorsIncludeNoHigherOnes) {
     const std::map<std::string, std::set<std::string>> allowed = {{"base", {}},
-                                                                  {"ops", {"base", "cpu", "cuda"}},
+                                                                  {"ops", {"base"}},
+                                                                  {"ops/device.c", {"base", "cpu", "cuda"}},
                                                                   {"cpu", {"base", "ops"}},
                                                                   {"cuda", {"base", "ops", "kernels"}},
                                                                   {"model", {"base"}},
@@ -808,22 +812,42 @@ TEST(House, LowerFloorsIncludeNoHigherOnes) {
                                                                   {"parallel", {"base"}},
                                                                   {"checkpoint", {"base"}},
                                                                   {"plan", {"base", "model"}},
-                                                                  {"engine", {"base", "checkpoint", "data", "cuda"}},
+                                                                  {"engine", {"base", "checkpoint", "data"}},
                                                                   {"cases", {"base"}}};
+    std::map<std::string, std::set<std::string>> unused = allowed;
     for (const auto &entry : fs::recursive_directory_iterator(project() / "csrc")) {
         const std::string extension = entry.path().extension().string();
         if (extension != ".c" && extension != ".h") continue;
-        const std::string folder = fs::relative(entry.path(), project() / "csrc").begin()->string();
-        ASSERT_TRUE(allowed.count(folder)) << folder << " has no floor";
+        const fs::path path = fs::relative(entry.path(), project() / "csrc");
+        const std::string folder = path.begin()->string(), own = allowed.count(path) ? path.string() : folder;
+        ASSERT_TRUE(allowed.count(own)) << folder << " has no floor";
         std::istringstream lines(read(entry.path()));
         for (std::string line; std::getline(lines, line);) {
-            const std::string mark = "#include \"";
+            const std::string quoted_mark = "#include \"", mark = "#include <";
+            for (const char *of_cuda : {"cuda", "cublas", "cudnn", "nvtx"})
+                EXPECT_TRUE(folder == "cuda" || line.compare(0, mark.size(), mark) != 0 ||
+                            line.compare(mark.size(), strlen(of_cuda), of_cuda) != 0)
+                    << entry.path() << ": " << line;
+            if (line.compare(0, quoted_mark.size(), quoted_mark) != 0) continue;
             const size_t end = line.find('/');
-            if (line.compare(0, mark.size(), mark) != 0 || end == std::string::npos) continue;
-            const std::string included = line.substr(mark.size(), end - mark.size());
-            EXPECT_TRUE(included == folder || included == "gptloom" || allowed.at(folder).count(included))
+            ASSERT_NE(end, std::string::npos) << entry.path() << ": " << line << " does not say whose it is";
+            const std::string included = line.substr(quoted_mark.size(), end - quoted_mark.size());
+            unused.at(own).erase(included);
+            EXPECT_TRUE(included == folder || included == "gptloom" || allowed.at(own).count(included))
                 << entry.path() << ": " << line;
         }
+    }
+    for (const auto &[own, folders] : unused) EXPECT_EQ(folders, std::set<std::string>()) << own;
+}
+
+/* Whoever uses the library needs nothing of csrc. */
+TEST(House, PublicHeadersIncludeOnlyEachOther) {
+    for (const auto &entry : fs::recursive_directory_iterator(project() / "include")) {
+        if (!entry.is_regular_file()) continue;
+        std::istringstream lines(read(entry.path()));
+        for (std::string line; std::getline(lines, line);)
+            EXPECT_TRUE(!contains(line, "#include \"") || contains(line, "#include \"gptloom/"))
+                << entry.path() << ": " << line;
     }
 }
 

@@ -164,7 +164,7 @@ TEST_F(TwoHosts, FindEachOtherForNccl) {
         Words all = on(i) + words("env WORLD_SIZE=2 LOCAL_RANK=0 LOCAL_WORLD_SIZE=1 MASTER_PORT=29500 RANK=" +
                                   std::to_string(i) + " MASTER_ADDR=" + address(0) +
                                   " LOOM_NCCL=" + (folder() / "libnccl_standin.so").string());
-        Words rest = train(out, "--device cuda --comm nccl --choices alone/choices.txt --stop-after 2");
+        Words rest = train(out, "--device cuda --comm nccl --tuning alone/tuning.txt --stop-after 2");
         rest[0] = program;
         return all + rest;
     };

@@ -10,7 +10,7 @@
  *     @validate, @sample after the last step; 20 tokens
  *     @save              a checkpoint, into `out`
  *     @values            write the state as numbers too, to FOLDER/NAME.values
- *     @make-choices=FILE write what the device chose
+ *     @make-tuning=FILE  write the device's tuning cache
  *
  * Rank 0 writes what a training has come to into FOLDER/NAME: the losses and norms of its steps as bits, and of every
  * tensor of weights and moments a hash. None of it hangs on how ranks hold it. What ranks should all have, but have not,
@@ -84,7 +84,7 @@ struct Training {
     std::string name;
     int steps = 2;
     bool validate = false, sample = false, save = false, values = false;
-    std::string choices;
+    std::string tuning;
     std::vector<std::pair<std::string, std::string>> options;
 };
 
@@ -105,8 +105,8 @@ Training read_training(const std::string &line) {
             t.save = true;
         else if (key == "@values")
             t.values = true;
-        else if (key == "@make-choices")
-            t.choices = value;
+        else if (key == "@make-tuning")
+            t.tuning = value;
         else
             t.options.push_back({key, value});
     }
@@ -186,9 +186,9 @@ bool take_token(void *user, int32_t token) {
     return true;
 }
 
-void write_choices(loom_trainer *t, const std::string &path) {
+void write_tuning(loom_trainer *t, const std::string &path) {
     char *text = NULL;
-    require([&](loom_error *error) { return t->device->choices_get(t->device, &text, error); });
+    require([&](loom_error *error) { return t->device->tuning_get(t->device, &text, error); });
     if (text) std::ofstream(path) << text;
     free(text);
 }
@@ -206,7 +206,7 @@ void run(const Training &training, const loom_comm_options &how, const std::stri
         });
     require([&](loom_error *error) { return loom_comm_open(&comm, &how, error); });
     require([&](loom_error *error) { return loom_trainer_open(&t, &options, comm, NULL, error); });
-    if (!training.choices.empty()) write_choices(t, training.choices);
+    if (!training.tuning.empty()) write_tuning(t, training.tuning);
     for (int i = 0; i < training.steps; i++) {
         loom_step_report report;
         require([&](loom_error *error) { return loom_trainer_step(t, &report, error); });

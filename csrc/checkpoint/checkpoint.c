@@ -185,10 +185,3 @@ bool loom_checkpoint_load(loom_checkpoint_info *info, const loom_checkpoint_tens
     }
     return false;
 }
-
-bool loom_checkpoint_restore_choices(const loom_checkpoint_info *info, loom_device *device, loom_error *error) {
-    char path[PATH_MAX];
-    if (!exists(info->directory, LOOM_CHOICES_FILE)) return true;
-    return loom_join_path(path, sizeof path, info->directory, LOOM_CHOICES_FILE, error) &&
-           loom_device_read_choices(device, path, error);
-}

@@ -12,7 +12,6 @@ extern "C" {
 #define LOOM_CONFIG_FILE    "config.json"
 #define LOOM_TOKENIZER_FILE "tokenizer.json"
 #define LOOM_STATE_FILE     "training_state.json"
-#define LOOM_CHOICES_FILE   "choices.txt"
 
 /* config.json, as transformers' GPT2LMHeadModel writes it; `dtype` is that of the weights beside it. */
 bool loom_config_write(loom_manifest *manifest, const loom_gpt_config *config, const loom_text_ends *ends,

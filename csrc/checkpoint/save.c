@@ -48,14 +48,14 @@ static bool agreed(const save *s, bool ok, loom_error *error) {
 
 /* ------------------------------------------------------------------------------------------------------ by rank 0 */
 
-static bool write_choices(loom_manifest *manifest, loom_device *device, loom_error *error) {
+static bool write_tuning(loom_manifest *manifest, loom_device *device, loom_error *error) {
     char *text = NULL;
-    if (!device->choices_get(device, &text, error)) return false;
+    if (!device->tuning_get(device, &text, error)) return false;
     if (!text) return true;
-    loom_writer *writer = loom_manifest_begin(manifest, LOOM_CHOICES_FILE, error);
+    loom_writer *writer = loom_manifest_begin(manifest, LOOM_TUNING_FILE, error);
     const bool ok = writer && loom_writer_write(writer, text, strlen(text), error);
     free(text);
-    return loom_manifest_end(manifest, LOOM_CHOICES_FILE, writer, ok, error);
+    return loom_manifest_end(manifest, LOOM_TUNING_FILE, writer, ok, error);
 }
 
 static bool write_tensors(save *s, loom_error *error) {
@@ -77,7 +77,7 @@ static bool begin(save *s, const char *run, loom_error *error) {
     const loom_text_ends ends = s->tensors->ends ? *s->tensors->ends : loom_text_ends_of(s->bytes, config->vocab_size);
     return loom_config_write(&s->manifest, config, &ends, s->tensors->dtype, error) &&
            (!s->bytes || loom_tokenizer_write(&s->manifest, config->block_size, error)) && write_tensors(s, error) &&
-           loom_state_write(&s->manifest, s->state, error) && write_choices(&s->manifest, s->tensors->device, error);
+           loom_state_write(&s->manifest, s->state, error) && write_tuning(&s->manifest, s->tensors->device, error);
 }
 
 /* Completes the directory, makes it last through a power cut, and gives it its name. */

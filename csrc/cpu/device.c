@@ -147,14 +147,14 @@ static bool timer_stop(loom_device *device, double *seconds, loom_error *error) 
     return true;
 }
 
-/* Nothing is chosen by measuring. */
-static bool choices_get(const loom_device *device, char **text, loom_error *error) {
+/* Nothing is autotuned. */
+static bool tuning_get(const loom_device *device, char **text, loom_error *error) {
     (void)device, (void)error;
     *text = NULL;
     return true;
 }
 
-static bool choices_set(loom_device *device, const char *text, loom_error *error) {
+static bool tuning_set(loom_device *device, const char *text, loom_error *error) {
     (void)device, (void)text, (void)error;
     return true;
 }
@@ -274,8 +274,8 @@ bool loom_cpu_open(loom_device **out, loom_cpu_kind kind, const loom_device_opti
                             .event_elapsed = event_elapsed,
                             .timer_start = timer_start,
                             .timer_stop = timer_stop,
-                            .choices_get = choices_get,
-                            .choices_set = choices_set,
+                            .tuning_get = tuning_get,
+                            .tuning_set = tuning_set,
                             .peak = peak,
                             .arithmetic = arithmetic,
                             .available = available,

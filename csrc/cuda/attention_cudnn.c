@@ -30,7 +30,7 @@ struct loom_cuda_cudnn {
     cudnnHandle_t handle;                /* NULL: plans are only made */
     cudnnBackendDescriptor_t properties; /* of the GPU */
     char library[32];
-    loom_choices *choices; /* the device's */
+    loom_tuning *tuning; /* the device's */
     plan *first;
 };
 
@@ -46,13 +46,13 @@ static bool fails(const loom_cudnn_api *api, cudnnStatus_t status, const char *c
 }
 
 /* Either of `handle` and `json` says which GPU it is. */
-static bool create(loom_cuda_cudnn **out, cudnnHandle_t handle, const char *json, loom_choices *choices,
+static bool create(loom_cuda_cudnn **out, cudnnHandle_t handle, const char *json, loom_tuning *tuning,
                    const loom_cudnn_api *api, loom_error *error) {
     loom_cuda_cudnn *c = calloc(1, sizeof *c);
     if (!c) return loom_fail(error, "no memory for the plans of cuDNN");
     const size_t version = api->GetVersion();
     c->api = api;
-    c->choices = choices;
+    c->tuning = tuning;
     snprintf(c->library, sizeof c->library, "cuDNN %zu.%zu.%zu", version / 10000, version / 100 % 100, version % 100);
     cudnnStatus_t status = api->BackendCreateDescriptor(CUDNN_BACKEND_DEVICEPROP_DESCRIPTOR, &c->properties);
     if (!status && handle)
@@ -76,15 +76,14 @@ bool loom_cuda_cudnn_create(loom_cuda_cudnn **out, loom_cuda *cuda, loom_error *
     const loom_cudnn_api *api = loom_cudnn_load(error);
     cudnnHandle_t handle = NULL;
     if (!api || fails(api, api->Create(&handle), "cudnnCreate", error)) return false;
-    if (create(out, handle, NULL, &cuda->choices, api, error)) return true;
+    if (create(out, handle, NULL, &cuda->tuning, api, error)) return true;
     api->Destroy(handle);
     return false;
 }
 
-bool loom_cuda_cudnn_create_for(loom_cuda_cudnn **out, const char *properties, loom_choices *choices,
-                                loom_error *error) {
+bool loom_cuda_cudnn_create_for(loom_cuda_cudnn **out, const char *properties, loom_tuning *tuning, loom_error *error) {
     const loom_cudnn_api *api = loom_cudnn_load(error);
-    return api && create(out, NULL, properties, choices, api, error);
+    return api && create(out, NULL, properties, tuning, api, error);
 }
 
 void loom_cuda_cudnn_destroy(loom_cuda_cudnn *c) {
@@ -171,14 +170,14 @@ static const char *refusal(loom_op op, const void *arguments, const loom_cudnn_a
 
 /* -------------------------------------------------------------------------------------------------------------- planning */
 
-/* What names a shape in the run's choices: "backward,bf16,4x1024x12:1024x12x64", then the strides of each view, as in
+/* What names a shape in the tuning cache: "backward,bf16,4x1024x12:1024x12x64", then the strides of each view, as in
  * ",2359296:2304:64". */
-static void name_shape(const shape *s, char key[LOOM_CHOICE_KEY]) {
-    int length = snprintf(key, LOOM_CHOICE_KEY, "%s,%s,%lldx%lldx%lld:%lldx%lldx%lld",
+static void name_shape(const shape *s, char key[LOOM_TUNING_KEY]) {
+    int length = snprintf(key, LOOM_TUNING_KEY, "%s,%s,%lldx%lldx%lld:%lldx%lldx%lld",
                           s->backward ? "backward" : "forward", loom_dtype_name((loom_dtype)s->dtype), (long long)s->B,
                           (long long)s->Tq, (long long)s->H, (long long)s->Tk, (long long)s->Hkv, (long long)s->D);
     for (int i = 0; i < (s->backward ? 9 : 5); i++)
-        length += snprintf(key + length, (size_t)(LOOM_CHOICE_KEY - length), ",%lld:%lld:%lld",
+        length += snprintf(key + length, (size_t)(LOOM_TUNING_KEY - length), ",%lld:%lld:%lld",
                            (long long)s->stride[i][0], (long long)s->stride[i][1], (long long)s->stride[i][2]);
 }
 
@@ -195,12 +194,12 @@ static plan *make(loom_cuda_cudnn *c, const shape *s, const loom_cudnn_attention
     if (!(p = calloc(1, sizeof *p))) return NULL;
     p->shape = *s;
     loom_cudnn_graph graph;
-    char key[LOOM_CHOICE_KEY];
+    char key[LOOM_TUNING_KEY];
     name_shape(s, key);
     const bool built = loom_cudnn_graph_build(&graph, c->api, c->handle, a);
     if (built)
         loom_cudnn_plan_make(&p->made, c->api, &graph, c->properties,
-                             loom_choices_take(c->choices, LOOM_CHOICE_ATTENTION, key));
+                             loom_tuning_take(c->tuning, LOOM_TUNING_ATTENTION, key));
     if (!p->made.plan)
         snprintf(p->why, sizeof p->why, "attention by cuDNN: %.250s", built ? p->made.why : graph.message);
     loom_cudnn_graph_destroy(&graph);
@@ -219,16 +218,16 @@ bool loom_cuda_cudnn_supports(loom_cuda_cudnn *c, loom_op op, const void *argume
 
 bool loom_cuda_cudnn_prepare(loom_cuda_cudnn *c, loom_op op, const void *arguments, loom_error *error) {
     const char *why;
-    char key[LOOM_CHOICE_KEY];
+    char key[LOOM_TUNING_KEY];
     if (!loom_cuda_cudnn_supports(c, op, arguments, &why)) return loom_fail(error, "%s", why);
     const loom_cudnn_attention a = attention_of(op, arguments);
     const shape s = shape_of(&a);
     const plan *p = find(c, &s);
     name_shape(&s, key);
-    const char *chosen = loom_choices_take(c->choices, LOOM_CHOICE_ATTENTION, key);
-    if (!chosen) return loom_choices_add(c->choices, LOOM_CHOICE_ATTENTION, key, p->made.engine, error);
-    return !strcmp(chosen, p->made.engine) ||
-           loom_fail(error, "the run's choice for attention %.200s comes after another one was made", key);
+    const char *tuned = loom_tuning_take(c->tuning, LOOM_TUNING_ATTENTION, key);
+    if (!tuned) return loom_tuning_add(c->tuning, LOOM_TUNING_ATTENTION, key, p->made.engine, error);
+    return !strcmp(tuned, p->made.engine) ||
+           loom_fail(error, "the tuning cache's entry for attention %.200s is not the one that is in use", key);
 }
 
 /* First what the plan itself needs, then delta. */

@@ -11,11 +11,11 @@
 extern "C" {
 #endif
 
-/* For the GPU of `cuda`, and with its choices. The error says why there is no cuDNN. */
+/* For the GPU of `cuda`, and with its tuning cache. The error says why there is no cuDNN. */
 bool loom_cuda_cudnn_create(loom_cuda_cudnn **cudnn, loom_cuda *cuda, loom_error *error);
 
 /* For a GPU that is described as cuDNN describes one, in JSON: plans can be made for it, on any machine, but not run. */
-bool loom_cuda_cudnn_create_for(loom_cuda_cudnn **cudnn, const char *properties, loom_choices *choices,
+bool loom_cuda_cudnn_create_for(loom_cuda_cudnn **cudnn, const char *properties, loom_tuning *tuning,
                                 loom_error *error);
 
 void loom_cuda_cudnn_destroy(loom_cuda_cudnn *cudnn);
@@ -24,14 +24,14 @@ void loom_cuda_cudnn_destroy(loom_cuda_cudnn *cudnn);
 const char *loom_cuda_cudnn_library(const loom_cuda_cudnn *cudnn);
 
 /* Whether cuDNN computes this; if not, *why says why. What it computes is planned by this: cuDNN knows only then, and
- * knows the workspace only then, with the engine that the choices name, if they do. Compiling the plan's kernels may take
- * a second. */
+ * knows the workspace only then, with the engine that the tuning cache names, if it does. Compiling the plan's kernels
+ * may take a second. */
 bool loom_cuda_cudnn_supports(loom_cuda_cudnn *cudnn, loom_op op, const void *arguments, const char **why);
 
 /* Of what is supported. */
 size_t loom_cuda_cudnn_workspace(loom_cuda_cudnn *cudnn, loom_op op, const void *arguments);
 
-/* Adds the plan's engine to the choices. */
+/* Adds the plan's engine to the tuning cache. */
 bool loom_cuda_cudnn_prepare(loom_cuda_cudnn *cudnn, loom_op op, const void *arguments, loom_error *error);
 
 /* Puts the two attention ops, and the questions about them, into a device's table. */

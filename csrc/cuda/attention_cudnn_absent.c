@@ -15,9 +15,9 @@ bool loom_cuda_cudnn_create(loom_cuda_cudnn **cudnn, loom_cuda *cuda, loom_error
     return absent(error);
 }
 
-bool loom_cuda_cudnn_create_for(loom_cuda_cudnn **cudnn, const char *properties, loom_choices *choices,
+bool loom_cuda_cudnn_create_for(loom_cuda_cudnn **cudnn, const char *properties, loom_tuning *tuning,
                                 loom_error *error) {
-    (void)cudnn, (void)properties, (void)choices;
+    (void)cudnn, (void)properties, (void)tuning;
     return absent(error);
 }
 

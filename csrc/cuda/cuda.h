@@ -2,7 +2,7 @@
 #ifndef LOOM_CUDA_CUDA_H
 #define LOOM_CUDA_CUDA_H
 
-#include "cuda/choices.h"
+#include "cuda/tuning.h"
 #include "gptloom/device.h"
 #include "kernels/kernels.h"
 
@@ -24,7 +24,7 @@ typedef struct loom_cuda {
     cudaEvent_t started, stopped; /* the timer's */
     loom_cuda_matmul *matmul;
     loom_cuda_cudnn *cudnn; /* NULL: attention is our own */
-    loom_choices choices;   /* of both */
+    loom_tuning tuning;     /* of both */
     char failure[512];      /* the first failure since the device was last waited for; "" */
 } loom_cuda;
 

@@ -55,24 +55,24 @@ static bool is_deterministic(const loom_cudnn_api *api, descriptor engine) {
 }
 
 /* Writes the engine's number and the knobs; false where cuDNN does not tell them, or they do not fit. */
-static bool name_engine(const loom_cudnn_api *api, descriptor config, descriptor engine, char name[LOOM_CHOICE_VALUE]) {
+static bool name_engine(const loom_cudnn_api *api, descriptor config, descriptor engine, char name[LOOM_TUNING_VALUE]) {
     descriptor knob[KNOBS] = {NULL};
     cudnnStatus_t status = CUDNN_STATUS_SUCCESS;
     int64_t index = 0, knobs, one;
     get(api, &status, engine, CUDNN_ATTR_ENGINE_GLOBAL_INDEX, CUDNN_TYPE_INT64, 1, &one, &index);
     for (int i = 0; i < KNOBS; i++) create(api, &status, CUDNN_BACKEND_KNOB_CHOICE_DESCRIPTOR, &knob[i]);
     get(api, &status, config, CUDNN_ATTR_ENGINECFG_KNOB_CHOICES, CUDNN_TYPE_BACKEND_DESCRIPTOR, KNOBS, &knobs, knob);
-    int length = snprintf(name, LOOM_CHOICE_VALUE, "engine%lld", (long long)index);
-    for (int64_t i = 0; i < knobs && i < KNOBS && length < LOOM_CHOICE_VALUE; i++) {
+    int length = snprintf(name, LOOM_TUNING_VALUE, "engine%lld", (long long)index);
+    for (int64_t i = 0; i < knobs && i < KNOBS && length < LOOM_TUNING_VALUE; i++) {
         cudnnBackendKnobType_t type = 0;
         int64_t value = 0;
         get(api, &status, knob[i], CUDNN_ATTR_KNOB_CHOICE_KNOB_TYPE, CUDNN_TYPE_KNOB_TYPE, 1, &one, &type);
         get(api, &status, knob[i], CUDNN_ATTR_KNOB_CHOICE_KNOB_VALUE, CUDNN_TYPE_INT64, 1, &one, &value);
-        length += snprintf(name + length, (size_t)(LOOM_CHOICE_VALUE - length), ",%d=%lld", (int)type,
+        length += snprintf(name + length, (size_t)(LOOM_TUNING_VALUE - length), ",%d=%lld", (int)type,
                            (long long)value);
     }
     destroy(api, knob, KNOBS);
-    return !status && knobs <= KNOBS && length < LOOM_CHOICE_VALUE;
+    return !status && knobs <= KNOBS && length < LOOM_TUNING_VALUE;
 }
 
 /* The engine of a configuration that cuDNN proposes, to be destroyed. */
@@ -194,6 +194,6 @@ void loom_cudnn_plan_make(loom_cudnn_plan *p, const loom_cudnn_api *api, const l
     } else if (given) {
         char why[sizeof p->why];
         strcpy(why, p->why);
-        snprintf(p->why, sizeof p->why, "the run's choice, %.60s, is refused: %.150s", given, why);
+        snprintf(p->why, sizeof p->why, "%.60s of the run's tuning cache is refused: %.150s", given, why);
     }
 }

@@ -2,7 +2,7 @@
 #ifndef LOOM_CUDA_CUDNN_ENGINE_H
 #define LOOM_CUDA_CUDNN_ENGINE_H
 
-#include "cuda/choices.h"
+#include "cuda/tuning.h"
 #include "cuda/cudnn_graph.h"
 
 #ifdef __cplusplus
@@ -12,7 +12,7 @@ extern "C" {
 typedef struct loom_cudnn_plan {
     cudnnBackendDescriptor_t plan;  /* NULL: there is none */
     size_t workspace;               /* bytes */
-    char engine[LOOM_CHOICE_VALUE]; /* what cuDNN knows it by: "engine8,24=3,27=1" is engine 8 with knob 24 at 3 */
+    char engine[LOOM_TUNING_VALUE]; /* what cuDNN knows it by: "engine8,24=3,27=1" is engine 8 with knob 24 at 3 */
     char why[256];                  /* there is no plan, in one line */
 } loom_cudnn_plan;
 

@@ -272,25 +272,25 @@ static void range_pop(loom_device *device) {
     nvtxRangePop();
 }
 
-/* ---------------------------------------------------------------------------------------------------- choices by measuring */
+/* --------------------------------------------------------------------------------------------------------- tuning cache */
 
 static void measured_on(const loom_cuda *cuda, char text[240]) {
     snprintf(text, 240, "%s, sm_%d, %s%s%s", cuda->gpu, cuda->capability, loom_cuda_matmul_library(cuda->matmul),
              cuda->cudnn ? ", " : "", cuda->cudnn ? loom_cuda_cudnn_library(cuda->cudnn) : "");
 }
 
-static bool choices_get(const loom_device *device, char **text, loom_error *error) {
+static bool tuning_get(const loom_device *device, char **text, loom_error *error) {
     const loom_cuda *cuda = loom_cuda_of(device);
     char here[240];
     measured_on(cuda, here);
-    return loom_choices_write(&cuda->choices, here, text, error);
+    return loom_tuning_write(&cuda->tuning, here, text, error);
 }
 
-static bool choices_set(loom_device *device, const char *text, loom_error *error) {
+static bool tuning_set(loom_device *device, const char *text, loom_error *error) {
     loom_cuda *cuda = loom_cuda_of(device);
     char here[240];
     measured_on(cuda, here);
-    return loom_choices_read(&cuda->choices, here, text, error);
+    return loom_tuning_read(&cuda->tuning, here, text, error);
 }
 
 /* ---------------------------------------------------------------------------------------------------------- open, close */
@@ -300,7 +300,7 @@ static void close_device(loom_device *device) {
     if (cuda->stream) cudaStreamSynchronize(cuda->stream);
     loom_cuda_cudnn_destroy(cuda->cudnn);
     loom_cuda_matmul_destroy(cuda->matmul);
-    loom_choices_clear(&cuda->choices);
+    loom_tuning_clear(&cuda->tuning);
     if (cuda->ordered) cudaEventDestroy(cuda->ordered);
     if (cuda->started) cudaEventDestroy(cuda->started);
     if (cuda->stopped) cudaEventDestroy(cuda->stopped);
@@ -448,8 +448,8 @@ bool loom_cuda_open(loom_device **out, const loom_device_options *options, bool 
                                  .timer_stop = timer_stop,
                                  .range_push = range_push,
                                  .range_pop = range_pop,
-                                 .choices_get = choices_get,
-                                 .choices_set = choices_set,
+                                 .tuning_get = tuning_get,
+                                 .tuning_set = tuning_set,
                                  .peak = loom_cuda_peak,
                                  .available = available,
                                  .available_host = available_host,

@@ -164,36 +164,36 @@ static entry *find(const loom_cuda_matmul *matmul, const loom_cuda_product *prod
     return NULL;
 }
 
-/* What names an aligned product in the run's choices: "1024x2304x768,768:2304:2304,nn,bf16>bf16,bias". */
-static void name_product(const loom_cuda_product *p, char key[LOOM_CHOICE_KEY]) {
+/* What names an aligned product in the tuning cache: "1024x2304x768,768:2304:2304,nn,bf16>bf16,bias". */
+static void name_product(const loom_cuda_product *p, char key[LOOM_TUNING_KEY]) {
     static const char *const sums[] = {"", ",rowsums", ",columnsums"};
-    snprintf(key, LOOM_CHOICE_KEY, "%lldx%lldx%lld,%lld:%lld:%lld,%c%c,%s>%s%s%s%s%s", (long long)p->m, (long long)p->n,
+    snprintf(key, LOOM_TUNING_KEY, "%lldx%lldx%lld,%lld:%lld:%lld,%c%c,%s>%s%s%s%s%s", (long long)p->m, (long long)p->n,
              (long long)p->k, (long long)p->lda, (long long)p->ldb, (long long)p->ldc, p->a_transposed ? 't' : 'n',
              p->b_transposed ? 't' : 'n', loom_dtype_name((loom_dtype)p->input), loom_dtype_name((loom_dtype)p->output),
              p->bias ? ",bias" : "", sums[p->sums], p->accumulate ? ",add" : "", p->tf32 ? ",tf32" : "");
 }
 
-/* The algorithm that was chosen for an aligned product; false if none was. */
-static bool find_choice(loom_cuda *cuda, const loom_cuda_product *product, cublasLtMatmulAlgo_t *algorithm) {
-    char key[LOOM_CHOICE_KEY];
-    unsigned char bytes[LOOM_CHOICE_ALGORITHM];
-    _Static_assert(sizeof bytes == sizeof *algorithm, "a choice holds an algorithm");
+/* The algorithm that the tuning cache has for an aligned product; false if there is none. */
+static bool find_tuned(loom_cuda *cuda, const loom_cuda_product *product, cublasLtMatmulAlgo_t *algorithm) {
+    char key[LOOM_TUNING_KEY];
+    unsigned char bytes[LOOM_TUNING_ALGORITHM];
+    _Static_assert(sizeof bytes == sizeof *algorithm, "an entry holds an algorithm");
     name_product(product, key);
-    const char *digits = loom_choices_take(&cuda->choices, LOOM_CHOICE_MATMUL, key);
+    const char *digits = loom_tuning_take(&cuda->tuning, LOOM_TUNING_MATMUL, key);
     for (size_t i = 0; digits && i < sizeof bytes; i++) sscanf(digits + 2 * i, "%2hhx", &bytes[i]);
     if (digits) memcpy(algorithm, bytes, sizeof bytes);
     return digits != NULL;
 }
 
-/* Keeps the algorithm of a plan, if it was not given. */
-static bool keep_choice(loom_cuda *cuda, const entry *e, loom_error *error) {
-    char key[LOOM_CHOICE_KEY], digits[2 * LOOM_CHOICE_ALGORITHM + 1];
-    unsigned char bytes[LOOM_CHOICE_ALGORITHM];
+/* Adds the algorithm of a plan to the tuning cache, if it is not from there. */
+static bool keep_tuned(loom_cuda *cuda, const entry *e, loom_error *error) {
+    char key[LOOM_TUNING_KEY], digits[2 * LOOM_TUNING_ALGORITHM + 1];
+    unsigned char bytes[LOOM_TUNING_ALGORITHM];
     name_product(&e->product, key);
-    if (loom_choices_take(&cuda->choices, LOOM_CHOICE_MATMUL, key)) return true;
+    if (loom_tuning_take(&cuda->tuning, LOOM_TUNING_MATMUL, key)) return true;
     memcpy(bytes, loom_cuda_plan_algorithm(e->plan), sizeof bytes);
     for (size_t i = 0; i < sizeof bytes; i++) sprintf(digits + 2 * i, "%02x", bytes[i]);
-    return loom_choices_add(&cuda->choices, LOOM_CHOICE_MATMUL, key, digits, error);
+    return loom_tuning_add(&cuda->tuning, LOOM_TUNING_MATMUL, key, digits, error);
 }
 
 static entry *new_entry(const loom_cuda_product *product, loom_error *error) {
@@ -210,12 +210,12 @@ static void keep_entry(loom_cuda_matmul *matmul, entry *e) {
     matmul->first = e;
 }
 
-/* Plans an aligned product as was chosen, or chooses. */
-static bool plan_by_choice(loom_cuda *cuda, entry *e, loom_error *error) {
+/* Plans an aligned product by the tuning cache, or measures. */
+static bool plan_tuned(loom_cuda *cuda, entry *e, loom_error *error) {
     cublasLtMatmulAlgo_t algorithm;
-    const bool chosen = find_choice(cuda, &e->product, &algorithm);
+    const bool tuned = find_tuned(cuda, &e->product, &algorithm);
     return loom_cuda_plan_create(&e->plan, &e->product, cuda->matmul->lt, cuda->matmul->handle, cuda->stream,
-                                 chosen ? &algorithm : NULL, error);
+                                 tuned ? &algorithm : NULL, error);
 }
 
 /* Plans a product and the rows of its bias one by one, each as cuBLASLt proposes. Leaves no plan where it has none. */
@@ -241,8 +241,8 @@ static bool plan_entry(loom_cuda *cuda, entry *e, loom_error *error) {
         plan_bias_apart(cuda, e);
         return true;
     }
-    if (plan_by_choice(cuda, e, error)) return keep_choice(cuda, e, error);
-    if (!e->product.bias || find_choice(cuda, &e->product, &ignored)) return false;
+    if (plan_tuned(cuda, e, error)) return keep_tuned(cuda, e, error);
+    if (!e->product.bias || find_tuned(cuda, &e->product, &ignored)) return false;
     plan_bias_apart(cuda, e);
     return e->plan != NULL;
 }
@@ -433,34 +433,34 @@ static bool compare(loom_cuda *cuda, const struct loom_matmul_backward_weight *w
     return ok;
 }
 
-/* Plans the product that sums up, once writing C and once adding to it, both times with the algorithm that was chosen, or
+/* Plans the product that sums up, once writing C and once adding to it, both times with the algorithm that is given, or
  * measured, for writing. */
 static bool plan_summing(loom_cuda *cuda, const loom_cuda_product product[2], entry *both[2], loom_error *error) {
     for (int i = 0; i < 2; i++)
         if (!(both[i] = new_entry(&product[i], error))) return false;
-    return plan_by_choice(cuda, both[0], error) &&
+    return plan_tuned(cuda, both[0], error) &&
            loom_cuda_plan_create(&both[1]->plan, &product[1], cuda->matmul->lt, cuda->matmul->handle, cuda->stream,
                                  loom_cuda_plan_algorithm(both[0]->plan), error);
 }
 
-/* Plans the product that sums up, unless our kernel is chosen, or found to be faster. */
+/* Plans the product that sums up, unless the tuning cache has our kernel, or that is found to be faster. */
 static bool prepare_bias_gradient(loom_cuda *cuda, const struct loom_matmul_backward_weight *w, loom_error *error) {
     const loom_cuda_product product[] = {summing_product(cuda, w, false), summing_product(cuda, w, true)};
     entry *both[] = {NULL, NULL};
-    char key[LOOM_CHOICE_KEY];
+    char key[LOOM_TUNING_KEY];
     loom_error why;
     if (product->output != LOOM_F32 || product->tf32 || find(cuda->matmul, product)) return true;
     name_product(product, key);
-    const char *chosen = loom_choices_take(&cuda->choices, LOOM_CHOICE_DBIAS, key);
-    if (chosen && !strcmp(chosen, KERNEL)) return true;
+    const char *tuned = loom_tuning_take(&cuda->tuning, LOOM_TUNING_DBIAS, key);
+    if (tuned && !strcmp(tuned, KERNEL)) return true;
     bool ok = true, epilogue = plan_summing(cuda, product, both, &why);
-    if (chosen && !epilogue)
-        ok = loom_fail(error, "the run's choice for a bias gradient cannot be taken: %s", why.message);
-    if (!chosen) {
+    if (tuned && !epilogue)
+        ok = loom_fail(error, "the way to a bias gradient in the run's tuning cache cannot be taken: %s", why.message);
+    if (!tuned) {
         if (epilogue) ok = compare(cuda, w, both[w->accumulate], &epilogue, error);
-        ok = ok && loom_choices_add(&cuda->choices, LOOM_CHOICE_DBIAS, key, epilogue ? EPILOGUE : KERNEL, error);
+        ok = ok && loom_tuning_add(&cuda->tuning, LOOM_TUNING_DBIAS, key, epilogue ? EPILOGUE : KERNEL, error);
     }
-    ok = ok && (!epilogue || keep_choice(cuda, both[0], error));
+    ok = ok && (!epilogue || keep_tuned(cuda, both[0], error));
     for (int i = 0; i < 2; i++)
         if (ok && epilogue)
             keep_entry(cuda->matmul, both[i]);

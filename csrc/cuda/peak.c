@@ -106,17 +106,17 @@ static bool measure(loom_device *device, loom_dtype dtype, double seconds, doubl
     return true;
 }
 
-/* With plans of its own: what is chosen here is no part of a run. */
+/* With plans and a tuning cache of its own: what is tuned here is no part of a run. */
 bool loom_cuda_peak(loom_device *device, loom_dtype dtype, double seconds, double *rate, loom_error *error) {
     loom_cuda *cuda = loom_cuda_of(device);
     loom_cuda_matmul *const matmul = cuda->matmul;
-    const loom_choices choices = cuda->choices;
+    const loom_tuning tuning = cuda->tuning;
     if (!loom_cuda_matmul_create(&cuda->matmul, error)) return false;
-    cuda->choices = (loom_choices){0};
+    cuda->tuning = (loom_tuning){0};
     const bool ok = measure(device, dtype, seconds, rate, error);
     loom_cuda_matmul_destroy(cuda->matmul);
-    loom_choices_clear(&cuda->choices);
+    loom_tuning_clear(&cuda->tuning);
     cuda->matmul = matmul;
-    cuda->choices = choices;
+    cuda->tuning = tuning;
     return ok;
 }

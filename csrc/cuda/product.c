@@ -253,13 +253,13 @@ static bool find_algorithm(loom_cuda_plan *plan, cudaStream_t stream, loom_error
     return ok;
 }
 
-/* What an earlier run chose; cuBLASLt looks whether it makes sense here. */
+/* What the tuning cache has; cuBLASLt looks whether it makes sense here. */
 static bool take_algorithm(loom_cuda_plan *plan, const cublasLtMatmulAlgo_t *given, loom_error *error) {
     cublasLtMatmulHeuristicResult_t result = {0};
     const cublasStatus_t status = plan->lt->MatmulAlgoCheck(plan->handle, plan->operation, plan->left, plan->right,
                                                             plan->out, plan->out, given, &result);
     if (status != CUBLAS_STATUS_SUCCESS || result.workspaceSize > plan->workspace)
-        return refuse(&plan->product, "the run's choice is refused",
+        return refuse(&plan->product, "the algorithm of the run's tuning cache is refused",
                       status ? plan->lt->GetStatusString(status) : "it needs too much workspace", error);
     plan->algorithm = *given;
     return true;

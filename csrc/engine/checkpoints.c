@@ -78,8 +78,8 @@ static bool has_no_checkpoint(const char *run) {
     return access(checkpoints, R_OK | X_OK) == 0 && !loom_path_exists(latest) && loom_checkpoint_newest(run) < 0;
 }
 
-/* Lets a run that has no checkpoint yet begin with the files that it has: its tuning, and what --init named. Refused where
- * there must have been a checkpoint: what was trained is not given up in silence. */
+/* Lets a run that has no checkpoint yet begin with the files that it has: its tuning cache, and what --init named. Refused
+ * where there must have been a checkpoint: what was trained is not given up in silence. */
 static bool begin_anew(loom_trainer *t, loom_error *error) {
     loom_train_options *o = &t->options;
     char checkpoints[PATH_MAX], mark[PATH_MAX];
@@ -251,10 +251,10 @@ static loom_training_state resumed_state(const loom_trainer *t, const loom_check
     return state;
 }
 
-/* Whether the device chose anything by measuring. */
-static bool has_choices(const loom_device *device) {
+/* Whether the device has autotuned anything. */
+static bool has_tuning(const loom_device *device) {
     char *text = NULL;
-    const bool has = device->choices_get(device, &text, NULL) && text;
+    const bool has = device->tuning_get(device, &text, NULL) && text;
     free(text);
     return has;
 }
@@ -312,7 +312,7 @@ static void note_changes(loom_trainer *t, const loom_training_state *before) {
                 {"--ranks", told && !is->deterministic_reduce && is->ranks != was->ranks},
                 {"--zero", told && !is->deterministic_reduce && is->zero != was->zero},
                 {"--device", told && strcmp(is->device, was->device) != 0},
-                {"--fresh-choices", t->options.fresh_choices && has_choices(t->device)}};
+                {"--retune", t->options.retune && has_tuning(t->device)}};
     size_t used = 0;
     char flags[256];
     for (size_t i = 0; i < sizeof rows / sizeof *rows; i++)
@@ -390,24 +390,18 @@ bool loom_trainer_start(loom_trainer *t, loom_checkpoint_info *from, loom_error 
     return loom_parallel_gather(&t->parallel, error);
 }
 
-/* Of a run that begins anew: what it had chosen, or was given, before it was ended. */
-static bool restore_file(const loom_trainer *t, loom_error *error) {
-    char path[PATH_MAX];
-    return loom_join_path(path, sizeof path, t->options.out, "choices.txt", error) &&
-           (!loom_path_exists(path) || loom_device_read_choices(t->device, path, error));
-}
-
-bool loom_trainer_restore_choices(loom_trainer *t, const loom_checkpoint_info *from, loom_error *error) {
+bool loom_trainer_restore_tuning(loom_trainer *t, const loom_checkpoint_info *from, loom_error *error) {
     loom_error why;
-    if (t->options.choices) {
-        if (loom_device_read_choices(t->device, t->options.choices, &why)) return true;
-        return loom_fail(error, "--choices: %s", why.message);
+    if (t->options.tuning) {
+        if (loom_device_read_tuning(t->device, t->options.tuning, &why)) return true;
+        return loom_fail(error, "--tuning: %s", why.message);
     }
-    if (t->options.fresh_choices || !(t->begins_anew || (t->options.resume && from))) return true;
-    if (t->begins_anew ? restore_file(t, &why) : loom_checkpoint_restore_choices(from, t->device, &why)) return true;
+    if (t->options.retune || !(t->begins_anew || (t->options.resume && from))) return true;
+    /* A run that begins anew has what was tuned, or what it was given, before it was ended. */
+    if (loom_device_restore_tuning(t->device, t->begins_anew ? t->options.out : from->directory, &why)) return true;
     return loom_fail(error,
-                     "--resume: this machine cannot go on with the same bits: %s; --fresh-choices goes on with what is "
-                     "best here",
+                     "--resume: this machine cannot go on with the same bits: %s; --retune goes on with what is "
+                     "the fastest here",
                      why.message);
 }
 

@@ -167,13 +167,13 @@ static const loom_flag table[] = {
     {.name = "check-finite", .type = LOOM_FLAG_BOOL, AT(check_finite), .session = true, .group = "Run",
      .help = "look at all that every op writes, which is slow, and end at the first step whose loss or gradient is not "
              "finite, with the name of the tensor that was the first"},
-    {.name = "fresh-choices", .type = LOOM_FLAG_BOOL, AT(fresh_choices), .session = true, .group = "Run",
-     .help = "with --resume on other hardware or libraries: choose again what the checkpoint's machine chose by "
-             "measuring; the bits may then differ"},
-    {.name = "choices", .type = LOOM_FLAG_STRING, AT(choices), .session = true, .derived = "measured at the start",
+    {.name = "retune", .type = LOOM_FLAG_BOOL, AT(retune), .session = true, .group = "Run",
+     .help = "with --resume on other hardware or libraries: autotune again what the checkpoint's tuning cache has; the "
+             "bits may then differ"},
+    {.name = "tuning", .type = LOOM_FLAG_STRING, AT(tuning), .session = true, .derived = "measured at the start",
      .metavar = "FILE", .group = "Run",
-     .help = "another run's choices.txt: take the algorithms that were measured to be the fastest then, for the same bits "
-             "as that run's"},
+     .help = "another run's tuning cache, its tuning.txt: take the algorithms that were measured to be the fastest "
+             "then, for the same bits as that run's"},
     {.name = "val-every", .type = LOOM_FLAG_INT, AT(val_every), .min = 0, .max = 1e9, .default_value = "250",
      .metavar = "N", .group = "Run", .help = "validate after every N steps, and at the end; 0: never"},
     {.name = "val-tokens", .type = LOOM_FLAG_INT, AT(val_tokens), .min = 0, .max = 0x1p62, .default_value = "131072",
@@ -340,8 +340,16 @@ static bool check_version(const char *text, const char *where, loom_error *error
                      FORMAT_VERSION);
 }
 
+/* A key as options are called, those of earlier versions too. */
+static void name_of_option(char *name, size_t size, const char *key) {
+    static const char *const renamed[][2] = {{"choices", "tuning"}, {"fresh-choices", "retune"}};
+    name_of_key(name, size, key);
+    for (size_t i = 0; i < sizeof renamed / sizeof *renamed; i++)
+        if (!strcmp(name, renamed[i][0])) snprintf(name, size, "%s", renamed[i][1]);
+}
+
 static bool take_option(reading *file, const char *name, const char *value) {
-    char where[300];
+    char where[300], option[64];
     if (file->in_derived && file->directory && !strcmp(name, DIRECTORY))
         snprintf(file->directory, PATH_MAX, "%s", value);
     if (file->in_derived && (!file->has_derived || !strcmp(name, DIRECTORY))) return true;
@@ -353,7 +361,8 @@ static bool take_option(reading *file, const char *name, const char *value) {
         return (end != value && !*end && file->val_batches >= 0) ||
                loom_fail(file->error, "%sval-batches: '%.60s' is not a whole number", where, value);
     }
-    const loom_flag *flag = find_option(name, where, file->error);
+    name_of_option(option, sizeof option, name);
+    const loom_flag *flag = find_option(option, where, file->error);
     if (flag && flag->type != LOOM_FLAG_STRINGS && loom_flag_given(&file->source, flag->name))
         return loom_fail(file->error, "%s%s: is given twice; keep one", where, flag->name);
     return flag && loom_flag_give(&file->source, flag, value, where, file->error);
@@ -613,10 +622,10 @@ static bool check_conflicts(const loom_train_options *options, loom_error *error
                                 "memory, its default, hangs on the number of ranks");
     if (options->resume_from > 0 && !options->resume)
         return loom_fail(error, "--resume-from: goes with --resume, which goes on with the run in --out");
-    if (options->choices && options->resume)
-        return loom_fail(error, "--choices: does not go with --resume, which takes the run's own");
-    if (options->fresh_choices && !options->resume)
-        return loom_fail(error, "--fresh-choices: goes with --resume; a new run makes its own choices");
+    if (options->tuning && options->resume)
+        return loom_fail(error, "--tuning: does not go with --resume, which takes the run's own");
+    if (options->retune && !options->resume)
+        return loom_fail(error, "--retune: goes with --resume; a new run is tuned anyway");
     if (options->offload == LOOM_OFFLOAD_ACTIVATIONS && !strcmp(options->recompute, "auto"))
         return loom_fail(error,
                          "--recompute: auto does not know what the copies of --offload cost; name a policy; block "

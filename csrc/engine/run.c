@@ -5,7 +5,7 @@
 #include "base/file.h"
 #include "base/printable.h"
 #include "checkpoint/directory.h"
-#include "cuda/choices.h"
+#include "gptloom/device.h"
 
 #include <errno.h>
 #include <inttypes.h>
@@ -29,7 +29,7 @@ typedef struct run {
     FILE *metrics;   /* rank 0's alone */
     FILE *log;       /* with several ranks, each its own; else NULL */
     char metrics_path[PATH_MAX], samples_path[PATH_MAX], config_path[PATH_MAX], plan_path[PATH_MAX],
-        choices_path[PATH_MAX];
+        tuning_path[PATH_MAX], earlier_tuning_path[PATH_MAX];
     int64_t first; /* steps that were done before this session */
     int64_t saved_step, validated_step;
     double validation_loss;
@@ -41,26 +41,27 @@ typedef struct run {
 
 /* ------------------------------------------------------------------------------------------------------ the directory */
 
-/* Choices are written before config.ini: of a run that was killed between them they are all that is left. */
-static bool is_left(const char *path, const char *name) {
-    char text[sizeof LOOM_CHOICES_BEGIN - 1];
-    FILE *file = strcmp(name, "choices.txt") ? NULL : loom_file_open(path, NULL);
-    const bool is = file && fread(text, sizeof text, 1, file) == 1 && !memcmp(text, LOOM_CHOICES_BEGIN, sizeof text);
+static bool is_tuning_cache(const char *path) {
+    char text[sizeof LOOM_TUNING_BEGIN - 1];
+    FILE *file = loom_file_open(path, NULL);
+    const bool is = file && fread(text, sizeof text, 1, file) == 1 && !memcmp(text, LOOM_TUNING_BEGIN, sizeof text);
     if (file) fclose(file);
     return is;
 }
 
-/* A new run needs a place of its own: it writes over nothing that it has not made. (The lock tells that of itself.) */
+/* A new run needs a place of its own: it writes over nothing that it has not made. (The lock tells that of itself.) A
+ * tuning cache is written before config.ini: of a run that was killed between them it is all that is left. */
 static bool check_place(const loom_train_options *options, loom_error *error) {
-    static const char *const parts[] = {"config.ini", "checkpoints", "metrics.jsonl",      "samples.txt", "data.json",
-                                        "plan.json",  "choices.txt", "logs/rank-0000.log", "saved"};
+    static const char *const parts[] = {"config.ini",     "checkpoints",        "metrics.jsonl",
+                                        "samples.txt",    "data.json",          "plan.json",
+                                        LOOM_TUNING_FILE, "logs/rank-0000.log", "saved"};
     enum { OF_WHAT_GOES_ON = 2 }; /* the first ones */
     char part[PATH_MAX];
     if (!options->out || !*options->out) return loom_fail(error, "--out: name the directory for the run");
     if (options->resume) return true;
     for (size_t i = 0; i < sizeof parts / sizeof *parts; i++) {
         if (!loom_join_path(part, sizeof part, options->out, parts[i], error)) return false;
-        if (!loom_path_exists(part) || is_left(part, parts[i])) continue;
+        if (!loom_path_exists(part) || (!strcmp(parts[i], LOOM_TUNING_FILE) && is_tuning_cache(part))) continue;
         if (i < OF_WHAT_GOES_ON)
             return loom_fail(error, "--out: %s holds a run already; --resume continues it, or take another directory",
                              options->out);
@@ -84,15 +85,20 @@ bool loom_train_check(const loom_train_options *options, loom_error *error) {
     return ok;
 }
 
-/* What the device chose by measuring, as the run's checkpoints have it too; a run that went on elsewhere has no file of
- * the machine before. */
-static bool write_choices(const run *r, loom_error *error) {
+static bool remove_file(const char *path, loom_error *error) {
+    return unlink(path) == 0 || errno == ENOENT || loom_fail(error, "%s: cannot be removed: %s", path, strerror(errno));
+}
+
+/* The tuning cache, as the run's checkpoints have it too. A run that went on elsewhere has none of the machine before,
+ * nor one of an earlier version, which would be read in its place. */
+static bool write_tuning(const run *r, loom_error *error) {
     const loom_device *device = loom_gpt_get_device(loom_trainer_gpt(r->trainer));
     char *text = NULL;
-    if (!device->choices_get(device, &text, error)) return false;
-    if (!text && unlink(r->choices_path) != 0 && errno != ENOENT)
-        return loom_fail(error, "%s: cannot be removed: %s", r->choices_path, strerror(errno));
-    const bool ok = !text || loom_file_replace(r->choices_path, text, strlen(text), error);
+    if (!device->tuning_get(device, &text, error)) return false;
+    if (!text)
+        return (!is_tuning_cache(r->earlier_tuning_path) || remove_file(r->earlier_tuning_path, error)) &&
+               remove_file(r->tuning_path, error);
+    const bool ok = loom_file_replace(r->tuning_path, text, strlen(text), error);
     free(text);
     return ok;
 }
@@ -175,14 +181,14 @@ static bool open_directory(run *r, loom_error *error) {
         !loom_join_path(r->metrics_path, sizeof r->metrics_path, out, "metrics.jsonl", error) ||
         !loom_join_path(r->samples_path, sizeof r->samples_path, out, "samples.txt", error) ||
         !loom_join_path(r->config_path, sizeof r->config_path, out, "config.ini", error) ||
-        !loom_join_path(r->choices_path, sizeof r->choices_path, out, "choices.txt", error) ||
+        !loom_join_path(r->tuning_path, sizeof r->tuning_path, out, LOOM_TUNING_FILE, error) ||
+        !loom_join_path(r->earlier_tuning_path, sizeof r->earlier_tuning_path, out, LOOM_EARLIER_TUNING_FILE, error) ||
         !loom_join_path(r->plan_path, sizeof r->plan_path, out, "plan.json", error) ||
-        !write_choices(r, error) || /* with config.ini, a run that was killed before its first step goes on */
+        !write_tuning(r, error) || /* with config.ini, a run that was killed before its first step goes on */
         !loom_train_options_write_run(&r->trainer->given, r->options, r->trainer->device, r->config_path, error) ||
         (r->options->save && !loom_make_directories(checkpoints, error)) ||
         !loom_trainer_write_data(r->trainer, error) || !loom_trainer_write_plan(r->trainer, r->plan_path, error) ||
-        !write_choices(r, error) ||
-        !loom_run_cut_metrics(r->metrics_path, loom_trainer_steps_done(r->trainer), error) ||
+        !write_tuning(r, error) || !loom_run_cut_metrics(r->metrics_path, loom_trainer_steps_done(r->trainer), error) ||
         !loom_run_cut_samples(r->samples_path, loom_trainer_steps_done(r->trainer), error))
         return false;
     r->metrics = loom_file_append(r->metrics_path, error);

@@ -2,6 +2,7 @@
 
 #include "base/file.h"
 #include "checkpoint/directory.h"
+#include "gptloom/device.h"
 
 #include <dirent.h>
 #include <inttypes.h>
@@ -16,7 +17,8 @@
 
 /* Whether a name is that of an unfinished file of a run; earlier versions added ".tmp-PID" to the file's own. */
 static bool is_litter(const char *name) {
-    static const char *const files[] = {"config.ini", "plan.json", "choices.txt", "metrics.jsonl", "loss.svg"};
+    static const char *const files[] = {"config.ini", "plan.json", LOOM_EARLIER_TUNING_FILE, "metrics.jsonl",
+                                        "loss.svg"};
     if (loom_is_temporary(name)) return true;
     for (size_t i = 0; i < sizeof files / sizeof *files; i++) {
         const size_t length = strlen(files[i]), prefix = length + strlen(LOOM_TEMPORARY);

@@ -14,6 +14,8 @@ typedef struct synonym {
 static const synonym synonyms[] = {
     /* gptloom's own, of before */
     {"val-batches", "val-tokens", "micro-batches, which this counted, depend on memory and ranks"},
+    {"choices", "tuning", NULL},
+    {"fresh-choices", "retune", NULL},
     /* nanoGPT */
     {"batch-size", "batch", "the sequences of an optimizer step, over all ranks"},
     {"gradient-accumulation-steps", "micro-batch", "accumulation follows from --batch and the sequences of a forward"},

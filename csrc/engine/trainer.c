@@ -141,30 +141,30 @@ static bool settle_steps(loom_trainer *t, loom_error *error) {
 
 /* ------------------------------------------------------------------------------------------------------------------- memory */
 
-/* What rank 0's device has chosen by measuring, the others' take. */
-static bool send_choices(loom_trainer *t, loom_error *error) {
+/* The other ranks' devices take the tuning cache of rank 0's. */
+static bool send_tuning(loom_trainer *t, loom_error *error) {
     char *text = NULL;
     int64_t length = 0;
     loom_error why;
     if (t->comm->rank == 0) {
-        if (!t->device->choices_get(t->device, &text, error)) return false;
+        if (!t->device->tuning_get(t->device, &text, error)) return false;
         length = text ? (int64_t)strlen(text) + 1 : 0;
     }
     bool ok = loom_comm_host_broadcast(t->comm, &length, sizeof length, 0, error);
     if (ok && !text && length > 0 && !(text = malloc((size_t)length)))
         ok = loom_fail(error, "no memory for %lld bytes", (long long)length);
     ok = ok && (length == 0 || loom_comm_host_broadcast(t->comm, text, (size_t)length, 0, error));
-    if (ok && length > 0 && t->comm->rank > 0 && !t->device->choices_set(t->device, text, &why))
+    if (ok && length > 0 && t->comm->rank > 0 && !t->device->tuning_set(t->device, text, &why))
         ok = loom_fail(error, "--ranks: all need the same hardware and libraries, and rank %d has not: %s",
                        t->comm->rank, why.message);
     free(text);
     return ok;
 }
 
-/* Rank 0's device measures what can be chosen; then the others make the same plans. */
+/* Rank 0's device is autotuned; then the others make the same plans. */
 static bool make_plans(loom_trainer *t, loom_error *error) {
     if (t->comm->rank == 0 && !loom_gpt_make_plans(t->gpt, error)) return false;
-    return (t->comm->size == 1 || send_choices(t, error)) && loom_gpt_make_plans(t->gpt, error);
+    return (t->comm->size == 1 || send_tuning(t, error)) && loom_gpt_make_plans(t->gpt, error);
 }
 
 static bool allocate(loom_trainer *t, loom_error *error) {
@@ -282,7 +282,7 @@ static bool open_everything(loom_trainer *t, loom_checkpoint_info *info, loom_co
     if (!open_data(t, from, error) || !loom_trainer_check_data(t, error) || !split_data(t, error) ||
         !settle_steps(t, error) || (goes_on && !loom_trainer_check_same_data(t, from, error)))
         return false;
-    if (!open_device(t, error) || !check_agreement(t, from, error) || !loom_trainer_restore_choices(t, from, error))
+    if (!open_device(t, error) || !check_agreement(t, from, error) || !loom_trainer_restore_tuning(t, from, error))
         return false;
     if (!loom_trainer_plan_memory(t, observer, error) || !allocate(t, error) || !loom_trainer_start(t, from, error))
         return false;

@@ -119,9 +119,9 @@ bool loom_trainer_find_checkpoint(loom_trainer *trainer, loom_checkpoint_info *i
 bool loom_trainer_check_resumable(const loom_trainer *trainer, const loom_checkpoint_info *from, loom_error *error);
 bool loom_trainer_check_same_data(const loom_trainer *trainer, const loom_checkpoint_info *from, loom_error *error);
 
-/* What the device chose by measuring: --choices, or a resumed run's own. The same choices as before give the same bits: a
- * run does not go on with others unless that is asked for. */
-bool loom_trainer_restore_choices(loom_trainer *trainer, const loom_checkpoint_info *from, loom_error *error);
+/* Gives the device the tuning cache of --tuning, or a resumed run's own. The same entries as before give the same bits:
+ * a run does not go on with others unless that is asked for. */
+bool loom_trainer_restore_tuning(loom_trainer *trainer, const loom_checkpoint_info *from, loom_error *error);
 
 /* The state, the weights and the moments that training begins with. */
 bool loom_trainer_start(loom_trainer *trainer, loom_checkpoint_info *from, loom_error *error);

@@ -5,6 +5,7 @@
 #include "cpu/device.h"
 #include "cuda/device.h"
 
+#include <limits.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -47,15 +48,25 @@ bool loom_device_open_shapes(loom_device **device, size_t memory, size_t reserve
     return loom_cuda_open_shapes(device, memory, reserved, error);
 }
 
-bool loom_device_read_choices(loom_device *device, const char *path, loom_error *error) {
+bool loom_device_read_tuning(loom_device *device, const char *path, loom_error *error) {
     loom_mapping mapping;
     if (!loom_file_map(path, &mapping, error)) return false;
     char *text = strndup(mapping.data ? mapping.data : "", mapping.size);
     loom_file_unmap(&mapping);
     loom_error why = {"no memory to read it"};
-    const bool ok = text && device->choices_set(device, text, &why);
+    const bool ok = text && device->tuning_set(device, text, &why);
     free(text);
     return ok || loom_fail(error, "%s: %s", path, why.message);
+}
+
+bool loom_device_restore_tuning(loom_device *device, const char *directory, loom_error *error) {
+    static const char *const names[] = {LOOM_TUNING_FILE, LOOM_EARLIER_TUNING_FILE};
+    char path[PATH_MAX];
+    for (size_t i = 0; i < sizeof names / sizeof *names; i++) {
+        if (!loom_join_path(path, sizeof path, directory, names[i], error)) return false;
+        if (loom_path_exists(path)) return loom_device_read_tuning(device, path, error);
+    }
+    return true;
 }
 
 void loom_device_close(loom_device *device) {

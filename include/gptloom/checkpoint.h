@@ -7,7 +7,7 @@
  *     tokenizer.json, tokenizer_config.json, special_tokens_map.json   (byte-level models)
  *     optimizer.safetensors    NAME.exp_avg and NAME.exp_avg_sq for each weight, in the type the run has them in
  *     training_state.json      step, tokens, seed, the data's identity, the run's dtype and settings, the scalars' state
- *     choices.txt              what the device chose by measuring, where it did (loom_device.choices_get)
+ *     tuning.txt               the device's tuning cache, where it has one (loom_device.tuning_get)
  *     manifest.json            size and XXH3-128 checksum of each of the files above
  *   RUN/checkpoints/latest     a symbolic link to the newest one
  *
@@ -128,10 +128,6 @@ bool loom_checkpoint_open(const char *path, loom_checkpoint_info *info, loom_err
  * weights alone are loaded, one that a running training has deleted since it was opened is looked for anew: *info is then
  * that which was loaded. */
 bool loom_checkpoint_load(loom_checkpoint_info *info, const loom_checkpoint_tensors *tensors, loom_error *error);
-
-/* Gives a device, before anything is prepared on it, what the checkpoint's device chose by measuring. True where there
- * is nothing to give; false where this device cannot choose the same. */
-bool loom_checkpoint_restore_choices(const loom_checkpoint_info *info, loom_device *device, loom_error *error);
 
 #ifdef __cplusplus
 }

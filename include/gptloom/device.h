@@ -100,10 +100,11 @@ struct loom_device {
     /* Names what follows, for profilers; NULL where there is none. */
     void (*range_push)(loom_device *device, const char *name);
     void (*range_pop)(loom_device *device);
-    /* What `prepare` chose by measuring, as lines of text to keep with a run; NULL text where nothing was. Given back
-     * before preparing, the same is chosen without measuring; lines for other hardware or libraries are refused. */
-    bool (*choices_get)(const loom_device *device, char **text, loom_error *error);
-    bool (*choices_set)(loom_device *device, const char *text, loom_error *error);
+    /* The tuning cache: what `prepare` has autotuned, as lines of text to keep with a run; NULL text where nothing was.
+     * Given back before preparing, the same is taken without measuring; lines for other hardware or libraries are
+     * refused. */
+    bool (*tuning_get)(const loom_device *device, char **text, loom_error *error);
+    bool (*tuning_set)(loom_device *device, const char *text, loom_error *error);
     /* Floating-point operations per second of large matrix products of a storage type, measured for `seconds`. */
     bool (*peak)(loom_device *device, loom_dtype dtype, double seconds, double *rate, loom_error *error);
     /* Bytes that can still be allocated without harm. Where ranks share the memory, an equal part of what is free: to be
@@ -126,8 +127,18 @@ bool loom_device_open_shapes(loom_device **device, size_t memory, size_t reserve
 /* What of CUDA is in this program, and which cuBLASLt it finds: "CUDA 13.0, cuBLASLt 13.1.0"; or that it has none. */
 const char *loom_device_cuda_build(void);
 
-/* Gives the device the choices that a file holds; before anything is prepared on it. */
-bool loom_device_read_choices(loom_device *device, const char *path, loom_error *error);
+/* The tuning cache as a file in a run and in a checkpoint: its name, its name in earlier versions, and how its text
+ * begins. */
+#define LOOM_TUNING_FILE         "tuning.txt"
+#define LOOM_EARLIER_TUNING_FILE "choices.txt"
+#define LOOM_TUNING_BEGIN        "measured on "
+
+/* Gives the device the tuning cache that a file holds; before anything is prepared on it. */
+bool loom_device_read_tuning(loom_device *device, const char *path, loom_error *error);
+
+/* The same of the file in a run or in a checkpoint, that of an earlier version only where there is no other; true where
+ * there is none. False where the file cannot be read, or is of other hardware or libraries. */
+bool loom_device_restore_tuning(loom_device *device, const char *directory, loom_error *error);
 
 #ifdef __cplusplus
 }

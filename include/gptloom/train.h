@@ -53,11 +53,11 @@ typedef struct loom_train_options {
     loom_attention_kind attention;
     loom_switch cuda_graph;
     char *init;
-    bool resume, fresh_choices, check_finite;
+    bool resume, retune, check_finite;
     int64_t resume_from; /* the step of the checkpoint to go on from; 0: the newest */
-    char *choices;
-    double memory;   /* bytes the run may use; 0: what the device has */
-    char *recompute; /* as loom_recompute_parse reads it */
+    char *tuning;        /* the file of a tuning cache to begin with; NULL: measured */
+    double memory;       /* bytes the run may use; 0: what the device has */
+    char *recompute;     /* as loom_recompute_parse reads it */
     loom_offload_kind offload;
     int64_t logits_rows; /* 0: from shapes */
     char *comm;          /* as loom_comm_options.backend */
@@ -171,7 +171,7 @@ const loom_dataset *loom_trainer_data(const loom_trainer *trainer);
 /* -------------------------------------------------------------------------------------------------------- whole runs
  * loom_train runs options to the end in a run directory:
  *   OUT/config.ini  OUT/data.json  OUT/plan.json  OUT/metrics.jsonl  OUT/checkpoints/  OUT/samples.txt
- * and, where the device chose something by measuring, OUT/choices.txt;
+ * and, where the device autotunes, OUT/tuning.txt;
  * and tells an observer, all of whose functions may be NULL. */
 struct loom_train_observer {
     void *user;

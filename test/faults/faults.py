@@ -210,9 +210,9 @@ class Lab:
         return os.path.join(self.build, "emulated" if variant == "emulated" else "", "gptloom")
 
     def train(self, variant, out, more=()):
-        # What a device chose by measuring is part of the bits.
-        chosen = os.path.join(self.where, f"reference-{variant}", "whole", "choices.txt")
-        more = [*more, "--choices", chosen] if os.path.exists(chosen) else more
+        # The bits hang on a device's tuning cache.
+        tuning = os.path.join(self.where, f"reference-{variant}", "whole", "tuning.txt")
+        more = [*more, "--tuning", tuning] if os.path.exists(tuning) else more
         return [self.program(variant), "train", "--data", "../text.txt", "--out", out, *TINY, *RHYTHM, *VARIANTS[variant], *more]
 
     def resume(self, variant, out):

@@ -139,7 +139,7 @@ SCENARIOS = [
      {"emulated": True, "goes_on": None}),
     ("graphs", f"{TRAIN} {SHORT} --device cuda --cuda-graph on", {"emulated": True, "goes_on": None}),
     ("plan emulated", f"plan {SHAPE} --on cuda", {"emulated": True}),
-    ("choices", f"{TRAIN} {SHORT} -q --device cuda --choices run/choices.txt", {"emulated": True, "goes_on": None}),
+    ("tuning", f"{TRAIN} {SHORT} -q --device cuda --tuning run/tuning.txt", {"emulated": True, "goes_on": None}),
     ("cuDNN", f"{TRAIN} {SHORT} --device cuda --attention cudnn --dtype bf16", {"emulated": True}),
     # Ranks
     ("ranks aloud", RANKS, {"rank": "none", "ranks": True, "goes_on": "--ranks 2"}),

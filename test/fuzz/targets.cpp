@@ -13,7 +13,7 @@
 #include "comm/handshake.h"
 #include "command_cases.h"
 #include "command_line.h"
-#include "cuda/choices.h"
+#include "cuda/tuning.h"
 #include "gptloom/gptloom.h"
 #include "engine/options.h"
 #include "plot/curves.h"
@@ -235,21 +235,21 @@ void flags(const uint8_t *data, size_t size) {
     loom_train_options_free(&options);
 }
 
-void choices(const uint8_t *data, size_t size) {
+void tuning(const uint8_t *data, size_t size) {
     const std::string given = text(data, size);
     loom_error error;
-    loom_choices read = {}, again = {};
+    loom_tuning read = {}, again = {};
     char *written = nullptr;
-    if (loom_choices_read(&read, "here", given.c_str(), &error)) {
-        REQUIRE(loom_choices_write(&read, "here", &written, &error));
-        REQUIRE(loom_choices_read(&again, "here", written, &error));
+    if (loom_tuning_read(&read, "here", given.c_str(), &error)) {
+        REQUIRE(loom_tuning_write(&read, "here", &written, &error));
+        REQUIRE(loom_tuning_read(&again, "here", written, &error));
         REQUIRE(again.count == read.count);
     } else {
         check_error(error);
     }
     free(written);
-    loom_choices_clear(&read);
-    loom_choices_clear(&again);
+    loom_tuning_clear(&read);
+    loom_tuning_clear(&again);
 }
 
 /* ----------------------------------------------------------------------------------------------------------- network */
@@ -634,7 +634,7 @@ const std::vector<Target> &targets() {
         {"checkpoint", checkpoint, 4096},
         {"ini", ini, 1024},
         {"flags", flags, 512},
-        {"choices", choices, 1024},
+        {"tuning", tuning, 1024},
         {"handshake", handshake, 1024},
         {"shard", shard, 4096},
         {"text", plain_text, 4096},
