@@ -308,7 +308,7 @@ TEST_F(CudaRun, ARunOfAnEarlierVersionGoesOnWithItsTuningCache) {
     ASSERT_TRUE(trains(run("whole", {{"tuning", given}})));
     ASSERT_TRUE(trains(run("parts", {{"stop-after", "3"}, {"tuning", given}})));
     ASSERT_NO_FATAL_FAILURE(make_it_earlier("parts"));
-    ASSERT_TRUE(trains(run("next", {{"init", directory.at("parts")}, {"steps", "1"}})));
+    ASSERT_TRUE(trains(run("next", {{"init", directory.at("parts")}, {"stop-after", "1"}})));
     ASSERT_TRUE(trains(run("parts", {{"resume", "true"}})));
     EXPECT_EQ(weights("whole"), weights("parts"));
     EXPECT_EQ(moments("whole"), moments("parts"));
