@@ -797,8 +797,8 @@ TEST_F(Runner, DoesNotTakeNothingForSuccess) {
 /* ----------------------------------------------------------------------------------------------------------- the house */
 
 /* What each folder of csrc includes of the others: none of a higher floor, and no two each other. Opening a device is
- * the one place that knows all of them, and CUDA's own headers are csrc/cuda's alone. What is not
- * used is not allowed. */
+ * the one place that knows all of them, and CUDA's own headers are csrc/cuda's alone. What is not used is not
+ * allowed. */
 TEST(House, LowerFloorsIncludeNoHigherOnes) {
     const std::map<std::string, std::set<std::string>> allowed = {{"base", {}},
                                                                   {"ops", {"base"}},

@@ -152,11 +152,10 @@ static bool read_text(loom_tuning *tuning, const char *measured_on, const char *
     if (length < prefix || memcmp(text, FIRST, prefix) != 0)
         return loom_fail(error, "the tuning cache does not say on what it was measured");
     if (length - prefix != strlen(measured_on) || memcmp(text + prefix, measured_on, length - prefix) != 0)
-        return loom_fail(
-            error,
-            "the run's tuning cache was measured on %.*s, and this is %s: the run's bits cannot be continued "
-            "here",
-            (int)(length - prefix), text + prefix, measured_on);
+        return loom_fail(error,
+                         "the run's tuning cache was measured on %.*s, and this is %s: the run's bits cannot be "
+                         "continued here",
+                         (int)(length - prefix), text + prefix, measured_on);
     return read_lines(tuning, text + length + (text[length] == '\n'), error);
 }
 

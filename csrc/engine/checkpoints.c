@@ -400,8 +400,8 @@ bool loom_trainer_restore_tuning(loom_trainer *t, const loom_checkpoint_info *fr
     /* A run that begins anew has what was tuned, or what it was given, before it was ended. */
     if (loom_device_restore_tuning(t->device, t->begins_anew ? t->options.out : from->directory, &why)) return true;
     return loom_fail(error,
-                     "--resume: this machine cannot go on with the same bits: %s; --retune goes on with what is "
-                     "the fastest here",
+                     "--resume: this machine cannot go on with the same bits: %s; --retune goes on with what is the "
+                     "fastest here",
                      why.message);
 }
 
