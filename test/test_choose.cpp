@@ -7,8 +7,8 @@ extern "C" {
 #include "plan/sample.h"
 }
 
+#include <algorithm>
 #include <cmath>
-#include <map>
 
 namespace {
 
@@ -86,7 +86,7 @@ loom_recompute sets_of(const std::vector<uint32_t> &values) {
 }
 
 struct Outcome {
-    size_t bytes;
+    size_t bytes, kept;
     double seconds;
 };
 
@@ -114,47 +114,52 @@ std::vector<Outcome> plans_of_named(const Training &training) {
     std::vector<Outcome> plans;
     for (const loom_recompute &recompute : training.named()) {
         const loom_plan plan = training.plan(recompute);
-        plans.push_back({plan.arena.used, training.seconds(plan)});
+        plans.push_back({plan.arena.used, 0, training.seconds(plan)});
     }
     return plans;
 }
 
 void add_plan(std::vector<Outcome> *plans, const Training &training, const std::vector<uint32_t> &values) {
     const loom_plan plan = training.plan(sets_of(values));
-    plans->push_back({plan.arena.used, training.seconds(plan)});
+    plans->push_back({plan.arena.used, bytes_of_row(plan.arena, "activations"), training.seconds(plan)});
 }
 
-/* Every set of one layer, planned. */
+/* Of two layers, every set of the first one, planned. */
+const std::vector<Outcome> &plans_of_all_sets(loom_gpt_architecture architecture) {
+    static std::vector<Outcome> plans[LOOM_GPT_ARCHITECTURES];
+    std::vector<Outcome> &all = plans[architecture];
+    const Training training(2, architecture);
+    for (uint32_t values = 0; all.size() <= training.all_values(); values++) add_plan(&all, training, {values});
+    return all;
+}
+
 TEST(Choice, OfTwoLayersIsTheBestOfAllSets) {
     for (int a = 0; a < LOOM_GPT_ARCHITECTURES; a++) {
         const Training training(2, (loom_gpt_architecture)a);
         std::vector<Outcome> plans = plans_of_named(training);
-        for (uint32_t values = 0; values <= training.all_values(); values++) add_plan(&plans, training, {values});
+        const std::vector<Outcome> &sets = plans_of_all_sets((loom_gpt_architecture)a);
+        plans.insert(plans.end(), sets.begin(), sets.end());
         expect_the_best_of(training, plans, 60);
     }
 }
 
 /* The sets of one layer of which no other is faster and keeps no more: all others lose in any mixture. */
-std::vector<uint32_t> worthwhile(const Training &two_layers) {
-    std::vector<std::pair<Outcome, uint32_t>> sets;
-    for (uint32_t values = 0; values <= two_layers.all_values(); values++) {
-        const loom_plan plan = two_layers.plan(sets_of({values}));
-        sets.push_back({{bytes_of_row(plan.arena, "activations"), two_layers.seconds(plan)}, values});
-    }
+std::vector<uint32_t> worthwhile(loom_gpt_architecture architecture) {
+    const std::vector<Outcome> &sets = plans_of_all_sets(architecture);
     std::vector<uint32_t> kept;
-    for (const auto &[x, values] : sets) {
-        bool loses = false;
-        for (const auto &[y, other] : sets)
-            loses = loses ||
-                    (y.bytes <= x.bytes && y.seconds <= x.seconds && (y.bytes < x.bytes || y.seconds < x.seconds));
-        if (!loses) kept.push_back(values);
+    for (size_t values = 0; values < sets.size(); values++) {
+        const Outcome &x = sets[values];
+        const bool loses = std::any_of(sets.begin(), sets.end(), [&](const Outcome &y) {
+            return y.kept <= x.kept && y.seconds <= x.seconds && (y.kept < x.kept || y.seconds < x.seconds);
+        });
+        if (!loses) kept.push_back((uint32_t)values);
     }
     return kept;
 }
 
 TEST(Choice, OfThreeAndFourLayersIsTheBestOfAllMixtures) {
     for (int a = 0; a < LOOM_GPT_ARCHITECTURES; a++) {
-        const std::vector<uint32_t> sets = worthwhile(Training(2, (loom_gpt_architecture)a));
+        const std::vector<uint32_t> sets = worthwhile((loom_gpt_architecture)a);
         ASSERT_GT(sets.size(), 5u);
         const Training three(3, (loom_gpt_architecture)a), four(4, (loom_gpt_architecture)a);
         std::vector<Outcome> of_three = plans_of_named(three), of_four = plans_of_named(four);
