@@ -808,7 +808,7 @@ TEST(House, LowerFloorsIncludeNoHigherOnes) {
                                                                   {"parallel", {"base"}},
                                                                   {"checkpoint", {"base"}},
                                                                   {"plan", {"base", "model"}},
-                                                                  {"engine", {"base", "checkpoint", "data", "cuda"}},
+                                                                  {"engine", {"base", "ops", "checkpoint", "data", "cuda"}},
                                                                   {"cases", {"base"}}};
     for (const auto &entry : fs::recursive_directory_iterator(project() / "csrc")) {
         const std::string extension = entry.path().extension().string();
