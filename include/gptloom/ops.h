@@ -285,6 +285,24 @@ struct loom_relu_backward {
     VIEW(x, MODEL, READ)
 #define LOOM_OPS_relu(OP) OP(relu_forward) OP(relu_backward)
 
+/* out = max(x, 0)^2   (So et al., "Primer", 2021); NaN stays NaN */
+struct loom_relu2_forward {
+    loom_view out, x; /* (N,C); may alias */
+};
+#define LOOM_VIEWS_relu2_forward(VIEW)                                                                                 \
+    VIEW(out, MODEL, WRITTEN, "the output")                                                                            \
+    VIEW(x, MODEL, READ)
+
+/* dx = 2 x dout where x > 0, else 0 */
+struct loom_relu2_backward {
+    loom_view dx, dout, x; /* (N,C); dx may alias dout */
+};
+#define LOOM_VIEWS_relu2_backward(VIEW)                                                                                \
+    VIEW(dx, MODEL, WRITTEN, "the gradient of the input")                                                              \
+    VIEW(dout, MODEL, READ)                                                                                            \
+    VIEW(x, MODEL, READ)
+#define LOOM_OPS_relu2(OP) OP(relu2_forward) OP(relu2_backward)
+
 /* out = softmax(x) along the last dimension, by subtracting each row's largest element */
 struct loom_softmax_forward {
     loom_view out, x; /* (N,C); may alias */
@@ -435,6 +453,7 @@ struct loom_fill {
     FAMILY(attention, __VA_ARGS__)                                                                                     \
     FAMILY(gelu, __VA_ARGS__)                                                                                          \
     FAMILY(relu, __VA_ARGS__)                                                                                          \
+    FAMILY(relu2, __VA_ARGS__)                                                                                         \
     FAMILY(softmax, __VA_ARGS__)                                                                                       \
     FAMILY(cross_entropy, __VA_ARGS__)                                                                                 \
     FAMILY(add, __VA_ARGS__)                                                                                           \
