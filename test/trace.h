@@ -242,8 +242,8 @@ inline std::string flags_of(loom_op op, const void *arguments) {
     } break;
     case LOOM_OP_matmul_forward: {
         OF(matmul_forward);
-        static const char *const names[] = {"", " gelu", " relu"};
-        say("%s%s", names[a.activation], a.transposed ? " transposed" : "");
+        say("%s%s%s", a.activation ? " " : "", a.activation ? loom_activation_name(a.activation) : "",
+            a.transposed ? " transposed" : "");
     } break;
     case LOOM_OP_matmul_backward_input: {
         OF(matmul_backward_input);

@@ -1,3 +1,4 @@
+#include "cpu/relu2.h"
 #include "cpu/definition.h"
 
 static int64_t scratch_of(const loom_view *view) {
@@ -20,9 +21,7 @@ void LOOM_DEFINITION(relu2_forward)(loom_context *ctx, const struct loom_relu2_f
 #pragma omp for schedule(static)
         for (int64_t n = 0; n < N; n++) {
             real *out = row_write(&a->out, n, scratch);
-            const real *x = row_read(&a->x, n, scratch);
-#pragma omp simd
-            for (int64_t c = 0; c < C; c++) out[c] = x[c] < 0 ? 0 : x[c] * x[c];
+            relu2_row(out, row_read(&a->x, n, scratch), C);
             row_written(&a->out, n, out);
         }
     }

@@ -325,13 +325,14 @@ static void multiply(loom_context *ctx, loom_op op, const void *arguments) {
 void loom_cuda_matmul_forward(loom_context *ctx, const struct loom_matmul_forward *a) {
     multiply(ctx, LOOM_OP_matmul_forward, a);
     switch (a->activation) {
-    case LOOM_ACTIVATION_NONE: break;
-    case LOOM_ACTIVATION_GELU:
-        loom_cuda_gelu_forward(ctx, &(struct loom_gelu_forward){.out = a->out, .x = a->preactivation});
+#define CASE(NAME, name)                                                                                               \
+    case LOOM_ACTIVATION_##NAME:                                                                                       \
+        loom_cuda_##name##_forward(ctx, &(struct loom_##name##_forward){.out = a->out, .x = a->preactivation});        \
         break;
-    case LOOM_ACTIVATION_RELU:
-        loom_cuda_relu_forward(ctx, &(struct loom_relu_forward){.out = a->out, .x = a->preactivation});
-        break;
+        LOOM_ACTIVATION_LIST(CASE)
+#undef CASE
+    case LOOM_ACTIVATION_NONE:
+    case LOOM_ACTIVATION_COUNT: break;
     }
 }
 

@@ -159,7 +159,19 @@ struct loom_layernorm_backward {
     VIEW(rstd, REALS, READ)
 #define LOOM_OPS_layernorm(OP) OP(layernorm_forward) OP(layernorm_backward)
 
-typedef enum loom_activation { LOOM_ACTIVATION_NONE, LOOM_ACTIVATION_GELU, LOOM_ACTIVATION_RELU } loom_activation;
+/* What an MLP may apply to its widened rows, each a family of ops: NAME_forward (out, x) and NAME_backward (dx, dout, x). */
+#define LOOM_ACTIVATION_LIST(ACTIVATION) ACTIVATION(GELU, gelu) ACTIVATION(RELU, relu) ACTIVATION(RELU2, relu2)
+
+typedef enum loom_activation {
+    LOOM_ACTIVATION_NONE,
+#define LOOM_ACTIVATION_ENUM(NAME, name) LOOM_ACTIVATION_##NAME,
+    LOOM_ACTIVATION_LIST(LOOM_ACTIVATION_ENUM)
+#undef LOOM_ACTIVATION_ENUM
+        LOOM_ACTIVATION_COUNT
+} loom_activation;
+
+/* "gelu", ...; "none" */
+const char *loom_activation_name(loom_activation activation);
 
 /* out = activation(x @ weight + bias). Weights lie as in Hugging Face's Conv1D, (in, out); `transposed` says that
  * weight is (out, in), as the tied classifier's is. With an activation, `preactivation` is what it is applied to,
