@@ -112,12 +112,13 @@ NO_CUDNN   := csrc/cuda/attention_cudnn_absent.c
 CUDA_HOST  := $(filter-out csrc/cuda/absent.c $(if $(CUDNN_INCLUDE),$(NO_CUDNN),$(CUDNN)),$(wildcard csrc/cuda/*.c))
 KERNELS    := $(wildcard kernels/*.cu)
 # nvcc reads CUDA's headers three times for each source: small kernels, and those that differ in a type alone, are one, for
-# the emulation too.
+# the emulation too. Small is what is in no other group.
 KERNEL_GROUPS := small rows forward backward
-KERNELS_small    := adamw add attention bias_gradient block_sum cast fill gelu relu optimizer_scalars
+KERNELS_alone    := attention_fp32 layernorm
 KERNELS_rows     := cross_entropy embedding softmax
 KERNELS_forward  := attention_forward_bf16 attention_forward_fp16
 KERNELS_backward := attention_backward_bf16 attention_backward_fp16
+KERNELS_small    := $(filter-out $(KERNELS_alone) $(KERNELS_rows) $(KERNELS_forward) $(KERNELS_backward),$(sort $(KERNELS:kernels/%.cu=%)))
 EMULATION  := $(wildcard dev/emulation/*.cpp)
 # The program, and the cases of ops that `parity` and `bench` share with the tests.
 PROGRAM    := $(wildcard train/*.c train/*/*.c csrc/cases/*.c)
@@ -129,7 +130,7 @@ COMMON_OBJECTS := $(HOST:%.c=$(BUILD)/obj/%.o) $(MACHINE:%.c=$(BUILD)/obj/%.o) $
 # own cuBLASLt in the place of what loads the library.
 LOADER         := $(BUILD)/obj/csrc/cuda/cublaslt_api.o
 CUDA_OBJECTS   := $(filter-out $(LOADER),$(CUDA_HOST:%.c=$(BUILD)/obj/%.o))
-KERNELS_COMPILED := $(filter-out $(foreach g,$(KERNEL_GROUPS),$(KERNELS_$g)),$(KERNELS:kernels/%.cu=%)) $(KERNEL_GROUPS:%=group_%)
+KERNELS_COMPILED := $(KERNELS_alone) $(KERNEL_GROUPS:%=group_%)
 KERNEL_OBJECTS   := $(KERNELS_COMPILED:%=$(BUILD)/obj/kernels/%.o)
 LIB_OBJECTS := $(COMMON_OBJECTS) $(if $(CUDA),$(LOADER) $(CUDA_OBJECTS) $(KERNEL_OBJECTS),$(BUILD)/obj/csrc/cuda/absent.o)
 EMULATED_OBJECTS := $(COMMON_OBJECTS) $(CUDA_OBJECTS) $(KERNELS_COMPILED:%=$(BUILD)/obj/emulated/kernels/%.o) \

@@ -150,3 +150,4 @@ void loom_cuda_adamw(loom_context *ctx, const struct loom_adamw *a) {
         });
     });
 }
+LOOM_CUDA_NO_WORKSPACE(adamw)

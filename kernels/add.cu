@@ -23,3 +23,4 @@ void loom_cuda_add(loom_context *ctx, const struct loom_add *a) {
                a->out.data, a->a.data, a->b.data, e);
     });
 }
+LOOM_CUDA_NO_WORKSPACE(add)

@@ -49,3 +49,4 @@ void loom_cuda_block_sum(loom_context *ctx, const struct loom_block_sum *a) {
                    a->x.shape[3], a->block, a->square, packed);
     });
 }
+LOOM_CUDA_NO_WORKSPACE(block_sum)

@@ -25,3 +25,4 @@ void loom_cuda_cast(loom_context *ctx, const struct loom_cast *a) {
         });
     });
 }
+LOOM_CUDA_NO_WORKSPACE(cast)

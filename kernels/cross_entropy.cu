@@ -85,3 +85,4 @@ void loom_cuda_cross_entropy(loom_context *ctx, const struct loom_cross_entropy 
         });
     });
 }
+LOOM_CUDA_NO_WORKSPACE(cross_entropy)

@@ -48,6 +48,7 @@ void loom_cuda_embedding_forward(loom_context *ctx, const struct loom_embedding_
                a->first_position, (int)C);
     });
 }
+LOOM_CUDA_NO_WORKSPACE(embedding_forward)
 
 /* --------------------------------------------------------------------------------------------------- backward: scratch */
 

@@ -20,3 +20,4 @@ void loom_cuda_fill(loom_context *ctx, const struct loom_fill *a) {
                rows_of<T>(&a->out), a->value, e);
     });
 }
+LOOM_CUDA_NO_WORKSPACE(fill)

@@ -60,6 +60,7 @@ void loom_cuda_gelu_forward(loom_context *ctx, const struct loom_gelu_forward *a
                elementwise_block<PACKED<T>>(e), 0, rows_of<T>(&a->out), rows_of<const T>(&a->x), e);
     });
 }
+LOOM_CUDA_NO_WORKSPACE(gelu_forward)
 
 void loom_cuda_gelu_backward(loom_context *ctx, const struct loom_gelu_backward *a) {
     const elements e = elements_of(&a->dx, &a->dout, &a->x);
@@ -70,3 +71,4 @@ void loom_cuda_gelu_backward(loom_context *ctx, const struct loom_gelu_backward 
                rows_of<const T>(&a->x), e);
     });
 }
+LOOM_CUDA_NO_WORKSPACE(gelu_backward)

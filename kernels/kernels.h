@@ -1,5 +1,5 @@
-/* What kernels/ offers to the host code in csrc/cuda: every op of the table, and the workspace of those that need some.
- * All is asynchronous in the context's stream; a launch that fails is told to loom_cuda_failed(). */
+/* What kernels/ offers to the host code in csrc/cuda: every op of the table, and the bytes of workspace that it needs, from
+ * shapes alone. All is asynchronous in the context's stream; a launch that fails is told to loom_cuda_failed(). */
 #ifndef LOOM_KERNELS_H
 #define LOOM_KERNELS_H
 
@@ -10,15 +10,18 @@ extern "C" {
 #endif
 
 /* The ops. Those of matrix products are in csrc/cuda/matmul.c, as cuBLASLt computes them. */
-#define LOOM_CUDA_DECLARE(name) void loom_cuda_##name(loom_context *ctx, const struct loom_##name *arguments);
+#define LOOM_CUDA_DECLARE(name)                                                                                        \
+    void loom_cuda_##name(loom_context *ctx, const struct loom_##name *arguments);                                     \
+    size_t loom_cuda_##name##_workspace(const struct loom_##name *arguments);
 LOOM_OP_LIST(LOOM_CUDA_DECLARE)
 #undef LOOM_CUDA_DECLARE
 
-/* Bytes of workspace, from shapes alone. */
-size_t loom_cuda_embedding_backward_workspace(const struct loom_embedding_backward *a);
-size_t loom_cuda_layernorm_backward_workspace(const struct loom_layernorm_backward *a);
-size_t loom_cuda_attention_forward_workspace(const struct loom_attention_forward *a);
-size_t loom_cuda_attention_backward_workspace(const struct loom_attention_backward *a);
+/* The answer of an op that needs none; its file defines it beside the op. */
+#define LOOM_CUDA_NO_WORKSPACE(name)                                                                                   \
+    size_t loom_cuda_##name##_workspace(const struct loom_##name *arguments) {                                         \
+        (void)arguments;                                                                                               \
+        return 0;                                                                                                      \
+    }
 
 /* Why the attention kernels do not take a head size, or NULL. */
 const char *loom_cuda_attention_refusal(int64_t head_size);

@@ -200,6 +200,7 @@ template <typename T> static void forward(const loom_context *ctx, const struct 
 void loom_cuda_layernorm_forward(loom_context *ctx, const struct loom_layernorm_forward *a) {
     with_dtype(a->x.dtype, [&](auto tag) { forward<typename decltype(tag)::type>(ctx, a); });
 }
+LOOM_CUDA_NO_WORKSPACE(layernorm_forward)
 
 /* ----------------------------------------------------------------------------------------------------------- backward
  * dweight and dbias are sums over all rows, made in two stages: each block of the first kernel adds those of a chunk of

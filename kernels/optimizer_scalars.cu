@@ -95,3 +95,4 @@ void loom_cuda_optimizer_scalars(loom_context *ctx, const struct loom_optimizer_
     launch(ctx, "optimizer_scalars", optimizer_scalars_kernel, 1, THREADS, 0, a->scalars, a->losses.data,
            a->losses.shape[3], a->squares.data, a->squares.shape[3]);
 }
+LOOM_CUDA_NO_WORKSPACE(optimizer_scalars)

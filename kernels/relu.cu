@@ -40,6 +40,7 @@ void loom_cuda_relu_forward(loom_context *ctx, const struct loom_relu_forward *a
                elementwise_block<PACKED<T>>(e), 0, rows_of<T>(&a->out), rows_of<const T>(&a->x), e);
     });
 }
+LOOM_CUDA_NO_WORKSPACE(relu_forward)
 
 void loom_cuda_relu_backward(loom_context *ctx, const struct loom_relu_backward *a) {
     const elements e = elements_of(&a->dx, &a->dout, &a->x);
@@ -50,3 +51,4 @@ void loom_cuda_relu_backward(loom_context *ctx, const struct loom_relu_backward 
                rows_of<const T>(&a->x), e);
     });
 }
+LOOM_CUDA_NO_WORKSPACE(relu_backward)

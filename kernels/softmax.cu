@@ -37,6 +37,7 @@ void loom_cuda_softmax_forward(loom_context *ctx, const struct loom_softmax_forw
         });
     });
 }
+LOOM_CUDA_NO_WORKSPACE(softmax_forward)
 
 /* Reads 2NC and writes NC, each value once where both rows are cached; else they are read twice. dx may be the memory of
  * dout. */
@@ -88,3 +89,4 @@ void loom_cuda_softmax_backward(loom_context *ctx, const struct loom_softmax_bac
         });
     });
 }
+LOOM_CUDA_NO_WORKSPACE(softmax_backward)

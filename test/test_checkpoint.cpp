@@ -207,14 +207,21 @@ TEST_F(CheckpointTest, FilesAreNamedAndShapedAsTransformersWritesThem) {
 }
 
 TEST_F(CheckpointTest, TheActivationIsKept) {
-    loom_gpt_config config{1, 1, 2, 4, 300, LOOM_GPT_RELU};
-    CheckpointModel relu(device, {config});
-    const loom_training_state state = state_of(2);
-    ASSERT_TRUE(loom_checkpoint_save(run.c_str(), &relu.tensors, &state, true, nullptr, &error)) << error.message;
-    EXPECT_NE(read_file(checkpoints / "step-00000002/config.json").find("\"activation_function\":\t\"relu\""),
-              std::string::npos);
-    ASSERT_TRUE(open(run)) << error.message;
-    EXPECT_EQ(info.config.activation, LOOM_GPT_RELU);
+    const std::pair<loom_gpt_activation, std::string> names[] = {
+        {LOOM_GPT_GELU, "gelu_new"}, {LOOM_GPT_RELU, "relu"}, {LOOM_GPT_RELU2, "relu2"}};
+    int64_t step = 1;
+    for (const auto &[activation, name] : names) {
+        loom_gpt_config config{1, 1, 2, 4, 300, activation};
+        CheckpointModel activated(device, {config});
+        const loom_training_state state = state_of(++step);
+        ASSERT_TRUE(loom_checkpoint_save(run.c_str(), &activated.tensors, &state, true, nullptr, &error))
+            << error.message;
+        EXPECT_NE(read_file(checkpoints / ("step-0000000" + std::to_string(step)) / "config.json")
+                      .find("\"activation_function\":\t\"" + name + "\""),
+                  std::string::npos);
+        ASSERT_TRUE(open(run)) << error.message;
+        EXPECT_EQ(info.config.activation, activation);
+    }
 }
 
 /* GPT-1's files are those of transformers' OpenAIGPTLMHeadModel. */

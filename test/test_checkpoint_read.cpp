@@ -229,7 +229,7 @@ TEST_F(ForeignTest, ConfigurationsThatComputeSomethingElseAreRefused) {
         {"\"gpt2\"", "\"llama\"", "model_type"},
         {"\"gpt2\"", "2", "model_type"},
         {"\"model_type\"", "\"type\"", "model_type"},
-        {"gelu_new", "silu", "only gelu_new and relu are computed here: take a model"},
+        {"gelu_new", "silu", "only gelu_new, relu and relu2 are computed here: take a model"},
         {"gelu_new", "gelu_pytorch_tanh", "is gelu_new by another name: write gelu_new"},
         {"1e-05", "1e-06",
          "\"layer_norm_epsilon\" is not 1e-05, the only one that is computed with here; take a model"},

@@ -5,6 +5,10 @@
 #include "cases/instance.h"
 #include "support.h"
 
+extern "C" {
+#include "ops/arguments.h"
+}
+
 #include "command_cases.h"
 
 #include <gtest/gtest.h>
@@ -216,6 +220,38 @@ TEST(Catalogue, CoversEveryOp) {
             EXPECT_EQ(covered.count(name), 1u) << name << " has no shape for " << use.second;
         }
     }
+}
+
+/* What ops.h says of an op's views is what its cases do with the tensors of these names. What is only read may be another
+ * tensor instead, as one term of a sum twice. */
+TEST(Catalogue, ViewsAreReadAndWrittenAsRegistered) {
+    for_each_shape(LOOM_CASE_PARITY, [&](const loom_op_cases *cases, const loom_case_shape *shape) {
+        Case c = open_case({cases, shape, 0, loom_case_dtypes_tested[0], ""});
+        for (int op = 0; cases->op[op].arguments; op++) {
+            loom_case_arguments arguments;
+            loom_argument list[LOOM_MOST_VIEWS];
+            loom_case_bind(c.get(), op, LOOM_CASE_SHAPES, &arguments);
+            const std::string name = loom_op_name(cases->op[op].op);
+            const bool may_skip = name == "adamw"; /* and what it writes is then what it was */
+            const int n = loom_op_views(cases->op[op].op, &arguments, list);
+            int views = 0, tensors = 0;
+            for (int i = 0; i < n; i++) {
+                const loom_case_tensor &tensor = *loom_case_find(c.get(), list[i].name);
+                const loom_case_role role = tensor.role[op];
+                const std::string what = name + " " + list[i].name;
+                views += list[i].written;
+                if (!list[i].written)
+                    EXPECT_TRUE(role == LOOM_CASE_READ || role == LOOM_CASE_UNUSED) << what;
+                else
+                    EXPECT_EQ(role, list[i].read || may_skip ? LOOM_CASE_UPDATED : LOOM_CASE_WRITTEN) << what;
+                EXPECT_TRUE(list[i].storage != LOOM_STORED_MODEL || tensor.kind == LOOM_CASE_STORAGE) << what;
+                EXPECT_TRUE(list[i].storage != LOOM_STORED_IDS || tensor.kind == LOOM_CASE_IDS) << what;
+            }
+            for (int t = 0; t < c->n_tensors; t++)
+                tensors += c->tensor[t].role[op] > LOOM_CASE_READ && c->tensor[t].kind != LOOM_CASE_SCALARS;
+            EXPECT_EQ(views, tensors) << name;
+        }
+    });
 }
 
 /* Shapes marked as slow are left out unless all is asked for, whatever else they are for. */

@@ -55,8 +55,9 @@ struct Place {
 };
 
 void PrintTo(const Place &place, std::ostream *out) {
-    *out << place.device << " " << loom_dtype_name(place.dtype)
-         << (place.activation == LOOM_GPT_RELU ? " relu " : " gelu ") << loom_gpt_names_of(place.architecture)->name;
+    *out << place.device << " " << loom_dtype_name(place.dtype) << " "
+         << loom_activation_name(loom_activation_of(place.activation)) << " "
+         << loom_gpt_names_of(place.architecture)->name;
 }
 
 class Policies : public testing::TestWithParam<Place> {};
@@ -106,9 +107,9 @@ std::vector<Place> places() {
     std::vector<Place> all;
     for (const char *device : {"cpu", "definition", "oracle", "cuda"})
         for (const loom_dtype dtype : {LOOM_F32, LOOM_BF16, LOOM_F16})
-            for (const loom_gpt_activation activation : {LOOM_GPT_GELU, LOOM_GPT_RELU}) {
+            for (const loom_gpt_activation activation : {LOOM_GPT_GELU, LOOM_GPT_RELU, LOOM_GPT_RELU2}) {
                 if (std::string(device) == "oracle" && dtype != LOOM_F32) continue;
-                if (std::string(device) == "cuda" && activation == LOOM_GPT_RELU && !full()) continue;
+                if (std::string(device) == "cuda" && activation != LOOM_GPT_GELU && !full()) continue;
                 all.push_back({device, dtype, activation, LOOM_GPT_2});
                 if (activation == LOOM_GPT_GELU && (dtype == LOOM_F32 || full()))
                     all.push_back({device, dtype, activation, LOOM_GPT_1});
@@ -117,8 +118,8 @@ std::vector<Place> places() {
 }
 
 std::string name_of_place(const testing::TestParamInfo<Place> &row) {
-    return std::string(row.param.device) + "_" + loom_dtype_name(row.param.dtype) +
-           (row.param.activation == LOOM_GPT_RELU ? "_relu_" : "_gelu_") +
+    return std::string(row.param.device) + "_" + loom_dtype_name(row.param.dtype) + "_" +
+           loom_activation_name(loom_activation_of(row.param.activation)) + "_" +
            loom_gpt_names_of(row.param.architecture)->name;
 }
 

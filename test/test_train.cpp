@@ -1906,7 +1906,7 @@ TEST_F(LostRun, CheckFiniteNamesTheFirstTensorThatIsNot) {
                                                            "transformer.h.0.mlp.c_proj.weight");
                 if (step == 4) ((float *)t->optimizer.moment1)[p->offset + 5] = NAN;
             }),
-            {"the first tensor that is not finite is the parameter of adamw, at transformer.h.0.mlp.c_proj.weight"});
+            {"the first tensor that is not finite is the first moment of adamw, at transformer.h.0.mlp.c_proj.weight"});
     fs::remove_all(at("run"));
     ASSERT_TRUE(trains(lost(look + Options::Pairs{{"steps", "9"}})));
     ASSERT_TRUE(trains(lost({{"steps", "9"}, {"out", at("plain")}})));

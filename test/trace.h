@@ -217,106 +217,6 @@ class Memory {
 
 /* ------------------------------------------------------------------------------------------------------ arguments of ops */
 
-enum Access { READ, WRITE, ADD, BOTH }; /* ADD: it is added to where the op is told to accumulate, else written */
-
-struct Argument {
-    loom_op op;
-    const char *name;
-    size_t offset;
-    Access access;
-};
-
-#define ROW(op, member, access)                                                                                        \
-    { LOOM_OP_##op, #member, offsetof(struct loom_##op, member), access }
-const Argument arguments_of_ops[] = {
-    ROW(embedding_forward, out, WRITE),
-    ROW(embedding_forward, tokens, READ),
-    ROW(embedding_forward, token_weight, READ),
-    ROW(embedding_forward, position_weight, READ),
-    ROW(embedding_backward, token_gradient, ADD),
-    ROW(embedding_backward, position_gradient, ADD),
-    ROW(embedding_backward, dout, READ),
-    ROW(embedding_backward, tokens, READ),
-    ROW(layernorm_forward, out, WRITE),
-    ROW(layernorm_forward, sum, WRITE),
-    ROW(layernorm_forward, mean, WRITE),
-    ROW(layernorm_forward, rstd, WRITE),
-    ROW(layernorm_forward, x, READ),
-    ROW(layernorm_forward, delta, READ),
-    ROW(layernorm_forward, weight, READ),
-    ROW(layernorm_forward, bias, READ),
-    ROW(layernorm_backward, dx, WRITE),
-    ROW(layernorm_backward, dweight, ADD),
-    ROW(layernorm_backward, dbias, ADD),
-    ROW(layernorm_backward, dout, READ),
-    ROW(layernorm_backward, skip, READ),
-    ROW(layernorm_backward, x, READ),
-    ROW(layernorm_backward, weight, READ),
-    ROW(layernorm_backward, mean, READ),
-    ROW(layernorm_backward, rstd, READ),
-    ROW(matmul_forward, out, WRITE),
-    ROW(matmul_forward, preactivation, WRITE),
-    ROW(matmul_forward, x, READ),
-    ROW(matmul_forward, weight, READ),
-    ROW(matmul_forward, bias, READ),
-    ROW(matmul_backward_input, dx, ADD),
-    ROW(matmul_backward_input, dout, READ),
-    ROW(matmul_backward_input, weight, READ),
-    ROW(matmul_backward_weight, dweight, ADD),
-    ROW(matmul_backward_weight, dbias, ADD),
-    ROW(matmul_backward_weight, dout, READ),
-    ROW(matmul_backward_weight, x, READ),
-    ROW(attention_forward, out, WRITE),
-    ROW(attention_forward, lse, WRITE),
-    ROW(attention_forward, q, READ),
-    ROW(attention_forward, k, READ),
-    ROW(attention_forward, v, READ),
-    ROW(attention_backward, dq, WRITE),
-    ROW(attention_backward, dk, WRITE),
-    ROW(attention_backward, dv, WRITE),
-    ROW(attention_backward, dout, READ),
-    ROW(attention_backward, out, READ),
-    ROW(attention_backward, lse, READ),
-    ROW(attention_backward, q, READ),
-    ROW(attention_backward, k, READ),
-    ROW(attention_backward, v, READ),
-    ROW(gelu_forward, out, WRITE),
-    ROW(gelu_forward, x, READ),
-    ROW(gelu_backward, dx, WRITE),
-    ROW(gelu_backward, dout, READ),
-    ROW(gelu_backward, x, READ),
-    ROW(relu_forward, out, WRITE),
-    ROW(relu_forward, x, READ),
-    ROW(relu_backward, dx, WRITE),
-    ROW(relu_backward, dout, READ),
-    ROW(relu_backward, x, READ),
-    ROW(softmax_forward, out, WRITE),
-    ROW(softmax_forward, x, READ),
-    ROW(softmax_backward, dx, WRITE),
-    ROW(softmax_backward, dout, READ),
-    ROW(softmax_backward, out, READ),
-    ROW(cross_entropy, losses, WRITE),
-    ROW(cross_entropy, dlogits, WRITE),
-    ROW(cross_entropy, logits, READ),
-    ROW(cross_entropy, targets, READ),
-    ROW(add, out, WRITE),
-    ROW(add, a, READ),
-    ROW(add, b, READ),
-    ROW(block_sum, partials, WRITE),
-    ROW(block_sum, x, READ),
-    ROW(optimizer_scalars, losses, READ),
-    ROW(optimizer_scalars, squares, READ),
-    ROW(adamw, parameter, BOTH),
-    ROW(adamw, copy, WRITE),
-    ROW(adamw, gradient, READ),
-    ROW(adamw, moment1, BOTH),
-    ROW(adamw, moment2, BOTH),
-    ROW(cast, out, WRITE),
-    ROW(cast, x, READ),
-    ROW(fill, out, WRITE),
-};
-#undef ROW
-
 /* What an op is told beside its views. */
 inline std::string flags_of(loom_op op, const void *arguments) {
     char text[160] = "";
@@ -342,8 +242,8 @@ inline std::string flags_of(loom_op op, const void *arguments) {
     } break;
     case LOOM_OP_matmul_forward: {
         OF(matmul_forward);
-        static const char *const names[] = {"", " gelu", " relu"};
-        say("%s%s", names[a.activation], a.transposed ? " transposed" : "");
+        say("%s%s%s", a.activation ? " " : "", a.activation ? loom_activation_name(a.activation) : "",
+            a.transposed ? " transposed" : "");
     } break;
     case LOOM_OP_matmul_backward_input: {
         OF(matmul_backward_input);
@@ -395,16 +295,6 @@ inline const loom_scalars *scalars_of(loom_op op, const void *arguments, bool *w
     return nullptr;
 }
 
-inline bool adds(loom_op op, const void *arguments, const char *name) {
-    if (op == LOOM_OP_layernorm_backward)
-        return static_cast<const struct loom_layernorm_backward *>(arguments)->accumulate;
-    if (op == LOOM_OP_matmul_backward_input)
-        return static_cast<const struct loom_matmul_backward_input *>(arguments)->accumulate;
-    if (op == LOOM_OP_matmul_backward_weight)
-        return static_cast<const struct loom_matmul_backward_weight *>(arguments)->accumulate;
-    const auto &embedding = *static_cast<const struct loom_embedding_backward *>(arguments);
-    return *name == 't' ? embedding.accumulate_tokens : embedding.accumulate_positions;
-}
 #undef OF
 
 /* "f(2,8,16)", with "/(384,16,1)" where it is not contiguous; outer dimensions of 1 are left out. */
@@ -615,22 +505,19 @@ class Tracer {
     }
     void op(loom_op op, const void *arguments) {
         std::vector<std::pair<const char *, loom_view>> outputs;
-        double bytes = 0;
         begin(loom_op_name(op));
-        for (const Argument &row : arguments_of_ops) {
-            if (row.op != op) continue;
-            const loom_view &view = *(const loom_view *)((const char *)arguments + row.offset);
-            if (!loom_view_given(&view)) continue;
-            bytes += (double)loom_view_elements(&view) * (double)loom_dtype_size(view.dtype);
-            if (row.access == READ || row.access == BOTH || (row.access == ADD && adds(op, arguments, row.name)))
-                read(row.name, view);
+        loom_argument list[LOOM_MOST_VIEWS];
+        const int n = loom_op_views(op, arguments, list);
+        for (int i = 0; i < n; i++) {
+            const loom_view &view = *list[i].view;
+            if (list[i].read)
+                read(list[i].name, view);
             else
-                shown(row.name, view);
-            if (row.access == READ) continue;
+                shown(list[i].name, view);
+            if (!list[i].written) continue;
             place(view);
-            outputs.push_back({row.name, view});
+            outputs.push_back({list[i].name, view});
         }
-        if (bytes != loom_argument_bytes(op, arguments)) faults.push_back(own_name("") + " has other arguments");
         bool writes;
         if (const loom_scalars *scalars = scalars_of(op, arguments, &writes)) {
             const loom_view view = loom_view_1d((void *)scalars, LOOM_I32, sizeof *scalars / 4);

@@ -10,6 +10,8 @@ static const loom_case_shape shapes[] = {
     {{3, 4, 2}, "bias gelu accumulate", LOOM_CASE_PARITY | LOOM_CASE_GRADIENT},
     {{5, 33, 67}, "bias relu", LOOM_CASE_PARITY},
     {{66, 130, 259}, "bias relu strided", LOOM_CASE_PARITY},
+    {{5, 33, 67}, "bias relu2", LOOM_CASE_PARITY},
+    {{66, 130, 259}, "bias relu2 strided", LOOM_CASE_PARITY},
     {{1, 129, 65}, "bias gelu", LOOM_CASE_PARITY},
     {{7, 31, 33}, "bias gelu strided accumulate", LOOM_CASE_PARITY},
     {{9, 33, 31}, "transposed strided", LOOM_CASE_PARITY},
@@ -47,9 +49,25 @@ static const loom_case_shape shapes[] = {
 };
 
 static loom_activation activation_of(loom_case *c) {
-    return loom_case_option(c, "gelu")   ? LOOM_ACTIVATION_GELU
-           : loom_case_option(c, "relu") ? LOOM_ACTIVATION_RELU
-                                         : LOOM_ACTIVATION_NONE;
+    for (loom_activation a = LOOM_ACTIVATION_NONE + 1; a < LOOM_ACTIVATION_COUNT; a++)
+        if (loom_case_option(c, loom_activation_name(a))) return a;
+    return LOOM_ACTIVATION_NONE;
+}
+
+static double activate(loom_activation activation, double u) {
+    switch (activation) {
+    case LOOM_ACTIVATION_GELU: return 0.5 * u * (1 + tanh(0.79788456080286535588 * (u + 0.044715 * u * u * u)));
+    case LOOM_ACTIVATION_RELU: return fmax(u, 0);
+    case LOOM_ACTIVATION_RELU2: return fmax(u, 0) * fmax(u, 0);
+    default: return u;
+    }
+}
+
+/* Of what is activated. A square doubles the relative error of what it is taken of. */
+static loom_case_bound activated_bound(loom_activation activation, double i) {
+    if (activation == LOOM_ACTIVATION_RELU2)
+        return (loom_case_bound){.sum = 4 * i, .chain = 3, .rounded = 2, .floor = 1};
+    return (loom_case_bound){.sum = i, .chain = 9, .rounded = 1.13 /* gelu's steepest */, .floor = 1};
 }
 
 /* A contiguous tensor that begins one element behind where its memory does. */
@@ -72,8 +90,7 @@ static void tensors(loom_case *c) {
     const loom_case_bound product = {.sum = i, .chain = 1, .floor = large};
     if (activation) {
         loom_case_output(c, "preactivation", LOOM_CASE_STORAGE, loom_case_2d(N, O), product);
-        loom_case_output(c, "out", LOOM_CASE_STORAGE, loom_case_2d(N, O),
-                         (loom_case_bound){.sum = i, .chain = 9, .rounded = 1.13 /* gelu's steepest */, .floor = 1});
+        loom_case_output(c, "out", LOOM_CASE_STORAGE, loom_case_2d(N, O), activated_bound(activation_of(c), i));
     } else {
         loom_case_output(c, "out", LOOM_CASE_STORAGE, loom_case_2d(N, O), product);
     }
@@ -139,13 +156,7 @@ static void forward_formula(loom_case *c) {
             for (int64_t i = 0; i < I; i++) sum += x[n * I + i] * (transposed ? weight[o * I + i] : weight[i * O + o]);
             before[n * O + o] = sum;
         }
-    for (int64_t i = 0; activation && i < N * O; i++) {
-        const double u = before[i];
-        if (activation == LOOM_ACTIVATION_RELU)
-            out[i] = fmax(u, 0);
-        else
-            out[i] = 0.5 * u * (1 + tanh(0.79788456080286535588 * (u + 0.044715 * u * u * u)));
-    }
+    for (int64_t i = 0; activation && i < N * O; i++) out[i] = activate(activation, before[i]);
 }
 
 static void backward_input(loom_case *c, loom_case_arguments *a) {
@@ -171,10 +182,11 @@ static void backward_weight(loom_case *c, loom_case_arguments *a) {
     };
 }
 
+#define WORD(NAME, name) #name " "
 const loom_op_cases loom_op_cases_matmul = {
     .name = "matmul",
     .dims = "N I O",
-    .options = "transposed bias gelu relu accumulate strided shifted extreme",
+    .options = "transposed bias " LOOM_ACTIVATION_LIST(WORD) "accumulate strided shifted extreme",
     .shapes = shapes,
     .n_shapes = sizeof shapes / sizeof *shapes,
     .tensors = tensors,

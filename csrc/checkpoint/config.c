@@ -4,6 +4,7 @@
 
 #include <inttypes.h>
 #include <math.h>
+#include <stdio.h>
 #include <string.h>
 
 /* More than any machine holds, and small enough that no product of two shapes overflows. */
@@ -13,7 +14,19 @@ static const double layernorm_epsilon = 1e-5; /* LOOM_LAYERNORM_EPSILON, as JSON
 
 /* transformers' name of an activation in an architecture. */
 static const char *activation_name(const loom_gpt_names *names, loom_gpt_activation activation) {
-    return activation == LOOM_GPT_RELU ? "relu" : names->gelu;
+    return activation == LOOM_GPT_GELU ? names->gelu : loom_activation_name(loom_activation_of(activation));
+}
+
+/* "gelu_new, relu and relu2" */
+static void list_activations(const loom_gpt_names *names, char *to, size_t size) {
+    size_t length = 0;
+    *to = '\0';
+    for (loom_gpt_activation a = 0; a < LOOM_GPT_ACTIVATIONS && length < size; a++)
+        length += (size_t)snprintf(to + length, size - length, "%s%s",
+                                   a == 0                         ? ""
+                                   : a < LOOM_GPT_ACTIVATIONS - 1 ? ", "
+                                                                  : " and ",
+                                   activation_name(names, a));
 }
 
 static const char *const same_as_gelu_new[] = {"gelu_pytorch_tanh", "gelu_fast", "gelu_accurate"};
@@ -131,16 +144,17 @@ static bool read_activation(const cJSON *json, const char *path, loom_gpt_config
     const char *key = names->activation_key;
     const cJSON *item = given(json, key);
     const char *name = !item ? names->gelu : cJSON_IsString(item) ? item->valuestring : "no string";
-    for (config->activation = LOOM_GPT_GELU; config->activation <= LOOM_GPT_RELU; config->activation++)
+    for (config->activation = LOOM_GPT_GELU; config->activation < LOOM_GPT_ACTIVATIONS; config->activation++)
         if (!strcmp(name, activation_name(names, config->activation))) return true;
     for (size_t i = 0; i < sizeof same_as_gelu_new / sizeof *same_as_gelu_new; i++)
         if (strcmp(name, same_as_gelu_new[i]) == 0)
             return loom_fail(error, "%s: \"%s\" is %s, which is %s by another name: write %s there to load the model",
                              path, key, name, names->gelu, names->gelu);
+    char all[128];
+    list_activations(names, all, sizeof all);
     return loom_fail(error,
-                     "%s: \"%s\" is %s; only %s and relu are computed here: take a model that was trained with one of "
-                     "them",
-                     path, key, name, names->gelu);
+                     "%s: \"%s\" is %s; only %s are computed here: take a model that was trained with one of them",
+                     path, key, name, all);
 }
 
 /* A token's id; -1 for one that the vocabulary does not have, which no text can hold. */

@@ -95,6 +95,8 @@ static void update_chunk(const struct loom_adamw *a, const factors *f, int64_t f
     if (loom_view_given(&a->copy)) store_reals(element(&a->copy, first), a->copy.dtype, p, n);
 }
 
+NO_SCRATCH(adamw)
+
 void LOOM_DEFINITION(adamw)(loom_context *ctx, const struct loom_adamw *a) {
     const loom_scalars_in *in = &a->scalars->in;
     const loom_scalars_out *out = &a->scalars->out;

@@ -32,6 +32,8 @@ static void add_chunk(const struct loom_add *v, int64_t first, int64_t n) {
     }
 }
 
+NO_SCRATCH(add)
+
 void LOOM_DEFINITION(add)(loom_context *ctx, const struct loom_add *a) {
     const int64_t count = a->out.shape[3];
 #pragma omp parallel for schedule(static) num_threads(ctx->device->threads)

@@ -16,6 +16,8 @@ static real sum_range(const loom_view *x, int64_t first, int64_t n, bool square)
     return total;
 }
 
+NO_SCRATCH(block_sum)
+
 void LOOM_DEFINITION(block_sum)(loom_context *ctx, const struct loom_block_sum *a) {
     const int64_t n = a->x.shape[3], blocks = a->partials.shape[3];
 #pragma omp parallel for schedule(static) num_threads(ctx->device->threads)

@@ -1,27 +1,21 @@
-/* The ops of the table that is being compiled, and the scratch each says it needs. */
+/* The ops of the table that is being compiled, and the bytes of scratch that each says it needs. */
 #ifndef LOOM_CPU_DEFINITION_H
 #define LOOM_CPU_DEFINITION_H
 
 #include "cpu/real.h"
 
-#define DECLARE(name) void LOOM_DEFINITION(name)(loom_context * ctx, const struct loom_##name *a);
+#define DECLARE(name)                                                                                                  \
+    void LOOM_DEFINITION(name)(loom_context * ctx, const struct loom_##name *a);                                       \
+    size_t LOOM_DEFINITION(name##_scratch)(const loom_device *device, const struct loom_##name *a);
 LOOM_OP_LIST(DECLARE)
 #undef DECLARE
 
-size_t LOOM_DEFINITION(embedding_scratch)(const loom_device *device, const struct loom_embedding_forward *a);
-size_t LOOM_DEFINITION(embedding_backward_scratch)(const struct loom_embedding_backward *a);
-size_t LOOM_DEFINITION(layernorm_forward_scratch)(const loom_device *device, const struct loom_layernorm_forward *a);
-size_t LOOM_DEFINITION(layernorm_backward_scratch)(const loom_device *device, const struct loom_layernorm_backward *a);
-size_t LOOM_DEFINITION(matmul_scratch)(const loom_device *device);
-size_t LOOM_DEFINITION(matmul_backward_weight_scratch)(const loom_device *device,
-                                                       const struct loom_matmul_backward_weight *a);
-size_t LOOM_DEFINITION(attention_forward_scratch)(const loom_device *device, const struct loom_attention_forward *a);
-size_t LOOM_DEFINITION(attention_backward_scratch)(const loom_device *device, const struct loom_attention_backward *a);
-size_t LOOM_DEFINITION(gelu_scratch)(const loom_device *device, const loom_view *view);
-size_t LOOM_DEFINITION(relu_scratch)(const loom_device *device, const loom_view *view);
-size_t LOOM_DEFINITION(softmax_scratch)(const loom_device *device, const loom_view *view);
-size_t LOOM_DEFINITION(cross_entropy_scratch)(const loom_device *device, const struct loom_cross_entropy *a);
-size_t LOOM_DEFINITION(cast_scratch)(const loom_device *device, const struct loom_cast *a);
+/* The answer of an op that needs none. */
+#define NO_SCRATCH(name)                                                                                               \
+    size_t LOOM_DEFINITION(name##_scratch)(const loom_device *device, const struct loom_##name *a) {                   \
+        (void)device, (void)a;                                                                                         \
+        return 0;                                                                                                      \
+    }
 
 /* The whole table, and the rate of its multiply-adds (tables.h). */
 const loom_ops *LOOM_DEFINITION(ops)(void);

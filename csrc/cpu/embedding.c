@@ -1,6 +1,6 @@
 #include "cpu/definition.h"
 
-size_t LOOM_DEFINITION(embedding_scratch)(const loom_device *device, const struct loom_embedding_forward *a) {
+size_t LOOM_DEFINITION(embedding_forward_scratch)(const loom_device *device, const struct loom_embedding_forward *a) {
     return stored_as_real(&a->out) ? 0 : thread_scratch_bytes(device, 3 * a->out.shape[3]);
 }
 
@@ -28,14 +28,15 @@ typedef struct token_places {
     int32_t *first, *next; /* (Vp), (N): the workspace */
 } token_places;
 
-size_t LOOM_DEFINITION(embedding_backward_scratch)(const struct loom_embedding_backward *a) {
+size_t LOOM_DEFINITION(embedding_backward_scratch)(const loom_device *device, const struct loom_embedding_backward *a) {
+    (void)device;
     return (size_t)(a->token_gradient.shape[2] + loom_view_row_count(&a->dout)) * sizeof(int32_t);
 }
 
 static token_places list_places(const loom_context *ctx, const struct loom_embedding_backward *a) {
     const int64_t V = a->token_gradient.shape[2], N = loom_view_row_count(&a->dout);
     const int32_t *tokens = a->tokens.data;
-    LOOM_CHECK(LOOM_DEFINITION(embedding_backward_scratch)(a) <= ctx->workspace_bytes);
+    LOOM_CHECK(LOOM_DEFINITION(embedding_backward_scratch)(ctx->device, a) <= ctx->workspace_bytes);
     const token_places p = {ctx->workspace, (int32_t *)ctx->workspace + V};
     for (int64_t v = 0; v < V; v++) p.first[v] = -1;
     for (int64_t n = N; n-- > 0;) {

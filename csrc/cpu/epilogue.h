@@ -5,11 +5,15 @@
 
 #include "cpu/gelu.h"
 #include "cpu/relu.h"
+#include "cpu/relu2.h"
 
 static inline void activate_row(loom_activation activation, real *out, const real *x, int64_t n) {
     switch (activation) {
-    case LOOM_ACTIVATION_GELU: gelu_row(out, x, n); break;
-    case LOOM_ACTIVATION_RELU: relu_row(out, x, n); break;
+#define CASE(NAME, name)                                                                                               \
+case LOOM_ACTIVATION_##NAME: name##_row(out, x, n); break;
+        LOOM_ACTIVATION_LIST(CASE)
+#undef CASE
+    case LOOM_ACTIVATION_COUNT:
     case LOOM_ACTIVATION_NONE: LOOM_CHECK(!"an activation");
     }
 }

@@ -1,5 +1,7 @@
 #include "cpu/definition.h"
 
+NO_SCRATCH(fill)
+
 void LOOM_DEFINITION(fill)(loom_context *ctx, const struct loom_fill *a) {
     const int64_t N = loom_view_row_count(&a->out), C = a->out.shape[3];
     const real value = (real)a->value;

@@ -5,8 +5,12 @@ static int64_t scratch_of(const loom_view *view) {
     return stored_as_real(view) ? 0 : 2 * view->shape[3];
 }
 
-size_t LOOM_DEFINITION(gelu_scratch)(const loom_device *device, const loom_view *view) {
-    return thread_scratch_bytes(device, scratch_of(view));
+size_t LOOM_DEFINITION(gelu_forward_scratch)(const loom_device *device, const struct loom_gelu_forward *a) {
+    return thread_scratch_bytes(device, scratch_of(&a->x));
+}
+
+size_t LOOM_DEFINITION(gelu_backward_scratch)(const loom_device *device, const struct loom_gelu_backward *a) {
+    return thread_scratch_bytes(device, scratch_of(&a->x));
 }
 
 void LOOM_DEFINITION(gelu_forward)(loom_context *ctx, const struct loom_gelu_forward *a) {

@@ -355,7 +355,14 @@ void LOOM_DEFINITION(matmul_backward_weight)(loom_context *ctx, const struct loo
 
 /* -------------------------------------------------------------------------------------------------------------- scratch */
 
-size_t LOOM_DEFINITION(matmul_scratch)(const loom_device *device) {
+size_t LOOM_DEFINITION(matmul_forward_scratch)(const loom_device *device, const struct loom_matmul_forward *a) {
+    (void)a;
+    return thread_scratch_bytes(device, THREAD_REALS);
+}
+
+size_t LOOM_DEFINITION(matmul_backward_input_scratch)(const loom_device *device,
+                                                      const struct loom_matmul_backward_input *a) {
+    (void)a;
     return thread_scratch_bytes(device, THREAD_REALS);
 }
 

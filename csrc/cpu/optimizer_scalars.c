@@ -47,6 +47,8 @@ static void adapt_loss_scale(loom_scalars_state *state, double norm, int32_t int
     }
 }
 
+NO_SCRATCH(optimizer_scalars)
+
 void LOOM_DEFINITION(optimizer_scalars)(loom_context *ctx, const struct loom_optimizer_scalars *a) {
     (void)ctx;
     const loom_scalars_in *in = &a->scalars->in;

@@ -13,34 +13,10 @@ bool LOOM_DEFINITION(supports)(const loom_device *device, loom_op op, const void
 
 size_t LOOM_DEFINITION(workspace)(const loom_device *device, loom_op op, const void *arguments) {
     switch (op) {
-    case LOOM_OP_embedding_forward: return LOOM_DEFINITION(embedding_scratch)(device, arguments);
-    case LOOM_OP_embedding_backward: return LOOM_DEFINITION(embedding_backward_scratch)(arguments);
-    case LOOM_OP_layernorm_forward: return LOOM_DEFINITION(layernorm_forward_scratch)(device, arguments);
-    case LOOM_OP_layernorm_backward: return LOOM_DEFINITION(layernorm_backward_scratch)(device, arguments);
-    case LOOM_OP_matmul_forward:
-    case LOOM_OP_matmul_backward_input: return LOOM_DEFINITION(matmul_scratch)(device);
-    case LOOM_OP_matmul_backward_weight: return LOOM_DEFINITION(matmul_backward_weight_scratch)(device, arguments);
-    case LOOM_OP_attention_forward: return LOOM_DEFINITION(attention_forward_scratch)(device, arguments);
-    case LOOM_OP_attention_backward: return LOOM_DEFINITION(attention_backward_scratch)(device, arguments);
-    case LOOM_OP_gelu_forward:
-        return LOOM_DEFINITION(gelu_scratch)(device, &((const struct loom_gelu_forward *)arguments)->x);
-    case LOOM_OP_gelu_backward:
-        return LOOM_DEFINITION(gelu_scratch)(device, &((const struct loom_gelu_backward *)arguments)->x);
-    case LOOM_OP_relu_forward:
-        return LOOM_DEFINITION(relu_scratch)(device, &((const struct loom_relu_forward *)arguments)->x);
-    case LOOM_OP_relu_backward:
-        return LOOM_DEFINITION(relu_scratch)(device, &((const struct loom_relu_backward *)arguments)->x);
-    case LOOM_OP_softmax_forward:
-        return LOOM_DEFINITION(softmax_scratch)(device, &((const struct loom_softmax_forward *)arguments)->x);
-    case LOOM_OP_softmax_backward:
-        return LOOM_DEFINITION(softmax_scratch)(device, &((const struct loom_softmax_backward *)arguments)->out);
-    case LOOM_OP_cross_entropy: return LOOM_DEFINITION(cross_entropy_scratch)(device, arguments);
-    case LOOM_OP_cast: return LOOM_DEFINITION(cast_scratch)(device, arguments);
-    case LOOM_OP_add:
-    case LOOM_OP_block_sum:
-    case LOOM_OP_optimizer_scalars:
-    case LOOM_OP_adamw:
-    case LOOM_OP_fill:
+#define CASE(name)                                                                                                     \
+    case LOOM_OP_##name: return LOOM_DEFINITION(name##_scratch)(device, arguments);
+        LOOM_OP_LIST(CASE)
+#undef CASE
     case LOOM_OP_COUNT: break;
     }
     return 0;

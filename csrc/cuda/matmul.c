@@ -271,7 +271,7 @@ static loom_view ones_for(const operands *o, void *memory) {
 }
 
 /* First the product's, then that of the bias or of its gradient: our kernel's, which has room for cuBLASLt's sums. */
-size_t loom_cuda_matmul_workspace(loom_op op, const void *arguments) {
+static size_t workspace_of(loom_op op, const void *arguments) {
     const struct loom_matmul_backward_weight *w = arguments;
     const operands o = operands_of(op, arguments);
     const loom_view ones = ones_for(&o, NULL);
@@ -279,6 +279,18 @@ size_t loom_cuda_matmul_workspace(loom_op op, const void *arguments) {
     if (op == LOOM_OP_matmul_backward_weight && loom_view_given(&w->dbias))
         bias = loom_cuda_bias_gradient_workspace(w->dout.shape[2], w->dout.shape[3]);
     return product_workspace(op, arguments) + bias;
+}
+
+size_t loom_cuda_matmul_forward_workspace(const struct loom_matmul_forward *a) {
+    return workspace_of(LOOM_OP_matmul_forward, a);
+}
+
+size_t loom_cuda_matmul_backward_input_workspace(const struct loom_matmul_backward_input *a) {
+    return workspace_of(LOOM_OP_matmul_backward_input, a);
+}
+
+size_t loom_cuda_matmul_backward_weight_workspace(const struct loom_matmul_backward_weight *a) {
+    return workspace_of(LOOM_OP_matmul_backward_weight, a);
 }
 
 static bool is_aligned(const loom_view *view) {
@@ -292,7 +304,7 @@ static void multiply(loom_context *ctx, loom_op op, const void *arguments) {
     const loom_cuda_product product = product_of(cuda, &o, aligned);
     entry *prepared = find(cuda->matmul, &product);
     LOOM_CHECK(prepared);
-    LOOM_CHECK(ctx->workspace_bytes >= loom_cuda_matmul_workspace(op, arguments));
+    LOOM_CHECK(ctx->workspace_bytes >= workspace_of(op, arguments));
     if (!prepared->plan) {
         loom_cuda_failed_because(ctx, loom_op_name(op), "cuBLASLt has no algorithm for data not aligned to 16 bytes");
         return;
@@ -313,13 +325,14 @@ static void multiply(loom_context *ctx, loom_op op, const void *arguments) {
 void loom_cuda_matmul_forward(loom_context *ctx, const struct loom_matmul_forward *a) {
     multiply(ctx, LOOM_OP_matmul_forward, a);
     switch (a->activation) {
-    case LOOM_ACTIVATION_NONE: break;
-    case LOOM_ACTIVATION_GELU:
-        loom_cuda_gelu_forward(ctx, &(struct loom_gelu_forward){.out = a->out, .x = a->preactivation});
+#define CASE(NAME, name)                                                                                               \
+    case LOOM_ACTIVATION_##NAME:                                                                                       \
+        loom_cuda_##name##_forward(ctx, &(struct loom_##name##_forward){.out = a->out, .x = a->preactivation});        \
         break;
-    case LOOM_ACTIVATION_RELU:
-        loom_cuda_relu_forward(ctx, &(struct loom_relu_forward){.out = a->out, .x = a->preactivation});
-        break;
+        LOOM_ACTIVATION_LIST(CASE)
+#undef CASE
+    case LOOM_ACTIVATION_NONE:
+    case LOOM_ACTIVATION_COUNT: break;
     }
 }
 
@@ -356,7 +369,7 @@ static void multiply_then_sum(loom_context *ctx, const struct loom_matmul_backwa
 static void multiply_and_sum(loom_context *ctx, const struct loom_matmul_backward_weight *w, const entry *summing) {
     const operands o = operands_of(LOOM_OP_matmul_backward_weight, w);
     void *sums = (char *)ctx->workspace + product_workspace(LOOM_OP_matmul_backward_weight, w);
-    LOOM_CHECK(ctx->workspace_bytes >= loom_cuda_matmul_workspace(LOOM_OP_matmul_backward_weight, w));
+    LOOM_CHECK(ctx->workspace_bytes >= workspace_of(LOOM_OP_matmul_backward_weight, w));
     const cublasStatus_t status = loom_cuda_plan_run(summing->plan, o.a->data, o.b->data, o.c->data, sums,
                                                      ctx->workspace, loom_cuda_stream(ctx));
     if (status)
@@ -411,7 +424,7 @@ static bool compare(loom_cuda *cuda, const struct loom_matmul_backward_weight *w
                     loom_error *error) {
     trial t = {.ctx = {.ops = &cuda->ops, .device = &cuda->device}, .arguments = *w};
     const loom_cuda_work work = {trial_run, &t, cuda->stream};
-    const size_t workspace = loom_cuda_matmul_workspace(LOOM_OP_matmul_backward_weight, w);
+    const size_t workspace = workspace_of(LOOM_OP_matmul_backward_weight, w);
     t.set = place(&t, NULL);
     t.sets = loom_cuda_sets(t.set);
     const size_t tensors = (size_t)t.sets * t.set;

@@ -18,8 +18,6 @@ const char *loom_cuda_matmul_library(const loom_cuda_matmul *matmul);
 /* Why cuBLASLt does not compute this, a literal, or NULL: asked after what all ops ask about dtypes and rows. */
 const char *loom_cuda_matmul_refusal(loom_op op, const void *arguments);
 
-size_t loom_cuda_matmul_workspace(loom_op op, const void *arguments);
-
 /* Makes the plans, unless there are some: by the device's tuning cache, to which what it measures is added. Not to
  * be called while a step is recorded. */
 bool loom_cuda_matmul_prepare(loom_device *device, loom_op op, const void *arguments, loom_error *error);

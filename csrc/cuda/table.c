@@ -39,15 +39,13 @@ static bool supports(const loom_device *device, loom_op op, const void *argument
 static size_t workspace(const loom_device *device, loom_op op, const void *arguments) {
     (void)device;
     switch (op) {
-    case LOOM_OP_embedding_backward: return loom_cuda_embedding_backward_workspace(arguments);
-    case LOOM_OP_layernorm_backward: return loom_cuda_layernorm_backward_workspace(arguments);
-    case LOOM_OP_matmul_forward:
-    case LOOM_OP_matmul_backward_input:
-    case LOOM_OP_matmul_backward_weight: return loom_cuda_matmul_workspace(op, arguments);
-    case LOOM_OP_attention_forward: return loom_cuda_attention_forward_workspace(arguments);
-    case LOOM_OP_attention_backward: return loom_cuda_attention_backward_workspace(arguments);
-    default: return 0;
+#define CASE(name)                                                                                                     \
+    case LOOM_OP_##name: return loom_cuda_##name##_workspace(arguments);
+        LOOM_OP_LIST(CASE)
+#undef CASE
+    case LOOM_OP_COUNT: break;
     }
+    return 0;
 }
 
 static bool prepare(loom_device *device, loom_op op, const void *arguments, loom_error *error) {

@@ -3,67 +3,10 @@
 #include "engine/trainer.h"
 
 #include "base/finite.h"
+#include "ops/arguments.h"
 
-#include <stddef.h>
 #include <stdio.h>
 #include <stdlib.h>
-
-/* What each op writes, and what that is called. Sums over everything and scalars are left to the step's report. */
-static const struct output {
-    loom_op op;
-    size_t offset;
-    const char *name;
-} outputs[] = {
-#define OUTPUT(op, member, name)                                                                                       \
-    { LOOM_OP_##op, offsetof(struct loom_##op, member), name }
-    OUTPUT(embedding_forward, out, "the output"),
-    OUTPUT(embedding_backward, token_gradient, "the gradient of the token embedding"),
-    OUTPUT(embedding_backward, position_gradient, "the gradient of the position embedding"),
-    OUTPUT(layernorm_forward, sum, "the residual stream"),
-    OUTPUT(layernorm_forward, out, "the output"),
-    OUTPUT(layernorm_backward, dweight, "the gradient of the weight"),
-    OUTPUT(layernorm_backward, dbias, "the gradient of the bias"),
-    OUTPUT(layernorm_backward, dx, "the gradient of the input"),
-    OUTPUT(matmul_forward, preactivation, "what is activated"),
-    OUTPUT(matmul_forward, out, "the output"),
-    OUTPUT(matmul_backward_weight, dweight, "the gradient of the weight"),
-    OUTPUT(matmul_backward_weight, dbias, "the gradient of the bias"),
-    OUTPUT(matmul_backward_input, dx, "the gradient of the input"),
-    OUTPUT(attention_forward, lse, "the log-sum-exp"),
-    OUTPUT(attention_forward, out, "the output"),
-    OUTPUT(attention_backward, dq, "the gradient of the queries"),
-    OUTPUT(attention_backward, dk, "the gradient of the keys"),
-    OUTPUT(attention_backward, dv, "the gradient of the values"),
-    OUTPUT(gelu_forward, out, "the output"),
-    OUTPUT(gelu_backward, dx, "the gradient of the input"),
-    OUTPUT(relu_forward, out, "the output"),
-    OUTPUT(relu_backward, dx, "the gradient of the input"),
-    OUTPUT(cross_entropy, losses, "the losses"),
-    OUTPUT(cross_entropy, dlogits, "the gradient of the logits"),
-    OUTPUT(add, out, "the sum of gradients"),
-    OUTPUT(adamw, parameter, "the parameter"),
-    OUTPUT(adamw, moment1, "the first moment"),
-    OUTPUT(adamw, moment2, "the second moment"),
-#undef OUTPUT
-};
-
-/* By what an op is found in the model: a parameter, its gradient, or its master. */
-static const struct place {
-    loom_op op;
-    size_t offset;
-} places[] = {
-#define PLACE(op, member)                                                                                              \
-    { LOOM_OP_##op, offsetof(struct loom_##op, member) }
-    PLACE(embedding_forward, token_weight), PLACE(embedding_backward, token_gradient),
-    PLACE(layernorm_forward, weight),       PLACE(layernorm_backward, weight),
-    PLACE(matmul_forward, weight),          PLACE(matmul_backward_input, weight),
-    PLACE(matmul_backward_weight, dweight),
-#undef PLACE
-};
-
-static const loom_view *view_at(const void *arguments, size_t offset) {
-    return (const void *)((const char *)arguments + offset);
-}
 
 /* Whether an address is that of one of elements first .. last - 1 of memory. */
 static bool is_among(const void *data, const void *memory, int64_t first, int64_t last, loom_dtype dtype) {
@@ -106,21 +49,37 @@ static int64_t first_not_finite(loom_device *device, const loom_view *view) {
     return found;
 }
 
+/* Whether it may be a parameter or the gradient of one: AdamW, and what adds up or sums, take many at once. */
+static bool may_be_a_parameter(loom_op op, const loom_argument *argument) {
+    return op != LOOM_OP_adamw &&
+           (argument->storage == LOOM_STORED_MODEL || argument->storage == LOOM_STORED_REALS_OR_BF16);
+}
+
+/* The parameter with which an op computes, or of which it computes the gradient; NULL: none. */
+static const char *parameter_of(loom_trainer *t, loom_op op, const loom_argument *list, int n) {
+    const char *name = NULL;
+    for (int i = 0; i < n && !name; i++)
+        if (may_be_a_parameter(op, &list[i])) name = parameter_at(t, list[i].view->data);
+    return name;
+}
+
+/* The outputs that ops.h has words for: sums over everything and scalars are left to the step's report. What others are
+ * made of comes first. */
 static void look_at(loom_context *ctx, loom_op op, const void *arguments) {
     loom_trainer *t = ctx->visitor;
-    for (size_t i = 0; i < sizeof places / sizeof *places; i++) {
-        const char *name = places[i].op == op ? parameter_at(t, view_at(arguments, places[i].offset)->data) : NULL;
-        if (name) t->finite.parameter = name;
-    }
-    for (size_t i = 0; i < sizeof outputs / sizeof *outputs && !*t->finite.found; i++) {
-        const loom_view *view = view_at(arguments, outputs[i].offset);
-        const int64_t bad = outputs[i].op == op && loom_view_given(view) ? first_not_finite(ctx->device, view) : -1;
+    loom_argument list[LOOM_MOST_VIEWS];
+    const int n = loom_op_views(op, arguments, list);
+    const char *name = parameter_of(t, op, list, n);
+    if (name) t->finite.parameter = name;
+    for (int i = n - 1; i >= 0 && !*t->finite.found; i--) {
+        const loom_view *view = list[i].view;
+        const int64_t bad = list[i].written && *list[i].called ? first_not_finite(ctx->device, view) : -1;
         if (bad < 0) continue;
         if (op == LOOM_OP_adamw) { /* which updates many */
             const loom_view *all = &((const struct loom_adamw *)arguments)->parameter;
             t->finite.parameter = parameter_at(t, loom_element(all->data, bad, all->dtype));
         }
-        snprintf(t->finite.found, sizeof t->finite.found, "%s of %s, at %s", outputs[i].name, loom_op_name(op),
+        snprintf(t->finite.found, sizeof t->finite.found, "%s of %s, at %s", list[i].called, loom_op_name(op),
                  t->finite.parameter ? t->finite.parameter : "the beginning");
     }
 }

@@ -35,7 +35,9 @@ static const char *const follow[] = {"micro-batch", "steps", "min-lr", "warmup",
 
 /* In the order of loom_schedule_kind, loom_gpt_activation, ...: a choice is its place. */
 static const char *const schedules[] = {"cosine", "linear", "wsd", "constant", NULL};
-static const char *const activations[] = {"gelu", "relu", NULL};
+#define WORD(NAME, name) #name,
+static const char *const activations[] = {LOOM_ACTIVATION_LIST(WORD) NULL};
+#undef WORD
 static const char *const devices[] = {"auto", "cpu", "cuda", "definition", "oracle", NULL};
 static const char *const dtypes[] = {"fp32", "bf16", "fp16", NULL};
 static const char *const fp32_or_bf16[] = {"fp32", "bf16", NULL};
@@ -80,7 +82,7 @@ static const loom_flag table[] = {
      .help = "token ids are below this"},
     {.name = "activation", .type = LOOM_FLAG_CHOICE, AT(activation), .choices = activations, .unset = -1,
      .derived = "gelu; of --init, its own", .metavar = "NAME", .group = "Model",
-     .help = "of the MLP: gelu (GPT-2's, the tanh form) or relu"},
+     .help = "of the MLP: gelu (GPT-2's, the tanh form), relu, or relu2 (the square of relu)"},
     {.name = "architecture", .type = LOOM_FLAG_CHOICE, AT(architecture), .choices = loom_gpt_architecture_names, .unset = -1,
      .derived = "the model's; of --init, its own; else gpt2", .metavar = "NAME", .group = "Model",
      .help = "gpt2 (layernorms before attention and MLP, and at the end) or gpt1 (behind them)"},

@@ -3,10 +3,9 @@
 #include "model/tape.h"
 
 static loom_value block(loom_tape *t, const loom_gpt_config *c, loom_value x) {
-    const loom_activation activation = c->activation == LOOM_GPT_RELU ? LOOM_ACTIVATION_RELU : LOOM_ACTIVATION_GELU;
     loom_value a = loom_attention(t, loom_linear(t, x, 3 * c->n_embd, "attn.c_attn"), c->n_head);
     x = loom_layernorm(t, loom_sum(t, x, loom_linear(t, a, c->n_embd, "attn.c_proj")), "ln_1");
-    a = loom_activate(t, loom_linear(t, x, 4 * c->n_embd, "mlp.c_fc"), activation);
+    a = loom_activate(t, loom_linear(t, x, 4 * c->n_embd, "mlp.c_fc"), c->activation);
     return loom_layernorm(t, loom_sum(t, x, loom_linear(t, a, c->n_embd, "mlp.c_proj")), "ln_2");
 }
 

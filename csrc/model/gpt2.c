@@ -3,12 +3,11 @@
 #include "model/tape.h"
 
 static loom_value block(loom_tape *t, const loom_gpt_config *c, loom_value x) {
-    const loom_activation activation = c->activation == LOOM_GPT_RELU ? LOOM_ACTIVATION_RELU : LOOM_ACTIVATION_GELU;
     loom_value a = loom_layernorm(t, x, "ln_1");
     a = loom_attention(t, loom_linear(t, a, 3 * c->n_embd, "attn.c_attn"), c->n_head);
     x = loom_residual(t, x, loom_linear(t, a, c->n_embd, "attn.c_proj"));
     a = loom_layernorm(t, x, "ln_2");
-    a = loom_activate(t, loom_linear(t, a, 4 * c->n_embd, "mlp.c_fc"), activation);
+    a = loom_activate(t, loom_linear(t, a, 4 * c->n_embd, "mlp.c_fc"), c->activation);
     return loom_residual(t, x, loom_linear(t, a, c->n_embd, "mlp.c_proj"));
 }
 

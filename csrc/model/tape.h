@@ -103,7 +103,7 @@ loom_value loom_layernorm(loom_tape *tape, loom_value x, const char *name);
 loom_value loom_linear(loom_tape *tape, loom_value x, int64_t columns, const char *name);
 /* Causal self-attention of packed queries, keys and values. */
 loom_value loom_attention(loom_tape *tape, loom_value qkv, int64_t heads);
-loom_value loom_activate(loom_tape *tape, loom_value x, loom_activation activation);
+loom_value loom_activate(loom_tape *tape, loom_value x, loom_gpt_activation activation);
 /* x + delta. What comes later reads the sum, and x no more. */
 loom_value loom_sum(loom_tape *tape, loom_value x, loom_value delta);
 /* The same for a residual stream that grows with each sum: the weight of the linear layer that made delta is

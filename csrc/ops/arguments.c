@@ -1,112 +1,48 @@
 #include "ops/arguments.h"
 
-#include <stddef.h>
+/* Access, as the lists of ops.h say it. */
+enum { READ = 1, WRITTEN = 2, OPTIONAL = 4 };
+#define ADDED_IF(flag) (WRITTEN | (a->flag ? READ : 0))
 
-/* What each view of each op may be stored as: in the model's storage type (one for all views of a call), as reals, as
- * reals or in bf16 (weights' gradients, and what AdamW updates), as token ids, or each for itself. */
-typedef enum storage { MODEL, REALS, REALS_OR_BF16, IDS, ANY } storage;
+/* Appends a view, but for an optional one that is not given. */
+static int add_view(loom_argument *list, int n, unsigned access, loom_argument argument) {
+    if (access & OPTIONAL && !loom_view_given(argument.view)) return n;
+    argument.read = access & READ;
+    argument.written = access & WRITTEN;
+    list[n] = argument;
+    return n + 1;
+}
 
-typedef struct argument {
-    loom_op op;
-    size_t offset;
-    storage storage;
-    bool optional;
-} argument;
+/* For each op, its list as a function. What a struct has beside its views is smaller than a view, AdamW's ranges aside, so
+ * that a list that lacks one is seen. */
+#define ONE(...)    +1
+#define COUNT(name) (0 LOOM_VIEWS_##name(ONE))
+#define ADD_VIEW(member, storage, access, ...)                                                                         \
+    n = add_view(list, n, access, (loom_argument){#member, "" __VA_ARGS__, &a->member, LOOM_STORED_##storage});
+#define VIEWS(name)                                                                                                    \
+    _Static_assert(COUNT(name) <= LOOM_MOST_VIEWS, "more views than a list holds");                                    \
+    _Static_assert(sizeof(struct loom_##name) - COUNT(name) * sizeof(loom_view) -                                      \
+                           (LOOM_OP_##name == LOOM_OP_adamw ? sizeof(loom_ranges) : 0) <                               \
+                       sizeof(loom_view),                                                                              \
+                   "LOOM_VIEWS_" #name " lacks a view");                                                               \
+    static int views_of_##name(const void *arguments, loom_argument *list) {                                           \
+        const struct loom_##name *a = arguments;                                                                       \
+        int n = 0;                                                                                                     \
+        LOOM_VIEWS_##name(ADD_VIEW) return n;                                                                          \
+    }
+LOOM_OP_LIST(VIEWS)
+#undef VIEWS
+#undef ADD_VIEW
+#undef COUNT
+#undef ONE
+#undef ADDED_IF
 
-#define VIEW(op, member, storage)                                                                                      \
-    { LOOM_OP_##op, offsetof(struct loom_##op, member), storage, false }
-#define OPTIONAL_VIEW(op, member, storage)                                                                             \
-    { LOOM_OP_##op, offsetof(struct loom_##op, member), storage, true }
-
-static const argument arguments_of_ops[] = {
-    VIEW(embedding_forward, out, MODEL),
-    VIEW(embedding_forward, tokens, IDS),
-    VIEW(embedding_forward, token_weight, MODEL),
-    VIEW(embedding_forward, position_weight, MODEL),
-    VIEW(embedding_backward, token_gradient, REALS_OR_BF16),
-    VIEW(embedding_backward, position_gradient, REALS_OR_BF16),
-    VIEW(embedding_backward, dout, MODEL),
-    VIEW(embedding_backward, tokens, IDS),
-    OPTIONAL_VIEW(layernorm_forward, out, MODEL),
-    OPTIONAL_VIEW(layernorm_forward, sum, MODEL),
-    VIEW(layernorm_forward, mean, REALS),
-    VIEW(layernorm_forward, rstd, REALS),
-    VIEW(layernorm_forward, x, MODEL),
-    OPTIONAL_VIEW(layernorm_forward, delta, MODEL),
-    VIEW(layernorm_forward, weight, MODEL),
-    VIEW(layernorm_forward, bias, MODEL),
-    VIEW(layernorm_backward, dx, MODEL),
-    VIEW(layernorm_backward, dweight, REALS_OR_BF16),
-    VIEW(layernorm_backward, dbias, REALS_OR_BF16),
-    VIEW(layernorm_backward, dout, MODEL),
-    OPTIONAL_VIEW(layernorm_backward, skip, MODEL),
-    VIEW(layernorm_backward, x, MODEL),
-    VIEW(layernorm_backward, weight, MODEL),
-    VIEW(layernorm_backward, mean, REALS),
-    VIEW(layernorm_backward, rstd, REALS),
-    VIEW(matmul_forward, out, MODEL),
-    OPTIONAL_VIEW(matmul_forward, preactivation, MODEL),
-    VIEW(matmul_forward, x, MODEL),
-    VIEW(matmul_forward, weight, MODEL),
-    OPTIONAL_VIEW(matmul_forward, bias, MODEL),
-    VIEW(matmul_backward_input, dx, MODEL),
-    VIEW(matmul_backward_input, dout, MODEL),
-    VIEW(matmul_backward_input, weight, MODEL),
-    VIEW(matmul_backward_weight, dweight, REALS_OR_BF16),
-    OPTIONAL_VIEW(matmul_backward_weight, dbias, REALS_OR_BF16),
-    VIEW(matmul_backward_weight, dout, MODEL),
-    VIEW(matmul_backward_weight, x, MODEL),
-    VIEW(attention_forward, out, MODEL),
-    VIEW(attention_forward, lse, REALS),
-    VIEW(attention_forward, q, MODEL),
-    VIEW(attention_forward, k, MODEL),
-    VIEW(attention_forward, v, MODEL),
-    VIEW(attention_backward, dq, MODEL),
-    VIEW(attention_backward, dk, MODEL),
-    VIEW(attention_backward, dv, MODEL),
-    VIEW(attention_backward, dout, MODEL),
-    VIEW(attention_backward, out, MODEL),
-    VIEW(attention_backward, lse, REALS),
-    VIEW(attention_backward, q, MODEL),
-    VIEW(attention_backward, k, MODEL),
-    VIEW(attention_backward, v, MODEL),
-    VIEW(gelu_forward, out, MODEL),
-    VIEW(gelu_forward, x, MODEL),
-    VIEW(gelu_backward, dx, MODEL),
-    VIEW(gelu_backward, dout, MODEL),
-    VIEW(gelu_backward, x, MODEL),
-    VIEW(relu_forward, out, MODEL),
-    VIEW(relu_forward, x, MODEL),
-    VIEW(relu_backward, dx, MODEL),
-    VIEW(relu_backward, dout, MODEL),
-    VIEW(relu_backward, x, MODEL),
-    VIEW(softmax_forward, out, MODEL),
-    VIEW(softmax_forward, x, MODEL),
-    VIEW(softmax_backward, dx, MODEL),
-    VIEW(softmax_backward, dout, MODEL),
-    VIEW(softmax_backward, out, MODEL),
-    VIEW(cross_entropy, losses, REALS),
-    OPTIONAL_VIEW(cross_entropy, dlogits, MODEL),
-    VIEW(cross_entropy, logits, MODEL),
-    VIEW(cross_entropy, targets, IDS),
-    VIEW(add, out, ANY),
-    VIEW(add, a, ANY),
-    VIEW(add, b, ANY),
-    VIEW(block_sum, partials, REALS),
-    VIEW(block_sum, x, ANY),
-    VIEW(optimizer_scalars, losses, REALS),
-    VIEW(optimizer_scalars, squares, REALS),
-    VIEW(adamw, parameter, REALS_OR_BF16),
-    OPTIONAL_VIEW(adamw, copy, ANY),
-    VIEW(adamw, gradient, REALS_OR_BF16),
-    VIEW(adamw, moment1, REALS_OR_BF16),
-    VIEW(adamw, moment2, REALS_OR_BF16),
-    VIEW(cast, out, ANY),
-    VIEW(cast, x, ANY),
-    VIEW(fill, out, ANY),
-};
-#undef VIEW
-#undef OPTIONAL_VIEW
+int loom_op_views(loom_op op, const void *arguments, loom_argument list[LOOM_MOST_VIEWS]) {
+#define ROW(name) views_of_##name,
+    static int (*const views_of[])(const void *, loom_argument *) = {LOOM_OP_LIST(ROW)};
+#undef ROW
+    return views_of[op](arguments, list);
+}
 
 /* What is wrong with the shapes of an attention, or NULL. */
 static const char *check_attention(const loom_view *q, const loom_view *k, int64_t first_query) {
@@ -173,48 +109,32 @@ static const char *check_together(loom_op op, const void *arguments) {
     }
 }
 
-/* The i-th row's view in an op's arguments, or NULL where the row is another op's or an optional view is not given. */
-static const loom_view *view_of(const argument *row, loom_op op, const void *arguments) {
-    if (row->op != op) return NULL;
-    const loom_view *view = (const void *)((const char *)arguments + row->offset);
-    return row->optional && !loom_view_given(view) ? NULL : view;
-}
-
-static bool dtype_fits(storage allowed, loom_dtype dtype, loom_dtype real, unsigned stored) {
-    switch (allowed) {
-    case IDS: return dtype == LOOM_I32;
-    case REALS: return dtype == real;
-    case REALS_OR_BF16: return dtype == real || (dtype == LOOM_BF16 && stored & 1u << LOOM_BF16);
-    case MODEL:
-    case ANY: return (stored & 1u << dtype) != 0;
+static bool dtype_fits(loom_storage storage, loom_dtype dtype, loom_dtype real, unsigned stored) {
+    switch (storage) {
+    case LOOM_STORED_IDS: return dtype == LOOM_I32;
+    case LOOM_STORED_REALS: return dtype == real;
+    case LOOM_STORED_REALS_OR_BF16: return dtype == real || (dtype == LOOM_BF16 && stored & 1u << LOOM_BF16);
+    case LOOM_STORED_MODEL:
+    case LOOM_STORED_ANY: return (stored & 1u << dtype) != 0;
     }
     return false;
 }
 
 const char *loom_check_arguments(loom_op op, const void *arguments, loom_dtype real, unsigned stored) {
+    loom_argument list[LOOM_MOST_VIEWS];
+    const int n = loom_op_views(op, arguments, list);
     const loom_view *model = NULL;
-    for (size_t i = 0; i < sizeof arguments_of_ops / sizeof *arguments_of_ops; i++) {
-        const argument *row = &arguments_of_ops[i];
-        const loom_view *view = view_of(row, op, arguments);
-        if (!view) continue;
+    for (int i = 0; i < n; i++) {
+        const loom_view *view = list[i].view;
         if (!loom_view_given(view)) return "a missing argument";
-        if (!dtype_fits(row->storage, view->dtype, real, stored))
+        if (!dtype_fits(list[i].storage, view->dtype, real, stored))
             return "a dtype that this device does not compute with";
-        if (row->storage == MODEL && model && model->dtype != view->dtype)
+        if (list[i].storage == LOOM_STORED_MODEL && model && model->dtype != view->dtype)
             return "activations and weights of different dtypes";
-        if (row->storage == MODEL) model = view;
+        if (list[i].storage == LOOM_STORED_MODEL) model = view;
         if (view->stride[3] != 1) return "an innermost dimension that is not contiguous";
     }
     return check_together(op, arguments);
-}
-
-double loom_argument_bytes(loom_op op, const void *arguments) {
-    double bytes = 0;
-    for (size_t i = 0; i < sizeof arguments_of_ops / sizeof *arguments_of_ops; i++) {
-        const loom_view *view = view_of(&arguments_of_ops[i], op, arguments);
-        if (view) bytes += (double)loom_view_elements(view) * (double)loom_dtype_size(view->dtype);
-    }
-    return bytes;
 }
 
 bool loom_rows_regular(const loom_view *view) {
@@ -224,9 +144,9 @@ bool loom_rows_regular(const loom_view *view) {
 }
 
 const char *loom_check_rows(loom_op op, const void *arguments) {
-    for (size_t i = 0; i < sizeof arguments_of_ops / sizeof *arguments_of_ops; i++) {
-        const loom_view *view = view_of(&arguments_of_ops[i], op, arguments);
-        if (view && !loom_rows_regular(view)) return "rows that are not one stride apart";
-    }
+    loom_argument list[LOOM_MOST_VIEWS];
+    const int n = loom_op_views(op, arguments, list);
+    for (int i = 0; i < n; i++)
+        if (!loom_rows_regular(list[i].view)) return "rows that are not one stride apart";
     return NULL;
 }

@@ -14,6 +14,13 @@ const char *loom_op_name(loom_op op) {
     return (unsigned)op < LOOM_OP_COUNT ? names[op] : "no op";
 }
 
+const char *loom_activation_name(loom_activation activation) {
+#define WORD(NAME, name) #name,
+    static const char *const names[] = {"none", LOOM_ACTIVATION_LIST(WORD)};
+#undef WORD
+    return (unsigned)activation < LOOM_ACTIVATION_COUNT ? names[activation] : "no activation";
+}
+
 static bool runnable(loom_context *ctx, loom_op op, const void *arguments) {
     const char *why = NULL;
     if (ctx->failed) return false;

@@ -64,28 +64,20 @@ static double embedding_backward_bytes(const struct loom_embedding_backward *a) 
            (a->accumulate_positions ? 2 * bytes_of_rows(positions, T) : bytes(positions));
 }
 
-/* What is read beside being written. */
-static double added_to(loom_op op, const void *arguments) {
-    const struct loom_layernorm_backward *layernorm = arguments;
-    const struct loom_matmul_backward_input *input = arguments;
-    const struct loom_matmul_backward_weight *weight = arguments;
-    const struct loom_adamw *adamw = arguments;
-    switch (op) {
-    case LOOM_OP_layernorm_backward:
-        return layernorm->accumulate ? bytes(&layernorm->dweight) + bytes(&layernorm->dbias) : 0;
-    case LOOM_OP_matmul_backward_input: return input->accumulate ? bytes(&input->dx) : 0;
-    case LOOM_OP_matmul_backward_weight:
-        return weight->accumulate ? bytes(&weight->dweight) + bytes(&weight->dbias) : 0;
-    case LOOM_OP_adamw: return bytes(&adamw->parameter) + bytes(&adamw->moment1) + bytes(&adamw->moment2);
-    default: return 0;
-    }
+/* Every view once, and twice what is read and written. */
+static double view_bytes(loom_op op, const void *arguments) {
+    loom_argument list[LOOM_MOST_VIEWS];
+    const int n = loom_op_views(op, arguments, list);
+    double sum = 0;
+    for (int i = 0; i < n; i++) sum += bytes(list[i].view) * (list[i].read + list[i].written);
+    return sum;
 }
 
 static double bytes_of(loom_op op, const void *arguments) {
     switch (op) {
     case LOOM_OP_embedding_forward: return embedding_forward_bytes(arguments);
     case LOOM_OP_embedding_backward: return embedding_backward_bytes(arguments);
-    default: return loom_argument_bytes(op, arguments) + added_to(op, arguments);
+    default: return view_bytes(op, arguments);
     }
 }
 

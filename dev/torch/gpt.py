@@ -24,6 +24,7 @@ import torch.nn.functional as F
 
 # What the MLP applies between its products, by transformers' names.
 ACTIVATIONS = {"gelu_new": partial(F.gelu, approximate="tanh"), "relu": F.relu}
+ACTIVATIONS["relu2"] = lambda x: F.relu(x).square()
 ACTIVATIONS["gelu"] = ACTIVATIONS["gelu_new"]  # as it is called in GPT-1's config.json
 
 NO_TARGET = -1  # a position with this target counts neither in the loss nor in the gradients

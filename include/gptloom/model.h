@@ -11,7 +11,15 @@ extern "C" {
 #endif
 
 /* ----------------------------------------------------------------------------------------------------------- shape */
-typedef enum loom_gpt_activation { LOOM_GPT_GELU, LOOM_GPT_RELU } loom_gpt_activation;
+typedef enum loom_gpt_activation {
+#define LOOM_GPT_ACTIVATION(NAME, name) LOOM_GPT_##NAME,
+    LOOM_ACTIVATION_LIST(LOOM_GPT_ACTIVATION)
+#undef LOOM_GPT_ACTIVATION
+        LOOM_GPT_ACTIVATIONS
+} loom_gpt_activation;
+
+/* What the ops call it. */
+loom_activation loom_activation_of(loom_gpt_activation activation);
 
 /* What the blocks are made of: csrc/model/gpt2.c and gpt1.c. */
 typedef enum loom_gpt_architecture {

@@ -68,7 +68,18 @@ typedef struct loom_scalars {
     loom_scalars_state state;
 } loom_scalars;
 
-/* ------------------------------------------------------------------------------------------------------- arguments */
+/* ------------------------------------------------------------------------------------------------------- arguments
+ * Behind each struct stand its views, in a list from which all that must know them is made: what `supports` checks, the bytes
+ * of loom_op_work, what --check-finite looks at. VIEW(member, storage, access, what it is called):
+ *
+ *   storage   MODEL: the model's storage dtype, one for all such views of a call; REALS: fp32 (fp64 on the oracle);
+ *             REALS_OR_BF16: gradients of weights, and what AdamW updates; IDS: int32; ANY: any, each for itself
+ *   access    READ, WRITTEN, READ | WRITTEN, or ADDED_IF(flag): written, or added to where that member is true;
+ *             | OPTIONAL: it may be left zero
+ *   called    in English, of what is written: what --check-finite says of it. Left out, it does not look there. Of two
+ *             outputs of which one is made of the other, the one that is made stands first
+ *
+ * Behind the last struct of a family, which are the ops of one file in csrc/cpu, kernels and csrc/cases, stand its ops. */
 
 /* out[b,t,:] = token_weight[tokens[b,t],:] + position_weight[first_position + t,:]   (GPT-2 paper, section 2.3) */
 struct loom_embedding_forward {
@@ -78,6 +89,11 @@ struct loom_embedding_forward {
     loom_view position_weight; /* (P,C), P >= first_position + T */
     int64_t first_position;
 };
+#define LOOM_VIEWS_embedding_forward(VIEW)                                                                             \
+    VIEW(out, MODEL, WRITTEN, "the output")                                                                            \
+    VIEW(tokens, IDS, READ)                                                                                            \
+    VIEW(token_weight, MODEL, READ)                                                                                    \
+    VIEW(position_weight, MODEL, READ)
 
 /* Both gradients in one fixed order of additions, each element rounded to its storage once. With accumulate false the
  * whole table is written, zeros where no token or position fell. */
@@ -89,6 +105,12 @@ struct loom_embedding_backward {
     int64_t first_position;
     bool accumulate_tokens, accumulate_positions;
 };
+#define LOOM_VIEWS_embedding_backward(VIEW)                                                                            \
+    VIEW(token_gradient, REALS_OR_BF16, ADDED_IF(accumulate_tokens), "the gradient of the token embedding")            \
+    VIEW(position_gradient, REALS_OR_BF16, ADDED_IF(accumulate_positions), "the gradient of the position embedding")   \
+    VIEW(dout, MODEL, READ)                                                                                            \
+    VIEW(tokens, IDS, READ)
+#define LOOM_OPS_embedding(OP) OP(embedding_forward) OP(embedding_backward)
 
 /* sum = x + delta, rounded to its storage; out = (sum - mean) * rstd * weight + bias per row, with
  * rstd = 1/sqrt(variance + epsilon)   (Ba et al., "Layer Normalization", 2016). Without delta, sum is x and is not
@@ -102,6 +124,15 @@ struct loom_layernorm_forward {
     loom_view weight, bias; /* (C) */
     float epsilon;
 };
+#define LOOM_VIEWS_layernorm_forward(VIEW)                                                                             \
+    VIEW(out, MODEL, WRITTEN | OPTIONAL, "the output")                                                                 \
+    VIEW(sum, MODEL, WRITTEN | OPTIONAL, "the residual stream")                                                        \
+    VIEW(mean, REALS, WRITTEN)                                                                                         \
+    VIEW(rstd, REALS, WRITTEN)                                                                                         \
+    VIEW(x, MODEL, READ)                                                                                               \
+    VIEW(delta, MODEL, READ | OPTIONAL)                                                                                \
+    VIEW(weight, MODEL, READ)                                                                                          \
+    VIEW(bias, MODEL, READ)
 
 /* dx = skip + rstd * (g - mean(g) - n * mean(g * n)), g = dout * weight, n = (x - mean) * rstd;
  * dweight = sum over rows of dout * n; dbias = sum over rows of dout. `skip` is the gradient that reaches x around the
@@ -116,8 +147,31 @@ struct loom_layernorm_backward {
     loom_view mean, rstd;     /* (N) */
     bool accumulate;
 };
+#define LOOM_VIEWS_layernorm_backward(VIEW)                                                                            \
+    VIEW(dx, MODEL, WRITTEN, "the gradient of the input")                                                              \
+    VIEW(dweight, REALS_OR_BF16, ADDED_IF(accumulate), "the gradient of the weight")                                   \
+    VIEW(dbias, REALS_OR_BF16, ADDED_IF(accumulate), "the gradient of the bias")                                       \
+    VIEW(dout, MODEL, READ)                                                                                            \
+    VIEW(skip, MODEL, READ | OPTIONAL)                                                                                 \
+    VIEW(x, MODEL, READ)                                                                                               \
+    VIEW(weight, MODEL, READ)                                                                                          \
+    VIEW(mean, REALS, READ)                                                                                            \
+    VIEW(rstd, REALS, READ)
+#define LOOM_OPS_layernorm(OP) OP(layernorm_forward) OP(layernorm_backward)
 
-typedef enum loom_activation { LOOM_ACTIVATION_NONE, LOOM_ACTIVATION_GELU, LOOM_ACTIVATION_RELU } loom_activation;
+/* What an MLP may apply to its widened rows, each a family of ops: NAME_forward (out, x) and NAME_backward (dx, dout, x). */
+#define LOOM_ACTIVATION_LIST(ACTIVATION) ACTIVATION(GELU, gelu) ACTIVATION(RELU, relu) ACTIVATION(RELU2, relu2)
+
+typedef enum loom_activation {
+    LOOM_ACTIVATION_NONE,
+#define LOOM_ACTIVATION_ENUM(NAME, name) LOOM_ACTIVATION_##NAME,
+    LOOM_ACTIVATION_LIST(LOOM_ACTIVATION_ENUM)
+#undef LOOM_ACTIVATION_ENUM
+        LOOM_ACTIVATION_COUNT
+} loom_activation;
+
+/* "gelu", ...; "none" */
+const char *loom_activation_name(loom_activation activation);
 
 /* out = activation(x @ weight + bias). Weights lie as in Hugging Face's Conv1D, (in, out); `transposed` says that
  * weight is (out, in), as the tied classifier's is. With an activation, `preactivation` is what it is applied to,
@@ -131,6 +185,12 @@ struct loom_matmul_forward {
     loom_activation activation;
     bool transposed;
 };
+#define LOOM_VIEWS_matmul_forward(VIEW)                                                                                \
+    VIEW(out, MODEL, WRITTEN, "the output")                                                                            \
+    VIEW(preactivation, MODEL, WRITTEN | OPTIONAL, "what is activated")                                                \
+    VIEW(x, MODEL, READ)                                                                                               \
+    VIEW(weight, MODEL, READ)                                                                                          \
+    VIEW(bias, MODEL, READ | OPTIONAL)
 
 /* dx = dout @ weight^T. With `accumulate` what dx holds is a term of each sum, which is rounded to its storage once. */
 struct loom_matmul_backward_input {
@@ -140,6 +200,10 @@ struct loom_matmul_backward_input {
     bool transposed;
     bool accumulate;
 };
+#define LOOM_VIEWS_matmul_backward_input(VIEW)                                                                         \
+    VIEW(dx, MODEL, ADDED_IF(accumulate), "the gradient of the input")                                                 \
+    VIEW(dout, MODEL, READ)                                                                                            \
+    VIEW(weight, MODEL, READ)
 
 /* dweight = x^T @ dout (dout^T @ x transposed); dbias = sum over rows of dout */
 struct loom_matmul_backward_weight {
@@ -150,6 +214,12 @@ struct loom_matmul_backward_weight {
     bool transposed;
     bool accumulate;
 };
+#define LOOM_VIEWS_matmul_backward_weight(VIEW)                                                                        \
+    VIEW(dweight, REALS_OR_BF16, ADDED_IF(accumulate), "the gradient of the weight")                                   \
+    VIEW(dbias, REALS_OR_BF16, ADDED_IF(accumulate) | OPTIONAL, "the gradient of the bias")                            \
+    VIEW(dout, MODEL, READ)                                                                                            \
+    VIEW(x, MODEL, READ)
+#define LOOM_OPS_matmul(OP) OP(matmul_forward) OP(matmul_backward_input) OP(matmul_backward_weight)
 
 /* Causal attention: out = softmax(scale * q @ k^T, masked) @ v per head, where query i, standing at position
  * first_query + i, sees keys 0 .. first_query + i. lse = log(sum(exp(scores))) of the seen ones. No (Tq,Tk) matrix
@@ -162,6 +232,12 @@ struct loom_attention_forward {
     int64_t first_query;
     float scale; /* above 0 */
 };
+#define LOOM_VIEWS_attention_forward(VIEW)                                                                             \
+    VIEW(out, MODEL, WRITTEN, "the output")                                                                            \
+    VIEW(lse, REALS, WRITTEN, "the log-sum-exp")                                                                       \
+    VIEW(q, MODEL, READ)                                                                                               \
+    VIEW(k, MODEL, READ)                                                                                               \
+    VIEW(v, MODEL, READ)
 
 /* The gradients of all three, recomputing the probabilities from lse. dq, dk, dv are written; they may be parts of one
  * packed tensor. */
@@ -174,35 +250,88 @@ struct loom_attention_backward {
     int64_t first_query;
     float scale;
 };
+#define LOOM_VIEWS_attention_backward(VIEW)                                                                            \
+    VIEW(dq, MODEL, WRITTEN, "the gradient of the queries")                                                            \
+    VIEW(dk, MODEL, WRITTEN, "the gradient of the keys")                                                               \
+    VIEW(dv, MODEL, WRITTEN, "the gradient of the values")                                                             \
+    VIEW(dout, MODEL, READ)                                                                                            \
+    VIEW(out, MODEL, READ)                                                                                             \
+    VIEW(lse, REALS, READ)                                                                                             \
+    VIEW(q, MODEL, READ)                                                                                               \
+    VIEW(k, MODEL, READ)                                                                                               \
+    VIEW(v, MODEL, READ)
+#define LOOM_OPS_attention(OP) OP(attention_forward) OP(attention_backward)
 
 /* out = 0.5 x (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3)))   (Hendrycks and Gimpel, 2016, the tanh form of GPT-2) */
 struct loom_gelu_forward {
     loom_view out, x; /* (N,C); may alias */
 };
+#define LOOM_VIEWS_gelu_forward(VIEW)                                                                                  \
+    VIEW(out, MODEL, WRITTEN, "the output")                                                                            \
+    VIEW(x, MODEL, READ)
 
 struct loom_gelu_backward {
     loom_view dx, dout, x; /* (N,C); dx may alias dout */
 };
+#define LOOM_VIEWS_gelu_backward(VIEW)                                                                                 \
+    VIEW(dx, MODEL, WRITTEN, "the gradient of the input")                                                              \
+    VIEW(dout, MODEL, READ)                                                                                            \
+    VIEW(x, MODEL, READ)
+#define LOOM_OPS_gelu(OP) OP(gelu_forward) OP(gelu_backward)
 
 /* out = max(x, 0)   (Nair and Hinton, 2010); NaN stays NaN */
 struct loom_relu_forward {
     loom_view out, x; /* (N,C); may alias */
 };
+#define LOOM_VIEWS_relu_forward(VIEW)                                                                                  \
+    VIEW(out, MODEL, WRITTEN, "the output")                                                                            \
+    VIEW(x, MODEL, READ)
 
 /* dx = dout where x > 0, else 0 */
 struct loom_relu_backward {
     loom_view dx, dout, x; /* (N,C); dx may alias dout */
 };
+#define LOOM_VIEWS_relu_backward(VIEW)                                                                                 \
+    VIEW(dx, MODEL, WRITTEN, "the gradient of the input")                                                              \
+    VIEW(dout, MODEL, READ)                                                                                            \
+    VIEW(x, MODEL, READ)
+#define LOOM_OPS_relu(OP) OP(relu_forward) OP(relu_backward)
+
+/* out = max(x, 0)^2   (So et al., "Primer", 2021); NaN stays NaN */
+struct loom_relu2_forward {
+    loom_view out, x; /* (N,C); may alias */
+};
+#define LOOM_VIEWS_relu2_forward(VIEW)                                                                                 \
+    VIEW(out, MODEL, WRITTEN, "the output")                                                                            \
+    VIEW(x, MODEL, READ)
+
+/* dx = 2 x dout where x > 0, else 0 */
+struct loom_relu2_backward {
+    loom_view dx, dout, x; /* (N,C); dx may alias dout */
+};
+#define LOOM_VIEWS_relu2_backward(VIEW)                                                                                \
+    VIEW(dx, MODEL, WRITTEN, "the gradient of the input")                                                              \
+    VIEW(dout, MODEL, READ)                                                                                            \
+    VIEW(x, MODEL, READ)
+#define LOOM_OPS_relu2(OP) OP(relu2_forward) OP(relu2_backward)
 
 /* out = softmax(x) along the last dimension, by subtracting each row's largest element */
 struct loom_softmax_forward {
     loom_view out, x; /* (N,C); may alias */
 };
+#define LOOM_VIEWS_softmax_forward(VIEW)                                                                               \
+    VIEW(out, MODEL, WRITTEN)                                                                                          \
+    VIEW(x, MODEL, READ)
 
 /* dx = out * (dout - sum(dout * out)) */
 struct loom_softmax_backward {
     loom_view dx, dout, out; /* (N,C); dx may alias dout */
 };
+#define LOOM_VIEWS_softmax_backward(VIEW)                                                                              \
+    VIEW(dx, MODEL, WRITTEN)                                                                                           \
+    VIEW(dout, MODEL, READ)                                                                                            \
+    VIEW(out, MODEL, READ)
+#define LOOM_OPS_softmax(OP) OP(softmax_forward) OP(softmax_backward)
 
 /* losses[i] = -log(softmax(logits[i,:V])[targets[i]]), and its gradient at once:
  * dlogits[i,j] = (softmax(logits[i,:V])[j] - (j == target)) * scalars->in.loss_gradient * scalars->state.loss_scale,
@@ -216,6 +345,12 @@ struct loom_cross_entropy {
     int64_t vocab_size;
     const loom_scalars *scalars;
 };
+#define LOOM_VIEWS_cross_entropy(VIEW)                                                                                 \
+    VIEW(losses, REALS, WRITTEN, "the losses")                                                                         \
+    VIEW(dlogits, MODEL, WRITTEN | OPTIONAL, "the gradient of the logits")                                             \
+    VIEW(logits, MODEL, READ)                                                                                          \
+    VIEW(targets, IDS, READ)
+#define LOOM_OPS_cross_entropy(OP) OP(cross_entropy)
 
 /* out = a + b: the exact sum, rounded once. What gradients of micro-batches and of ranks are added up with, two by two.
  * All three are contiguous and of one dtype. */
@@ -223,6 +358,11 @@ struct loom_add {
     loom_view out;  /* (n) may alias a or b as a whole, and overlaps them in no other way */
     loom_view a, b; /* (n) */
 };
+#define LOOM_VIEWS_add(VIEW)                                                                                           \
+    VIEW(out, ANY, WRITTEN, "the sum of gradients")                                                                    \
+    VIEW(a, ANY, READ)                                                                                                 \
+    VIEW(b, ANY, READ)
+#define LOOM_OPS_add(OP) OP(add)
 
 /* partials[i] = sum of x[j], or of x[j]^2, over block i of `block` elements: sums over everything are made of fixed
  * blocks, added in index order, so that neither threads nor ranks can change them. */
@@ -232,6 +372,10 @@ struct loom_block_sum {
     int64_t block;
     bool square;
 };
+#define LOOM_VIEWS_block_sum(VIEW)                                                                                     \
+    VIEW(partials, REALS, WRITTEN)                                                                                     \
+    VIEW(x, ANY, READ)
+#define LOOM_OPS_block_sum(OP) OP(block_sum)
 
 /* The end of a step's reductions: out.loss = sum(losses) * in.loss_gradient, out.gradient_norm = sqrt(sum(squares)) /
  * state.loss_scale, both added in index order; the clip factor; whether to skip; AdamW's t and bias corrections. Skipped
@@ -244,6 +388,10 @@ struct loom_optimizer_scalars {
     loom_view losses;  /* (n) fp32: block sums of the losses */
     loom_view squares; /* (m) fp32: block sums of squared gradients */
 };
+#define LOOM_VIEWS_optimizer_scalars(VIEW)                                                                             \
+    VIEW(losses, REALS, READ)                                                                                          \
+    VIEW(squares, REALS, READ)
+#define LOOM_OPS_optimizer_scalars(OP) OP(optimizer_scalars)
 
 /* Some of a vector's elements: runs of them, first .. last - 1 each, in their order and without a common element. They lie
  * in the arguments themselves, so that a captured op keeps them. */
@@ -282,44 +430,53 @@ struct loom_adamw {
     uint64_t seed; /* of stochastic rounding */
     int64_t first; /* the first element's place among all parameters */
 };
+#define LOOM_VIEWS_adamw(VIEW)                                                                                         \
+    VIEW(parameter, REALS_OR_BF16, READ | WRITTEN, "the parameter")                                                    \
+    VIEW(copy, ANY, WRITTEN | OPTIONAL)                                                                                \
+    VIEW(gradient, REALS_OR_BF16, READ)                                                                                \
+    VIEW(moment1, REALS_OR_BF16, READ | WRITTEN, "the first moment")                                                   \
+    VIEW(moment2, REALS_OR_BF16, READ | WRITTEN, "the second moment")
+#define LOOM_OPS_adamw(OP) OP(adamw)
 
 /* out = x, converted. */
 struct loom_cast {
     loom_view out, x; /* (N,C) */
 };
+#define LOOM_VIEWS_cast(VIEW)                                                                                          \
+    VIEW(out, ANY, WRITTEN)                                                                                            \
+    VIEW(x, ANY, READ)
+#define LOOM_OPS_cast(OP) OP(cast)
 
 /* out = value everywhere. */
 struct loom_fill {
     loom_view out; /* (N,C) */
     float value;
 };
+#define LOOM_VIEWS_fill(VIEW) VIEW(out, ANY, WRITTEN)
+#define LOOM_OPS_fill(OP)     OP(fill)
 
 /* ------------------------------------------------------------------------------------------------------- the table
- * The one list of ops. Everything that must name each op (the table, the enum, the names, the planner's table) is made
- * from it. */
-#define LOOM_OP_LIST(X)                                                                                                \
-    X(embedding_forward)                                                                                               \
-    X(embedding_backward)                                                                                              \
-    X(layernorm_forward)                                                                                               \
-    X(layernorm_backward)                                                                                              \
-    X(matmul_forward)                                                                                                  \
-    X(matmul_backward_input)                                                                                           \
-    X(matmul_backward_weight)                                                                                          \
-    X(attention_forward)                                                                                               \
-    X(attention_backward)                                                                                              \
-    X(gelu_forward)                                                                                                    \
-    X(gelu_backward)                                                                                                   \
-    X(relu_forward)                                                                                                    \
-    X(relu_backward)                                                                                                   \
-    X(softmax_forward)                                                                                                 \
-    X(softmax_backward)                                                                                                \
-    X(cross_entropy)                                                                                                   \
-    X(add)                                                                                                             \
-    X(block_sum)                                                                                                       \
-    X(optimizer_scalars)                                                                                               \
-    X(adamw)                                                                                                           \
-    X(cast)                                                                                                            \
-    X(fill)
+ * All families of ops, and so all ops. Everything that must name each (the table, the enum, the names, the tables of the
+ * devices, the cases) is made from this list. */
+#define LOOM_OP_FAMILIES(FAMILY, ...)                                                                                  \
+    FAMILY(embedding, __VA_ARGS__)                                                                                     \
+    FAMILY(layernorm, __VA_ARGS__)                                                                                     \
+    FAMILY(matmul, __VA_ARGS__)                                                                                        \
+    FAMILY(attention, __VA_ARGS__)                                                                                     \
+    FAMILY(gelu, __VA_ARGS__)                                                                                          \
+    FAMILY(relu, __VA_ARGS__)                                                                                          \
+    FAMILY(relu2, __VA_ARGS__)                                                                                         \
+    FAMILY(softmax, __VA_ARGS__)                                                                                       \
+    FAMILY(cross_entropy, __VA_ARGS__)                                                                                 \
+    FAMILY(add, __VA_ARGS__)                                                                                           \
+    FAMILY(block_sum, __VA_ARGS__)                                                                                     \
+    FAMILY(optimizer_scalars, __VA_ARGS__)                                                                             \
+    FAMILY(adamw, __VA_ARGS__)                                                                                         \
+    FAMILY(cast, __VA_ARGS__)                                                                                          \
+    FAMILY(fill, __VA_ARGS__)
+
+#define LOOM_OPS_OF_FAMILY(name, OP) LOOM_OPS_##name(OP)
+#define LOOM_OP_LIST(OP)             LOOM_OP_FAMILIES(LOOM_OPS_OF_FAMILY, OP)
 
 typedef enum loom_op {
 #define LOOM_OP_ENUM(name) LOOM_OP_##name,

@@ -68,9 +68,9 @@ static size_t name_length(const loom_graph *graph, const loom_node *n) {
 }
 
 void loom_graph_node_name(const loom_graph *graph, int node, char module[64], char name[64]) {
-    static const char *const activations[] = {[LOOM_ACTIVATION_GELU] = ", gelu", [LOOM_ACTIVATION_RELU] = ", relu"};
     const loom_node *n = &graph->tape->node[node];
-    snprintf(module, 64, "%s%s", n->module->name, n->activation ? activations[n->activation] : "");
+    snprintf(module, 64, "%s%s%s", n->module->name, n->activation ? ", " : "",
+             n->activation ? loom_activation_name(n->activation) : "");
     snprintf(name, 64, "%.*s", (int)name_length(graph, n),
              n->parameter[0] < 0 ? "" : within_scope(graph, n->parameter[0]));
 }
