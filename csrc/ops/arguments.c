@@ -1,5 +1,6 @@
 #include "ops/arguments.h"
 
+#include <math.h>
 #include <stddef.h>
 
 /* What each view of each op may be stored as: in the model's storage type (one for all views of a call), as reals, as
@@ -139,6 +140,11 @@ static const char *check_adamw(const struct loom_adamw *a) {
     return done > a->parameter.shape[3] ? "a range that goes beyond the parameters" : NULL;
 }
 
+/* A softmax subtracts the largest value, which it is only before a scale above zero. */
+static const char *check_scale(float scale) {
+    return scale > 0 && scale < INFINITY ? NULL : "a scale that is no number above zero";
+}
+
 /* Likewise between the gradients of two weights. */
 static const char *check_gradients(const loom_view *a, const loom_view *b) {
     return loom_view_given(b) && a->dtype != b->dtype ? "two gradients of different dtypes" : NULL;
@@ -167,6 +173,8 @@ static const char *check_together(loom_op op, const void *arguments) {
     case LOOM_OP_matmul_backward_weight: return check_gradients(&matmul_backward->dweight, &matmul_backward->dbias);
     case LOOM_OP_layernorm_forward:
         return loom_view_given(&layernorm->delta) && !loom_view_given(&layernorm->sum) ? "a delta without a sum" : NULL;
+    case LOOM_OP_softmax_forward: return check_scale(((const struct loom_softmax_forward *)arguments)->scale);
+    case LOOM_OP_softmax_backward: return check_scale(((const struct loom_softmax_backward *)arguments)->scale);
     case LOOM_OP_add: return check_add(arguments);
     case LOOM_OP_adamw: return check_adamw(arguments);
     default: return NULL;

@@ -194,14 +194,17 @@ struct loom_relu_backward {
     loom_view dx, dout, x; /* (N,C); dx may alias dout */
 };
 
-/* out = softmax(x) along the last dimension, by subtracting each row's largest element */
+/* out = softmax(scale * x) along the last dimension, as exp(scale * (x - max(x))) over the sum of these. A scale of
+ * 1 / temperature gives what is sampled from. */
 struct loom_softmax_forward {
     loom_view out, x; /* (N,C); may alias */
+    float scale;      /* above zero, and finite */
 };
 
-/* dx = out * (dout - sum(dout * out)) */
+/* dx = scale * out * (dout - sum(dout * out)) */
 struct loom_softmax_backward {
     loom_view dx, dout, out; /* (N,C); dx may alias dout */
+    float scale;
 };
 
 /* losses[i] = -log(softmax(logits[i,:V])[targets[i]]), and its gradient at once:
