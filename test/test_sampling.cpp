@@ -170,14 +170,16 @@ TEST(Sampling, IsAFunctionOfSeedAndStep) {
 /* --------------------------------------------------------------------------------------------------------- the device */
 
 /* Probabilities are those of the same logits in double, but for a few roundings: that of a sum, and those of an exponent
- * in units of its own size. What is denormal may be zero. */
-void expect_probabilities(const std::vector<float> &logits, const std::vector<float> &probabilities,
-                          float temperature) {
+ * in units of its own size; what was rounded before, as the oracle's logits are, counts as an exponent of that size. What is
+ * denormal may be zero. */
+void expect_probabilities(const std::vector<float> &logits, const std::vector<float> &probabilities, float temperature,
+                          bool logits_were_rounded) {
     const std::vector<double> expected = softmax(logits, temperature);
     const double largest = (double)*std::max_element(logits.begin(), logits.end());
     double sum = 0;
     for (size_t i = 0; i < logits.size(); i++) {
-        const double exponent = (largest - (double)logits[i]) / (double)temperature;
+        const double x = (double)logits[i], rounded = logits_were_rounded ? std::fabs(x) + std::fabs(largest) : 0;
+        const double exponent = (largest - x + rounded) / (double)temperature;
         const double tolerance = expected[i] > 0 ? 0x1p-23 * (4 + 2 * exponent) * expected[i] : 0;
         ASSERT_NEAR((double)probabilities[i], expected[i], tolerance + 0x1p-126) << "token " << i;
         sum += (double)probabilities[i];
@@ -224,7 +226,8 @@ void expect_softmax_of_logits(const std::string &device, loom_dtype dtype, int64
                                                probabilities.data(), error);
         });
         EXPECT_EQ(logits, alone);
-        expect_probabilities(logits, probabilities, temperature);
+        expect_probabilities(logits, probabilities, temperature, device == "oracle");
+        if (vocabulary > 256) continue;
         for (const loom_sampling &sampling :
              {loom_sampling{temperature, 0, 1, 1}, loom_sampling{temperature, 9, 1, 2},
               loom_sampling{temperature, 0, 0.7f, 3}, loom_sampling{temperature, 20, 0.45f, 4}})
