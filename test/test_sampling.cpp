@@ -148,11 +148,13 @@ TEST(Sampling, LogitsThatAreNoNumbersDrawNothing) {
     model.scatter_parameters(4);
     *(float *)loom_gpt_bucket_parameters(model.gpt(), 0) = NAN;
     const int32_t prompt = 0;
-    const loom_sampling greedy = {0, 0, 1, 1};
-    loom_error error;
-    EXPECT_FALSE(loom_gpt_generate(
-        model.gpt(), &prompt, 1, 4, &greedy, [](void *, int32_t) { return true; }, nullptr, &error));
-    EXPECT_NE(std::string(error.message).find("are no finite numbers"), std::string::npos) << error.message;
+    for (const float temperature : {0.0f, 1.0f}) {
+        const loom_sampling sampling = {temperature, 0, 1, 1};
+        loom_error error;
+        EXPECT_FALSE(loom_gpt_generate(
+            model.gpt(), &prompt, 1, 4, &sampling, [](void *, int32_t) { return true; }, nullptr, &error));
+        EXPECT_NE(std::string(error.message).find("are no finite numbers"), std::string::npos) << error.message;
+    }
 }
 
 TEST(Sampling, IsAFunctionOfSeedAndStep) {
@@ -169,9 +171,9 @@ TEST(Sampling, IsAFunctionOfSeedAndStep) {
 
 /* --------------------------------------------------------------------------------------------------------- the device */
 
-/* Probabilities are those of the same logits in double, but for a few roundings: that of a sum, and those of an exponent
- * in units of its own size; what was rounded before, as the oracle's logits are, counts as an exponent of that size. What is
- * denormal may be zero. */
+/* Probabilities are those of the same logits in double, but for a few roundings: that of a sum, and those of an
+ * exponent in units of its own size. Logits that were rounded before, as the oracle's are, count as exponents of their
+ * size. What is denormal may be zero. */
 void expect_probabilities(const std::vector<float> &logits, const std::vector<float> &probabilities, float temperature,
                           bool logits_were_rounded) {
     const std::vector<double> expected = softmax(logits, temperature);
@@ -205,7 +207,7 @@ void expect_draws(const std::vector<float> &logits, const std::vector<float> &pr
     }
 }
 
-/* Vocabularies for each way in which a kernel reads a row. The padding, which takes part in the product, has nothing. */
+/* The padding, which takes part in the classifier's product, has no probability. */
 void expect_softmax_of_logits(const std::string &device, loom_dtype dtype, int64_t vocabulary) {
     SCOPED_TRACE(device + " " + loom_dtype_name(dtype) + " " + std::to_string(vocabulary));
     ModelOptions options;
@@ -235,6 +237,7 @@ void expect_softmax_of_logits(const std::string &device, loom_dtype dtype, int64
     }
 }
 
+/* Vocabularies for each way in which a kernel reads a row. */
 TEST(Sampling, TakesTheSoftmaxOfTheLogitsOnTheDevice) {
     for (const char *device : {"cpu", "definition", "oracle", "cuda"})
         for (const loom_dtype dtype : {LOOM_F32, LOOM_BF16, LOOM_F16})

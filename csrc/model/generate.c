@@ -169,7 +169,7 @@ bool loom_gpt_generate(loom_gpt *g, const int32_t *prompt, int64_t n_prompt, int
     LOOM_CHECK(n_prompt >= 1);
     const int64_t V = g->config.vocab_size;
     context c = {.token = malloc((size_t)g->T * sizeof(int32_t))};
-    float *logits = malloc(4 * (size_t)V * sizeof *logits), *probabilities = logits + V, *scratch = logits + 2 * V;
+    float *logits = malloc(4 * (size_t)V * sizeof *logits); /* and probabilities, and what is sorted */
     bool ok = c.token && logits;
     if (!ok) loom_fail(error, "no memory to sample");
     if (ok) {
@@ -177,10 +177,10 @@ bool loom_gpt_generate(loom_gpt *g, const int32_t *prompt, int64_t n_prompt, int
         memcpy(c.token, prompt + (n_prompt - c.n), (size_t)c.n * sizeof *c.token);
     }
     for (int64_t i = 0; ok && i < count; i++) {
-        ok = next(g, &c, sampling->temperature, logits, probabilities, error);
+        ok = next(g, &c, sampling->temperature, logits, logits + V, error);
         if (!ok) break;
         c.run = c.n;
-        const int32_t token = loom_sample_token(logits, probabilities, V, sampling, (uint32_t)i, scratch);
+        const int32_t token = loom_sample_token(logits, logits + V, V, sampling, (uint32_t)i, logits + 2 * V);
         if (token < 0)
             ok = loom_fail(error, "the logits are no finite numbers: are the weights damaged, or too large for %s?",
                            loom_dtype_name(g->precision.storage));

@@ -140,14 +140,14 @@ static const char *check_adamw(const struct loom_adamw *a) {
     return done > a->parameter.shape[3] ? "a range that goes beyond the parameters" : NULL;
 }
 
-/* A softmax subtracts the largest value, which it is only before a scale above zero. */
-static const char *check_scale(float scale) {
-    return scale > 0 && scale < INFINITY ? NULL : "a scale that is no number above zero";
-}
-
 /* Likewise between the gradients of two weights. */
 static const char *check_gradients(const loom_view *a, const loom_view *b) {
     return loom_view_given(b) && a->dtype != b->dtype ? "two gradients of different dtypes" : NULL;
+}
+
+/* A softmax subtracts the largest value, which it is only before a scale above zero. */
+static const char *check_scale(float scale) {
+    return scale > 0 && scale < INFINITY ? NULL : "a scale that is no number above zero";
 }
 
 /* What is wrong between the arguments of an op whose views are each in order, or NULL. */

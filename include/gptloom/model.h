@@ -320,10 +320,10 @@ typedef struct loom_sampling {
     uint64_t seed;
 } loom_sampling;
 
-/* Draws one of n tokens as `sampling` says, by probabilities that are softmax(logits / temperature); the random number is
- * that of `step`. Which token is more probable the logits decide, as different logits may have equal probabilities. A
- * temperature of 0 reads no probabilities. `scratch` holds 2n floats. -1 where a logit is NaN or +infinity, or all are
- * -infinity. */
+/* Draws one of n tokens as `sampling` says, by probabilities that are softmax(logits / temperature); the random number
+ * is that of `step`. Which token is more probable the logits decide, as different logits may have equal probabilities.
+ * A temperature of 0 reads no probabilities. `scratch` holds 2n floats. -1 where a logit is NaN or +infinity, or all
+ * are -infinity. */
 int32_t loom_sample_token(const float *logits, const float *probabilities, int64_t n, const loom_sampling *sampling,
                           uint32_t step, float *scratch);
 
