@@ -230,6 +230,20 @@ MUTATIONS = [
         compiled="kernels/softmax.cu",
     ),
     Mutation(
+        "probabilities without the scale",
+        "kernels/softmax.cu",
+        "s.largest, scale2)",
+        "s.largest, LOG2_E)",
+        "softmax_forward",
+    ),
+    Mutation(
+        "gradient without the scale",
+        "kernels/softmax.cu",
+        "scale * probability[i]",
+        "probability[i]",
+        "softmax_backward",
+    ),
+    Mutation(
         "second row not waited for",
         "kernels/softmax.cu",
         "ptx::cp_async_wait<0>();",

@@ -17,7 +17,7 @@ __device__ __forceinline__ void logit_gradients(float (&x)[N], softmax_row s, fl
                                                 int V) {
     const float scale = weight / s.sum;
 #pragma unroll
-    for (int i = 0; i < N; i++) x[i] = exp_approximate(x[i] - s.largest) * scale;
+    for (int i = 0; i < N; i++) x[i] = exp_approximate(x[i] - s.largest, LOG2_E) * scale;
     if (target >= column && target < column + N) {
 #pragma unroll
         for (int i = 0; i < N; i++)
@@ -44,7 +44,7 @@ __global__ void __launch_bounds__(GROUP_THREADS<READING::GROUP>) cross_entropy_k
     softmax_row s = {0, 1};
     if (target >= 0) {
         T *cache = shared + (int)threadIdx.x / GROUP * a.padded;
-        s = softmax_sweep<READING>(row, cache, a.V);
+        s = softmax_sweep<READING>(row, cache, a.V, LOG2_E);
         if (READING::CACHED) row = cache;
         if (lane == target / N % GROUP) a.losses[n] = logf(s.sum) - (to_float(row[target]) - s.largest);
     } else if (lane == 0) {

@@ -37,10 +37,12 @@ template <typename T, typename F> static void with_reading(int64_t columns, bool
         f(reading<1, BLOCK, false>(), (size_t)0);
 }
 
-/* exp(x) with a relative error of about 2^-22 + |x| 2^-24; denormal results are zero. Softmaxes take it of x - largest,
- * where what errs more is small beside 1. */
-__device__ __forceinline__ float exp_approximate(float x) {
-    return ptx::exp2_approximate(x * 1.44269504f);
+constexpr float LOG2_E = 1.44269504f;
+
+/* exp(scale x), with scale2 = scale log2(e): a relative error of about 2^-22 + |scale x| 2^-23, where scale is 1 of half
+ * that; denormal results are zero. Softmaxes take it of x - largest, where what errs more is small beside 1. */
+__device__ __forceinline__ float exp_approximate(float x, float scale2) {
+    return ptx::exp2_approximate(x * scale2);
 }
 
 /* Columns `column` to `column + N - 1` of a row; -inf, which adds nothing to a softmax, from `columns` on. */
@@ -53,22 +55,22 @@ __device__ __forceinline__ void read_columns(float (&x)[N], const T *row, int co
         if (column + i >= columns) x[i] = -INFINITY;
 }
 
-/* A row's largest value, and the sum of exp(x - largest) over it. */
+/* A row's largest value, and the sum of exp(scale (x - largest)) over it. */
 struct softmax_row {
     float largest, sum;
 };
 
 /* Adds values. The sum is scaled anew when a larger value comes   (Milakov and Gimelshein, "Online normalizer
  * calculation for softmax", 2018). While all values were -inf the sum stays 0; NaN makes it NaN. */
-template <int N> __device__ __forceinline__ void softmax_add(softmax_row &s, const float (&x)[N]) {
+template <int N> __device__ __forceinline__ void softmax_add(softmax_row &s, const float (&x)[N], float scale2) {
     float largest = s.largest;
 #pragma unroll
     for (int i = 0; i < N; i++) largest = fmaxf(largest, x[i]);
-    if (largest > s.largest) s.sum *= exp_approximate(s.largest - largest);
+    if (largest > s.largest) s.sum *= exp_approximate(s.largest - largest, scale2);
     s.largest = largest;
     const float base = largest == -INFINITY ? 0.0f : largest;
 #pragma unroll
-    for (int i = 0; i < N; i++) s.sum += exp_approximate(x[i] - base);
+    for (int i = 0; i < N; i++) s.sum += exp_approximate(x[i] - base, scale2);
 }
 
 /* Copies the calling thread's packs of a row into `cache`, in the background, those from the first-th up to the end-th,
@@ -81,12 +83,13 @@ __device__ __forceinline__ void cache_packs(T *cache, const T *row, int first, i
 }
 
 template <typename READING, typename T>
-__device__ __forceinline__ void sweep_packs(softmax_row &s, const T *row, int first, int end, int columns) {
+__device__ __forceinline__ void sweep_packs(softmax_row &s, const T *row, int first, int end, int columns,
+                                            float scale2) {
     constexpr int N = READING::N;
     for (int p = first + group_lane<READING::GROUP>(); p < end; p += READING::GROUP) {
         float x[N];
         read_columns(x, row, p * N, columns);
-        softmax_add(s, x);
+        softmax_add(s, x, scale2);
     }
 }
 
@@ -94,7 +97,7 @@ __device__ __forceinline__ void sweep_packs(softmax_row &s, const T *row, int fi
  * half is looked at, and afterwards each thread finds in the cache what it will own in the next sweep. The order of
  * additions is the same with and without. */
 template <typename READING, typename T>
-__device__ __forceinline__ softmax_row softmax_sweep(const T *row, T *cache, int columns) {
+__device__ __forceinline__ softmax_row softmax_sweep(const T *row, T *cache, int columns, float scale2) {
     constexpr int GROUP = READING::GROUP;
     const int packs = ceil_div(columns, READING::N);
     softmax_row s = {-INFINITY, 0};
@@ -103,14 +106,14 @@ __device__ __forceinline__ softmax_row softmax_sweep(const T *row, T *cache, int
         cache_packs<READING>(cache, row, 0, min(half, packs));
         cache_packs<READING>(cache, row, half, packs);
         ptx::cp_async_wait<1>();
-        sweep_packs<READING>(s, cache, 0, min(half, packs), columns);
+        sweep_packs<READING>(s, cache, 0, min(half, packs), columns, scale2);
         ptx::cp_async_wait<0>();
-        sweep_packs<READING>(s, cache, half, packs, columns);
+        sweep_packs<READING>(s, cache, half, packs, columns, scale2);
     } else {
-        sweep_packs<READING>(s, row, 0, packs, columns);
+        sweep_packs<READING>(s, row, 0, packs, columns, scale2);
     }
     const float largest = group_max<GROUP>(s.largest);
-    return {largest, group_sum<GROUP>(s.sum * exp_approximate(s.largest - largest))};
+    return {largest, group_sum<GROUP>(s.sum * exp_approximate(s.largest - largest, scale2))};
 }
 
 #endif

@@ -1115,12 +1115,13 @@ TEST(Generation, GoesOnBeyondTheContext) {
         };
         context.assign(prompt.end() - std::min(length, T), prompt.end());
         for (uint32_t i = 0; i < 50; i++) {
-            std::vector<float> logits((size_t)c.vocab_size), scratch(2 * logits.size());
+            std::vector<float> logits((size_t)c.vocab_size), probabilities = logits, scratch(2 * logits.size());
             require([&](loom_error *error) {
-                return loom_gpt_next_logits(model.gpt(), context.data(), (int64_t)context.size(), 0, logits.data(),
-                                            error);
+                return loom_gpt_next_probabilities(model.gpt(), context.data(), (int64_t)context.size(), 0,
+                                                   sampling.temperature, logits.data(), probabilities.data(), error);
             });
-            expected.push_back(loom_sample_logits(logits.data(), c.vocab_size, &sampling, i, scratch.data()));
+            expected.push_back(
+                loom_sample_token(logits.data(), probabilities.data(), c.vocab_size, &sampling, i, scratch.data()));
             append(expected.back());
         }
         EXPECT_EQ(generate(model, prompt, 50, sampling), expected) << "a prompt of " << length;
@@ -1155,125 +1156,6 @@ TEST(Generation, TheSameSeedGivesTheSameTextWithAnyNumberOfThreads) {
         EXPECT_EQ(generate(model, {1, 2, 3}, 20, {1, 0, 1, 1}),
                   (std::vector<int32_t>(text.begin(), text.begin() + 20)));
     }
-}
-
-/* --------------------------------------------------------------------------------------------------------- sampling */
-
-int32_t draw(const std::vector<float> &logits, const loom_sampling &sampling, uint32_t step) {
-    std::vector<float> scratch(2 * logits.size());
-    return loom_sample_logits(logits.data(), (int64_t)logits.size(), &sampling, step, scratch.data());
-}
-
-const std::vector<float> some_logits = {0.5f, -1.0f, 2.0f, 1.5f, 0.0f, 1.9f, -3.0f, 1.0f};
-
-TEST(Sampling, TemperatureZeroTakesTheMostProbable) {
-    for (uint32_t step = 0; step < 50; step++) {
-        EXPECT_EQ(draw(some_logits, {0, 0, 1, step}, step), 2);
-        EXPECT_EQ(draw({1, 3, 3, 2}, {0, 3, 0.5f, 7}, step), 1) << "of equal ones the first";
-        EXPECT_EQ(draw({-INFINITY, -5}, {0, 0, 1, 7}, step), 1);
-        EXPECT_EQ(draw({4}, {1, 0, 1, 7}, step), 0);
-        EXPECT_EQ(draw(some_logits, {1e-4f, 0, 1, 7}, step), 2) << "nearly zero";
-    }
-}
-
-/* How often each is drawn, as probabilities after temperature, top-k and top-p, is what it should be: within 5 standard
- * deviations of chi-square's mean; and what they leave out is never drawn. */
-TEST(Sampling, DrawsInProportion) {
-    const uint32_t draws = 20000;
-    const struct {
-        loom_sampling sampling;
-        std::set<size_t> kept;
-    } rows[] = {
-        {{1, 0, 1, 1}, {0, 1, 2, 3, 4, 5, 6, 7}},
-        {{0.5f, 0, 1, 2}, {0, 1, 2, 3, 4, 5, 6, 7}},
-        {{2, 100, 1, 3}, {0, 1, 2, 3, 4, 5, 6, 7}},
-        {{1, 3, 1, 4}, {2, 3, 5}},
-        {{1, 1, 1, 5}, {2}},
-        /* probabilities at temperature 1: 2: .31, 5: .28, 3: .19, 7: .11, 0: .07, ... */
-        {{1, 0, 0.6f, 6}, {2, 3, 5}},
-        {{1, 0, 0.55f, 7}, {2, 5}},
-        {{1, 0, 0.01f, 8}, {2}},
-        {{1, 0, 0, 9}, {2}},
-        /* among the first four the shares are .35, .32, .21, .12 */
-        {{1, 4, 0.8f, 10}, {2, 3, 5}},
-        {{1, 4, 0.9f, 11}, {2, 3, 5, 7}},
-    };
-    for (const auto &row : rows) {
-        SCOPED_TRACE("seed " + std::to_string(row.sampling.seed));
-        std::vector<double> expected(some_logits.size(), 0.0), count(some_logits.size(), 0.0);
-        double total = 0;
-        for (const size_t i : row.kept)
-            total += expected[i] = std::exp((double)some_logits[i] / (double)row.sampling.temperature);
-        for (uint32_t step = 0; step < draws; step++) count[(size_t)draw(some_logits, row.sampling, step)]++;
-        double chi_square = 0;
-        for (size_t i = 0; i < expected.size(); i++) {
-            const double mean = (double)draws * expected[i] / total;
-            EXPECT_TRUE(row.kept.count(i) || count[i] == 0) << "token " << i << " is left out";
-            if (row.kept.count(i)) chi_square += (count[i] - mean) * (count[i] - mean) / mean;
-        }
-        const double freedom = (double)row.kept.size() - 1;
-        EXPECT_LE(chi_square, freedom + 5 * std::sqrt(2 * freedom));
-    }
-}
-
-TEST(Sampling, WhatHasNoProbabilityIsNeverDrawn) {
-    const std::vector<float> logits = {-INFINITY, 1, -1000, 1, -INFINITY};
-    std::set<int32_t> seen;
-    for (uint32_t step = 0; step < 2000; step++) seen.insert(draw(logits, {1, 4, 1, 3}, step));
-    EXPECT_EQ(seen, (std::set<int32_t>{1, 3}));
-}
-
-/* As they are in 16 bits: equal logits are common, and which of them stay must not hang on rounding. */
-TEST(Sampling, OfEqualOnesTheLowestIdsStay) {
-    const std::vector<float> logits = {1, 2, 3, 3, 2, 3, 2, 3};
-    const auto seen = [&](const loom_sampling &sampling) {
-        std::set<int32_t> all;
-        for (uint32_t step = 0; step < 500; step++) all.insert(draw(logits, sampling, step));
-        return all;
-    };
-    using Ids = std::set<int32_t>;
-    for (const float temperature : {1e-30f, 1e-6f, 1.0f, 100.0f}) EXPECT_EQ(seen({temperature, 1, 1, 3}), Ids{2});
-    EXPECT_EQ(seen({1, 2, 1, 3}), (Ids{2, 3}));
-    EXPECT_EQ(seen({1, 5, 1, 3}), (Ids{1, 2, 3, 5, 7}));
-    EXPECT_EQ(seen({1, 6, 1, 3}), (Ids{1, 2, 3, 4, 5, 7}));
-    EXPECT_EQ(seen({1, 0, 1e-6f, 3}), Ids{2});
-    EXPECT_EQ(seen({100, 0, 0.25f, 3}), (Ids{2, 3})) << "a little more than an eighth each";
-    EXPECT_EQ(seen({100, 4, 0.25f, 3}), Ids{2}) << "a quarter each";
-    EXPECT_EQ(seen({100, 4, 0.26f, 3}), (Ids{2, 3}));
-    /* Logits that differ, though their probabilities are the same float, stand in their order. */
-    EXPECT_EQ(draw({0, 1e-7f}, {100, 1, 1, 3}, 0), 1);
-}
-
-TEST(Sampling, LogitsThatAreNoNumbersDrawNothing) {
-    for (const float bad : {NAN, -NAN, INFINITY})
-        for (const float temperature : {0.0f, 1.0f})
-            for (size_t at = 0; at < 3; at++) {
-                std::vector<float> logits = {0, 1, 2};
-                logits[at] = bad;
-                EXPECT_EQ(draw(logits, {temperature, 2, 0.5f, 1}, 0), -1);
-            }
-    EXPECT_EQ(draw({-INFINITY, -INFINITY}, {1, 0, 1, 1}, 0), -1);
-    Model model(odd_shape, 1, 8);
-    model.scatter_parameters(4);
-    *(float *)loom_gpt_bucket_parameters(model.gpt(), 0) = NAN;
-    const int32_t prompt = 0;
-    const loom_sampling greedy = {0, 0, 1, 1};
-    loom_error error;
-    EXPECT_FALSE(loom_gpt_generate(
-        model.gpt(), &prompt, 1, 4, &greedy, [](void *, int32_t) { return true; }, nullptr, &error));
-    EXPECT_NE(std::string(error.message).find("are no finite numbers"), std::string::npos) << error.message;
-}
-
-TEST(Sampling, IsAFunctionOfSeedAndStep) {
-    std::vector<int32_t> first, again, other;
-    for (uint32_t step = 0; step < 100; step++) {
-        first.push_back(draw(some_logits, {1, 0, 1, 1}, step));
-        other.push_back(draw(some_logits, {1, 0, 1, 2}, step));
-    }
-    for (uint32_t step = 0; step < 100; step++) again.push_back(draw(some_logits, {1, 0, 1, 1}, step));
-    EXPECT_EQ(first, again);
-    EXPECT_NE(first, other);
-    EXPECT_GT(std::set<int32_t>(first.begin(), first.end()).size(), 3u) << "steps draw anew";
 }
 
 } // namespace

@@ -247,13 +247,14 @@ TEST(Samples, AreTheSameUnderEveryPolicy) {
         Model model(shape, B, T, options);
         model.scatter_parameters(3);
         model.run(tokens, targets, 1);
-        std::vector<float> logits(61);
+        std::vector<float> logits(61), probabilities(61);
         require([&](loom_error *error) {
             return loom_gpt_next_logits(model.gpt(), tokens.data(), 5, 0, logits.data(), error) &&
-                   loom_gpt_next_logits(model.gpt(), tokens.data() + 5, T - 5, 5, logits.data(), error);
+                   loom_gpt_next_probabilities(model.gpt(), tokens.data() + 5, T - 5, 5, 0.8f, logits.data(),
+                                               probabilities.data(), error);
         });
         model.run(tokens, targets, 1);
-        return std::make_pair(logits, model.gradients());
+        return std::make_tuple(logits, probabilities, model.gradients());
     };
     const auto kept = logits_and_gradients("none");
     for (const char *name : policies) EXPECT_TRUE(kept == logits_and_gradients(name)) << name;

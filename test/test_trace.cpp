@@ -232,7 +232,7 @@ class Traced {
     loom_feeder feeder_ = {};
     loom_scalars_in in_ = {}; /* only their addresses are of interest */
     std::vector<int32_t> prompt_ = {1, 2, 3, 4, 5, 6, 7};
-    std::vector<float> logits_;
+    std::vector<float> logits_, probabilities_;
 
     bool trains() const {
         return c_.purpose == LOOM_GPT_TRAIN;
@@ -396,11 +396,13 @@ class Traced {
     }
     void generate() {
         logits_.resize((size_t)c_.model.config.vocab_size);
+        probabilities_ = logits_;
         tracer.section("g");
         int64_t past = 0;
         for (const int64_t n : {5, 1, 1}) {
             require([&](loom_error *error) {
-                return loom_gpt_next_logits(gpt_, prompt_.data() + past, n, past, logits_.data(), error);
+                return loom_gpt_next_probabilities(gpt_, prompt_.data() + past, n, past, 0.5f, logits_.data(),
+                                                   probabilities_.data(), error);
             });
             past += n;
         }

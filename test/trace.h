@@ -261,6 +261,14 @@ inline std::string flags_of(loom_op op, const void *arguments) {
         OF(attention_backward);
         say(" first_query=%" PRId64 " scale=%.9g", a.first_query, (double)a.scale);
     } break;
+    case LOOM_OP_softmax_forward: {
+        OF(softmax_forward);
+        say(" scale=%.9g", (double)a.scale);
+    } break;
+    case LOOM_OP_softmax_backward: {
+        OF(softmax_backward);
+        say(" scale=%.9g", (double)a.scale);
+    } break;
     case LOOM_OP_cross_entropy: {
         OF(cross_entropy);
         say(" vocab_size=%" PRId64, a.vocab_size);

@@ -43,7 +43,7 @@ static const loom_flag flags[] = {
     {.name = "top-p", .type = LOOM_FLAG_DOUBLE, AT(top_p), .min = 1e-6, .max = 1, .default_value = "1", .metavar = "P",
      .group = "Choice of each token", .help = "only among the fewest tokens that together have probability P; 1: all"},
     {.name = "seed", .type = LOOM_FLAG_INT, AT(seed), .min = 0, .max = 0x1p63, .default_value = "1337", .metavar = "S",
-     .group = "Choice of each token", .help = "the same seed gives the same text"},
+     .group = "Choice of each token", .help = "the same seed gives the same text, with any number of threads"},
     {.name = "device", .type = LOOM_FLAG_STRING, AT(device), .choices = devices, .default_value = "auto", .metavar = "NAME",
      .group = "Machine",
      .help = "auto (a GPU that works, else the CPU), cpu or cuda; for tests also definition and oracle"},

@@ -31,7 +31,7 @@ void LOOM_DEFINITION(cross_entropy)(loom_context *ctx, const struct loom_cross_e
             real *e = gradient ? row_write(&a->dlogits, n, scratch + padded) : scratch + padded;
             const real largest = row_max(x, V, x[0]);
             const real at_target = x[target] - largest; /* before e may overwrite x */
-            const real sum = row_exp(e, x, largest, V);
+            const real sum = row_exp(e, x, largest, 1, V);
             *loss = (real)loom_log((double)sum) - at_target;
             if (!gradient) continue;
             const real weight = (real)a->scalars->in.loss_gradient * (real)a->scalars->state.loss_scale;

@@ -22,9 +22,9 @@ void LOOM_DEFINITION(softmax_forward)(loom_context *ctx, const struct loom_softm
         for (int64_t n = 0; n < N; n++) {
             const real *x = row_read(&a->x, n, scratch);
             real *out = row_write(&a->out, n, scratch + C);
-            const real scale = 1 / row_exp(out, x, row_max(x, C, x[0]), C);
+            const real reciprocal = 1 / row_exp(out, x, row_max(x, C, x[0]), (real)a->scale, C);
 #pragma omp simd
-            for (int64_t c = 0; c < C; c++) out[c] *= scale;
+            for (int64_t c = 0; c < C; c++) out[c] *= reciprocal;
             row_written(&a->out, n, out);
         }
     }
@@ -32,6 +32,7 @@ void LOOM_DEFINITION(softmax_forward)(loom_context *ctx, const struct loom_softm
 
 void LOOM_DEFINITION(softmax_backward)(loom_context *ctx, const struct loom_softmax_backward *a) {
     const int64_t N = loom_view_row_count(&a->out), C = a->out.shape[3];
+    const real scale = (real)a->scale;
 #pragma omp parallel num_threads(ctx->device->threads)
     {
         real *scratch = thread_scratch(ctx, scratch_of(&a->out));
@@ -41,7 +42,7 @@ void LOOM_DEFINITION(softmax_backward)(loom_context *ctx, const struct loom_soft
             real *dx = row_write(&a->dx, n, scratch + 2 * C);
             const real dot = row_dot(dout, out, C);
 #pragma omp simd
-            for (int64_t c = 0; c < C; c++) dx[c] = out[c] * (dout[c] - dot);
+            for (int64_t c = 0; c < C; c++) dx[c] = scale * out[c] * (dout[c] - dot);
             row_written(&a->dx, n, dx);
         }
     }

@@ -53,10 +53,10 @@ static inline real row_max(const real *x, int64_t n, real largest) {
     return largest;
 }
 
-/* e = exp(x - shift), and the sum of e. e may be x. */
-static inline real row_exp(real *e, const real *x, real shift, int64_t n) {
+/* e = exp(scale (x - shift)), and the sum of e. e may be x. */
+static inline real row_exp(real *e, const real *x, real shift, real scale, int64_t n) {
 #pragma omp simd
-    for (int64_t i = 0; i < n; i++) e[i] = real_exp(x[i] - shift);
+    for (int64_t i = 0; i < n; i++) e[i] = real_exp(scale * (x[i] - shift));
     return row_sum(e, n);
 }
 

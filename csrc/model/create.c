@@ -15,6 +15,7 @@ static void visit_all(loom_gpt *g) {
     }
     for (int64_t n = 1; g->generates && n <= g->T; n *= 2)
         loom_gpt_visit(g, LOOM_MODE_GENERATE, (loom_rows){1, n, g->T - n}, false);
+    if (g->generates) loom_run_last_probabilities(g, 1);
     loom_gpt_copy_master(g);
 }
 

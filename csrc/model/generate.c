@@ -2,13 +2,13 @@
 #include "gptloom/random.h"
 
 #include "base/check.h"
-#include "base/math.h"
 
+#include <float.h>
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
-/* --------------------------------------------------------------------------------------------------------- next logits */
+/* ---------------------------------------------------------------------------------------- logits and probabilities */
 
 static bool synchronize(loom_gpt *g, loom_error *error) {
     return g->hooks.synchronize ? g->hooks.synchronize(g->hooks.user, error)
@@ -16,8 +16,7 @@ static bool synchronize(loom_gpt *g, loom_error *error) {
 }
 
 /* The tokens run in pieces whose lengths are powers of two: those shapes were planned, and no others are needed. */
-bool loom_gpt_next_logits(loom_gpt *g, const int32_t *tokens, int64_t n, int64_t past, float *logits,
-                          loom_error *error) {
+static bool run_tokens(loom_gpt *g, const int32_t *tokens, int64_t n, int64_t past, loom_error *error) {
     LOOM_CHECK(g->generates && n >= 1 && past >= 0 && past + n <= g->T);
     for (int64_t i = 0; i < n; i++)
         if (tokens[i] < 0 || tokens[i] >= g->config.vocab_size)
@@ -33,14 +32,35 @@ bool loom_gpt_next_logits(loom_gpt *g, const int32_t *tokens, int64_t n, int64_t
         past += piece;
         n -= piece;
     }
+    return true;
+}
+
+/* Copies what lies in the place of the last logits, of the vocabulary. */
+static void copy_last(loom_gpt *g, float *to) {
     const int64_t V = g->config.vocab_size;
     const loom_view last = loom_run_last_logits(g);
     if (last.dtype == LOOM_F64) {
         LOOM_CHECK(g->device->host_memory); /* the oracle */
-        for (int64_t v = 0; v < V; v++) logits[v] = (float)((const double *)last.data)[v];
+        for (int64_t v = 0; v < V; v++) to[v] = (float)((const double *)last.data)[v];
     } else {
-        g->device->copy(g->device, g->ctx.stream, logits, last.data, loom_bytes(V, LOOM_F32), LOOM_DEVICE_TO_HOST);
+        g->device->copy(g->device, g->ctx.stream, to, last.data, loom_bytes(V, LOOM_F32), LOOM_DEVICE_TO_HOST);
     }
+}
+
+bool loom_gpt_next_logits(loom_gpt *g, const int32_t *tokens, int64_t n, int64_t past, float *logits,
+                          loom_error *error) {
+    if (!run_tokens(g, tokens, n, past, error)) return false;
+    copy_last(g, logits);
+    return g->device->synchronize(g->device, g->ctx.stream, error);
+}
+
+bool loom_gpt_next_probabilities(loom_gpt *g, const int32_t *tokens, int64_t n, int64_t past, float temperature,
+                                 float *logits, float *probabilities, loom_error *error) {
+    LOOM_CHECK(temperature > 0);
+    if (!run_tokens(g, tokens, n, past, error)) return false;
+    copy_last(g, logits);
+    loom_run_last_probabilities(g, fminf(1 / temperature, FLT_MAX));
+    copy_last(g, probabilities);
     return g->device->synchronize(g->device, g->ctx.stream, error);
 }
 
@@ -65,48 +85,49 @@ typedef struct selection {
     int64_t equal;
 } selection;
 
-static float weight(float logit, float best, const loom_sampling *sampling) {
-    return (float)loom_exp((double)((logit - best) / sampling->temperature));
-}
-
-static selection select_logits(const float *logits, int64_t n, float best, const loom_sampling *sampling,
-                               float *sorted) {
+/* `sorted` becomes pairs of a logit and its probability. */
+static selection select_tokens(const float *logits, const float *probabilities, int64_t n,
+                               const loom_sampling *sampling, float *sorted) {
     int64_t count = sampling->top_k > 0 && sampling->top_k < n ? sampling->top_k : n, equal = 0;
     if (count == n && sampling->top_p >= 1) return (selection){-INFINITY, 0};
-    memcpy(sorted, logits, (size_t)n * sizeof *sorted);
-    qsort(sorted, (size_t)n, sizeof *sorted, larger_first);
+    for (int64_t i = 0; i < n; i++) {
+        sorted[2 * i] = logits[i];
+        sorted[2 * i + 1] = probabilities[i];
+    }
+    qsort(sorted, (size_t)n, 2 * sizeof *sorted, larger_first);
     double total = 0, mass = 0;
-    for (int64_t i = 0; i < count; i++) total += (double)weight(sorted[i], best, sampling);
+    for (int64_t i = 0; i < count; i++) total += (double)sorted[2 * i + 1];
     for (int64_t i = 0; i < count && sampling->top_p < 1; i++) {
-        mass += (double)weight(sorted[i], best, sampling);
+        mass += (double)sorted[2 * i + 1];
         if (mass >= (double)sampling->top_p * total) count = i + 1;
     }
-    while (equal < count && sorted[count - 1 - equal] == sorted[count - 1]) equal++;
-    return (selection){sorted[count - 1], equal};
+    const float least = sorted[2 * (count - 1)];
+    while (equal < count && sorted[2 * (count - 1 - equal)] == least) equal++;
+    return (selection){least, equal};
 }
 
-int32_t loom_sample_logits(const float *logits, int64_t n, const loom_sampling *sampling, uint32_t step,
-                           float *scratch) {
+int32_t loom_sample_token(const float *logits, const float *probabilities, int64_t n, const loom_sampling *sampling,
+                          uint32_t step, float *scratch) {
     const int32_t best = most_probable(logits, n);
     bool usable = logits[best] > -INFINITY;
     for (int64_t i = 0; i < n; i++) usable &= logits[i] < INFINITY; /* which NaN is not */
     if (!usable) return -1;
     if (sampling->temperature <= 0) return best;
-    float *probability = scratch, *sorted = scratch + n;
-    selection keep = select_logits(logits, n, logits[best], sampling, sorted);
+    selection keep = select_tokens(logits, probabilities, n, sampling, scratch);
+    float *kept = scratch; /* probabilities, or 0 */
     double total = 0;
     for (int64_t i = 0; i < n; i++) {
         const bool in = logits[i] > keep.least || (logits[i] == keep.least && keep.equal-- > 0);
-        probability[i] = in ? weight(logits[i], logits[best], sampling) : 0;
-        total += (double)probability[i];
+        kept[i] = in ? probabilities[i] : 0;
+        total += (double)kept[i];
     }
     const loom_random4 random = loom_random(sampling->seed, LOOM_RANDOM_SAMPLE, step, 0);
     double left = total * (double)loom_random_uniform(random.word[0]);
     int32_t chosen = best;
     for (int64_t i = 0; i < n; i++) {
-        if (probability[i] <= 0) continue;
+        if (kept[i] <= 0) continue;
         chosen = (int32_t)i;
-        left -= (double)probability[i];
+        left -= (double)kept[i];
         if (left < 0) break;
     }
     return chosen;
@@ -132,13 +153,23 @@ static void append(context *c, int32_t token, int64_t T) {
     c->token[c->n++] = token;
 }
 
+/* What a token is chosen by: of a temperature of 0, the logits alone. */
+static bool next(loom_gpt *g, const context *c, float temperature, float *logits, float *probabilities,
+                 loom_error *error) {
+    const int32_t *tokens = c->token + c->run;
+    const int64_t n = c->n - c->run;
+    return temperature > 0
+               ? loom_gpt_next_probabilities(g, tokens, n, c->run, temperature, logits, probabilities, error)
+               : loom_gpt_next_logits(g, tokens, n, c->run, logits, error);
+}
+
 bool loom_gpt_generate(loom_gpt *g, const int32_t *prompt, int64_t n_prompt, int64_t count,
                        const loom_sampling *sampling, bool (*emit)(void *user, int32_t token), void *user,
                        loom_error *error) {
     LOOM_CHECK(n_prompt >= 1);
     const int64_t V = g->config.vocab_size;
     context c = {.token = malloc((size_t)g->T * sizeof(int32_t))};
-    float *logits = malloc(3 * (size_t)V * sizeof *logits);
+    float *logits = malloc(4 * (size_t)V * sizeof *logits); /* and probabilities, and what is sorted */
     bool ok = c.token && logits;
     if (!ok) loom_fail(error, "no memory to sample");
     if (ok) {
@@ -146,15 +177,15 @@ bool loom_gpt_generate(loom_gpt *g, const int32_t *prompt, int64_t n_prompt, int
         memcpy(c.token, prompt + (n_prompt - c.n), (size_t)c.n * sizeof *c.token);
     }
     for (int64_t i = 0; ok && i < count; i++) {
-        ok = loom_gpt_next_logits(g, c.token + c.run, c.n - c.run, c.run, logits, error);
+        ok = next(g, &c, sampling->temperature, logits, logits + V, error);
         if (!ok) break;
         c.run = c.n;
-        const int32_t next = loom_sample_logits(logits, V, sampling, (uint32_t)i, logits + V);
-        if (next < 0)
+        const int32_t token = loom_sample_token(logits, logits + V, V, sampling, (uint32_t)i, logits + 2 * V);
+        if (token < 0)
             ok = loom_fail(error, "the logits are no finite numbers: are the weights damaged, or too large for %s?",
                            loom_dtype_name(g->precision.storage));
-        if (!ok || !emit(user, next)) break;
-        append(&c, next, g->T);
+        if (!ok || !emit(user, token)) break;
+        append(&c, token, g->T);
     }
     free(c.token);
     free(logits);

@@ -78,6 +78,8 @@ void loom_gpt_visit(loom_gpt *gpt, loom_gpt_mode mode, loom_rows rows, bool accu
 loom_view loom_run_logits(const loom_gpt *gpt, int64_t rows);
 /* Of generation, the last row's, (Vp): in fp32 where the storage type is narrower. */
 loom_view loom_run_last_logits(const loom_gpt *gpt);
+/* Puts softmax(scale * logits) over the vocabulary in their place. */
+void loom_run_last_probabilities(loom_gpt *gpt, float scale);
 /* Bytes of all these while so many rows exist at a time. */
 size_t loom_logits_bytes(const loom_gpt *gpt, int64_t rows);
 

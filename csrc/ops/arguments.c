@@ -1,5 +1,8 @@
 #include "ops/arguments.h"
 
+#include <math.h>
+#include <stddef.h>
+
 /* Access, as the lists of ops.h say it. */
 enum { READ = 1, WRITTEN = 2, OPTIONAL = 4 };
 #define ADDED_IF(flag) (WRITTEN | (a->flag ? READ : 0))
@@ -80,6 +83,11 @@ static const char *check_gradients(const loom_view *a, const loom_view *b) {
     return loom_view_given(b) && a->dtype != b->dtype ? "two gradients of different dtypes" : NULL;
 }
 
+/* A softmax subtracts the largest value, which it is only before a scale above zero. */
+static const char *check_scale(float scale) {
+    return scale > 0 && scale < INFINITY ? NULL : "a scale that is no number above zero";
+}
+
 /* What is wrong between the arguments of an op whose views are each in order, or NULL. */
 static const char *check_together(loom_op op, const void *arguments) {
     const struct loom_attention_forward *attention = arguments;
@@ -103,6 +111,8 @@ static const char *check_together(loom_op op, const void *arguments) {
     case LOOM_OP_matmul_backward_weight: return check_gradients(&matmul_backward->dweight, &matmul_backward->dbias);
     case LOOM_OP_layernorm_forward:
         return loom_view_given(&layernorm->delta) && !loom_view_given(&layernorm->sum) ? "a delta without a sum" : NULL;
+    case LOOM_OP_softmax_forward: return check_scale(((const struct loom_softmax_forward *)arguments)->scale);
+    case LOOM_OP_softmax_backward: return check_scale(((const struct loom_softmax_backward *)arguments)->scale);
     case LOOM_OP_add: return check_add(arguments);
     case LOOM_OP_adamw: return check_adamw(arguments);
     default: return NULL;

@@ -315,6 +315,11 @@ void loom_gpt_evaluate(loom_gpt *gpt);
 bool loom_gpt_next_logits(loom_gpt *gpt, const int32_t *tokens, int64_t n, int64_t past, float *logits,
                           loom_error *error);
 
+/* The same, and then the device computes softmax(logits / temperature), vocab_size floats too. The temperature is above
+ * 0. */
+bool loom_gpt_next_probabilities(loom_gpt *gpt, const int32_t *tokens, int64_t n, int64_t past, float temperature,
+                                 float *logits, float *probabilities, loom_error *error);
+
 /* ------------------------------------------------------------------------------------------------------- generation */
 typedef struct loom_sampling {
     float temperature; /* 0: the most probable token */
@@ -323,10 +328,12 @@ typedef struct loom_sampling {
     uint64_t seed;
 } loom_sampling;
 
-/* Draws from logits (n) as `sampling` says; the random number is that of `step`. `scratch` holds 2n floats. -1 where a
- * logit is NaN or +infinity, or all are -infinity. */
-int32_t loom_sample_logits(const float *logits, int64_t n, const loom_sampling *sampling, uint32_t step,
-                           float *scratch);
+/* Draws one of n tokens as `sampling` says, by probabilities that are softmax(logits / temperature); the random number
+ * is that of `step`. Which token is more probable the logits decide, as different logits may have equal probabilities.
+ * A temperature of 0 reads no probabilities. `scratch` holds 2n floats. -1 where a logit is NaN or +infinity, or all
+ * are -infinity. */
+int32_t loom_sample_token(const float *logits, const float *probabilities, int64_t n, const loom_sampling *sampling,
+                          uint32_t step, float *scratch);
 
 /* Continues `prompt` (at least one token) by up to `count` tokens, handing each to `emit`, which may return false to
  * stop. Of a longer prompt the model sees the last T tokens. When the context is full its older half is dropped and the

@@ -315,17 +315,20 @@ struct loom_relu2_backward {
     VIEW(x, MODEL, READ)
 #define LOOM_OPS_relu2(OP) OP(relu2_forward) OP(relu2_backward)
 
-/* out = softmax(x) along the last dimension, by subtracting each row's largest element */
+/* out = softmax(scale * x) along the last dimension, as exp(scale * (x - max(x))) over the sum of these. A scale of
+ * 1 / temperature gives what is sampled from. */
 struct loom_softmax_forward {
     loom_view out, x; /* (N,C); may alias */
+    float scale;      /* above zero, and finite */
 };
 #define LOOM_VIEWS_softmax_forward(VIEW)                                                                               \
     VIEW(out, MODEL, WRITTEN)                                                                                          \
     VIEW(x, MODEL, READ)
 
-/* dx = out * (dout - sum(dout * out)) */
+/* dx = scale * out * (dout - sum(dout * out)) */
 struct loom_softmax_backward {
     loom_view dx, dout, out; /* (N,C); dx may alias dout */
+    float scale;
 };
 #define LOOM_VIEWS_softmax_backward(VIEW)                                                                              \
     VIEW(dx, MODEL, WRITTEN)                                                                                           \

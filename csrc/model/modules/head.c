@@ -26,7 +26,7 @@ static size_t bytes_of_rows(const loom_gpt *g, int64_t rows) {
     return (bytes + LOOM_ARENA_ALIGNMENT - 1) / LOOM_ARENA_ALIGNMENT * LOOM_ARENA_ALIGNMENT;
 }
 
-/* The host takes the last row's in fp32, or in fp64 if they are. */
+/* What is sampled from is the last row in fp32, or in fp64 if it is. */
 static bool are_narrow(const loom_gpt *g) {
     return loom_dtype_size(g->precision.storage) < sizeof(float);
 }
@@ -44,6 +44,13 @@ loom_view loom_run_last_logits(const loom_gpt *g) {
     const loom_view logits = loom_run_logits(g, 1);
     if (!are_narrow(g)) return logits;
     return loom_view_2d((void *)((uintptr_t)logits.data + bytes_of_rows(g, 1)), LOOM_F32, 1, g->padded_vocabulary);
+}
+
+void loom_run_last_probabilities(loom_gpt *g, float scale) {
+    const loom_view row = loom_run_last_logits(g);
+    const loom_view vocabulary = loom_view_2d(row.data, row.dtype, 1, g->config.vocab_size);
+    g->ctx.ops->softmax_forward(&g->ctx,
+                                &(struct loom_softmax_forward){.out = vocabulary, .x = vocabulary, .scale = scale});
 }
 
 static int64_t at_most(int64_t n, int64_t most) {
