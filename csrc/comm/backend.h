@@ -58,9 +58,14 @@ static inline loom_comm_base *loom_comm_base_of(const loom_comm *comm) {
     return (loom_comm_base *)(uintptr_t)comm;
 }
 
-bool loom_comm_self_open(loom_comm **comm, const loom_comm_options *options, loom_error *error);
-bool loom_comm_mpi_open(loom_comm **comm, const loom_comm_options *options, loom_error *error);
-bool loom_comm_nccl_open(loom_comm **comm, const loom_comm_options *options, loom_error *error);
+/* Open a communicator of each back end. `control` is another one that connects the same ranks, or NULL: nccl uses it for
+ * what is on host memory, and closes it, also where it cannot be opened itself. self and mpi are given none. */
+bool loom_comm_self_open(loom_comm **comm, const loom_comm_options *options, loom_comm *control, loom_error *error);
+bool loom_comm_mpi_open(loom_comm **comm, const loom_comm_options *options, loom_comm *control, loom_error *error);
+bool loom_comm_nccl_open(loom_comm **comm, const loom_comm_options *options, loom_comm *control, loom_error *error);
+
+/* Whether NCCL can be loaded, and the id's file be named. */
+bool loom_comm_nccl_check(const loom_comm_options *options, loom_error *error);
 
 /* Keeps a failure, of this rank's alone or of all (the first counts), and returns false with it as the error. */
 bool loom_comm_failed(loom_comm *comm, const loom_error *why, loom_error *error);

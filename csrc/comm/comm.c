@@ -38,29 +38,51 @@ static const char *fitting_backend(void) {
     return loom_started_by_mpi() ? "mpi" : loom_started_by_torchrun() ? "nccl" : "self";
 }
 
-/* Ranks that do not find each other would each train the whole, in one place. */
-static bool check_company(loom_comm **comm, loom_error *error) {
-    if ((*comm)->size > 1 || loom_is_alone(error)) return true;
-    loom_comm_close(*comm);
-    *comm = NULL;
-    return false;
+/* Back ends, in the order in which messages list them. */
+typedef struct backend_row {
+    const char *name;
+    /* What is refused before other ranks are looked for; NULL: nothing. */
+    bool (*check)(const loom_comm_options *options, loom_error *error);
+    bool (*open)(loom_comm **comm, const loom_comm_options *options, loom_comm *control, loom_error *error);
+    bool has_control; /* under mpirun, MPI is its control communicator */
+} backend_row;
+
+static const backend_row backends[] = {{.name = "self", .open = loom_comm_self_open},
+                                       {.name = "mpi", .open = loom_comm_mpi_open},
+                                       {"nccl", loom_comm_nccl_check, loom_comm_nccl_open, true}};
+enum { BACKENDS = sizeof backends / sizeof *backends };
+
+static const backend_row *find_backend(const char *name, loom_error *error) {
+    const char *names[BACKENDS + 2] = {"auto"};
+    for (int i = 0; i < BACKENDS; i++) {
+        if (!strcmp(name, backends[i].name)) return &backends[i];
+        names[i + 1] = backends[i].name;
+    }
+    const char *nearest = loom_nearest_name(name, names);
+    loom_fail(error, "--comm: '%s' is no communicator; %s%s%sthere are auto, self, mpi, nccl", name,
+              nearest ? "did you mean " : "", nearest ? nearest : "", nearest ? "? " : "");
+    return NULL;
 }
 
 bool loom_comm_open(loom_comm **comm, const loom_comm_options *options, loom_error *error) {
-    static const char *const names[] = {"auto", "self", "mpi", "nccl", NULL};
     loom_comm_options filled = options ? *options : (loom_comm_options){0};
     if (!filled.backend) filled.backend = "auto";
     if (filled.timeout <= 0) filled.timeout = DEFAULT_TIMEOUT;
     *comm = NULL;
     if (loom_launched()) write_to_launcher(LOOM_RANK_READY);
     const bool automatic = !strcmp(filled.backend, "auto");
-    const char *name = automatic ? fitting_backend() : filled.backend;
-    if (!strcmp(name, "self")) return (!automatic || loom_is_alone(error)) && loom_comm_self_open(comm, &filled, error);
-    if (!strcmp(name, "mpi")) return loom_comm_mpi_open(comm, &filled, error) && check_company(comm, error);
-    if (!strcmp(name, "nccl")) return loom_comm_nccl_open(comm, &filled, error) && check_company(comm, error);
-    const char *nearest = loom_nearest_name(name, names);
-    return loom_fail(error, "--comm: '%s' is no communicator; %s%s%sthere are auto, self, mpi, nccl", name,
-                     nearest ? "did you mean " : "", nearest ? nearest : "", nearest ? "? " : "");
+    const backend_row *backend = find_backend(automatic ? fitting_backend() : filled.backend, error);
+    if (!backend || (backend->check && !backend->check(&filled, error))) return false;
+    loom_comm *control = NULL;
+    if (backend->has_control && loom_started_by_mpi() && !loom_comm_mpi_open(&control, &filled, NULL, error))
+        return false;
+    if (!backend->open(comm, &filled, control, error)) return false;
+    /* Ranks that do not find each other would each train the whole, in one place. `self` was asked for by name. */
+    const bool may_be_alone = (*comm)->size > 1 || (!automatic && backend->open == loom_comm_self_open);
+    if (may_be_alone || loom_is_alone(error)) return true;
+    loom_comm_close(*comm);
+    *comm = NULL;
+    return false;
 }
 
 bool loom_comm_attach(loom_comm *comm, loom_device *device, size_t staging, loom_error *error) {

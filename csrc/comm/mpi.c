@@ -674,7 +674,8 @@ static bool open_mpi(mpi *m, loom_error *error) {
     return ok;
 }
 
-bool loom_comm_mpi_open(loom_comm **comm, const loom_comm_options *options, loom_error *error) {
+bool loom_comm_mpi_open(loom_comm **comm, const loom_comm_options *options, loom_comm *control, loom_error *error) {
+    LOOM_CHECK(!control);
     static const loom_comm_backend backend = {.attach = attach,
                                               .post = post,
                                               .wait = wait,

@@ -1,6 +1,8 @@
 /* One rank: sums are what is there, and what moves is copied. */
 #include "comm/backend.h"
 
+#include "base/check.h"
+
 #include <stdlib.h>
 #include <stdio.h>
 #include <string.h>
@@ -59,7 +61,8 @@ static void close_self(loom_comm *comm) {
     free(comm);
 }
 
-bool loom_comm_self_open(loom_comm **comm, const loom_comm_options *options, loom_error *error) {
+bool loom_comm_self_open(loom_comm **comm, const loom_comm_options *options, loom_comm *control, loom_error *error) {
+    LOOM_CHECK(!control);
     static const loom_comm_backend backend = {.attach = attach,
                                               .post = post,
                                               .wait = wait,
