@@ -1,7 +1,7 @@
 /* The ground floor: random numbers, the arena, checked files, nearest names, errors, views. */
 #include "base/check.h"
 #include "base/file.h"
-#include "base/finite.h"
+#include "ops/finite.h"
 #include "base/lock.h"
 #include "base/lock_holder.h"
 #include "base/nearest.h"

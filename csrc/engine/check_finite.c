@@ -2,7 +2,7 @@
  * slow, and the same bits. */
 #include "engine/trainer.h"
 
-#include "base/finite.h"
+#include "ops/finite.h"
 
 #include <stddef.h>
 #include <stdio.h>

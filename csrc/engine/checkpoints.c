@@ -4,7 +4,7 @@
 
 #include "base/check.h"
 #include "base/file.h"
-#include "base/finite.h"
+#include "ops/finite.h"
 #include "base/printable.h"
 #include "checkpoint/directory.h"
 

@@ -6,7 +6,6 @@
 
 #include <ctype.h>
 #include <inttypes.h>
-#include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -357,16 +356,6 @@ int64_t loom_trainer_steps_done(const loom_trainer *t) {
 
 const char *loom_trainer_note(const loom_trainer *t) {
     return t->note;
-}
-
-void loom_trainer_add_note(loom_trainer *t, const char *format, ...) {
-    const size_t used = strlen(t->note), room = sizeof t->note - used;
-    va_list arguments;
-    if (room < 2) return;
-    if (used) strcat(t->note, "\n");
-    va_start(arguments, format);
-    vsnprintf(t->note + strlen(t->note), sizeof t->note - strlen(t->note), format, arguments);
-    va_end(arguments);
 }
 
 float loom_trainer_loss_scale(const loom_trainer *t) {

@@ -1,4 +1,5 @@
-/* The inside of a model: what create.c (lay-out), gpt.c (playing the tape), generate.c and the modules share. */
+/* The inside of a model: what create.c (lay-out), gpt.c (playing the tape), views.c (views of its buffers), generate.c
+ * and the modules share. */
 #ifndef LOOM_MODEL_GPT_H
 #define LOOM_MODEL_GPT_H
 

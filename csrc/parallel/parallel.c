@@ -26,17 +26,6 @@ int64_t loom_micro_batches(int64_t sequences, int64_t B, const loom_sharding *sh
     return sequences / B / ranks_of(sharding);
 }
 
-loom_reduction loom_parallel_reduction(const loom_parallel *p) {
-    if (p->sharding.deterministic) return LOOM_REDUCE_TREE;
-    if (p->sharding.ranks == 1) return LOOM_REDUCE_NOTHING;
-    static const loom_reduction by_stage[] = {LOOM_REDUCE_ALL, LOOM_REDUCE_SCATTER, LOOM_REDUCE_EACH, LOOM_REDUCE_EACH};
-    return by_stage[p->sharding.zero];
-}
-
-bool loom_parallel_is_block(const loom_parallel *p, int bucket) {
-    return loom_gpt_place(p->gpt, bucket) >= 2;
-}
-
 /* -------------------------------------------------------------------------------------------------------------- memory */
 
 /* What arrives from other ranks: a share for each place of REDUCE_EACH; all shares but the own one of REDUCE_TREE. */
@@ -125,21 +114,4 @@ bool loom_parallel_is_quiet(const loom_parallel *p, int64_t i) {
 
 bool loom_parallel_updates_quietly(const loom_parallel *p) {
     return p->sharding.zero == 0;
-}
-
-void loom_parallel_add(loom_parallel *p, void *out, void *a, void *b, int64_t count) {
-    loom_context *ctx = loom_gpt_get_context(p->gpt);
-    const loom_dtype dtype = loom_gpt_get_precision(p->gpt)->gradient;
-    ctx->ops->add(ctx, &(struct loom_add){.out = loom_view_1d(out, dtype, count),
-                                          .a = loom_view_1d(a, dtype, count),
-                                          .b = loom_view_1d(b, dtype, count)});
-}
-
-void loom_parallel_wait(loom_parallel *p, loom_ticket *ticket) {
-    if (*ticket && !p->failed) p->failed = !loom_comm_wait(p->comm, *ticket, NULL, &p->failure);
-    *ticket = 0;
-}
-
-bool loom_parallel_ok(const loom_parallel *p, loom_error *error) {
-    return !p->failed || loom_fail(error, "%s", p->failure.message);
 }
