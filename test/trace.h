@@ -539,11 +539,11 @@ class Tracer {
                           (uintptr_t)o.out);
         }
         text += " after=s" + std::to_string(number(after)) + "\n";
-        tickets_.push_back(own_name(""));
+        op_ids_.push_back(own_name(""));
         count_++;
     }
-    void await(loom_ticket ticket, loom_stream *stream) {
-        line("s%d awaits %s", number(stream), tickets_[(size_t)ticket - 1].c_str());
+    void await(loom_comm_op_id op_id, loom_stream *stream) {
+        line("s%d awaits %s", number(stream), op_ids_[(size_t)op_id - 1].c_str());
     }
 
   private:
@@ -551,7 +551,7 @@ class Tracer {
     Memory memory_;  /* who wrote what lies there */
     Memory lasting_; /* what has a name for as long as the model lives */
     std::vector<std::string> writers_;
-    std::vector<std::string> tickets_;
+    std::vector<std::string> op_ids_;
     std::vector<std::pair<void *, size_t>> reserved_;
     std::string section_;
     int count_ = 0, streams_ = 0, marks_ = 0;
@@ -672,8 +672,8 @@ class Ranks {
         backend_.post = [](loom_comm *comm, const loom_comm_operation *operation, loom_stream *after) {
             of(comm)->communicate(comm, *operation, after);
         };
-        backend_.wait = [](loom_comm *comm, loom_ticket ticket, loom_stream *stream, loom_error *) {
-            of(comm)->await(ticket, stream);
+        backend_.wait = [](loom_comm *comm, loom_comm_op_id op_id, loom_stream *stream, loom_error *) {
+            of(comm)->await(op_id, stream);
             return true;
         };
         backend_.synchronize = [](loom_comm *comm, loom_stream *stream, loom_error *error) {

@@ -27,13 +27,13 @@ typedef struct loom_comm_operation {
     int64_t count;      /* of an exchange: received */
     int64_t send_count; /* of an exchange */
     int from, to;       /* of an exchange; `from` is a broadcast's root */
-    loom_ticket number;
+    loom_comm_op_id number;
 } loom_comm_operation;
 
 /* A communicator of any back end begins with it. */
 typedef struct loom_comm_base {
     loom_comm comm; /* first */
-    loom_ticket posted;
+    loom_comm_op_id posted;
     bool failed;        /* as far as the caller's thread knows */
     loom_error failure; /* then */
     bool times_waiting; /* the back end itself adds to the traffic's seconds_waited */
@@ -44,7 +44,7 @@ typedef struct loom_comm_backend {
     bool (*attach)(loom_comm *comm, size_t staging, loom_error *error);
     /* Puts an operation on device memory in. */
     void (*post)(loom_comm *comm, const loom_comm_operation *operation, loom_stream *after);
-    bool (*wait)(loom_comm *comm, loom_ticket ticket, loom_stream *stream, loom_error *error);
+    bool (*wait)(loom_comm *comm, loom_comm_op_id op_id, loom_stream *stream, loom_error *error);
     bool (*synchronize)(loom_comm *comm, loom_stream *stream, loom_error *error);
     /* Runs an operation on host memory to its end. */
     bool (*run)(loom_comm *comm, const loom_comm_operation *operation, loom_error *error);

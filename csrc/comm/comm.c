@@ -156,42 +156,42 @@ static void number(loom_comm *comm, loom_comm_operation *o) {
     comm->traffic.bytes += loom_comm_rows_in(comm, o) * count * (int64_t)loom_dtype_size(o->dtype);
 }
 
-static loom_ticket post(loom_comm *comm, loom_stream *after, loom_comm_operation o) {
+static loom_comm_op_id post(loom_comm *comm, loom_stream *after, loom_comm_operation o) {
     LOOM_CHECK(comm->device);
     number(comm, &o);
     if (!loom_comm_base_of(comm)->failed) comm->backend->post(comm, &o, after);
     return o.number;
 }
 
-loom_ticket loom_comm_all_reduce(loom_comm *comm, loom_stream *after, void *out, const void *in, int64_t count,
-                                 loom_dtype dtype) {
+loom_comm_op_id loom_comm_all_reduce(loom_comm *comm, loom_stream *after, void *out, const void *in, int64_t count,
+                                     loom_dtype dtype) {
     return post(comm, after,
                 (loom_comm_operation){.kind = LOOM_ALL_REDUCE, .dtype = dtype, .out = out, .in = in, .count = count});
 }
 
-loom_ticket loom_comm_reduce_scatter(loom_comm *comm, loom_stream *after, void *out, const void *in, int64_t count,
-                                     loom_dtype dtype) {
+loom_comm_op_id loom_comm_reduce_scatter(loom_comm *comm, loom_stream *after, void *out, const void *in, int64_t count,
+                                         loom_dtype dtype) {
     return post(
         comm, after,
         (loom_comm_operation){.kind = LOOM_REDUCE_SCATTER, .dtype = dtype, .out = out, .in = in, .count = count});
 }
 
-loom_ticket loom_comm_all_gather(loom_comm *comm, loom_stream *after, void *out, const void *in, int64_t count,
-                                 loom_dtype dtype) {
+loom_comm_op_id loom_comm_all_gather(loom_comm *comm, loom_stream *after, void *out, const void *in, int64_t count,
+                                     loom_dtype dtype) {
     return post(comm, after,
                 (loom_comm_operation){.kind = LOOM_ALL_GATHER, .dtype = dtype, .out = out, .in = in, .count = count});
 }
 
-loom_ticket loom_comm_broadcast(loom_comm *comm, loom_stream *after, void *buffer, int64_t count, loom_dtype dtype,
-                                int root) {
+loom_comm_op_id loom_comm_broadcast(loom_comm *comm, loom_stream *after, void *buffer, int64_t count, loom_dtype dtype,
+                                    int root) {
     LOOM_CHECK(root >= 0);
     return post(comm, after,
                 (loom_comm_operation){
                     .kind = LOOM_BROADCAST, .dtype = dtype, .out = buffer, .in = buffer, .count = count, .from = root});
 }
 
-loom_ticket loom_comm_exchange(loom_comm *comm, loom_stream *after, void *out, int64_t receive_count, int from,
-                               const void *in, int64_t send_count, int to, loom_dtype dtype) {
+loom_comm_op_id loom_comm_exchange(loom_comm *comm, loom_stream *after, void *out, int64_t receive_count, int from,
+                                   const void *in, int64_t send_count, int to, loom_dtype dtype) {
     return post(comm, after,
                 (loom_comm_operation){.kind = LOOM_EXCHANGE,
                                       .dtype = dtype,
@@ -209,11 +209,11 @@ static bool still_good(loom_comm *comm, loom_error *error) {
     return !base->failed || loom_fail(error, "%s", base->failure.message);
 }
 
-bool loom_comm_wait(loom_comm *comm, loom_ticket ticket, loom_stream *stream, loom_error *error) {
-    LOOM_CHECK(ticket <= loom_comm_base_of(comm)->posted);
+bool loom_comm_wait(loom_comm *comm, loom_comm_op_id op_id, loom_stream *stream, loom_error *error) {
+    LOOM_CHECK(op_id <= loom_comm_base_of(comm)->posted);
     if (!still_good(comm, error)) return false;
     const double begin = loom_seconds_now();
-    const bool ok = comm->backend->wait(comm, ticket, stream, error);
+    const bool ok = comm->backend->wait(comm, op_id, stream, error);
     if (!loom_comm_base_of(comm)->times_waiting) comm->traffic.seconds_waited += loom_seconds_now() - begin;
     return ok;
 }

@@ -51,7 +51,7 @@ typedef struct mpi {
     pthread_cond_t changed;
     loom_comm_operation queue[QUEUE]; /* operation n at n % QUEUE */
     loom_event *ready[QUEUE];         /* behind what its input waits for */
-    loom_ticket put, completed;
+    loom_comm_op_id put, completed;
     double held_up, held_up_since; /* seconds of operations for the device's own work; 0: not now */
     int64_t step;
     bool patient;
@@ -66,7 +66,7 @@ typedef struct mpi {
     bool quiet; /* as it aborts */
     int status;
 
-    loom_ticket begun;      /* the communication thread's own: the operation it is in, or was in last */
+    loom_comm_op_id begun;  /* the communication thread's own: the operation it is in, or was in last */
     int64_t own_step;       /* when that began */
     bool own_patience;      /* then, too */
     double looked;          /* when it last looked for notes */
@@ -499,7 +499,7 @@ static void *communicate(void *communicator) {
     while (!m->closing && m->answers) {
         if (!m->blaming && (m->failed || m->completed == m->put)) idle(m);
         const bool work = !m->failed && m->completed < m->put;
-        const loom_ticket next = m->completed + 1;
+        const loom_comm_op_id next = m->completed + 1;
         const loom_comm_operation operation = m->queue[next % QUEUE];
         loom_event *ready = m->ready[next % QUEUE];
         if (work) {
@@ -528,12 +528,12 @@ static double held_up(const mpi *m) {
 }
 
 /* With the lock held: until the operation is done, or something failed. */
-static bool wait_locked(mpi *m, loom_ticket ticket) {
+static bool wait_locked(mpi *m, loom_comm_op_id op_id) {
     const double begin = loom_seconds_now(), held_up_before = held_up(m);
-    while (m->completed < ticket && !m->failed) pthread_cond_wait(&m->changed, &m->lock);
+    while (m->completed < op_id && !m->failed) pthread_cond_wait(&m->changed, &m->lock);
     const double seconds = loom_seconds_now() - begin - (held_up(m) - held_up_before);
     if (seconds > 0) m->base.comm.traffic.seconds_waited += seconds;
-    return m->completed >= ticket;
+    return m->completed >= op_id;
 }
 
 static bool tell(mpi *m, loom_error *error) {
@@ -541,11 +541,11 @@ static bool tell(mpi *m, loom_error *error) {
     return loom_comm_failed(&m->base.comm, &m->failure, error);
 }
 
-static bool wait(loom_comm *comm, loom_ticket ticket, loom_stream *stream, loom_error *error) {
+static bool wait(loom_comm *comm, loom_comm_op_id op_id, loom_stream *stream, loom_error *error) {
     mpi *m = mpi_of(comm);
     (void)stream; /* the host has waited, and whatever it puts in comes later */
     pthread_mutex_lock(&m->lock);
-    const bool ok = wait_locked(m, ticket) || tell(m, error);
+    const bool ok = wait_locked(m, op_id) || tell(m, error);
     pthread_mutex_unlock(&m->lock);
     return ok;
 }
@@ -571,7 +571,7 @@ static bool run(loom_comm *comm, const loom_comm_operation *o, loom_error *error
     return wait(comm, o->number, NULL, error);
 }
 
-void loom_comm_mpi_tell(loom_comm *comm, loom_ticket number, int64_t step) {
+void loom_comm_mpi_tell(loom_comm *comm, loom_comm_op_id number, int64_t step) {
     mpi_of(comm)->told_step = step;
     mpi_of(comm)->told = number;
 }

@@ -5,7 +5,7 @@
 #include "comm/backend.h"
 
 /* Tells other ranks, when they ask, that this one has put in operation `number` of another back end, in `step`. */
-void loom_comm_mpi_tell(loom_comm *comm, loom_ticket number, int64_t step);
+void loom_comm_mpi_tell(loom_comm *comm, loom_comm_op_id number, int64_t step);
 
 /* The error of an operation of another back end that has taken so many seconds, too long: which ranks it waits for. Sets
  * comm->reports. */

@@ -36,8 +36,8 @@ typedef struct nccl {
     loom_event *begun[MARKED], *done[MARKED]; /* before and behind operation n, at n % MARKED */
     loom_event *end;                          /* of what the host waits for */
     loom_comm_operation recent[MARKED];
-    loom_ticket oldest;  /* that may not be done; before it all are */
-    double oldest_since; /* when it was seen to wait for other ranks; 0: it was not */
+    loom_comm_op_id oldest; /* that may not be done; before it all are */
+    double oldest_since;    /* when it was seen to wait for other ranks; 0: it was not */
     double looked;
     stall *stalls; /* the first `stalled` are not added up yet; the others are there to be taken */
     int stalled, n_stalls;
@@ -126,7 +126,7 @@ static bool timed_out(nccl *n, const loom_comm_operation *o, double seconds, loo
 /* Whether the oldest operation that is not done, but could be as far as this rank goes, waits for too long. */
 static bool look_at_operations(nccl *n, loom_error *error) {
     loom_device *device = n->base.comm.device;
-    const loom_ticket posted = n->base.posted;
+    const loom_comm_op_id posted = n->base.posted;
     bool reached;
     if (n->oldest + MARKED <= posted) n->oldest = posted - MARKED + 1, n->oldest_since = 0;
     for (; n->oldest <= posted; n->oldest++, n->oldest_since = 0) {
@@ -246,15 +246,15 @@ static bool add_stalls(nccl *n, loom_error *error) {
 }
 
 /* The stream waits on the device, and how long is found out when it is done. */
-static bool wait(loom_comm *comm, loom_ticket ticket, loom_stream *stream, loom_error *error) {
+static bool wait(loom_comm *comm, loom_comm_op_id op_id, loom_stream *stream, loom_error *error) {
     nccl *n = nccl_of(comm);
     loom_device *device = comm->device;
     if (!look_at_group(n, error)) return false;
-    if (ticket <= 0) return true;
+    if (op_id <= 0) return true;
     const stall *s = take_stall(n, error);
     if (!s) return false;
     device->event_record(device, s->begin, stream);
-    device->stream_wait_event(device, stream, n->done[ticket % MARKED]);
+    device->stream_wait_event(device, stream, n->done[op_id % MARKED]);
     device->event_record(device, s->end, stream);
     return true;
 }

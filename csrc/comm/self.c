@@ -33,8 +33,8 @@ static void post(loom_comm *comm, const loom_comm_operation *o, loom_stream *aft
         device->copy(device, stream, o->out, o->in, bytes_of(o), LOOM_DEVICE_TO_DEVICE);
 }
 
-static bool wait(loom_comm *comm, loom_ticket ticket, loom_stream *stream, loom_error *error) {
-    (void)ticket, (void)error;
+static bool wait(loom_comm *comm, loom_comm_op_id op_id, loom_stream *stream, loom_error *error) {
+    (void)op_id, (void)error;
     if (comm->device) comm->device->stream_wait_stream(comm->device, stream, self_of(comm)->stream);
     return true;
 }

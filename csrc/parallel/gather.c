@@ -66,8 +66,8 @@ void loom_parallel_after_sums(void *user) {
     const int ranks = p->sharding.ranks, rank = p->sharding.rank;
     if (ranks == 1) return;
     const int64_t own = o->sequences / ranks;
-    loom_ticket last = loom_comm_all_gather(p->comm, NULL, o->losses, loom_element(o->losses, rank * own, dtype), own,
-                                            dtype);
+    loom_comm_op_id last = loom_comm_all_gather(p->comm, NULL, o->losses, loom_element(o->losses, rank * own, dtype),
+                                                own, dtype);
     if (p->sharding.zero >= 1) last = loom_comm_all_reduce(p->comm, NULL, o->squares, o->squares, o->n_squares, dtype);
     loom_parallel_wait(p, &last);
 }

@@ -3,7 +3,7 @@
 /* A rank's gradients on their way into the sum over ranks. */
 
 /* Of zero 0 all ranks have all sums again. */
-static loom_ticket return_sums(loom_parallel *p, int bucket) {
+static loom_comm_op_id return_sums(loom_parallel *p, int bucket) {
     const loom_dtype dtype = loom_gpt_get_precision(p->gpt)->gradient;
     const int64_t share = loom_gpt_get_layout(p->gpt)->bucket[bucket].elements / p->sharding.ranks;
     void *all = loom_gpt_bucket_gradients(p->gpt, bucket);
@@ -32,7 +32,7 @@ static void take_place(loom_parallel *p, int bucket) {
     p->in_place[place] = bucket;
 }
 
-static loom_ticket reduce_scatter(loom_parallel *p, int bucket, void *out) {
+static loom_comm_op_id reduce_scatter(loom_parallel *p, int bucket, void *out) {
     return loom_comm_reduce_scatter(p->comm, NULL, out, loom_gpt_bucket_gradients(p->gpt, bucket),
                                     loom_gpt_get_shard(p->gpt, bucket)->elements,
                                     loom_gpt_get_precision(p->gpt)->gradient);

@@ -20,9 +20,9 @@ void loom_parallel_add(loom_parallel *p, void *out, void *a, void *b, int64_t co
                                           .b = loom_view_1d(b, dtype, count)});
 }
 
-void loom_parallel_wait(loom_parallel *p, loom_ticket *ticket) {
-    if (*ticket && !p->failed) p->failed = !loom_comm_wait(p->comm, *ticket, NULL, &p->failure);
-    *ticket = 0;
+void loom_parallel_wait(loom_parallel *p, loom_comm_op_id *op_id) {
+    if (*op_id && !p->failed) p->failed = !loom_comm_wait(p->comm, *op_id, NULL, &p->failure);
+    *op_id = 0;
 }
 
 bool loom_parallel_ok(const loom_parallel *p, loom_error *error) {

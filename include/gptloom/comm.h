@@ -9,7 +9,7 @@
  * `after` holds at the call, and nothing waits for it before loom_comm_wait(). Until then its input may not be written
  * and its output not be touched. Operations run in the order in which they were put in; any number may be outstanding.
  *
- *     loom_ticket sum = loom_comm_all_reduce(comm, NULL, gradient, gradient, n, LOOM_F32);
+ *     loom_comm_op_id sum = loom_comm_all_reduce(comm, NULL, gradient, gradient, n, LOOM_F32);
  *     ...                                            more work in the default stream, which runs beside it
  *     loom_comm_wait(comm, sum, NULL, error);        the default stream's next work comes after the sum
  *
@@ -71,7 +71,7 @@ typedef struct loom_comm {
 } loom_comm;
 
 /* The number of an operation, from 1. */
-typedef int64_t loom_ticket;
+typedef int64_t loom_comm_op_id;
 
 /* Finds the other ranks and fills rank, size, local_rank and local_size. Errors: a library that is not there (and how
  * to get it), variables of the environment that make no sense, ranks that do not come within the time limit, or that
@@ -97,30 +97,30 @@ void loom_comm_close(loom_comm *comm);
  * the same bits. What only moves takes all types. */
 
 /* out (count) = the sum of all ranks' in (count). In place if out == in; else they do not overlap. */
-loom_ticket loom_comm_all_reduce(loom_comm *comm, loom_stream *after, void *out, const void *in, int64_t count,
-                                 loom_dtype dtype);
-
-/* out (count) = rank's part of the sum of all ranks' in (size, count). In place if out == in + rank * count. */
-loom_ticket loom_comm_reduce_scatter(loom_comm *comm, loom_stream *after, void *out, const void *in, int64_t count,
+loom_comm_op_id loom_comm_all_reduce(loom_comm *comm, loom_stream *after, void *out, const void *in, int64_t count,
                                      loom_dtype dtype);
 
+/* out (count) = rank's part of the sum of all ranks' in (size, count). In place if out == in + rank * count. */
+loom_comm_op_id loom_comm_reduce_scatter(loom_comm *comm, loom_stream *after, void *out, const void *in, int64_t count,
+                                         loom_dtype dtype);
+
 /* out (size, count) = every rank's in (count). In place if in == out + rank * count. */
-loom_ticket loom_comm_all_gather(loom_comm *comm, loom_stream *after, void *out, const void *in, int64_t count,
-                                 loom_dtype dtype);
+loom_comm_op_id loom_comm_all_gather(loom_comm *comm, loom_stream *after, void *out, const void *in, int64_t count,
+                                     loom_dtype dtype);
 
 /* buffer (count) of all ranks = that of rank `root`. */
-loom_ticket loom_comm_broadcast(loom_comm *comm, loom_stream *after, void *buffer, int64_t count, loom_dtype dtype,
-                                int root);
+loom_comm_op_id loom_comm_broadcast(loom_comm *comm, loom_stream *after, void *buffer, int64_t count, loom_dtype dtype,
+                                    int root);
 
 /* Sends in (send_count) to rank `to` and receives out (receive_count) from rank `from`; -1 is no rank, and a rank
  * without part calls it with two of them. Each receives what is sent to it in the same exchange: counts agree. The two
  * do not overlap. */
-loom_ticket loom_comm_exchange(loom_comm *comm, loom_stream *after, void *out, int64_t receive_count, int from,
-                               const void *in, int64_t send_count, int to, loom_dtype dtype);
+loom_comm_op_id loom_comm_exchange(loom_comm *comm, loom_stream *after, void *out, int64_t receive_count, int from,
+                                   const void *in, int64_t send_count, int to, loom_dtype dtype);
 
 /* What is put into `stream` from now on comes after the operation (and those before it). On the mpi back end the host
  * waits. False if an operation failed: the error names it, its number and, as far as that can be known, the rank. */
-bool loom_comm_wait(loom_comm *comm, loom_ticket ticket, loom_stream *stream, loom_error *error);
+bool loom_comm_wait(loom_comm *comm, loom_comm_op_id op_id, loom_stream *stream, loom_error *error);
 
 /* The host waits for what the stream holds, as the device's own synchronize, but no longer than the time limit for
  * operations that the stream waits for: with many ranks, the way in which the host waits for a step. */

@@ -49,12 +49,12 @@ typedef struct loom_parallel {
     void *level[LOOM_MOST_LEVELS]; /* deterministic: sums of 1, 2, 4 .. micro-batches, in the layout */
     void *arrived[LOOM_PLACES]; /* zero 2, 3: a share of the sum over ranks; deterministic: other ranks' sums of it */
     int in_place[LOOM_PLACES];  /* the bucket that has it now; -1: none */
-    loom_ticket *reduction;     /* [n_buckets] under way; 0: none */
-    loom_ticket *returning;     /* [n_buckets] deterministic, zero 0: sums on their way to all */
+    loom_comm_op_id *reduction; /* [n_buckets] under way; 0: none */
+    loom_comm_op_id *returning; /* [n_buckets] deterministic, zero 0: sums on their way to all */
     bool *adds;                 /* [n_buckets] what arrives is to be added to the share */
     /* Weights. */
-    loom_ticket *gathering;    /* [n_buckets] under way, or done but not waited for; 0: none */
-    int gathered[LOOM_PLACES]; /* zero 3: the block whose weights are there; -1: none */
+    loom_comm_op_id *gathering; /* [n_buckets] under way, or done but not waited for; 0: none */
+    int gathered[LOOM_PLACES];  /* zero 3: the block whose weights are there; -1: none */
 } loom_parallel;
 
 /* Memory for a rank's `micro_batches` in a step; once measuring, once for real. The model is laid out. */
