@@ -412,9 +412,9 @@ void slow() {
 }
 
 /* Rank 1 is at work alone for longer than the limit: before what is on host memory, and in a step. */
-void patient() {
+void long_timeout() {
     const auto work = [] { usleep((useconds_t)(1.5e6 * limit)); };
-    comm->patient = true;
+    comm->long_timeout = true;
     require([](loom_error *error) { return loom_comm_barrier(comm, error); });
     if (comm->rank == 0) comm->timeout = limit;
     if (comm->rank == 1) work();
@@ -422,8 +422,8 @@ void patient() {
     steps(work);
 }
 
-void patient_hang() {
-    comm->patient = true;
+void long_timeout_hang() {
+    comm->long_timeout = true;
     hang();
 }
 
@@ -530,8 +530,8 @@ int main(int argc, char **argv) {
                                                                 {"host", host},
                                                                 {"hang", hang},
                                                                 {"slow", slow},
-                                                                {"patient", patient},
-                                                                {"patient_hang", patient_hang},
+                                                                {"long_timeout", long_timeout},
+                                                                {"long_timeout_hang", long_timeout_hang},
                                                                 {"own_work", own_work},
                                                                 {"stop", stop},
                                                                 {"stop_in_pairs", stop_in_pairs},

@@ -174,8 +174,8 @@ TEST_F(Mpi, ARankThatGetsNoProcessorForAWhileIsNotNamed) {
 }
 
 TEST_F(Mpi, ThoseAtWorkAloneHaveTenTimesTheLimit) {
-    all_works(2, "cpu 120 1", "", "patient");
-    all_end(mpirun(2, "patient_hang mpi cpu 120 0.5"),
+    all_works(2, "cpu 120 1", "", "long_timeout");
+    all_end(mpirun(2, "long_timeout_hang mpi cpu 120 0.5"),
             "gptloom: rank 1 did not come to all_reduce 3 (1000 of fp32) within 5 s: in step 2, "
             "while the others are in step 3");
 }
@@ -373,7 +373,7 @@ TEST_F(Nccl, AHungRankEndsTheOthers) {
 }
 
 TEST_F(Nccl, ThoseAtWorkAloneHaveTenTimesTheLimit) {
-    all_works(torchrun(2, "patient nccl cuda 120 1", at_port(free_port())));
+    all_works(torchrun(2, "long_timeout nccl cuda 120 1", at_port(free_port())));
 }
 
 TEST_F(Nccl, AnErrorOfTheLibraryNamesCallAndRank) {
@@ -415,7 +415,7 @@ TEST_F(NcclUnderMpi, Works) {
 }
 
 TEST_F(NcclUnderMpi, ThoseAtWorkAloneHaveTenTimesTheLimit) {
-    const Outcome o = mpirun(2, "patient nccl cuda 120 1", library);
+    const Outcome o = mpirun(2, "long_timeout nccl cuda 120 1", library);
     EXPECT_EQ(o.status, 0) << o.output;
     EXPECT_EQ(o.output, "");
 }

@@ -4,8 +4,8 @@
 
 #include "gptloom/comm.h"
 
-/* How many times the limit a patient operation waits for ranks that are at work alone. */
-enum { LOOM_COMM_PATIENCE = 10 };
+/* How many times the limit a long timeout is, for ranks that others wait for while they work by themselves. */
+enum { LOOM_COMM_LONG_TIMEOUT = 10 };
 
 typedef enum loom_comm_kind {
     LOOM_ALL_REDUCE,

@@ -54,7 +54,7 @@ typedef struct mpi {
     loom_comm_op_id put, completed;
     double held_up, held_up_since; /* seconds of operations for the device's own work; 0: not now */
     int64_t step;
-    bool patient;
+    bool long_timeout;
     bool opened, closing, failed, reports;
     loom_error failure;
     _Atomic int64_t told, told_step; /* of another back end's operations */
@@ -68,7 +68,7 @@ typedef struct mpi {
 
     loom_comm_op_id begun;  /* the communication thread's own: the operation it is in, or was in last */
     int64_t own_step;       /* when that began */
-    bool own_patience;      /* then, too */
+    bool own_long_timeout;  /* then, too */
     double looked;          /* when it last looked for notes */
     loom_mpi_note *answers; /* (size): of other ranks to this one's question */
 } mpi;
@@ -195,7 +195,7 @@ static void say_step(char *text, size_t size, int64_t step) {
 
 /* Finds out which ranks an operation (of another back end, if `told`) waited for, so many seconds, and says it. Of the
  * ranks that wait, the first reports, if none has. True where there is patience and all answer. */
-static bool timed_out(mpi *m, const loom_comm_operation *o, bool told, double seconds, bool patient,
+static bool timed_out(mpi *m, const loom_comm_operation *o, bool told, double seconds, bool long_timeout,
                       loom_error *error) {
     const int size = m->world.size, self = m->world.rank;
     char what[128], ranks[128], here[64], there[64];
@@ -215,7 +215,7 @@ static bool timed_out(mpi *m, const loom_comm_operation *o, bool told, double se
     /* Where ranks are silent, one that is late waits for them too, in an earlier operation. */
     for (int r = 0; r < self && first_waiting == self; r++)
         if (!silent[r] && (silents || !late[r])) first_waiting = r;
-    if (!silents && patient) {
+    if (!silents && long_timeout) {
         free(silent);
         return true;
     }
@@ -258,8 +258,9 @@ static bool transfer_part(mpi *m, const loom_comm_operation *o, const loom_comm_
         if (looks < SPINS) continue;
         const double now = loom_seconds_now();
         if (now > end) {
-            const bool patient = m->own_patience && ++limits < LOOM_COMM_PATIENCE;
-            if (!timed_out(m, o, false, m->own_patience ? limits * limit : m->base.comm.timeout, patient, error))
+            const bool long_timeout = m->own_long_timeout && ++limits < LOOM_COMM_LONG_TIMEOUT;
+            if (!timed_out(m, o, false, m->own_long_timeout ? limits * limit : m->base.comm.timeout, long_timeout,
+                           error))
                 return false;
             end = now + limit;
         }
@@ -505,7 +506,7 @@ static void *communicate(void *communicator) {
         if (work) {
             m->begun = next;
             m->own_step = m->step;
-            m->own_patience = m->patient;
+            m->own_long_timeout = m->long_timeout;
         }
         pthread_mutex_unlock(&m->lock);
         ok = look_around(m, why) || loom_fail(&error, "rank %d: %s", m->world.rank, why);
@@ -561,7 +562,7 @@ static void post(loom_comm *comm, const loom_comm_operation *o, loom_stream *aft
     m->queue[place] = *o;
     m->put = o->number;
     m->step = comm->step;
-    m->patient = comm->patient;
+    m->long_timeout = comm->long_timeout;
     pthread_cond_broadcast(&m->changed);
     pthread_mutex_unlock(&m->lock);
 }

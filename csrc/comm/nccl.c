@@ -75,7 +75,7 @@ static bool failed(nccl *n, int result, const char *what, loom_error *error) {
 
 /* Seconds that others may take. */
 static double limit_of(const nccl *n) {
-    return n->base.comm.timeout * (n->base.comm.patient ? LOOM_COMM_PATIENCE : 1);
+    return n->base.comm.timeout * (n->base.comm.long_timeout ? LOOM_COMM_LONG_TIMEOUT : 1);
 }
 
 /* Waits for a call that returned "in progress". */
@@ -319,7 +319,7 @@ static bool run_by_control(nccl *n, const loom_comm_operation *o, loom_error *er
     loom_comm_operation there = *o;
     loom_error why;
     there.number = ++loom_comm_base_of(n->control)->posted;
-    n->control->patient = comm->patient;
+    n->control->long_timeout = comm->long_timeout;
     loom_comm_mpi_tell(n->control, o->number, comm->step);
     if (comm->device) {
         n->recent[o->number % MARKED] = *o;

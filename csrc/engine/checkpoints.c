@@ -464,9 +464,9 @@ bool loom_trainer_save(loom_trainer *t, const char *run, loom_error *error) {
     loom_checkpoint_slice *slices;
     if (!cut_slices(t, true, &slices, error)) return false;
     const loom_checkpoint_tensors tensors = tensors_of(t, slices, true);
-    t->comm->patient = true; /* with one that flushes or computes a checksum */
+    t->comm->long_timeout = true; /* with one that flushes or computes a checksum */
     const bool ok = loom_checkpoint_save(run, &tensors, &t->state, loom_dataset_is_bytes(t->data), t->comm, error);
-    t->comm->patient = false;
+    t->comm->long_timeout = false;
     free(slices);
     return ok;
 }

@@ -354,7 +354,7 @@ static bool fail_lost(const run *r, const char *what, bool finite, loom_error *e
  * parameters are lost. A loss that has run away is bad too, but may come back. A step whose gradients overflow because of
  * the loss scale is a good one if its loss is: the scale halves until they do not. */
 static bool judge_step(run *r, const loom_step_report *report, loom_error *error) {
-    enum { PATIENCE = 10 };
+    enum { MOST_BAD_STEPS = 10 };
     /* So many nats more than a uniform guess are no step on the way to anything. */
     static const double RUN_AWAY = 10;
     loom_trainer *t = r->trainer;
@@ -373,10 +373,11 @@ static bool judge_step(run *r, const loom_step_report *report, loom_error *error
         return fail_lost(r, what, finite, error);
     }
     if (overflow) *t->finite.found = 0; /* what an update has left shows in the next step */
-    if (t->state.bad_steps < PATIENCE) return true;
+    if (t->state.bad_steps < MOST_BAD_STEPS) return true;
     char how[96] = "the loss or its gradient is no finite number";
     if (finite) snprintf(how, sizeof how, "the loss has run away to %.4g, where a uniform guess has %.4g", loss, guess);
-    snprintf(what, sizeof what, "%s: %d steps in a row were bad, up to step %" PRId64, how, PATIENCE, report->step);
+    snprintf(what, sizeof what, "%s: %d steps in a row were bad, up to step %" PRId64, how, MOST_BAD_STEPS,
+             report->step);
     return fail_lost(r, what, finite, error);
 }
 
@@ -419,10 +420,10 @@ static bool prune(const run *r, int64_t step, loom_error *error) {
     if (!r->proves_saved || !o->save || o->keep == 0) return true;
     if (!loom_join_path(checkpoints, sizeof checkpoints, o->out, "checkpoints", error)) return false;
     loom_comm *comm = r->trainer->comm;
-    comm->patient = true; /* with a file system that is slow to delete */
+    comm->long_timeout = true; /* with a file system that is slow to delete */
     if (comm->rank == 0) loom_checkpoint_prune(checkpoints, step - 1, (int)o->keep);
     const bool ok = loom_comm_barrier(comm, error);
-    comm->patient = false;
+    comm->long_timeout = false;
     return ok;
 }
 

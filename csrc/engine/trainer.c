@@ -248,7 +248,7 @@ static bool take_comm(loom_trainer *t, loom_comm *comm, loom_error *error) {
         return loom_fail(error, "--ranks: %" PRId64 " are asked for, and %d %s started", t->options.ranks,
                          t->comm->size, t->comm->size == 1 ? "was" : "were");
     t->options.ranks = t->comm->size;
-    t->comm->patient = true; /* with one that measures, while all start */
+    t->comm->long_timeout = true; /* with one that measures, while all start */
     return true;
 }
 
@@ -315,7 +315,7 @@ bool loom_trainer_open_unless_done(loom_trainer **out, const loom_train_options 
         if (ok || !comm || comm->size == 1) loom_trainer_close(t);
         return ok;
     }
-    t->comm->patient = false;
+    t->comm->long_timeout = false;
     *out = t;
     return true;
 }

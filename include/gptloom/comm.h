@@ -62,9 +62,9 @@ typedef struct loom_comm {
     loom_device *device;        /* NULL before attach */
     double timeout;
     int64_t step; /* that this rank is at, for errors; -1 at first. The caller's to set */
-    /* Others may be at work alone, measuring or writing files: they have ten times the limit to come to an operation. A
-     * rank that does not answer has not, where MPI can ask. The caller's to set. */
-    bool patient;
+    /* For while others work by themselves, measuring or writing files: they have ten times the limit to come to an
+     * operation. A rank that does not answer has not, where MPI can ask. The caller's to set. */
+    bool long_timeout;
     bool reports; /* after a failure of all: whether this rank is the one that prints it */
     loom_comm_traffic traffic;
     const struct loom_comm_backend *backend;
