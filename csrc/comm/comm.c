@@ -102,7 +102,7 @@ void loom_comm_abort(loom_comm *comm, const loom_error *why, int status) {
     const loom_comm_base *base = comm ? loom_comm_base_of(comm) : NULL;
     const bool agreed = why && base && !strcmp(why->message, base->agreed.message);
     const bool of_all = agreed || (why && base && base->failed && !strcmp(why->message, base->failure.message));
-    const bool quiet = of_all && !(agreed ? comm->rank == 0 : comm->reports);
+    const bool quiet = of_all && !(agreed ? comm->rank == 0 : comm->is_reporter);
     char line[sizeof why->message + 64];
     loom_error unheard;
     if (why && !quiet) {
@@ -244,7 +244,7 @@ void *loom_comm_memory(loom_comm *comm, size_t bytes, loom_error *error) {
     if (memory) return memory;
     loom_error why;
     loom_fail(&why, "rank %d has no memory to communicate: %zu bytes", comm->rank, bytes);
-    if (!loom_comm_base_of(comm)->failed) comm->reports = true;
+    if (!loom_comm_base_of(comm)->failed) comm->is_reporter = true;
     loom_comm_failed(comm, &why, error);
     return NULL;
 }
@@ -299,7 +299,7 @@ bool loom_comm_agree(loom_comm *comm, const char *what, const void *value, size_
         if (!memcmp(all, all + (size_t)r * bytes, bytes)) continue;
         loom_error why;
         ok = loom_fail(&why, "%s of rank %d is not that of rank 0: start all ranks alike", what, r);
-        comm->reports = comm->rank == 0;
+        comm->is_reporter = comm->rank == 0;
         loom_comm_failed(comm, &why, error);
     }
     free(all);

@@ -55,7 +55,7 @@ typedef struct mpi {
     double held_up, held_up_since; /* seconds of operations for the device's own work; 0: not now */
     int64_t step;
     bool long_timeout;
-    bool opened, closing, failed, reports;
+    bool opened, closing, failed, is_reporter;
     loom_error failure;
     _Atomic int64_t told, told_step; /* of another back end's operations */
     bool blaming;                    /* the communication thread is to explain one of them, after so many seconds: */
@@ -162,7 +162,7 @@ static bool look_around(mpi *m, char *why) {
         case LOOM_MPI_ANSWER: m->answers[from] = note; break;
         case LOOM_MPI_END:
             pthread_mutex_lock(&m->lock);
-            m->reports = false;
+            m->is_reporter = false;
             pthread_mutex_unlock(&m->lock);
             break;
         case LOOM_MPI_NOTE_KINDS: break;
@@ -235,7 +235,7 @@ static bool timed_out(mpi *m, const loom_comm_operation *o, bool told, double se
         loom_fail(error, "%s did not end within %g s, %s, though all ranks have come to it", what, seconds, here);
     free(silent);
     pthread_mutex_lock(&m->lock);
-    m->reports = m->reports && first_waiting == self;
+    m->is_reporter = m->is_reporter && first_waiting == self;
     pthread_mutex_unlock(&m->lock);
     return false;
 }
@@ -538,7 +538,7 @@ static bool wait_locked(mpi *m, loom_comm_op_id op_id) {
 }
 
 static bool tell(mpi *m, loom_error *error) {
-    m->base.comm.reports = m->reports;
+    m->base.comm.is_reporter = m->is_reporter;
     return loom_comm_failed(&m->base.comm, &m->failure, error);
 }
 
@@ -586,7 +586,7 @@ void loom_comm_mpi_blame(loom_comm *comm, const loom_comm_operation *operation, 
     pthread_cond_broadcast(&m->changed);
     while (m->blaming) pthread_cond_wait(&m->changed, &m->lock);
     loom_fail(error, "%s", m->blame.message);
-    comm->reports = m->reports;
+    comm->is_reporter = m->is_reporter;
     pthread_mutex_unlock(&m->lock);
 }
 
@@ -690,13 +690,13 @@ bool loom_comm_mpi_open(loom_comm **comm, const loom_comm_options *options, loom
     if (!m) return loom_fail(error, "no memory for a communicator");
     m->table = table;
     m->step = m->own_step = -1;
-    m->reports = true;
+    m->is_reporter = true;
     m->seconds_for_answers = fmax(least_seconds_for_answers, share_of_timeout_for_answers * options->timeout);
     m->base.times_waiting = true;
     pthread_mutex_init(&m->lock, NULL);
     pthread_cond_init(&m->changed, NULL);
     loom_comm *c = &m->base.comm;
-    *c = (loom_comm){.name = "mpi", .timeout = options->timeout, .step = -1, .reports = true, .backend = &backend};
+    *c = (loom_comm){.name = "mpi", .timeout = options->timeout, .step = -1, .is_reporter = true, .backend = &backend};
     if (!open_mpi(m, error)) {
         close_mpi(c);
         return false;

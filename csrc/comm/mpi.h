@@ -8,7 +8,7 @@
 void loom_comm_mpi_tell(loom_comm *comm, loom_comm_op_id number, int64_t step);
 
 /* The error of an operation of another back end that has taken so many seconds, too long: which ranks it waits for. Sets
- * comm->reports. */
+ * comm->is_reporter. */
 void loom_comm_mpi_blame(loom_comm *comm, const loom_comm_operation *operation, double seconds, loom_error *error);
 
 #endif

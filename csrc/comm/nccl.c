@@ -114,7 +114,7 @@ static bool timed_out(nccl *n, const loom_comm_operation *o, double seconds, loo
     char what[128];
     if (n->control) {
         loom_comm_mpi_blame(n->control, o, seconds, &why);
-        comm->reports = n->control->reports;
+        comm->is_reporter = n->control->is_reporter;
     } else
         loom_fail(&why,
                   "rank %d waited %g s in step %lld for other ranks to come to %s; the one that says nothing of the "
@@ -327,7 +327,7 @@ static bool run_by_control(nccl *n, const loom_comm_operation *o, loom_error *er
         comm->device->event_record(comm->device, n->done[o->number % MARKED], n->stream);
     }
     if (n->control->backend->run(n->control, &there, &why)) return true;
-    comm->reports = n->control->reports;
+    comm->is_reporter = n->control->is_reporter;
     return give_up(n, &why, error);
 }
 
@@ -488,7 +488,7 @@ bool loom_comm_nccl_open(loom_comm **comm, const loom_comm_options *options, loo
         return loom_fail(error, "no memory for a communicator");
     }
     loom_comm *c = &n->base.comm;
-    *c = (loom_comm){.name = "nccl", .timeout = options->timeout, .step = -1, .reports = true, .backend = &backend};
+    *c = (loom_comm){.name = "nccl", .timeout = options->timeout, .step = -1, .is_reporter = true, .backend = &backend};
     n->control = control;
     n->api = loom_nccl_load(options->nccl_library, error);
     n->oldest = 1;

@@ -79,7 +79,7 @@ bool loom_comm_self_open(loom_comm **comm, const loom_comm_options *options, loo
                          .local_size = 1,
                          .timeout = options->timeout,
                          .step = -1,
-                         .reports = true,
+                         .is_reporter = true,
                          .backend = &backend};
     return true;
 }

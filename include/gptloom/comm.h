@@ -65,7 +65,7 @@ typedef struct loom_comm {
     /* For while others work by themselves, measuring or writing files: they have ten times the limit to come to an
      * operation. A rank that does not answer has not, where MPI can ask. The caller's to set. */
     bool long_timeout;
-    bool reports; /* after a failure of all: whether this rank is the one that prints it */
+    bool is_reporter; /* after a failure of all: whether this rank is the one that prints it */
     loom_comm_traffic traffic;
     const struct loom_comm_backend *backend;
 } loom_comm;
@@ -147,7 +147,7 @@ bool loom_comm_host_sum(loom_comm *comm, int64_t *values, int64_t count, loom_er
 
 /* Whether all ranks have the same value, e.g. a hash, of as many bytes on each, of what `what` says ("the
  * configuration"). If not, all ranks get the same error, which names the first rank that differs from rank 0, and
- * `reports` is true on rank 0. */
+ * `is_reporter` is true on rank 0. */
 bool loom_comm_agree(loom_comm *comm, const char *what, const void *value, size_t bytes, loom_error *error);
 
 /* Whether all ranks come to it with `ok`; one that does not has said why in its error. If not, all ranks get the same
@@ -158,8 +158,8 @@ bool loom_comm_all(loom_comm *comm, bool ok, loom_error *error);
 /* -------------------------------------------------------------------------------------------------- ends and launches */
 
 /* Ends all ranks, and this process with the status. Prints "gptloom: " and the error (NULL: nothing), with the rank in
- * front where it is one rank's own, in one line to stderr; where a failure is all ranks', only the one that `reports`
- * prints it. `comm` is NULL in a process that was started as a rank and could not open one. */
+ * front where it is one rank's own, in one line to stderr; where a failure is all ranks', only the
+ * reporter (`is_reporter`) prints it. `comm` is NULL in a process that was started as a rank and could not open one. */
 void loom_comm_abort(loom_comm *comm, const loom_error *why, int status) __attribute__((noreturn));
 
 /* For a rank, as its environment says, that is about to end with an error: if it is not the first one, waits a moment.
