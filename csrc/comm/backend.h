@@ -14,7 +14,7 @@ typedef enum loom_comm_kind {
     LOOM_BROADCAST,
     LOOM_EXCHANGE,
     LOOM_BARRIER,
-    LOOM_FAREWELL /* a barrier of its own, which no other operation can meet: of the end */
+    LOOM_FINAL_BARRIER /* of the end: in a communicator of its own, so that it cannot match another operation */
 } loom_comm_kind;
 
 /* The contract of each is in gptloom/comm.h. A broadcast's buffer is `in` on the root and `out` on all. */

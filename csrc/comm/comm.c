@@ -106,7 +106,7 @@ void loom_comm_abort(loom_comm *comm, const loom_error *why, int status) {
     char line[sizeof why->message + 64];
     loom_error unheard;
     if (why && !quiet) {
-        if (!of_all) loom_give_way_to_rank_0();
+        if (!of_all) loom_defer_error_to_rank0();
         if (of_all || !comm || comm->size == 1)
             snprintf(line, sizeof line, "gptloom: %s\n", why->message);
         else

@@ -57,11 +57,11 @@ typedef struct mpi {
     bool long_timeout;
     bool opened, closing, failed, is_reporter;
     loom_error failure;
-    _Atomic int64_t told, told_step; /* of another back end's operations */
-    bool blaming;                    /* the communication thread is to explain one of them, after so many seconds: */
-    double blamed_for;
-    loom_comm_operation blamed;
-    loom_error blame;
+    _Atomic int64_t published, published_step; /* of another back end (loom_comm_mpi_publish_progress) */
+    bool finding_stragglers;                   /* the communication thread is to find those that `overdue` waits for */
+    double overdue_seconds;
+    loom_comm_operation overdue; /* of that back end */
+    loom_error stragglers;       /* which they are */
     _Atomic bool aborting;
     bool quiet; /* as it aborts */
     int status;
@@ -125,11 +125,11 @@ static const loom_mpi_table *load(const char *asked, loom_error *error) {
 /* ---------------------------------------------------------------------------------------------------------------- notes */
 
 static int64_t step_of(const mpi *m) {
-    return m->told ? m->told_step : m->own_step;
+    return m->published ? m->published_step : m->own_step;
 }
 
 static bool send_note(mpi *m, loom_mpi_note_kind kind, int to, char *why) {
-    const loom_mpi_note note = {.kind = kind, .number = m->begun, .told = m->told, .step = step_of(m)};
+    const loom_mpi_note note = {.kind = kind, .number = m->begun, .published = m->published, .step = step_of(m)};
     return m->table->send_note(&note, to, why);
 }
 
@@ -193,10 +193,11 @@ static void say_step(char *text, size_t size, int64_t step) {
         snprintf(text, size, "in step %lld", (long long)step);
 }
 
-/* Finds out which ranks an operation (of another back end, if `told`) waited for, so many seconds, and says it. Of the
- * ranks that wait, the first reports, if none has. True where there is patience and all answer. */
-static bool timed_out(mpi *m, const loom_comm_operation *o, bool told, double seconds, bool long_timeout,
-                      loom_error *error) {
+/* Finds out which ranks an operation (`of_other`: of another back end) has waited for, for so many seconds; the error names
+ * them. Of the ranks that wait, the first is the reporter, if none has been. True where the operation may wait longer and
+ * all ranks answer. */
+static bool find_stragglers(mpi *m, const loom_comm_operation *o, bool of_other, double seconds, bool may_wait,
+                            loom_error *error) {
     const int size = m->world.size, self = m->world.rank;
     char what[128], ranks[128], here[64], there[64];
     loom_comm_describe(what, sizeof what, o);
@@ -207,7 +208,7 @@ static bool timed_out(mpi *m, const loom_comm_operation *o, bool told, double se
     for (int r = 0; r < size; r++) {
         if (r == self) continue;
         silent[r] = m->answers[r].kind != LOOM_MPI_ANSWER;
-        late[r] = !silent[r] && (told ? m->answers[r].told : m->answers[r].number) < o->number;
+        late[r] = !silent[r] && (of_other ? m->answers[r].published : m->answers[r].number) < o->number;
         silents += silent[r];
         lates += late[r];
         if (late[r] && first_late < 0) first_late = r;
@@ -215,7 +216,7 @@ static bool timed_out(mpi *m, const loom_comm_operation *o, bool told, double se
     /* Where ranks are silent, one that is late waits for them too, in an earlier operation. */
     for (int r = 0; r < self && first_waiting == self; r++)
         if (!silent[r] && (silents || !late[r])) first_waiting = r;
-    if (!silents && long_timeout) {
+    if (!silents && may_wait) {
         free(silent);
         return true;
     }
@@ -246,8 +247,8 @@ static bool timed_out(mpi *m, const loom_comm_operation *o, bool told, double se
  * of it. */
 static bool transfer_part(mpi *m, const loom_comm_operation *o, const loom_comm_operation *part, loom_error *error) {
     /* Who is at the end lets those who are not find out what is wrong, and say it. */
-    const double limit = o->kind == LOOM_FAREWELL ? 2 * (m->base.comm.timeout + m->seconds_for_answers)
-                                                  : m->base.comm.timeout;
+    const double limit = o->kind == LOOM_FINAL_BARRIER ? 2 * (m->base.comm.timeout + m->seconds_for_answers)
+                                                       : m->base.comm.timeout;
     double end = loom_seconds_now() + limit;
     int limits = 0; /* that have passed */
     char why[LOOM_MPI_WHY], what[128];
@@ -258,9 +259,9 @@ static bool transfer_part(mpi *m, const loom_comm_operation *o, const loom_comm_
         if (looks < SPINS) continue;
         const double now = loom_seconds_now();
         if (now > end) {
-            const bool long_timeout = m->own_long_timeout && ++limits < LOOM_COMM_LONG_TIMEOUT;
-            if (!timed_out(m, o, false, m->own_long_timeout ? limits * limit : m->base.comm.timeout, long_timeout,
-                           error))
+            const bool may_wait = m->own_long_timeout && ++limits < LOOM_COMM_LONG_TIMEOUT;
+            if (!find_stragglers(m, o, false, m->own_long_timeout ? limits * limit : m->base.comm.timeout, may_wait,
+                                 error))
                 return false;
             end = now + limit;
         }
@@ -474,15 +475,15 @@ static void finish(mpi *m, bool ok, const loom_error *why) {
 }
 
 /* With the lock held, but for while it asks. */
-static void explain(mpi *m) {
-    const loom_comm_operation operation = m->blamed;
-    const double seconds = m->blamed_for;
+static void answer_for_stragglers(mpi *m) {
+    const loom_comm_operation operation = m->overdue;
+    const double seconds = m->overdue_seconds;
     loom_error error;
     pthread_mutex_unlock(&m->lock);
-    timed_out(m, &operation, true, seconds, false, &error);
+    find_stragglers(m, &operation, true, seconds, false, &error);
     pthread_mutex_lock(&m->lock);
-    m->blame = error;
-    m->blaming = false;
+    m->stragglers = error;
+    m->finding_stragglers = false;
     pthread_cond_broadcast(&m->changed);
 }
 
@@ -498,7 +499,7 @@ static void *communicate(void *communicator) {
     m->opened = true;
     finish(m, ok, &error);
     while (!m->closing && m->answers) {
-        if (!m->blaming && (m->failed || m->completed == m->put)) idle(m);
+        if (!m->finding_stragglers && (m->failed || m->completed == m->put)) idle(m);
         const bool work = !m->failed && m->completed < m->put;
         const loom_comm_op_id next = m->completed + 1;
         const loom_comm_operation operation = m->queue[next % QUEUE];
@@ -513,12 +514,12 @@ static void *communicate(void *communicator) {
         ok = ok && (!work || run_operation(m, &operation, ready, &error));
         pthread_mutex_lock(&m->lock);
         if (work || !ok) finish(m, ok, &error);
-        if (m->blaming) explain(m);
+        if (m->finding_stragglers) answer_for_stragglers(m);
     }
-    const loom_comm_operation farewell = {.kind = LOOM_FAREWELL, .number = m->begun + 1};
+    const loom_comm_operation final_barrier = {.kind = LOOM_FINAL_BARRIER, .number = m->begun + 1};
     const bool good = !m->failed;
     pthread_mutex_unlock(&m->lock);
-    if (good && transfer(m, &farewell, &error)) m->table->close();
+    if (good && transfer(m, &final_barrier, &error)) m->table->close();
     return NULL;
 }
 
@@ -537,7 +538,7 @@ static bool wait_locked(mpi *m, loom_comm_op_id op_id) {
     return m->completed >= op_id;
 }
 
-static bool tell(mpi *m, loom_error *error) {
+static bool pass_failure(mpi *m, loom_error *error) {
     m->base.comm.is_reporter = m->is_reporter;
     return loom_comm_failed(&m->base.comm, &m->failure, error);
 }
@@ -546,7 +547,7 @@ static bool wait(loom_comm *comm, loom_comm_op_id op_id, loom_stream *stream, lo
     mpi *m = mpi_of(comm);
     (void)stream; /* the host has waited, and whatever it puts in comes later */
     pthread_mutex_lock(&m->lock);
-    const bool ok = wait_locked(m, op_id) || tell(m, error);
+    const bool ok = wait_locked(m, op_id) || pass_failure(m, error);
     pthread_mutex_unlock(&m->lock);
     return ok;
 }
@@ -572,20 +573,21 @@ static bool run(loom_comm *comm, const loom_comm_operation *o, loom_error *error
     return wait(comm, o->number, NULL, error);
 }
 
-void loom_comm_mpi_tell(loom_comm *comm, loom_comm_op_id number, int64_t step) {
-    mpi_of(comm)->told_step = step;
-    mpi_of(comm)->told = number;
+void loom_comm_mpi_publish_progress(loom_comm *comm, loom_comm_op_id number, int64_t step) {
+    mpi_of(comm)->published_step = step;
+    mpi_of(comm)->published = number;
 }
 
-void loom_comm_mpi_blame(loom_comm *comm, const loom_comm_operation *operation, double seconds, loom_error *error) {
+void loom_comm_mpi_find_stragglers(loom_comm *comm, const loom_comm_operation *operation, double seconds,
+                                   loom_error *error) {
     mpi *m = mpi_of(comm);
     pthread_mutex_lock(&m->lock);
-    m->blamed = *operation;
-    m->blamed_for = seconds;
-    m->blaming = true;
+    m->overdue = *operation;
+    m->overdue_seconds = seconds;
+    m->finding_stragglers = true;
     pthread_cond_broadcast(&m->changed);
-    while (m->blaming) pthread_cond_wait(&m->changed, &m->lock);
-    loom_fail(error, "%s", m->blame.message);
+    while (m->finding_stragglers) pthread_cond_wait(&m->changed, &m->lock);
+    loom_fail(error, "%s", m->stragglers.message);
     comm->is_reporter = m->is_reporter;
     pthread_mutex_unlock(&m->lock);
 }
@@ -670,7 +672,7 @@ static bool open_mpi(mpi *m, loom_error *error) {
     if (!start_thread(m, error)) return false;
     pthread_mutex_lock(&m->lock);
     while (!m->opened) pthread_cond_wait(&m->changed, &m->lock);
-    const bool ok = !m->failed || tell(m, error);
+    const bool ok = !m->failed || pass_failure(m, error);
     pthread_mutex_unlock(&m->lock);
     return ok;
 }

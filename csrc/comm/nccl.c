@@ -2,8 +2,8 @@
  * waits in a call that cannot end: NCCL's calls do not block, and a stream is waited for by asking whether it is done,
  * so that an operation that takes too long is found out.
  *
- * Under mpirun, MPI is its control communicator: it carries NCCL's id and what is on host memory, tells which rank others wait for,
- * and ends all. Else the id goes by TCP or by a file. */
+ * Under mpirun, MPI is its control communicator: it carries NCCL's id and what is on host memory, finds out which rank
+ * others wait for, and ends all. Else the id goes by TCP or by a file. */
 #include "comm/backend.h"
 
 #include "base/clock.h"
@@ -63,8 +63,8 @@ static bool give_up(nccl *n, const loom_error *why, loom_error *error) {
 
 static bool failed(nccl *n, int result, const char *what, loom_error *error) {
     loom_error why;
-    /* An error that another rank has brought about is that one's to tell: it may end this one meanwhile. */
-    if (result == LOOM_NCCL_REMOTE_ERROR) loom_let_others_speak();
+    /* An error that another rank has brought about is that one's to print: it may end this one meanwhile. */
+    if (result == LOOM_NCCL_REMOTE_ERROR) loom_error_grace_period();
     const char *detail = n->group ? n->api->GetLastError(n->group) : NULL;
     const bool sharing = result == LOOM_NCCL_INVALID_USAGE && n->base.comm.local_size > 1;
     loom_fail(&why, "rank %d, %s: NCCL: %s%s%s%s", n->base.comm.rank, what, n->api->GetErrorString(result),
@@ -113,7 +113,7 @@ static bool timed_out(nccl *n, const loom_comm_operation *o, double seconds, loo
     loom_error why;
     char what[128];
     if (n->control) {
-        loom_comm_mpi_blame(n->control, o, seconds, &why);
+        loom_comm_mpi_find_stragglers(n->control, o, seconds, &why);
         comm->is_reporter = n->control->is_reporter;
     } else
         loom_fail(&why,
@@ -159,7 +159,7 @@ static int type_of(loom_dtype dtype) {
     return LOOM_NCCL_FLOAT16;
 }
 
-/* A send and a receive that meet: in one group, or both ranks would wait in their sends. */
+/* A send and a receive at once: in one group, or both ranks would wait in their sends. */
 static int exchange(nccl *n, const loom_comm_operation *o) {
     const loom_nccl_api *api = n->api;
     const int type = type_of(o->dtype);
@@ -189,7 +189,7 @@ static int call(nccl *n, const loom_comm_operation *o) {
     case LOOM_BROADCAST: return api->Broadcast(o->in, o->out, count, type, o->from, n->group, n->stream);
     case LOOM_EXCHANGE:
     case LOOM_BARRIER:
-    case LOOM_FAREWELL: break;
+    case LOOM_FINAL_BARRIER: break;
     }
     return LOOM_NCCL_SUCCESS;
 }
@@ -199,7 +199,7 @@ static void post(loom_comm *comm, const loom_comm_operation *o, loom_stream *aft
     loom_device *device = comm->device;
     const int place = (int)(o->number % MARKED);
     char what[128];
-    if (n->control) loom_comm_mpi_tell(n->control, o->number, comm->step);
+    if (n->control) loom_comm_mpi_publish_progress(n->control, o->number, comm->step);
     n->recent[place] = *o;
     device->stream_wait_stream(device, n->stream, after);
     device->event_record(device, n->begun[place], n->stream);
@@ -320,7 +320,7 @@ static bool run_by_control(nccl *n, const loom_comm_operation *o, loom_error *er
     loom_error why;
     there.number = ++loom_comm_base_of(n->control)->posted;
     n->control->long_timeout = comm->long_timeout;
-    loom_comm_mpi_tell(n->control, o->number, comm->step);
+    loom_comm_mpi_publish_progress(n->control, o->number, comm->step);
     if (comm->device) {
         n->recent[o->number % MARKED] = *o;
         comm->device->event_record(comm->device, n->begun[o->number % MARKED], n->stream);

@@ -133,7 +133,8 @@ bool loom_comm_synchronize(loom_comm *comm, loom_stream *stream, loom_error *err
 bool loom_comm_barrier(loom_comm *comm, loom_error *error);
 
 /* Zeroed memory for what such an operation gets or gives, to be freed. Without it this rank cannot take part. The others
- * do, and what this one did next would meet that operation: so NULL comes with an error, and the communicator has failed. */
+ * do, and what this one did next would be matched with that operation: so NULL comes with an error, and the
+ * communicator has failed. */
 void *loom_comm_memory(loom_comm *comm, size_t bytes, loom_error *error);
 
 /* data (bytes) of all ranks = that of rank `root`. */
@@ -162,10 +163,9 @@ bool loom_comm_all(loom_comm *comm, bool ok, loom_error *error);
  * reporter (`is_reporter`) prints it. `comm` is NULL in a process that was started as a rank and could not open one. */
 void loom_comm_abort(loom_comm *comm, const loom_error *why, int status) __attribute__((noreturn));
 
-/* For a rank, as its environment says, that is about to end with an error: if it is not the first one, waits a moment.
- * What all ranks meet alike (a file that is missing) the first one says, and its end ends the others. Does nothing where
- * no ranks were started. */
-void loom_give_way_to_rank_0(void);
+/* For a process that is about to end with an error: where its environment says that it is a rank other than rank 0, waits
+ * two seconds. An error that occurs on all ranks (a file that is missing) is printed by rank 0, whose end ends the others. */
+void loom_defer_error_to_rank0(void);
 
 /* How ranks that were started here have ended. */
 typedef struct loom_ranks_end {
