@@ -125,7 +125,7 @@ def middle_ms(runs: list[dict]) -> float:
 
 def contenders(counts: list[int]) -> list[Contender]:
     """In their order in a round: one that is deterministic follows the one that it is compared with. One rank has nothing
-    to share out, and no stages."""
+    to shard, and no stages."""
     found = []
     for ranks in counts:
         for zero in STAGES if ranks > 1 else [0]:

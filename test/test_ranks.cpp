@@ -1,4 +1,4 @@
-/* Training by several ranks: the same as by one, whatever they share out, recompute and store. Most of it is trained in
+/* Training by several ranks: the same as by one, whatever is sharded, recompute and store. Most of it is trained in
  * processes that train many times (train_rank), each training against one rank's; the rest as users do it, by the program
  * and mpirun. */
 #include "support_ranks.h"

@@ -163,7 +163,7 @@ TEST_F(Simulation, GathersWeightsBesideTheNextForward) {
 }
 
 /* Stage 2: the first reduction, of the last block, takes 20 s, all others 1 s; backward of a block 2 s. A block
- * waits until the reduction of the block two before it has left its place. */
+ * waits until the reduction of the block two before it has left its slot. */
 TEST_F(Simulation, WaitsForThePlaceOfAGradient) {
     const std::string five =
         "{\"ranks\": 4, \"zero\": 2, \"micro_batches\": 1, \"sequences\": 0, \"elements\": [0, 8, 8, 8, 8, 160, "
@@ -337,7 +337,7 @@ TEST_F(ScalingReport, IsNotWrittenWhereBytesOrLossesAreWrong) {
     EXPECT_FALSE(fs::exists(here.at("report.md")));
 }
 
-/* With links of any speed and nothing else lost, GPUs are so many times one: the update, which stages share out,
+/* With links of any speed and nothing else lost, GPUs are so many times one: the update, which stages shard,
  * takes 0.16 ms of 1.46 at stage 0. */
 TEST_F(ScalingReport, PredictsWithInputsThatItNames) {
     ASSERT_EQ(report("--only predicted --nvlink 1e12 --network 1e12 --steals 0"), 0) << output;

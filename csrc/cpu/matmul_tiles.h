@@ -13,8 +13,8 @@ typedef struct loom_gemm {
     bool via_scratch; /* there is no C in memory: sums go to scratch and from there to `finish` */
 } loom_gemm;
 
-/* What follows the sum of row `row`, columns column .. column + width - 1: of products that go via scratch it stores them, else
- * `sums` is their place in C. */
+/* What follows the sum of row `row`, columns column .. column + width - 1: of products that go via scratch it stores
+ * them, else `sums` points into C. */
 typedef void loom_finish(const void *context, int64_t row, int64_t column, int64_t width, float *sums);
 
 /* From shapes alone: all plans of the library; the bytes of workspace. False and 0 where the library refuses. */

@@ -9,7 +9,7 @@ loom_reduction loom_parallel_reduction(const loom_parallel *p) {
 }
 
 bool loom_parallel_is_block(const loom_parallel *p, int bucket) {
-    return loom_gpt_place(p->gpt, bucket) >= 2;
+    return loom_gpt_bucket_slot(p->gpt, bucket) >= 2;
 }
 
 void loom_parallel_add(loom_parallel *p, void *out, void *a, void *b, int64_t count) {

@@ -42,7 +42,7 @@ static void *sum_of(loom_parallel *p, int bucket, int from) {
     const int rank = p->sharding.rank;
     const int64_t share = loom_gpt_get_layout(p->gpt)->bucket[bucket].elements / p->sharding.ranks;
     if (from == rank) return loom_element(loom_gpt_bucket_gradients(p->gpt, bucket), rank * share, dtype_of(p));
-    return loom_element(p->arrived[loom_gpt_place(p->gpt, bucket)], (from - (from > rank)) * share, dtype_of(p));
+    return loom_element(p->arrived[loom_gpt_bucket_slot(p->gpt, bucket)], (from - (from > rank)) * share, dtype_of(p));
 }
 
 /* With each other rank in turn. Operations run in order: who waits for the last has waited for all. */
