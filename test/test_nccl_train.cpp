@@ -414,8 +414,8 @@ TEST_F(NcclTrain, TheTimeThatTheGpuStandsStillIsTold) {
 
 /* ------------------------------------------------------------------------------------------------------- the same bits */
 
-/* Nor do graphs where the update is replayed on each rank, ... */
-TEST_F(NcclTrain, ReplayedUpdatesChangeNoBit) {
+/* Nor do graphs where the update is launched as one on each rank, ... */
+TEST_F(NcclTrain, CapturedUpdatesChangeNoBit) {
     ASSERT_EQ(by_torchrun(2, "on", stage(0)).status, 0);
     ASSERT_EQ(by_torchrun(2, "off", stage(0) + " --cuda-graph off").status, 0);
     EXPECT_TRUE(results(here.at("off")) == results(here.at("on")));

@@ -465,16 +465,16 @@ class Tracer {
         device.stream_wait_stream = [](loom_device *d, loom_stream *later, loom_stream *earlier) {
             of(d)->line("order s%d after s%d", number(later), number(earlier));
         };
-        device.event_open = [](loom_device *d, loom_event **mark, loom_error *) {
-            *mark = (loom_event *)(uintptr_t)++of(d)->marks_;
+        device.event_open = [](loom_device *d, loom_event **event, loom_error *) {
+            *event = (loom_event *)(uintptr_t)++of(d)->events_;
             return true;
         };
         device.event_close = [](loom_device *, loom_event *) {};
-        device.event_record = [](loom_device *d, loom_event *mark, loom_stream *stream) {
-            of(d)->line("mark %d in s%d", number(mark), number(stream));
+        device.event_record = [](loom_device *d, loom_event *event, loom_stream *stream) {
+            of(d)->line("mark %d in s%d", number(event), number(stream));
         };
-        device.stream_wait_event = [](loom_device *d, loom_stream *stream, loom_event *mark) {
-            of(d)->line("s%d awaits mark %d", number(stream), number(mark));
+        device.stream_wait_event = [](loom_device *d, loom_stream *stream, loom_event *event) {
+            of(d)->line("s%d awaits mark %d", number(stream), number(event));
         };
     }
     ~Tracer() {
@@ -554,7 +554,7 @@ class Tracer {
     std::vector<std::string> op_ids_;
     std::vector<std::pair<void *, size_t>> reserved_;
     std::string section_;
-    int count_ = 0, streams_ = 0, marks_ = 0;
+    int count_ = 0, streams_ = 0, events_ = 0;
 
     static Tracer *of(loom_device *device) {
         return static_cast<Tracer *>(device->implementation);

@@ -21,7 +21,7 @@ const char *loom_cuda_matmul_refusal(loom_op op, const void *arguments);
 size_t loom_cuda_matmul_workspace(loom_op op, const void *arguments);
 
 /* Makes the plans, unless there are some: as the device's choices say, to which those that it measures are added. Not to
- * be called while a step is recorded. */
+ * be called while a step is captured. */
 bool loom_cuda_matmul_prepare(loom_device *device, loom_op op, const void *arguments, loom_error *error);
 
 /* How many plans there are. */
