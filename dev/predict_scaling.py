@@ -141,7 +141,7 @@ class Predictor:
 
     def smallest(self, model: str, gpus: int, zero: int) -> dict:
         """The smallest micro-batch from which on communication hides, with one a step; None if it does not with the
-        largest that fits, of which the share is told."""
+        largest that fits, of which the share is given."""
         steps = [self.step(model, gpus, zero, size) for size in self.sizes(model, gpus, zero)]
         hidden = [step["share_exposed"] <= MOST_EXPOSED for step in steps]
         first = next((i for i in range(len(steps)) if all(hidden[i:])), None)

@@ -211,7 +211,7 @@ class Rank:
             self.take_slot(bucket)
 
     def carry(self, bucket: int) -> None:
-        """Into the tree of the rank's own micro-batches: an addition where two halves meet; to wait there, a copy."""
+        """Into the tree of the rank's own micro-batches: an addition where two halves are complete; to wait there, a copy."""
         i, elements = self.micro_batch, self.case.elements[bucket]
         while i & 1:
             self.add(elements)
@@ -266,8 +266,8 @@ class Rank:
             self.time.compute((self.share(bucket) if self.case.zero >= 1 else elements) * self.case.update)
             self.after_update(bucket)
 
-    def meet(self) -> None:
-        """What ranks tell each other in a step: two numbers."""
+    def exchange_status(self) -> None:
+        """The status of each rank in a step: two numbers."""
         if not self.alone:
             self.time.wait(self.time.put("all_gather", 16 * self.case.ranks))
 
@@ -275,7 +275,7 @@ class Rank:
         for self.micro_batch in range(self.case.micro_batches):
             self.forward()
             self.backward()
-        self.meet()
+        self.exchange_status()
         self.update()
 
 

@@ -1,5 +1,5 @@
 /* What kernels/ offers to the host code in csrc/cuda: every op of the table, and the workspace of those that need some.
- * All is asynchronous in the context's stream; a launch that fails is told to loom_cuda_failed(). */
+ * All is asynchronous in the context's stream; a launch that fails is passed to loom_cuda_failed(). */
 #ifndef LOOM_KERNELS_H
 #define LOOM_KERNELS_H
 

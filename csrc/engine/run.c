@@ -607,7 +607,7 @@ static bool run_steps(run *r, loom_error *error) {
     return finish(r, last, error);
 }
 
-/* The run's end, as its log is told; `error` says why, if not `ok`. */
+/* Writes the run's end to its log; `error` says why, if not `ok`. */
 static bool close_files(run *r, bool ok, loom_error *error) {
     if (r->log && !ok) fprintf(r->log, "ended in step %" PRId64 ": %s\n", r->comm->step, error->message);
     if (r->log && ok) fputs("ended in order\n", r->log);
