@@ -1,4 +1,5 @@
 #include "engine/options.h"
+#include "engine/owed.h"
 #include "engine/trainer.h"
 
 #include "base/check.h"
