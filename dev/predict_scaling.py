@@ -141,7 +141,7 @@ class Predictor:
 
     def smallest(self, model: str, gpus: int, zero: int) -> dict:
         """The smallest micro-batch from which on communication hides, with one a step; None if it does not with the
-        largest that fits, of which the share is told."""
+        largest that fits, of which the share is given."""
         steps = [self.step(model, gpus, zero, size) for size in self.sizes(model, gpus, zero)]
         hidden = [step["share_exposed"] <= MOST_EXPOSED for step in steps]
         first = next((i for i in range(len(steps)) if all(hidden[i:])), None)
@@ -249,7 +249,7 @@ def predicted_lines(options, answer: dict) -> list[str]:
         "left out;",
         f"- while NCCL communicates, computing goes at {percent(1 - options.steals)} of its speed. 87.9 % are left "
         "where 16 of an H100's 132 multiprocessors are taken, which is assumed;",
-        "- launching what is not recorded, and ranks that are late, cost nothing.",
+        "- launching what is in no graph, and ranks that are late, cost nothing.",
         "",
         "Communicating is what a step's operations take by themselves; exposed, what they add to it. GPUs x one: so "
         "many times one GPU's tokens/s; it can be more than 100 % as stages share the update out.",

@@ -91,9 +91,9 @@ def train(options, contender: Contender, batch: Batch, data: Path) -> dict:
         run(command)
         steps = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
         plan = json.loads((out / "plan.json").read_text())
-    told = {name: [step.get(name, 0) for step in steps[1:]] for name in ("ms", "ms_waited", "comm_bytes")}
-    told["ms_spread"] = [step.get("ms_spread", 0) for step in steps[2:]]  # each is of the step before
-    return {**told, "loss": [step["loss"] for step in steps], "memory": plan["bytes"]["all"]}
+    series = {name: [step.get(name, 0) for step in steps[1:]] for name in ("ms", "ms_waited", "comm_bytes")}
+    series["ms_spread"] = [step.get("ms_spread", 0) for step in steps[2:]]  # each is of the step before
+    return {**series, "loss": [step["loss"] for step in steps], "memory": plan["bytes"]["all"]}
 
 
 def plan_command(options, contender: Contender, batch: Batch) -> list:
@@ -125,7 +125,7 @@ def middle_ms(runs: list[dict]) -> float:
 
 def contenders(counts: list[int]) -> list[Contender]:
     """In their order in a round: one that is deterministic follows the one that it is compared with. One rank has nothing
-    to share out, and no stages."""
+    to shard, and no stages."""
     found = []
     for ranks in counts:
         for zero in STAGES if ranks > 1 else [0]:
@@ -335,7 +335,7 @@ def check(m: Measured) -> dict | None:
 def check_lines(m: Measured, checked: dict | None) -> list[str]:
     title = f"### The simulation against what was measured: {m.checked} ranks"
     if not checked:
-        return [title, "", "Not told: steps on few tokens took no longer than their parts; something else ran.", ""]
+        return [title, "", "Not given: steps on few tokens took no longer than their parts; something else ran.", ""]
     header = ["stage", "deterministic", "computing, ms", "predicted, ms", "measured, ms", "predicted / measured"]
     cells = []
     for row in checked["steps"]:
@@ -378,7 +378,7 @@ def read_options() -> argparse.Namespace:
     add_flags(parser)
     options = parser.parse_args()
     if options.steps < 3:
-        parser.error("--steps: the first is not counted, and the spread of the last is not told; take at least 3")
+        parser.error("--steps: the first is not counted, and the spread of the last is not known; take at least 3")
     if 1 not in options.ranks:
         parser.error("--ranks: 1 must be among them, which the others are compared with")
     if any(options.global_batch % gpus for gpus in options.gpus):

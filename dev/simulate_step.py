@@ -130,15 +130,15 @@ class Rank:
         self.last = len(case.elements) - 1  # bucket
         self.alone = case.ranks == 1
         self.each = case.zero >= 2 and not case.deterministic and not self.alone  # micro-batch is reduced by itself
-        self.in_place: dict[int, int] = {}  # place -> bucket whose reduction uses it
+        self.in_slot: dict[int, int] = {}  # slot -> bucket whose reduction uses it
         self.reduction: dict[int, float] = {}  # bucket -> when it ends
         self.adds: dict[int, bool] = {}  # bucket -> whether what arrives is to be added to the share
         self.returning: dict[int, float] = {}
         self.gathering: dict[int, float] = {}
-        self.gathered: dict[int, int] = {}  # place -> bucket whose weights are there
+        self.gathered: dict[int, int] = {}  # slot -> bucket whose weights are there
         self.micro_batch = 0
 
-    def place(self, bucket: int) -> int:
+    def slot(self, bucket: int) -> int:
         return 0 if bucket == 0 else 1 if bucket == self.last else 2 + (bucket - 1) % 2
 
     def share(self, bucket: int) -> int:
@@ -156,8 +156,8 @@ class Rank:
         self.gathering[bucket] = self.time.put("all_gather", self.case.elements[bucket] * self.case.weight_bytes)
 
     def fetch(self, bucket: int) -> None:
-        if self.gathered.get(self.place(bucket)) != bucket:
-            self.gathered[self.place(bucket)] = bucket
+        if self.gathered.get(self.slot(bucket)) != bucket:
+            self.gathered[self.slot(bucket)] = bucket
             self.gather(bucket)
 
     def before_weights(self, bucket: int, following: int | None = None) -> None:
@@ -166,7 +166,7 @@ class Rank:
         if self.passing(bucket):
             self.fetch(bucket)
         self.time.wait(self.gathering.pop(bucket, 0.0))
-        if following is not None and self.passing(following) and self.place(following) != self.place(bucket):
+        if following is not None and self.passing(following) and self.slot(following) != self.slot(bucket):
             self.fetch(following)
 
     def after_update(self, bucket: int) -> None:
@@ -174,8 +174,8 @@ class Rank:
             return
         if not self.passing(bucket):
             self.gather(bucket)
-        elif self.gathered.get(self.place(bucket)) == bucket:
-            del self.gathered[self.place(bucket)]
+        elif self.gathered.get(self.slot(bucket)) == bucket:
+            del self.gathered[self.slot(bucket)]
 
     def after_sums(self) -> None:
         if self.alone:
@@ -191,8 +191,8 @@ class Rank:
         if bucket not in self.reduction:
             return
         self.time.wait(self.reduction.pop(bucket))
-        if self.in_place.get(self.place(bucket)) == bucket:
-            del self.in_place[self.place(bucket)]
+        if self.in_slot.get(self.slot(bucket)) == bucket:
+            del self.in_slot[self.slot(bucket)]
         if self.case.deterministic:
             self.add((self.case.ranks - 1) * self.share(bucket))
             if self.case.zero == 0:
@@ -201,17 +201,17 @@ class Rank:
         elif self.adds.pop(bucket, False):
             self.add(self.share(bucket))
 
-    def take_place(self, bucket: int) -> None:
-        if self.place(bucket) in self.in_place:
-            self.finish(self.in_place[self.place(bucket)])
-        self.in_place[self.place(bucket)] = bucket
+    def take_slot(self, bucket: int) -> None:
+        if self.slot(bucket) in self.in_slot:
+            self.finish(self.in_slot[self.slot(bucket)])
+        self.in_slot[self.slot(bucket)] = bucket
 
     def before_gradient(self, bucket: int) -> None:
         if self.each:
-            self.take_place(bucket)
+            self.take_slot(bucket)
 
     def carry(self, bucket: int) -> None:
-        """Into the tree of the rank's own micro-batches: an addition where two halves meet; to wait there, a copy."""
+        """Into the tree of the rank's own micro-batches: an addition where two halves are complete; to wait there, a copy."""
         i, elements = self.micro_batch, self.case.elements[bucket]
         while i & 1:
             self.add(elements)
@@ -228,7 +228,7 @@ class Rank:
             return
         self.adds[bucket] = self.each and self.micro_batch > 0
         if self.case.deterministic:
-            self.take_place(bucket)
+            self.take_slot(bucket)
             for _ in range(self.case.ranks - 1):
                 self.reduction[bucket] = self.time.put("exchange", whole)
         else:
@@ -266,8 +266,8 @@ class Rank:
             self.time.compute((self.share(bucket) if self.case.zero >= 1 else elements) * self.case.update)
             self.after_update(bucket)
 
-    def meet(self) -> None:
-        """What ranks tell each other in a step: two numbers."""
+    def exchange_status(self) -> None:
+        """The status of each rank in a step: two numbers."""
         if not self.alone:
             self.time.wait(self.time.put("all_gather", 16 * self.case.ranks))
 
@@ -275,7 +275,7 @@ class Rank:
         for self.micro_batch in range(self.case.micro_batches):
             self.forward()
             self.backward()
-        self.meet()
+        self.exchange_status()
         self.update()
 
 

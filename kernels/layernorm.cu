@@ -63,7 +63,7 @@ __device__ __forceinline__ void load_row(vec128 (&packs)[PACKS], const T *row, i
 
 /* ------------------------------------------------------------------------------------------------------------ forward */
 
-/* Everything a forward kernel is told. */
+/* The arguments of a forward kernel. */
 template <typename T> struct forward_arguments {
     rows<T> out, sum; /* out.data NULL: not written; sum may be the memory of x or delta */
     float *mean, *rstd;

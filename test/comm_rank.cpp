@@ -161,8 +161,8 @@ void expect_sums(const std::string &found, int64_t first, int64_t n, int salt, l
 
 /* ---------------------------------------------------------------------------------------------------------- operations */
 
-void wait(loom_ticket ticket, loom_stream *stream = nullptr) {
-    require([&](loom_error *error) { return loom_comm_wait(comm, ticket, stream, error); });
+void wait(loom_comm_op_id op_id, loom_stream *stream = nullptr) {
+    require([&](loom_error *error) { return loom_comm_wait(comm, op_id, stream, error); });
 }
 
 std::string name(const char *what, int64_t n, loom_dtype dtype, bool in_place) {
@@ -283,7 +283,7 @@ void outstanding() {
     enum { COUNT = 150 };
     const loom_comm_traffic before = comm->traffic;
     std::vector<std::unique_ptr<Buffer>> buffers;
-    std::vector<loom_ticket> tickets;
+    std::vector<loom_comm_op_id> op_ids;
     const auto length = [](int i) { return (int64_t)(i * 37 % 91 + 1); };
     for (int i = 0; i < COUNT; i++) {
         const int64_t n = length(i);
@@ -291,15 +291,15 @@ void outstanding() {
         Buffer &b = *buffers.back();
         b.write(values(comm->rank, 0, n * comm->size, i, LOOM_F32));
         char *own = b.at(n * comm->rank, LOOM_F32), *all = b.at(0, LOOM_F32);
-        if (i % 3 == 0) tickets.push_back(loom_comm_all_reduce(comm, nullptr, all, all, n, LOOM_F32));
-        if (i % 3 == 1) tickets.push_back(loom_comm_reduce_scatter(comm, nullptr, own, all, n, LOOM_F32));
-        if (i % 3 == 2) tickets.push_back(loom_comm_all_gather(comm, nullptr, all, own, n, LOOM_F32));
+        if (i % 3 == 0) op_ids.push_back(loom_comm_all_reduce(comm, nullptr, all, all, n, LOOM_F32));
+        if (i % 3 == 1) op_ids.push_back(loom_comm_reduce_scatter(comm, nullptr, own, all, n, LOOM_F32));
+        if (i % 3 == 2) op_ids.push_back(loom_comm_all_gather(comm, nullptr, all, own, n, LOOM_F32));
         if (i == COUNT / 2) require([](loom_error *error) { return loom_comm_barrier(comm, error); });
     }
     for (int k = 0; k < COUNT; k++) {
         const int i = k * 77 % COUNT;
         const int64_t n = length(i);
-        wait(tickets[(size_t)i]);
+        wait(op_ids[(size_t)i]);
         const std::string found = buffers[(size_t)i]->read(), what = "operation " + std::to_string(i) + " of many";
         const size_t row = (size_t)n * sizeof(float);
         if (i % 3 == 0) expect_sums(found.substr(0, row), 0, n, i, LOOM_F32, what);
@@ -331,9 +331,9 @@ void streams() {
         copy.write(bytes(gone));
         device->stream_wait_stream(device, other, nullptr);
         in.write(bytes(first), other);
-        const loom_ticket ticket = loom_comm_all_reduce(comm, other, sum.at(0, LOOM_F32), in.at(0, LOOM_F32), n,
-                                                        LOOM_F32);
-        wait(ticket, nullptr);
+        const loom_comm_op_id op_id = loom_comm_all_reduce(comm, other, sum.at(0, LOOM_F32), in.at(0, LOOM_F32), n,
+                                                           LOOM_F32);
+        wait(op_id, nullptr);
         in.write(bytes(gone)); /* after the operation: it may not see this */
         device->copy(device, nullptr, copy.at(0, LOOM_F32), sum.at(0, LOOM_F32), (size_t)n * 4, LOOM_DEVICE_TO_DEVICE);
         const std::string found = copy.read();
@@ -383,9 +383,9 @@ void steps(
         if (comm->step == 3 && comm->rank == 0) come(), comm->timeout = limit;
         if (comm->step == 3 && comm->rank == 1) instead();
         char *data = buffer.at(0, LOOM_F32);
-        const loom_ticket ticket = loom_comm_all_reduce(comm, nullptr, data, data, 1000, LOOM_F32);
+        const loom_comm_op_id op_id = loom_comm_all_reduce(comm, nullptr, data, data, 1000, LOOM_F32);
         if (comm->step == 3 && comm->rank > 1) come(), once_there();
-        wait(ticket);
+        wait(op_id);
         require([](loom_error *error) { return loom_comm_synchronize(comm, nullptr, error); });
     }
 }
@@ -412,9 +412,9 @@ void slow() {
 }
 
 /* Rank 1 is at work alone for longer than the limit: before what is on host memory, and in a step. */
-void patient() {
+void long_timeout() {
     const auto work = [] { usleep((useconds_t)(1.5e6 * limit)); };
-    comm->patient = true;
+    comm->long_timeout = true;
     require([](loom_error *error) { return loom_comm_barrier(comm, error); });
     if (comm->rank == 0) comm->timeout = limit;
     if (comm->rank == 1) work();
@@ -422,8 +422,8 @@ void patient() {
     steps(work);
 }
 
-void patient_hang() {
-    comm->patient = true;
+void long_timeout_hang() {
+    comm->long_timeout = true;
     hang();
 }
 
@@ -530,8 +530,8 @@ int main(int argc, char **argv) {
                                                                 {"host", host},
                                                                 {"hang", hang},
                                                                 {"slow", slow},
-                                                                {"patient", patient},
-                                                                {"patient_hang", patient_hang},
+                                                                {"long_timeout", long_timeout},
+                                                                {"long_timeout_hang", long_timeout_hang},
                                                                 {"own_work", own_work},
                                                                 {"stop", stop},
                                                                 {"stop_in_pairs", stop_in_pairs},

@@ -1,7 +1,7 @@
 /* The ground floor: random numbers, the arena, checked files, nearest names, errors, views. */
 #include "base/check.h"
 #include "base/file.h"
-#include "base/finite.h"
+#include "ops/finite.h"
 #include "base/lock.h"
 #include "base/lock_holder.h"
 #include "base/nearest.h"
@@ -864,7 +864,7 @@ class Locks : public Files {
     }
     std::vector<std::string> told;
     const loom_lock_listener listener = {tell, &told};
-    loom_lock_times times = {.heartbeat = 0.02, .patience = 0.3, .settle = 0.01};
+    loom_lock_times times = {.heartbeat = 0.02, .take_over = 0.3, .settle = 0.01};
     const std::string path = at("lock");
 
     bool take(loom_lock **lock, loom_error *error) {
@@ -948,7 +948,7 @@ TEST(LockHolder, IsALineThatMakesSense) {
 
 /* What is no beginning of such a line somebody else has made: it stays, and is not waited for. */
 TEST_F(Locks, AnotherFileStaysAsItIs) {
-    times.settle = times.patience = 1000;
+    times.settle = times.take_over = 1000;
     for (const std::string text :
          {"mine\n", "mine", "\n", "gptloom: notes\n", "gptloom here a-boot pid:[1] 77 5\n", "gptloom-2"}) {
         write("lock", text);
@@ -962,7 +962,7 @@ TEST_F(Locks, AnotherFileStaysAsItIs) {
 TEST_F(Locks, AnotherMachinesIsWatched) {
     loom_lock *lock = nullptr;
     for (const long long off : {-100000, 100000}) { /* its clock says nothing */
-        times.patience = 0.3;
+        times.take_over = 0.3;
         write_other(now() + off);
         ASSERT_TRUE(takes(&lock));
         ASSERT_EQ(told.size(), 2u);
@@ -970,7 +970,7 @@ TEST_F(Locks, AnotherMachinesIsWatched) {
         EXPECT_NE(told[1].find("taken over"), std::string::npos) << told[1];
         loom_lock_release(lock);
 
-        times.patience = 30; /* which ends as soon as there is a heartbeat */
+        times.take_over = 30; /* which ends as soon as there is a heartbeat */
         write_other(now() + off);
         std::thread beats([&] {
             await([&] { return told.size() == 1; });

@@ -49,17 +49,17 @@ TEST_P(Self, CopiesAndLeavesInPlace) {
         require([&](loom_error *error) { return loom_comm_synchronize(comm, nullptr, error); });
         return found;
     };
-    const std::vector<loom_ticket (*)(loom_comm *, loom_stream *, void *, const void *, int64_t, loom_dtype)> moves = {
-        loom_comm_all_reduce, loom_comm_reduce_scatter, loom_comm_all_gather,
-        [](loom_comm *c, loom_stream *after, void *to, const void *from, int64_t n, loom_dtype dtype) {
-            return to == from ? loom_comm_broadcast(c, after, to, n, dtype, 0)
-                              : loom_comm_exchange(c, after, to, n, 0, from, n, 0, dtype);
-        }};
+    const std::vector<loom_comm_op_id (*)(loom_comm *, loom_stream *, void *, const void *, int64_t, loom_dtype)>
+        moves = {loom_comm_all_reduce, loom_comm_reduce_scatter, loom_comm_all_gather,
+                 [](loom_comm *c, loom_stream *after, void *to, const void *from, int64_t n, loom_dtype dtype) {
+                     return to == from ? loom_comm_broadcast(c, after, to, n, dtype, 0)
+                                       : loom_comm_exchange(c, after, to, n, 0, from, n, 0, dtype);
+                 }};
     for (const auto &move : moves)
         for (void *to : {in, out}) {
             device->copy(device.get(), nullptr, in, values.data(), bytes, LOOM_HOST_TO_DEVICE);
-            const loom_ticket ticket = move(comm, nullptr, to, in, (int64_t)values.size(), LOOM_F32);
-            EXPECT_TRUE(works([&](loom_error *error) { return loom_comm_wait(comm, ticket, nullptr, error); }));
+            const loom_comm_op_id op_id = move(comm, nullptr, to, in, (int64_t)values.size(), LOOM_F32);
+            EXPECT_TRUE(works([&](loom_error *error) { return loom_comm_wait(comm, op_id, nullptr, error); }));
             EXPECT_EQ(read(to), values);
         }
     EXPECT_EQ(comm->traffic.operations, 8);
@@ -174,8 +174,8 @@ TEST_F(Mpi, ARankThatGetsNoProcessorForAWhileIsNotNamed) {
 }
 
 TEST_F(Mpi, ThoseAtWorkAloneHaveTenTimesTheLimit) {
-    all_works(2, "cpu 120 1", "", "patient");
-    all_end(mpirun(2, "patient_hang mpi cpu 120 0.5"),
+    all_works(2, "cpu 120 1", "", "long_timeout");
+    all_end(mpirun(2, "long_timeout_hang mpi cpu 120 0.5"),
             "gptloom: rank 1 did not come to all_reduce 3 (1000 of fp32) within 5 s: in step 2, "
             "while the others are in step 3");
 }
@@ -373,7 +373,7 @@ TEST_F(Nccl, AHungRankEndsTheOthers) {
 }
 
 TEST_F(Nccl, ThoseAtWorkAloneHaveTenTimesTheLimit) {
-    all_works(torchrun(2, "patient nccl cuda 120 1", at_port(free_port())));
+    all_works(torchrun(2, "long_timeout nccl cuda 120 1", at_port(free_port())));
 }
 
 TEST_F(Nccl, AnErrorOfTheLibraryNamesCallAndRank) {
@@ -415,7 +415,7 @@ TEST_F(NcclUnderMpi, Works) {
 }
 
 TEST_F(NcclUnderMpi, ThoseAtWorkAloneHaveTenTimesTheLimit) {
-    const Outcome o = mpirun(2, "patient nccl cuda 120 1", library);
+    const Outcome o = mpirun(2, "long_timeout nccl cuda 120 1", library);
     EXPECT_EQ(o.status, 0) << o.output;
     EXPECT_EQ(o.output, "");
 }

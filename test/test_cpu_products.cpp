@@ -17,7 +17,7 @@ struct Way {
 
 const Way definition = {"definition", "definition", LOOM_PRODUCTS_AUTO, false, 1};
 const Way library = {"library", "cpu", LOOM_PRODUCTS_LIBRARY, false, 3};
-const Way library_alone = {"library_alone", "cpu", LOOM_PRODUCTS_LIBRARY, true, 2};
+const Way library_threaded = {"library_threaded", "cpu", LOOM_PRODUCTS_LIBRARY, true, 2};
 const Way automatic = {"auto", "cpu", LOOM_PRODUCTS_AUTO, false, 2};
 const Way own = {"own", "cpu", LOOM_PRODUCTS_OWN, false, 3};
 
@@ -38,7 +38,7 @@ std::vector<Way> all_ways() {
     loom_device *device = nullptr;
     const bool linked = loom_device_open(&device, "cpu", &options, nullptr);
     loom_device_close(device);
-    return linked ? std::vector<Way>{automatic, own, library, library_alone} : std::vector<Way>{automatic, own};
+    return linked ? std::vector<Way>{automatic, own, library, library_threaded} : std::vector<Way>{automatic, own};
 }
 const std::vector<Way> ways = all_ways();
 

@@ -1,4 +1,4 @@
-/* The CUDA device itself, emulated: memory, streams, recordings, failures, and what opens when. */
+/* The CUDA device itself, emulated: memory, streams, graphs, failures, and what opens when. */
 #include "support.h"
 
 #include "emulation.h"
@@ -48,20 +48,20 @@ TEST_F(CudaDevice, RunsAnOpAndCopiesItBack) {
     device->release(device.get(), memory, 256);
 }
 
-TEST_F(CudaDevice, ARecordingRunsAgainAndReadsMemoryAsItIs) {
+TEST_F(CudaDevice, AGraphRunsAgainAndReadsMemoryAsItIs) {
     void *from = allocate(256), *to = allocate(256);
     fill(from, 1);
     require([&](loom_error *error) { return device->synchronize(device.get(), NULL, error); });
     require([&](loom_error *error) { return device->graph_begin(device.get(), error); });
     device->copy(device.get(), NULL, to, from, 256, LOOM_DEVICE_TO_DEVICE);
-    loom_device_graph *recording = nullptr;
-    require([&](loom_error *error) { return device->graph_end(device.get(), &recording, error); });
+    loom_device_graph *graph = nullptr;
+    require([&](loom_error *error) { return device->graph_end(device.get(), &graph, error); });
     for (const float value : {5.0f, 6.0f}) {
         fill(from, value);
-        device->graph_launch(device.get(), recording);
+        device->graph_launch(device.get(), graph);
         EXPECT_EQ(first(to), value);
     }
-    device->graph_close(device.get(), recording);
+    device->graph_close(device.get(), graph);
     device->release(device.get(), from, 256);
     device->release(device.get(), to, 256);
 }
@@ -160,16 +160,16 @@ TEST(CudaRanks, TakeGpusInTurnAndSaySo) {
     }
 }
 
-/* Another thread's calls are for the first GPU until it says otherwise: waiting for a mark says it. */
+/* Another thread's calls are for the first GPU until it says otherwise: waiting for an event says it. */
 TEST(CudaRanks, ASecondThreadCanWaitAndCopyOnAGpuThatIsNotTheFirst) {
     const Gpus gpus(2);
     const Device device = open_rank(1, 2);
-    loom_event *mark = nullptr;
+    loom_event *event = nullptr;
     loom_stream *stream = nullptr;
     void *memory = nullptr;
     float value = 0;
     require([&](loom_error *error) {
-        return device->event_open(device.get(), &mark, error) && device->stream_open(device.get(), &stream, error) &&
+        return device->event_open(device.get(), &event, error) && device->stream_open(device.get(), &stream, error) &&
                device->allocate(device.get(), &memory, sizeof value, error);
     });
     loom_context ctx = {};
@@ -177,10 +177,10 @@ TEST(CudaRanks, ASecondThreadCanWaitAndCopyOnAGpuThatIsNotTheFirst) {
     ctx.device = device.get();
     const loom_fill fill = {loom_view_2d(memory, LOOM_F32, 1, 1), 9};
     device->ops->fill(&ctx, &fill);
-    device->event_record(device.get(), mark, NULL);
+    device->event_record(device.get(), event, NULL);
     int current = -1;
     std::thread([&] {
-        require([&](loom_error *error) { return device->event_synchronize(device.get(), mark, error); });
+        require([&](loom_error *error) { return device->event_synchronize(device.get(), event, error); });
         cudaGetDevice(&current);
         device->copy(device.get(), stream, &value, memory, sizeof value, LOOM_DEVICE_TO_HOST);
         require([&](loom_error *error) { return device->synchronize(device.get(), stream, error); });
@@ -189,7 +189,7 @@ TEST(CudaRanks, ASecondThreadCanWaitAndCopyOnAGpuThatIsNotTheFirst) {
     EXPECT_EQ(value, 9);
     device->release(device.get(), memory, sizeof value);
     device->stream_close(device.get(), stream);
-    device->event_close(device.get(), mark);
+    device->event_close(device.get(), event);
 }
 
 /* Three ranks on two GPUs: two share one, and the third plans as they do. Memory is found free anew at each question:

@@ -178,20 +178,20 @@ TEST_F(CudaTrain, GradientsInBf16FollowThoseInFp32) {
     }
 }
 
-/* -------------------------------------------------------------------------------------------------------- recording */
+/* -------------------------------------------------------------------------------------------------------- graphs */
 
 /* The graph reads the step's scalars and batch from memory: a captured copy of either would train on the second step's
  * rate or tokens for ever. */
-TEST_F(CudaTrain, TheRecordedStepGivesTheSameBits) {
+TEST_F(CudaTrain, TheCapturedStepGivesTheSameBits) {
     for (const char *dtype : {"fp32", "bf16", "fp16"})
         EXPECT_EQ(bits(small({{"dtype", dtype}, {"cuda-graph", "on"}}), 6),
                   bits(small({{"dtype", dtype}, {"cuda-graph", "off"}}), 6))
             << dtype;
 }
 
-TEST_F(CudaTrain, TheStepIsRecorded) {
-    const Options recorded(small({{"cuda-graph", "on"}})), plain(small({{"cuda-graph", "off"}}));
-    const Trainer a = open_trainer(recorded), b = open_trainer(plain);
+TEST_F(CudaTrain, TheStepIsCaptured) {
+    const Options captured(small({{"cuda-graph", "on"}})), plain(small({{"cuda-graph", "off"}}));
+    const Trainer a = open_trainer(captured), b = open_trainer(plain);
     for (int i = 0; i < 3; i++) step(a), step(b);
     for (int piece = 0; piece < LOOM_PIECES; piece++) {
         EXPECT_NE(a->graph[piece], nullptr) << piece;
@@ -280,8 +280,8 @@ TEST_F(CudaRun, ResumesToTheSameBits) {
     }
 }
 
-/* What runs between the recorded pieces shares their memory and leaves it as the next one needs it. */
-TEST_F(CudaRun, ValidatingAndSamplingBetweenRecordedStepsChangesNoBit) {
+/* What runs between the captured pieces shares their memory and leaves it as the next one needs it. */
+TEST_F(CudaRun, ValidatingAndSamplingBetweenCapturedStepsChangesNoBit) {
     const Options::Pairs often = {
         {"dtype", "bf16"}, {"val-every", "2"}, {"val-tokens", "16"}, {"sample-every", "3"}, {"sample-tokens", "5"}};
     ASSERT_TRUE(trains(run("graph", often)));

@@ -160,7 +160,7 @@ std::vector<std::string> of_buckets(const std::string &kind, std::initializer_li
 /* What a step asks NCCL for, in its order, in words:
  *     A4   all-reduce of bucket 4's gradients
  *     R4   reduce-scatter of them, into this rank's share; r4: to where they are added to it from. There blocks have one
- *          of two places in turn: r13, r24
+ *          of two slots in turn: r13, r24
  *     X4   exchange of the parts of bucket 4's gradients with the other rank;  B4  the sums back to all
  *     G4   gathering bucket 4's weights
  *     losses, squares (of the gradients, all buckets')
@@ -358,7 +358,7 @@ std::string name_of_case(const testing::TestParamInfo<Case> &info) {
 INSTANTIATE_TEST_SUITE_P(Stages, NcclCalls, testing::ValuesIn(cases), name_of_case);
 
 /* Where streams that could go on last put in first, all computing that does not wait for a reduction goes before it. At
- * stage 0 that is all of backward; where blocks' gradients have two places in turn, that of two more blocks. */
+ * stage 0 that is all of backward; where blocks' gradients have two slots in turn, that of two more blocks. */
 TEST_F(NcclTrain, BackwardDoesNotWaitForReductions) {
     for (const int zero : {0, 2}) {
         const std::string out = "run" + std::to_string(zero);
@@ -385,7 +385,7 @@ TEST_F(NcclTrain, BackwardDoesNotWaitForReductions) {
 
 /* Where a rank is late by two seconds in step 2, the other one's GPU, whose metrics these are, stands still for what is
  * left of them when its own work is done: before the update at stage 0, and amid backward at stage 2, whose gradients have
- * to leave their places. */
+ * to leave their slots. */
 TEST_F(NcclTrain, TheTimeThatTheGpuStandsStillIsTold) {
     for (const int zero : {0, 2}) {
         const std::string out = "run" + std::to_string(zero);
@@ -414,8 +414,8 @@ TEST_F(NcclTrain, TheTimeThatTheGpuStandsStillIsTold) {
 
 /* ------------------------------------------------------------------------------------------------------- the same bits */
 
-/* Nor do graphs where the update is replayed on each rank, ... */
-TEST_F(NcclTrain, ReplayedUpdatesChangeNoBit) {
+/* Nor do graphs where the update is launched as one on each rank, ... */
+TEST_F(NcclTrain, CapturedUpdatesChangeNoBit) {
     ASSERT_EQ(by_torchrun(2, "on", stage(0)).status, 0);
     ASSERT_EQ(by_torchrun(2, "off", stage(0) + " --cuda-graph off").status, 0);
     EXPECT_TRUE(results(here.at("off")) == results(here.at("on")));

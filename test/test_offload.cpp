@@ -172,29 +172,29 @@ TEST_F(Offload, WorksForAnyNumberOfBlocks) {
     }
 }
 
-/* What is recorded in two streams comes together again before the recording ends, and the graph's nodes run in any order
+/* What is captured in two streams comes together again before the capture ends, and the graph's nodes run in any order
  * that their waits allow. */
-TEST_F(Offload, CanBeRecorded) {
+TEST_F(Offload, CanBeCaptured) {
     for (const char *recompute : {"none", "block", "every:2"}) {
         const Places places = {recompute};
         const std::string expected = expected_of(places.dtype, places.n_layer);
         const auto model = make_model(places);
         loom_device *device = model->device();
-        loom_device_graph *recording[2];
+        loom_device_graph *graph[2];
         for (int i = 0; i < 2; i++) {
             require([&](loom_error *error) { return device->graph_begin(device, error); });
             compute(*model, i > 0);
-            require([&](loom_error *error) { return device->graph_end(device, &recording[i], error); });
+            require([&](loom_error *error) { return device->graph_end(device, &graph[i], error); });
         }
         for (const std::string &schedule : schedules) {
             emulation_set_schedule(schedule.c_str());
             for (int i = 0; i < 2; i++) {
                 set_batch(*model, i);
-                device->graph_launch(device, recording[i]);
+                device->graph_launch(device, graph[i]);
             }
             EXPECT_TRUE(bits_of(*model) == expected) << recompute << " " << schedule;
         }
-        for (loom_device_graph *r : recording) device->graph_close(device, r);
+        for (loom_device_graph *g : graph) device->graph_close(device, g);
     }
 }
 
@@ -527,7 +527,7 @@ class OffloadTrain : public Offload {
     TemporaryDirectory directory;
 };
 
-/* Steps, validation and samples in turn, recorded and not, and a run that is cut off and goes on otherwise. */
+/* Steps, validation and samples in turn, as graphs and not, and a run that is cut off and goes on otherwise. */
 TEST_F(OffloadTrain, RunsComeOutTheSame) {
     train(run("whole"));
     const Options::Pairs same = {{"tuning", directory.at("whole/tuning.txt")}},

@@ -133,7 +133,7 @@ TEST(Work, OfAnUpdateReadsAndWritesWhatItChanges) {
 
 /* ------------------------------------------------------------------------------------------------------- whole steps */
 
-/* All that is to be told of a walk. */
+/* Sums over all ops of a traversal. */
 struct Sum {
     double flops = 0, bytes = 0, ops = 0;
 };
@@ -156,7 +156,7 @@ void add_to_sum(void *visitor, loom_op op, const void *arguments) {
 }
 
 /* What a micro-batch of a model really runs, op by op, without memory. */
-Sum walk(const loom_gpt_config &config, const Setup &setup, loom_device *device) {
+Sum visit(const loom_gpt_config &config, const Setup &setup, loom_device *device) {
     Sum sum;
     loom_gpt *gpt;
     require([&](loom_error *error) { return loom_gpt_create(&gpt, &config, setup, device, error); });
@@ -199,7 +199,7 @@ TEST(Cost, PartsMakeUpWhatAStepRunsUnderEveryPolicy) {
                            loom_cost_by_op(&bytes, &config, setup, device.get(), bytes_of, nullptr, error) &&
                            loom_cost_by_op(&ops, &config, setup, device.get(), one, nullptr, error);
                 });
-                const Sum real = walk(config, setup, device.get());
+                const Sum real = visit(config, setup, device.get());
                 const std::string what = name_of(recompute) + " of " + std::to_string(L) + " layers";
                 EXPECT_EQ(step_of(flops, config, recompute), real.flops) << what;
                 EXPECT_EQ(step_of(ops, config, recompute), real.ops) << what;
@@ -460,9 +460,9 @@ TEST(Suggestions, FitAndChangeTheLeastFirst) {
         EXPECT_LE(at(available).size(), 3u); /* and that they fit */
 }
 
-/* What is told to those who plan B sequences of 64 at a time, and have exactly what other settings need. */
-std::vector<std::string> told(int64_t B, int64_t other_B, int64_t other_T, const char *dtype, bool master,
-                              const char *recompute) {
+/* What is suggested to those who plan B sequences of 64 at a time, and have exactly what other settings need. */
+std::vector<std::string> suggested(int64_t B, int64_t other_B, int64_t other_T, const char *dtype, bool master,
+                                   const char *recompute) {
     const Device device = open_device("cpu");
     const loom_gpt_config config = gpt_shape(9, 2, 32, 64, 61);
     const loom_precision precision = precision_of(device.get(), std::string(dtype) == "bf16" ? LOOM_BF16 : LOOM_F32,
@@ -475,17 +475,17 @@ std::vector<std::string> told(int64_t B, int64_t other_B, int64_t other_T, const
 
 TEST(Suggestions, GoFromOneChangeToAllAtOnce) {
     using Flags = std::vector<std::string>;
-    EXPECT_EQ(told(8, 8, 64, "fp32", true, "every:2"), (Flags{"--recompute every:2", "--micro-batch 1"}));
-    EXPECT_EQ(told(8, 1, 64, "fp32", true, "none"), (Flags{"--micro-batch 1"}));
-    EXPECT_EQ(told(8, 1, 64, "fp32", true, "block"), (Flags{"--micro-batch 1 --recompute block"}));
-    EXPECT_EQ(told(8, 8, 64, "bf16", true, "none"),
+    EXPECT_EQ(suggested(8, 8, 64, "fp32", true, "every:2"), (Flags{"--recompute every:2", "--micro-batch 1"}));
+    EXPECT_EQ(suggested(8, 1, 64, "fp32", true, "none"), (Flags{"--micro-batch 1"}));
+    EXPECT_EQ(suggested(8, 1, 64, "fp32", true, "block"), (Flags{"--micro-batch 1 --recompute block"}));
+    EXPECT_EQ(suggested(8, 8, 64, "bf16", true, "none"),
               (Flags{"--recompute block-attn", "--micro-batch 4", "--dtype bf16"}));
-    EXPECT_EQ(told(1, 1, 64, "bf16", false, "none"),
+    EXPECT_EQ(suggested(1, 1, 64, "bf16", false, "none"),
               (Flags{"--dtype bf16 --master-weights off --optimizer-dtype bf16"}));
-    EXPECT_EQ(told(1, 1, 40, "fp32", true, "none"),
+    EXPECT_EQ(suggested(1, 1, 40, "fp32", true, "none"),
               (Flags{"--recompute block-attn", "--optimizer-dtype bf16",
                      "--dtype bf16 --master-weights off --optimizer-dtype bf16"}));
-    EXPECT_EQ(told(8, 1, 64, "bf16", false, "block"),
+    EXPECT_EQ(suggested(8, 1, 64, "bf16", false, "block"),
               (Flags{"--dtype bf16 --master-weights off --optimizer-dtype bf16 --micro-batch 1 --recompute block"}));
     const Device device = open_device("cpu");
     const loom_gpt_config config = gpt_shape(9, 2, 32, 64, 61);

@@ -3,7 +3,7 @@
 #include "../train/plot/plot.h"
 #include "../train/plot/axis.h"
 #include "../train/plot/line.h"
-#include "../train/plot/words.h"
+#include "../train/plot/format.h"
 
 #include <gtest/gtest.h>
 

@@ -1,4 +1,4 @@
-/* Training by several ranks: the same as by one, whatever they share out, recompute and store. Most of it is trained in
+/* Training by several ranks: the same as by one, whatever is sharded, recompute and store. Most of it is trained in
  * processes that train many times (train_rank), each training against one rank's; the rest as users do it, by the program
  * and mpirun. */
 #include "support_ranks.h"
@@ -211,7 +211,7 @@ std::vector<Training> some_pairs_on_cuda(size_t which) {
             if (n % 3 == 1) t.shared += " offload=activations";
             if (n % 4 == 3) t.shared += " cuda-graph=off";
             if (n == 0 || n == 5) t.options += " @validate @sample";
-            if (n == 4) t.options += " @steps=3"; /* what is recorded is replayed twice */
+            if (n == 4) t.options += " @steps=3"; /* what is captured is launched twice */
             all.push_back(t);
         }
     return all;
@@ -361,7 +361,7 @@ class Sums : public Trainings {
  * weights are bf16; of gradients in bf16 the 12 sums of micro-batches. After a step the first moment is the gradient, but
  * for a factor. In fp64 all of that is so small that four steps add it up, for whatever they leave behind, and that losses,
  * which are reported in fp32, are off by an epsilon at most. In fp32 further steps round anew, all the way through the
- * model: three of them do so too where steps are recorded and replayed. */
+ * model: three of them do so too where steps are captured and launched as graphs. */
 TEST_F(Sums, AreWithinRoundingOfOneRanks) {
     const loom_gpt_config shape = gpt_shape(2, 2, 32, 16, LOOM_BYTE_VOCABULARY);
     const double rows = std::sqrt(12.0 * 16), path = std::sqrt(whole_path(shape, 12, 16));

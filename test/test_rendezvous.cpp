@@ -15,7 +15,7 @@ namespace {
 
 using namespace support;
 
-const double patience = 120; /* seconds, for hangs */
+const double time_limit = 120; /* seconds, for hangs */
 
 class Environment {
   public:
@@ -308,7 +308,7 @@ class Port : public testing::Test {
     }
 
     /* A rank as a thread. */
-    std::future<Shared> rank(int number, int size, double timeout = patience) {
+    std::future<Shared> rank(int number, int size, double timeout = time_limit) {
         /* What it reads of the environment it has read when it listens or connects; strangers come after that. */
         return std::async(std::launch::async, [=] {
             Shared shared = {false, number == 0 ? id : std::string(id.size(), 0), "", "", false};
@@ -346,7 +346,7 @@ class Port : public testing::Test {
     /* A stranger's connection, as soon as rank 0 listens. */
     int stranger(uint32_t host = INADDR_LOOPBACK) {
         const int s = socket(AF_INET, SOCK_STREAM, 0);
-        for (int i = 0; i < 100 * (int)patience && !connects(s, host, port); i++) usleep(10000);
+        for (int i = 0; i < 100 * (int)time_limit && !connects(s, host, port); i++) usleep(10000);
         sockets.push_back(s);
         return s;
     }
@@ -441,7 +441,7 @@ TEST_F(Port, MoreRanksThanExpectedAreNamedWithTheirAddress) {
 
 TEST_F(Port, WhoDoesNotComeIsNamedWithWhomWasRefused) {
     std::string message;
-    for (double limit = 0.3; limit < patience && message.find("; refused 127.0.0.1:") == std::string::npos;
+    for (double limit = 0.3; limit < time_limit && message.find("; refused 127.0.0.1:") == std::string::npos;
          limit *= 6) {
         auto zero = rank(0, 2, limit);
         Side three(3, 5, "", id, 1);

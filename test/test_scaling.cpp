@@ -43,7 +43,7 @@ class Scaling : public testing::Test {
 /* ------------------------------------------------------------------------------------------------------ the simulation
  *
  * Four ranks, three blocks of 40 elements, 400 of embeddings, 4 of the last layernorm; 8 sequences in a step, and sums
- * of squares in 4 parts of each bucket: a gather of 32 bytes and an all-reduce of 80; and 64 when ranks meet before the update.
+ * of squares in 4 parts of each bucket: a gather of 32 bytes and an all-reduce of 80; and 64 when ranks exchange their status before the update.
  * Forward of a block takes 1 s, backward 2 s, the ends 3 s, an element's update 1/100 s: 5.24 s for all 524 of them,
  * and 3 + 3 * 3 = 12 s for a micro-batch. */
 
@@ -86,7 +86,7 @@ class Simulation : public Scaling {
 /* Each rank's bytes in a step of two micro-batches. Whole, gradients and weights have 4 * 524 = 2096 bytes, blocks'
  * 480; a ring sends 3/4 of what is reduce-scattered or gathered, and twice that of what is all-reduced. A rank hands
  * in what is to be reduced whole, as 80 bytes of squares are at stages, and a quarter of what is to be gathered: of
- * losses 8 bytes, and 16 to say when ranks meet. At stage 3 forward gathers three blocks (of the second micro-batch
+ * losses 8 bytes, and 16 of status. At stage 3 forward gathers three blocks (of the second micro-batch
  * one: two are there yet, as backward ended on them), backward one, and the update the rest of 1616 bytes. */
 TEST_F(Simulation, CountsBytes) {
     const double of_all = 2096, of_blocks = 480, losses = 64 + 32, squares = 80;
@@ -134,7 +134,7 @@ TEST_F(Simulation, IsTheSumOfTransfersWhereComputingTakesNoTime) {
 }
 
 /* One block, at stage 0: ends 3, forward 1, backward 2; the last layernorm's gradient is there after 4 s, the
- * block's and the embeddings' after 6. At 1000 bytes/s they take 0.024, 0.24 and 2.4 s, to meet 0.048, and the
+ * block's and the embeddings' after 6. At 1000 bytes/s they take 0.024, 0.24 and 2.4 s, the status 0.048, and the
  * losses 0.024: nothing of the first is exposed, all of the others is. */
 TEST_F(Simulation, ExposesWhatNoBackwardIsLeftFor) {
     const std::string one =
@@ -155,7 +155,7 @@ TEST_F(Simulation, ExposesWhatNoBackwardIsLeftFor) {
 TEST_F(Simulation, GathersWeightsBesideTheNextForward) {
     const std::string more = seconds + ", " + links(bandwidth);
     const std::vector<Results> r = simulate({step(1, 1, more), step(3, 1, more)});
-    /* The last block's reduction, 0.12 s, and the embeddings', 1.2 s, follow backward; then ranks meet, losses are
+    /* The last block's reduction, 0.12 s, and the embeddings', 1.2 s, follow backward; then ranks exchange their status, losses are
      * gathered and squares added up. */
     const double reduced = 0.12 + 1.2, summed = 0.048 + 0.024 + 0.12;
     EXPECT_NEAR(r[0].at("exposed"), reduced + summed + 0.89 + 0.12, nothing);
@@ -163,7 +163,7 @@ TEST_F(Simulation, GathersWeightsBesideTheNextForward) {
 }
 
 /* Stage 2: the first reduction, of the last block, takes 20 s, all others 1 s; backward of a block 2 s. A block
- * waits until the reduction of the block two before it has left its place. */
+ * waits until the reduction of the block two before it has left its slot. */
 TEST_F(Simulation, WaitsForThePlaceOfAGradient) {
     const std::string five =
         "{\"ranks\": 4, \"zero\": 2, \"micro_batches\": 1, \"sequences\": 0, \"elements\": [0, 8, 8, 8, 8, 160, "
@@ -173,7 +173,7 @@ TEST_F(Simulation, WaitsForThePlaceOfAGradient) {
     const Results r = simulate({five})[0];
     /* Backward begins at 8 s. The first block is done at 10 and reduced at 30, the second done at 12 and reduced at
      * 31. The third begins at 30, is done at 32 and reduced at 33, the fourth done at 34, the fifth at 36: it is
-     * reduced at 37. Ranks take 2 s to meet. */
+     * reduced at 37. The status takes 2 s. */
     EXPECT_NEAR(r.at("busy"), 24 + 2, nothing);
     EXPECT_NEAR(r.at("seconds"), 37 + 2, nothing);
     EXPECT_NEAR(r.at("exposed"), 37 + 2 - 18, nothing);
@@ -189,14 +189,14 @@ TEST_F(Simulation, FetchesWeightsOneBlockAhead) {
     const Results r = simulate({three})[0];
     /* Block 1 is there at 4 and done at 5; block 2, fetched at 4, is there at 8 and done at 9; block 3, from 8, at
      * 12 and 13. Ends until 16. Backward of 3 and of 2, whose weights are there; block 1 is fetched when that of 2
-     * begins. Ranks take 8 s to meet. */
+     * begins. The status takes 8 s. */
     EXPECT_NEAR(r.at("seconds"), 16 + 3 * 10 + 8, nothing);
     EXPECT_NEAR(r.at("busy"), 4 * 4 + 8, nothing);
 }
 
 /* All of computing's speed, at stage 0: a step takes what its parts take, one after another. Half of it: a reduction
  * of 6 s is put in at 8, when the first block's backward is done; the next block's takes 4 s instead of 2, until 12,
- * and the last one's 2 s until 14, for half of it, and 1 s for the rest; then ranks take 6 s to meet. */
+ * and the last one's 2 s until 14, for half of it, and 1 s for the rest; then the status takes 6 s. */
 TEST_F(Simulation, TakesSpeedFromComputing) {
     const std::string more = seconds + ", " + links(bandwidth);
     const std::string half =
@@ -234,7 +234,7 @@ TEST_F(Simulation, TakesTheFastestProtocol) {
                               ", \"links\": {\"near\": 100, \"far\": 2, \"per_node\": 4, \"protocols\": [{\"base\": 2, "
                               "\"near\": 1, \"far\": 5, \"share\": 1}, {\"base\": 1, \"share\": 0.0625}]}, ";
     const std::vector<Results> r = simulate({where + "\"elements\": [0, 640, 0]}", where + "\"elements\": [0, 0, 0]}"});
-    /* 7/8 of 2560 bytes at 8 a second and 2 + 6 + 5 s, against at 0.5 a second. To meet: 112 bytes. All other
+    /* 7/8 of 2560 bytes at 8 a second and 2 + 6 + 5 s, against at 0.5 a second. Of status: 112 bytes. All other
      * operations, 2 reductions, 2 of losses and squares, 3 of weights, are empty: 1 s each by the second protocol. */
     EXPECT_NEAR(r[0].at("busy"), 280 + 13 + 14 + 13 + 7, nothing);
     EXPECT_NEAR(r[1].at("busy"), 14 + 13 + 8, nothing);
@@ -244,7 +244,7 @@ TEST_F(Simulation, TakesTheFastestProtocol) {
 
 /* A gptloom of two buckets beside one block's: its steps take 80 ms on one rank and 50 on two, 10 more for each
  * stage and half as much again where they are deterministic; few tokens, 4 ms. Of the traffic of two ranks, each
- * with one micro-batch of one sequence: all-reduce of 4 * 160 bytes, 16 to meet, and 4 of losses; at stage 1,
+ * with one micro-batch of one sequence: all-reduce of 4 * 160 bytes, 16 of status, and 4 of losses; at stage 1,
  * reduce-scatter and gather half of that, and all-reduce 4 * 12 of squares. */
 const char *const answers = R"(#!/bin/sh
 here=$(dirname "$0")
@@ -337,7 +337,7 @@ TEST_F(ScalingReport, IsNotWrittenWhereBytesOrLossesAreWrong) {
     EXPECT_FALSE(fs::exists(here.at("report.md")));
 }
 
-/* With links of any speed and nothing else lost, GPUs are so many times one: the update, which stages share out,
+/* With links of any speed and nothing else lost, GPUs are so many times one: the update, which stages shard,
  * takes 0.16 ms of 1.46 at stage 0. */
 TEST_F(ScalingReport, PredictsWithInputsThatItNames) {
     ASSERT_EQ(report("--only predicted --nvlink 1e12 --network 1e12 --steals 0"), 0) << output;

@@ -810,7 +810,7 @@ TEST(House, LowerFloorsIncludeNoHigherOnes) {
                                                                   {"optim", {"base"}},
                                                                   {"comm", {"base"}},
                                                                   {"parallel", {"base"}},
-                                                                  {"checkpoint", {"base"}},
+                                                                  {"checkpoint", {"base", "ops"}},
                                                                   {"plan", {"base", "model"}},
                                                                   {"engine", {"base", "ops", "checkpoint", "data"}},
                                                                   {"cases", {"base"}}};
@@ -849,6 +849,106 @@ TEST(House, PublicHeadersIncludeOnlyEachOther) {
             EXPECT_TRUE(!contains(line, "#include \"") || contains(line, "#include \"gptloom/"))
                 << entry.path() << ": " << line;
     }
+}
+
+/* Which object files call which: by the symbols that one defines and another needs. */
+using Calls = std::map<std::string, std::set<std::string>>;
+
+/* All that `from` calls, directly or through others. */
+std::set<std::string> reached(const Calls &calls, const std::string &from) {
+    std::set<std::string> seen;
+    std::vector<std::string> left = {from};
+    while (!left.empty()) {
+        const std::string caller = left.back();
+        left.pop_back();
+        const auto found = calls.find(caller);
+        if (found == calls.end()) continue;
+        for (const std::string &called : found->second)
+            if (seen.insert(called).second) left.push_back(called);
+    }
+    return seen;
+}
+
+/* Names that call each other in a circle, directly or through others: "a b c" for each circle. */
+std::set<std::string> circles(const Calls &calls) {
+    std::set<std::string> found;
+    for (const auto &[name, called] : calls) {
+        std::string circle;
+        const std::set<std::string> from_here = reached(calls, name);
+        for (const std::string &other : from_here)
+            if (reached(calls, other).count(name)) circle += (circle.empty() ? "" : " ") + other;
+        if (contains(circle, " ")) found.insert(circle);
+    }
+    return found;
+}
+
+/* The object of each of csrc's sources in BUILD/obj, where this test is in BUILD/test: "csrc/comm/comm.c" and its path.
+ * Of csrc/cpu, which is compiled several times, the definition's. */
+std::map<std::string, fs::path> objects() {
+    const fs::path obj = fs::read_symlink("/proc/self/exe").parent_path().parent_path() / "obj";
+    std::map<std::string, fs::path> all;
+    for (const auto &entry : fs::recursive_directory_iterator(project() / "csrc")) {
+        if (entry.path().extension() != ".c") continue;
+        const fs::path source = fs::relative(entry.path(), project());
+        for (const fs::path &object : {obj / source, obj / "definition" / source.filename()}) {
+            const fs::path compiled = fs::path(object).replace_extension(".o");
+            if (object == obj / source || contains(source.string(), "csrc/cpu/"))
+                if (fs::exists(compiled)) all.emplace(source.string(), compiled);
+        }
+    }
+    return all;
+}
+
+Calls calls_of_objects() {
+    std::map<std::string, std::string> definer;
+    std::map<std::string, std::set<std::string>> needs;
+    for (const auto &[source, object] : objects()) {
+        std::istringstream lines(shell("nm -g -P " + quoted(object.string())).output);
+        for (std::string line; std::getline(lines, line);) {
+            std::istringstream words(line);
+            std::string symbol, kind;
+            words >> symbol >> kind;
+            if (symbol.compare(0, 5, "loom_") != 0) continue;
+            if (kind == "U")
+                needs[source].insert(symbol);
+            else
+                definer.emplace(symbol, source);
+        }
+    }
+    Calls calls;
+    for (const auto &[source, symbols] : needs)
+        for (const std::string &symbol : symbols)
+            if (definer.count(symbol) && definer[symbol] != source) calls[source].insert(definer[symbol]);
+    return calls;
+}
+
+TEST(House, FindsCircles) {
+    EXPECT_EQ(circles({{"a", {"b"}}, {"b", {"c"}}}), std::set<std::string>{});
+    EXPECT_EQ(circles({{"a", {"b", "d"}}, {"b", {"c"}}, {"c", {"a"}}}), std::set<std::string>{"a b c"});
+    EXPECT_EQ(circles({{"a", {"b"}}, {"b", {"a"}}, {"c", {"d", "a"}}, {"d", {"c"}}}),
+              (std::set<std::string>{"a b", "c d"}));
+}
+
+/* Opening a device, in csrc/ops/device.c, calls the devices, which use the rest of csrc/ops. */
+TEST(House, FoldersDoNotCallEachOther) {
+    Calls folders;
+    for (const auto &[source, called] : calls_of_objects())
+        for (const std::string &other : called) {
+            const auto folder = [](const std::string &file) { return file.substr(0, file.find('/', 5)); };
+            if (source != "csrc/ops/device.c" && folder(source) != folder(other))
+                folders[folder(source)].insert(folder(other));
+        }
+    EXPECT_GE(folders.size(), 10u) << "the library's objects are not beside this test";
+    EXPECT_EQ(circles(folders), std::set<std::string>{});
+}
+
+/* Known: in csrc/cases, case.c looks ops up in the list of all.c, whose cases call it, and frees values of case_value.c. */
+TEST(House, FilesDoNotCallEachOther) {
+    Calls calls = calls_of_objects();
+    calls["csrc/cases/case.c"].erase("csrc/cases/all.c");
+    calls["csrc/cases/case.c"].erase("csrc/cases/case_value.c");
+    EXPECT_GE(calls.size(), 100u) << "the library's objects are not beside this test";
+    EXPECT_EQ(circles(calls), std::set<std::string>{});
 }
 
 /* ---------------------------------------------------------------------------------------------------------- Makefile */

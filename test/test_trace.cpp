@@ -346,7 +346,7 @@ class Traced {
             const auto name_shard = [&](const char *prefix, void *data, loom_dtype dtype) {
                 name_bucket(prefix, b, data, dtype, shard.first, shard.elements);
             };
-            if (loom_gpt_get_parameters(gpt_) || loom_gpt_place(gpt_, b) < 2)
+            if (loom_gpt_get_parameters(gpt_) || loom_gpt_bucket_slot(gpt_, b) < 2)
                 name_bucket("", b, loom_gpt_bucket_parameters(gpt_, b), p.storage, 0, layout->bucket[b].elements);
             else
                 name_shard("", shard.parameters, p.storage);

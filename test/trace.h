@@ -363,16 +363,16 @@ class Tracer {
         device.stream_wait_stream = [](loom_device *d, loom_stream *later, loom_stream *earlier) {
             of(d)->line("order s%d after s%d", number(later), number(earlier));
         };
-        device.event_open = [](loom_device *d, loom_event **mark, loom_error *) {
-            *mark = (loom_event *)(uintptr_t)++of(d)->marks_;
+        device.event_open = [](loom_device *d, loom_event **event, loom_error *) {
+            *event = (loom_event *)(uintptr_t)++of(d)->events_;
             return true;
         };
         device.event_close = [](loom_device *, loom_event *) {};
-        device.event_record = [](loom_device *d, loom_event *mark, loom_stream *stream) {
-            of(d)->line("mark %d in s%d", number(mark), number(stream));
+        device.event_record = [](loom_device *d, loom_event *event, loom_stream *stream) {
+            of(d)->line("mark %d in s%d", number(event), number(stream));
         };
-        device.stream_wait_event = [](loom_device *d, loom_stream *stream, loom_event *mark) {
-            of(d)->line("s%d awaits mark %d", number(stream), number(mark));
+        device.stream_wait_event = [](loom_device *d, loom_stream *stream, loom_event *event) {
+            of(d)->line("s%d awaits mark %d", number(stream), number(event));
         };
     }
     ~Tracer() {
@@ -437,11 +437,11 @@ class Tracer {
                           (uintptr_t)o.out);
         }
         text += " after=s" + std::to_string(number(after)) + "\n";
-        tickets_.push_back(own_name(""));
+        op_ids_.push_back(own_name(""));
         count_++;
     }
-    void await(loom_ticket ticket, loom_stream *stream) {
-        line("s%d awaits %s", number(stream), tickets_[(size_t)ticket - 1].c_str());
+    void await(loom_comm_op_id op_id, loom_stream *stream) {
+        line("s%d awaits %s", number(stream), op_ids_[(size_t)op_id - 1].c_str());
     }
 
   private:
@@ -449,10 +449,10 @@ class Tracer {
     Memory memory_;  /* who wrote what lies there */
     Memory lasting_; /* what has a name for as long as the model lives */
     std::vector<std::string> writers_;
-    std::vector<std::string> tickets_;
+    std::vector<std::string> op_ids_;
     std::vector<std::pair<void *, size_t>> reserved_;
     std::string section_;
-    int count_ = 0, streams_ = 0, marks_ = 0;
+    int count_ = 0, streams_ = 0, events_ = 0;
 
     static Tracer *of(loom_device *device) {
         return static_cast<Tracer *>(device->implementation);
@@ -567,8 +567,8 @@ class Ranks {
         backend_.post = [](loom_comm *comm, const loom_comm_operation *operation, loom_stream *after) {
             of(comm)->communicate(comm, *operation, after);
         };
-        backend_.wait = [](loom_comm *comm, loom_ticket ticket, loom_stream *stream, loom_error *) {
-            of(comm)->await(ticket, stream);
+        backend_.wait = [](loom_comm *comm, loom_comm_op_id op_id, loom_stream *stream, loom_error *) {
+            of(comm)->await(op_id, stream);
             return true;
         };
         backend_.synchronize = [](loom_comm *comm, loom_stream *stream, loom_error *error) {

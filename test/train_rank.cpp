@@ -151,7 +151,7 @@ State state_of(loom_trainer *t) {
         state.parameters += whole(t, loom_gpt_get_shard(t->gpt, b)->master, b, master, name + " of weights");
         state.moment1 += whole(t, (char *)t->optimizer.moment1 + at, b, moment, name + " of first moments");
         state.moment2 += whole(t, (char *)t->optimizer.moment2 + at, b, moment, name + " of second moments");
-        if (zero < 3 || loom_gpt_place(t->gpt, b) < 2)
+        if (zero < 3 || loom_gpt_bucket_slot(t->gpt, b) < 2)
             expect_same(read(t, loom_gpt_bucket_parameters(t->gpt, b),
                              (size_t)layout->bucket[b].elements * loom_dtype_size(t->precision.storage)),
                         name + " of weights as they are read");

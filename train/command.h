@@ -1,5 +1,5 @@
 /* The program's subcommands. Each gets its own words, argv[0] being its name, and returns the exit code: 0, or 2 after
- * a mistake that it has told in one line (loom_command_failed). */
+ * a mistake that it has printed in one line (loom_command_failed). */
 #ifndef LOOM_TRAIN_COMMAND_H
 #define LOOM_TRAIN_COMMAND_H
 

@@ -362,7 +362,7 @@ int loom_command_bench(int argc, char **argv) {
         .command = "bench",
         .about =
             "Times every op at the shapes of GPT-2 124M and of a small byte-level model. Bytes are those an op must "
-            "read and write at least; they and its arithmetic are told as shares of the copy bandwidth and of the "
+            "read and write at least; they and its arithmetic are given as shares of the copy bandwidth and of the "
             "rate of large matrix products that are measured in the same run. Caches are flushed before every timed "
             "run. On a GPU, cuDNN's attention is timed beside ours where cuDNN is installed.",
         .examples = "  gptloom bench --json before.json\n  gptloom bench --op matmul --against before.json\n"

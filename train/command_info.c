@@ -37,7 +37,7 @@ static int64_t count_of_bucket(const loom_layout *layout, int bucket) {
     return count;
 }
 
-/* All that is told of a shape, gathered before the first line is printed. */
+/* All that is printed of a shape, gathered before the first line is printed. */
 typedef struct facts {
     loom_planning planning;
     loom_checkpoint_info from; /* of a directory */

@@ -256,7 +256,7 @@ void loom_command_line_help(const loom_command_line *line, FILE *out) {
 /* ------------------------------------------------------------------------------------------------------ subcommands */
 
 int loom_command_failed(const loom_error *error) {
-    loom_give_way_to_rank_0();
+    loom_defer_error_to_rank0();
     char line[sizeof error->message + 16];
     const int length = snprintf(line, sizeof line, "gptloom: %s\n", error->message);
     loom_output_flush();

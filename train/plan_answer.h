@@ -1,4 +1,4 @@
-/* The answer of `gptloom plan`, and how it is told. */
+/* The answer of `gptloom plan`, and how it is printed. */
 #ifndef LOOM_TRAIN_PLAN_ANSWER_H
 #define LOOM_TRAIN_PLAN_ANSWER_H
 
@@ -26,7 +26,7 @@ typedef struct loom_plan_answer {
     int64_t micro_batch; /* sequences of a rank at a time */
     loom_cost flops, seconds;
     loom_speed speed;
-    loom_error unmeasured; /* why the speed is not known */
+    loom_error unmeasured;                           /* why the speed is not known */
     loom_plan_policy policy[LOOM_MOST_POLICIES + 1]; /* the named ones, and sets of values that are faster */
     int n_policies;
     const loom_plan_policy *best; /* the fastest that fits; if none fits, the smallest */

@@ -179,23 +179,23 @@ static void print_plain(const loom_progress *progress) {
     fflush(progress->out);
 }
 
-bool loom_progress_is_due(double seconds, double part, double told) {
+bool loom_progress_is_due(double seconds, double part, double last_line) {
     static const double until_clear = 3, is_long = 30, apart = 180;
     if (part <= 0) return false;
     const double whole = seconds / part;
-    return told < 0 ? seconds >= until_clear && whole >= is_long : seconds - told >= fmax(whole / 10, apart);
+    return last_line < 0 ? seconds >= until_clear && whole >= is_long : seconds - last_line >= fmax(whole / 10, apart);
 }
 
 static void print_validating(loom_progress *progress, int64_t step, double part) {
     char count[16], left[24];
     const double seconds = loom_seconds_now() - progress->validation_began;
-    if (!loom_progress_is_due(seconds, part, progress->told)) return;
+    if (!loom_progress_is_due(seconds, part, progress->line_at)) return;
     loom_format_count(count, sizeof count, (double)progress->validation_tokens);
     loom_format_duration(left, sizeof left, seconds / part - seconds);
     fprintf(progress->out, "step %lld: validates on %s tokens: %.0f%% done, about %s left\n", (long long)step, count,
             100 * part, left);
     fflush(progress->out);
-    progress->told = seconds;
+    progress->line_at = seconds;
 }
 
 /* ----------------------------------------------------------------------------------------------------------- events */
@@ -224,7 +224,7 @@ void loom_progress_step(loom_progress *progress, const loom_step_report *report)
 void loom_progress_validating(loom_progress *progress, int64_t step, double part) {
     if (progress->validating < 0) {
         progress->validation_began = loom_seconds_now();
-        progress->told = -1;
+        progress->line_at = -1;
     }
     progress->validating = part;
     if (!progress->live)

@@ -17,7 +17,7 @@ typedef struct loom_progress {
     int64_t first, last, total;   /* steps: done before this session, this session's last, the whole run's */
     double flops_per_token, peak; /* of the model; of the machine, 0 if unknown, */
     loom_dtype peak_dtype;        /* with numbers of this type */
-    /* What the steps have told so far. */
+    /* What the steps have reported so far. */
     loom_step_report report; /* of the last step */
     int64_t tokens;          /* trained on in this session */
     double loss, weight;     /* running mean of the loss, and the sum of its weights */
@@ -25,9 +25,9 @@ typedef struct loom_progress {
     double validation;       /* NAN until there is one */
     double validating;       /* how far it is, from 0 to 1; negative: it is not under way */
     double validation_seconds;
-    double validation_began, told; /* when; how long after that a line last told how far it is, negative: not yet */
-    int64_t validation_tokens;     /* that one takes */
-    double started, drawn;         /* seconds on the monotonic clock */
+    double validation_began, line_at; /* when; how long after that a line last said how far it is, negative: not yet */
+    int64_t validation_tokens;        /* that one takes */
+    double started, drawn;            /* seconds on the monotonic clock */
     int64_t skipped;
     bool open; /* a live line stands without its newline */
 } loom_progress;
@@ -48,9 +48,9 @@ void loom_progress_interrupt(loom_progress *progress);
 void loom_progress_end(loom_progress *progress);
 
 /* Whether a plain line on how far something is is due, `seconds` after it began, a `part` of it done, and the last such line
- * `told` seconds after it began (negative: none yet). The first is due once it is clear that the whole takes half a
+ * `last_line` seconds after it began (negative: none yet). The first is due once it is clear that the whole takes half a
  * minute or more; then at most one for each tenth of it, at least 3 minutes apart. */
-bool loom_progress_is_due(double seconds, double part, double told);
+bool loom_progress_is_due(double seconds, double part, double last_line);
 
 double loom_progress_seconds(const loom_progress *progress); /* since the beginning */
 

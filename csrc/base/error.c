@@ -1,6 +1,5 @@
 #include "gptloom/error.h"
 
-#include "base/check.h"
 #include "base/printable.h"
 
 #include <stdarg.h>
@@ -24,9 +23,4 @@ bool loom_fail(loom_error *error, const char *format, ...) {
     loom_printable_ends(error->message, sizeof error->message, whole ? whole : text);
     if (whole != text) free(whole);
     return false;
-}
-
-void loom_check_failed(const char *condition, const char *file, int line) {
-    fprintf(stderr, "%s:%d: this must hold and does not: %s\n", file, line, condition);
-    abort();
 }

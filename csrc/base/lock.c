@@ -16,7 +16,7 @@
 #include <time.h>
 #include <unistd.h>
 
-const loom_lock_times loom_lock_standard_times = {.heartbeat = 15, .patience = 60, .settle = 2};
+const loom_lock_times loom_lock_standard_times = {.heartbeat = 15, .take_over = 60, .settle = 2};
 
 typedef loom_lock_holder holder;
 
@@ -200,9 +200,9 @@ static void tell(const loom_lock *lock, const char *format, ...) {
  * heartbeat that comes is new, whatever that machine's clock says. */
 static outcome watch(const loom_lock *lock, const holder *other, loom_error *error) {
     holder found;
-    const double pause = lock->times.patience / 60;
+    const double pause = lock->times.take_over / 60;
     tell(lock, "%s: process %ld on %s may be at work there; watching for up to %.0f s whether it is", lock->what,
-         other->process, other->host, lock->times.patience);
+         other->process, other->host, lock->times.take_over);
     for (int i = 0; i < 60; i++) {
         wait_seconds(pause);
         if (!read_holder(lock->path, &found)) return AGAIN;
@@ -217,13 +217,14 @@ static outcome fail_to(const loom_lock *lock, const char *what, loom_error *erro
 }
 
 /* Whether the lock that is there, open and perhaps flock()ed by us, may be taken over. A file that is none of ours stays. */
-static outcome judge(const loom_lock *lock, bool locked, bool patient, const holder **other, holder *found,
+static outcome judge(const loom_lock *lock, bool locked, bool may_be_new, const holder **other, holder *found,
                      loom_error *error) {
     char line[LOOM_LOCK_LINE];
     const ssize_t n = read_line(lock->path, line);
     *other = NULL;
     if (n < 0) return errno == ENOENT || errno == EINTR ? AGAIN : fail_to(lock, "read", error);
-    if (loom_lock_holder_is_begun(line, (size_t)n)) return patient ? AGAIN : TAKEN; /* its maker was killed at once */
+    if (loom_lock_holder_is_begun(line, (size_t)n))
+        return may_be_new ? AGAIN : TAKEN; /* its maker was killed at once */
     if (!loom_lock_holder_read(found, line, (size_t)n)) {
         loom_fail(error, "%s: is a file that gptloom has not made, where its lock should be; move it elsewhere",
                   lock->path);
@@ -244,8 +245,8 @@ static bool is_still_there(int descriptor, const char *path) {
            open_one.st_ino == there.st_ino;
 }
 
-/* `patient`: a file that says nothing yet may be just made. */
-static outcome try_to_take(loom_lock *lock, bool patient, loom_error *error) {
+/* `may_be_new`: a file that says nothing yet may be just made. */
+static outcome try_to_take(loom_lock *lock, bool may_be_new, loom_error *error) {
     holder found, again;
     const holder *other = NULL;
     struct stat status;
@@ -261,12 +262,12 @@ static outcome try_to_take(loom_lock *lock, bool patient, loom_error *error) {
     const bool locked = flock(lock->descriptor, LOCK_EX | LOCK_NB) == 0;
     if (!locked && errno == EWOULDBLOCK) {
         if (read_holder(lock->path, &found)) return refuse(lock, &found, loom_lock_silence(&found, now()), error);
-        if (patient) return AGAIN;
+        if (may_be_new) return AGAIN;
         loom_fail(error, "%s: is in use by another process", lock->what);
         return REFUSED;
     }
     if (!is_still_there(lock->descriptor, lock->path)) return AGAIN;
-    const outcome judged = made ? TAKEN : judge(lock, locked, patient, &other, &found, error);
+    const outcome judged = made ? TAKEN : judge(lock, locked, may_be_new, &other, &found, error);
     if (judged != TAKEN) return judged;
     if (other)
         tell(lock, "%s: process %ld on %s has not ended in order; its lock is taken over", lock->what, other->process,
@@ -285,7 +286,7 @@ static outcome try_to_take(loom_lock *lock, bool patient, loom_error *error) {
 
 bool loom_lock_take(loom_lock **out, const char *path, const char *what, const loom_lock_times *times,
                     const loom_lock_listener *listener, loom_error *error) {
-    enum { TRIES = 40, PATIENT_TRIES = 20 };
+    enum { TRIES = 40, TRIES_WHILE_NEW = 20 };
     loom_lock *lock = calloc(1, sizeof *lock);
     *out = NULL;
     if (!lock || strlen(path) >= sizeof lock->path || strlen(what) >= sizeof lock->what) {
@@ -301,7 +302,7 @@ bool loom_lock_take(loom_lock **out, const char *path, const char *what, const l
     loom_fail(error, "%s: others take it and give it back all the time", what);
     for (int i = 0; result == AGAIN && i < TRIES; i++) {
         if (i > 0) wait_seconds(0.05);
-        result = try_to_take(lock, i < PATIENT_TRIES, error);
+        result = try_to_take(lock, i < TRIES_WHILE_NEW, error);
         if (result != TAKEN && lock->descriptor >= 0) close(lock->descriptor);
     }
     if (result == TAKEN && start_thread(lock, error)) {

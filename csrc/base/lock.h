@@ -22,7 +22,7 @@ typedef struct loom_lock loom_lock;
 /* Seconds. */
 typedef struct loom_lock_times {
     double heartbeat; /* between two heartbeats */
-    double patience;  /* without a heartbeat, watched, after which a lock of another machine is taken over */
+    double take_over; /* without a heartbeat, watched, after which a lock of another machine is taken over */
     double settle;    /* after a lock of another machine is taken over, before it is looked at again */
 } loom_lock_times;
 

@@ -40,7 +40,7 @@ static bool add_double(cJSON *json, const char *key, double value) {
 }
 
 static bool add_settings(cJSON *json, const loom_training_settings *settings) {
-    if (!settings->micro_batch) return true; /* nothing is told */
+    if (!settings->micro_batch) return true; /* they are not known */
     cJSON *to = cJSON_AddObjectToObject(json, "settings");
     return to && add_count(to, "micro_batch", settings->micro_batch) &&
            add_count(to, "logits_rows", settings->logits_rows) && add_count(to, "ranks", settings->ranks) &&

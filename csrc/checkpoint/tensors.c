@@ -1,7 +1,7 @@
 #include "checkpoint/tensors.h"
 
 #include "base/check.h"
-#include "base/finite.h"
+#include "ops/finite.h"
 #include "base/half.h"
 
 #include <inttypes.h>

@@ -14,7 +14,7 @@ const char *loom_comm_describe(char *text, size_t size, const loom_comm_operatio
     static const char *const names[] = {
         [LOOM_ALL_REDUCE] = "all_reduce", [LOOM_ALL_GATHER] = "all_gather", [LOOM_REDUCE_SCATTER] = "reduce_scatter",
         [LOOM_BROADCAST] = "broadcast",   [LOOM_EXCHANGE] = "exchange",     [LOOM_BARRIER] = "barrier",
-        [LOOM_FAREWELL] = "close"};
+        [LOOM_FINAL_BARRIER] = "close"};
     if (o->kind == LOOM_BARRIER)
         snprintf(text, size, "%s %lld", names[o->kind], (long long)o->number);
     else
@@ -45,7 +45,7 @@ int loom_comm_rows_in(const loom_comm *comm, const loom_comm_operation *o) {
     case LOOM_BROADCAST: return o->from == comm->rank;
     case LOOM_EXCHANGE: return o->to >= 0;
     case LOOM_BARRIER:
-    case LOOM_FAREWELL: break;
+    case LOOM_FINAL_BARRIER: break;
     }
     return 0;
 }
@@ -58,7 +58,7 @@ int loom_comm_rows_out(const loom_comm *comm, const loom_comm_operation *o) {
     case LOOM_BROADCAST: return o->from != comm->rank;
     case LOOM_EXCHANGE: return o->from >= 0;
     case LOOM_BARRIER:
-    case LOOM_FAREWELL: break;
+    case LOOM_FINAL_BARRIER: break;
     }
     return 0;
 }

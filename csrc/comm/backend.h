@@ -4,8 +4,8 @@
 
 #include "gptloom/comm.h"
 
-/* How many times the limit a patient operation waits for ranks that are at work alone. */
-enum { LOOM_COMM_PATIENCE = 10 };
+/* How many times the limit a long timeout is, for ranks that others wait for while they work by themselves. */
+enum { LOOM_COMM_LONG_TIMEOUT = 10 };
 
 typedef enum loom_comm_kind {
     LOOM_ALL_REDUCE,
@@ -14,7 +14,7 @@ typedef enum loom_comm_kind {
     LOOM_BROADCAST,
     LOOM_EXCHANGE,
     LOOM_BARRIER,
-    LOOM_FAREWELL /* a barrier of its own, which no other operation can meet: of the end */
+    LOOM_FINAL_BARRIER /* of the end: in a communicator of its own, so that it cannot match another operation */
 } loom_comm_kind;
 
 /* The contract of each is in gptloom/comm.h. A broadcast's buffer is `in` on the root and `out` on all. */
@@ -27,13 +27,13 @@ typedef struct loom_comm_operation {
     int64_t count;      /* of an exchange: received */
     int64_t send_count; /* of an exchange */
     int from, to;       /* of an exchange; `from` is a broadcast's root */
-    loom_ticket number;
+    loom_comm_op_id number;
 } loom_comm_operation;
 
 /* A communicator of any back end begins with it. */
 typedef struct loom_comm_base {
     loom_comm comm; /* first */
-    loom_ticket posted;
+    loom_comm_op_id posted;
     bool failed;        /* as far as the caller's thread knows */
     loom_error failure; /* then */
     bool times_waiting; /* the back end itself adds to the traffic's seconds_waited */
@@ -44,7 +44,7 @@ typedef struct loom_comm_backend {
     bool (*attach)(loom_comm *comm, size_t staging, loom_error *error);
     /* Puts an operation on device memory in. */
     void (*post)(loom_comm *comm, const loom_comm_operation *operation, loom_stream *after);
-    bool (*wait)(loom_comm *comm, loom_ticket ticket, loom_stream *stream, loom_error *error);
+    bool (*wait)(loom_comm *comm, loom_comm_op_id op_id, loom_stream *stream, loom_error *error);
     bool (*synchronize)(loom_comm *comm, loom_stream *stream, loom_error *error);
     /* Runs an operation on host memory to its end. */
     bool (*run)(loom_comm *comm, const loom_comm_operation *operation, loom_error *error);
@@ -58,9 +58,14 @@ static inline loom_comm_base *loom_comm_base_of(const loom_comm *comm) {
     return (loom_comm_base *)(uintptr_t)comm;
 }
 
-bool loom_comm_self_open(loom_comm **comm, const loom_comm_options *options, loom_error *error);
-bool loom_comm_mpi_open(loom_comm **comm, const loom_comm_options *options, loom_error *error);
-bool loom_comm_nccl_open(loom_comm **comm, const loom_comm_options *options, loom_error *error);
+/* Open a communicator of each back end. `control` is another one that connects the same ranks, or NULL: nccl uses it for
+ * what is on host memory, and closes it, also where it cannot be opened itself. self and mpi are given none. */
+bool loom_comm_self_open(loom_comm **comm, const loom_comm_options *options, loom_comm *control, loom_error *error);
+bool loom_comm_mpi_open(loom_comm **comm, const loom_comm_options *options, loom_comm *control, loom_error *error);
+bool loom_comm_nccl_open(loom_comm **comm, const loom_comm_options *options, loom_comm *control, loom_error *error);
+
+/* Whether NCCL can be loaded, and the id's file be named. */
+bool loom_comm_nccl_check(const loom_comm_options *options, loom_error *error);
 
 /* Keeps a failure, of this rank's alone or of all (the first counts), and returns false with it as the error. */
 bool loom_comm_failed(loom_comm *comm, const loom_error *why, loom_error *error);

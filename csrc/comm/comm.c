@@ -38,29 +38,51 @@ static const char *fitting_backend(void) {
     return loom_started_by_mpi() ? "mpi" : loom_started_by_torchrun() ? "nccl" : "self";
 }
 
-/* Ranks that do not find each other would each train the whole, in one place. */
-static bool check_company(loom_comm **comm, loom_error *error) {
-    if ((*comm)->size > 1 || loom_is_alone(error)) return true;
-    loom_comm_close(*comm);
-    *comm = NULL;
-    return false;
+/* Back ends, in the order in which messages list them. */
+typedef struct backend_row {
+    const char *name;
+    /* What is refused before other ranks are looked for; NULL: nothing. */
+    bool (*check)(const loom_comm_options *options, loom_error *error);
+    bool (*open)(loom_comm **comm, const loom_comm_options *options, loom_comm *control, loom_error *error);
+    bool has_control; /* under mpirun, MPI is its control communicator */
+} backend_row;
+
+static const backend_row backends[] = {{.name = "self", .open = loom_comm_self_open},
+                                       {.name = "mpi", .open = loom_comm_mpi_open},
+                                       {"nccl", loom_comm_nccl_check, loom_comm_nccl_open, true}};
+enum { BACKENDS = sizeof backends / sizeof *backends };
+
+static const backend_row *find_backend(const char *name, loom_error *error) {
+    const char *names[BACKENDS + 2] = {"auto"};
+    for (int i = 0; i < BACKENDS; i++) {
+        if (!strcmp(name, backends[i].name)) return &backends[i];
+        names[i + 1] = backends[i].name;
+    }
+    const char *nearest = loom_nearest_name(name, names);
+    loom_fail(error, "--comm: '%s' is no communicator; %s%s%sthere are auto, self, mpi, nccl", name,
+              nearest ? "did you mean " : "", nearest ? nearest : "", nearest ? "? " : "");
+    return NULL;
 }
 
 bool loom_comm_open(loom_comm **comm, const loom_comm_options *options, loom_error *error) {
-    static const char *const names[] = {"auto", "self", "mpi", "nccl", NULL};
     loom_comm_options filled = options ? *options : (loom_comm_options){0};
     if (!filled.backend) filled.backend = "auto";
     if (filled.timeout <= 0) filled.timeout = DEFAULT_TIMEOUT;
     *comm = NULL;
     if (loom_launched()) write_to_launcher(LOOM_RANK_READY);
     const bool automatic = !strcmp(filled.backend, "auto");
-    const char *name = automatic ? fitting_backend() : filled.backend;
-    if (!strcmp(name, "self")) return (!automatic || loom_is_alone(error)) && loom_comm_self_open(comm, &filled, error);
-    if (!strcmp(name, "mpi")) return loom_comm_mpi_open(comm, &filled, error) && check_company(comm, error);
-    if (!strcmp(name, "nccl")) return loom_comm_nccl_open(comm, &filled, error) && check_company(comm, error);
-    const char *nearest = loom_nearest_name(name, names);
-    return loom_fail(error, "--comm: '%s' is no communicator; %s%s%sthere are auto, self, mpi, nccl", name,
-                     nearest ? "did you mean " : "", nearest ? nearest : "", nearest ? "? " : "");
+    const backend_row *backend = find_backend(automatic ? fitting_backend() : filled.backend, error);
+    if (!backend || (backend->check && !backend->check(&filled, error))) return false;
+    loom_comm *control = NULL;
+    if (backend->has_control && loom_started_by_mpi() && !loom_comm_mpi_open(&control, &filled, NULL, error))
+        return false;
+    if (!backend->open(comm, &filled, control, error)) return false;
+    /* Ranks that do not find each other would each train the whole, in one place. `self` was asked for by name. */
+    const bool may_be_alone = (*comm)->size > 1 || (!automatic && backend->open == loom_comm_self_open);
+    if (may_be_alone || loom_is_alone(error)) return true;
+    loom_comm_close(*comm);
+    *comm = NULL;
+    return false;
 }
 
 bool loom_comm_attach(loom_comm *comm, loom_device *device, size_t staging, loom_error *error) {
@@ -80,11 +102,11 @@ void loom_comm_abort(loom_comm *comm, const loom_error *why, int status) {
     const loom_comm_base *base = comm ? loom_comm_base_of(comm) : NULL;
     const bool agreed = why && base && !strcmp(why->message, base->agreed.message);
     const bool of_all = agreed || (why && base && base->failed && !strcmp(why->message, base->failure.message));
-    const bool quiet = of_all && !(agreed ? comm->rank == 0 : comm->reports);
+    const bool quiet = of_all && !(agreed ? comm->rank == 0 : comm->is_reporter);
     char line[sizeof why->message + 64];
     loom_error unheard;
     if (why && !quiet) {
-        if (!of_all) loom_give_way_to_rank_0();
+        if (!of_all) loom_defer_error_to_rank0();
         if (of_all || !comm || comm->size == 1)
             snprintf(line, sizeof line, "gptloom: %s\n", why->message);
         else
@@ -134,42 +156,42 @@ static void number(loom_comm *comm, loom_comm_operation *o) {
     comm->traffic.bytes += loom_comm_rows_in(comm, o) * count * (int64_t)loom_dtype_size(o->dtype);
 }
 
-static loom_ticket post(loom_comm *comm, loom_stream *after, loom_comm_operation o) {
+static loom_comm_op_id post(loom_comm *comm, loom_stream *after, loom_comm_operation o) {
     LOOM_CHECK(comm->device);
     number(comm, &o);
     if (!loom_comm_base_of(comm)->failed) comm->backend->post(comm, &o, after);
     return o.number;
 }
 
-loom_ticket loom_comm_all_reduce(loom_comm *comm, loom_stream *after, void *out, const void *in, int64_t count,
-                                 loom_dtype dtype) {
+loom_comm_op_id loom_comm_all_reduce(loom_comm *comm, loom_stream *after, void *out, const void *in, int64_t count,
+                                     loom_dtype dtype) {
     return post(comm, after,
                 (loom_comm_operation){.kind = LOOM_ALL_REDUCE, .dtype = dtype, .out = out, .in = in, .count = count});
 }
 
-loom_ticket loom_comm_reduce_scatter(loom_comm *comm, loom_stream *after, void *out, const void *in, int64_t count,
-                                     loom_dtype dtype) {
+loom_comm_op_id loom_comm_reduce_scatter(loom_comm *comm, loom_stream *after, void *out, const void *in, int64_t count,
+                                         loom_dtype dtype) {
     return post(
         comm, after,
         (loom_comm_operation){.kind = LOOM_REDUCE_SCATTER, .dtype = dtype, .out = out, .in = in, .count = count});
 }
 
-loom_ticket loom_comm_all_gather(loom_comm *comm, loom_stream *after, void *out, const void *in, int64_t count,
-                                 loom_dtype dtype) {
+loom_comm_op_id loom_comm_all_gather(loom_comm *comm, loom_stream *after, void *out, const void *in, int64_t count,
+                                     loom_dtype dtype) {
     return post(comm, after,
                 (loom_comm_operation){.kind = LOOM_ALL_GATHER, .dtype = dtype, .out = out, .in = in, .count = count});
 }
 
-loom_ticket loom_comm_broadcast(loom_comm *comm, loom_stream *after, void *buffer, int64_t count, loom_dtype dtype,
-                                int root) {
+loom_comm_op_id loom_comm_broadcast(loom_comm *comm, loom_stream *after, void *buffer, int64_t count, loom_dtype dtype,
+                                    int root) {
     LOOM_CHECK(root >= 0);
     return post(comm, after,
                 (loom_comm_operation){
                     .kind = LOOM_BROADCAST, .dtype = dtype, .out = buffer, .in = buffer, .count = count, .from = root});
 }
 
-loom_ticket loom_comm_exchange(loom_comm *comm, loom_stream *after, void *out, int64_t receive_count, int from,
-                               const void *in, int64_t send_count, int to, loom_dtype dtype) {
+loom_comm_op_id loom_comm_exchange(loom_comm *comm, loom_stream *after, void *out, int64_t receive_count, int from,
+                                   const void *in, int64_t send_count, int to, loom_dtype dtype) {
     return post(comm, after,
                 (loom_comm_operation){.kind = LOOM_EXCHANGE,
                                       .dtype = dtype,
@@ -187,11 +209,11 @@ static bool still_good(loom_comm *comm, loom_error *error) {
     return !base->failed || loom_fail(error, "%s", base->failure.message);
 }
 
-bool loom_comm_wait(loom_comm *comm, loom_ticket ticket, loom_stream *stream, loom_error *error) {
-    LOOM_CHECK(ticket <= loom_comm_base_of(comm)->posted);
+bool loom_comm_wait(loom_comm *comm, loom_comm_op_id op_id, loom_stream *stream, loom_error *error) {
+    LOOM_CHECK(op_id <= loom_comm_base_of(comm)->posted);
     if (!still_good(comm, error)) return false;
     const double begin = loom_seconds_now();
-    const bool ok = comm->backend->wait(comm, ticket, stream, error);
+    const bool ok = comm->backend->wait(comm, op_id, stream, error);
     if (!loom_comm_base_of(comm)->times_waiting) comm->traffic.seconds_waited += loom_seconds_now() - begin;
     return ok;
 }
@@ -222,7 +244,7 @@ void *loom_comm_memory(loom_comm *comm, size_t bytes, loom_error *error) {
     if (memory) return memory;
     loom_error why;
     loom_fail(&why, "rank %d has no memory to communicate: %zu bytes", comm->rank, bytes);
-    if (!loom_comm_base_of(comm)->failed) comm->reports = true;
+    if (!loom_comm_base_of(comm)->failed) comm->is_reporter = true;
     loom_comm_failed(comm, &why, error);
     return NULL;
 }
@@ -277,7 +299,7 @@ bool loom_comm_agree(loom_comm *comm, const char *what, const void *value, size_
         if (!memcmp(all, all + (size_t)r * bytes, bytes)) continue;
         loom_error why;
         ok = loom_fail(&why, "%s of rank %d is not that of rank 0: start all ranks alike", what, r);
-        comm->reports = comm->rank == 0;
+        comm->is_reporter = comm->rank == 0;
         loom_comm_failed(comm, &why, error);
     }
     free(all);

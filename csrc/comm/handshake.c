@@ -187,7 +187,7 @@ static loom_handshake_result take_refusal(loom_handshake *h) {
     refusal r;
     memcpy(&r, h->message, sizeof r);
     if (r.reason < 1 || r.reason >= REASONS) return refuse(h, "what listens there is not rank 0");
-    h->told_so = true;
+    h->was_refused = true;
     return refuse(h, "%s", reasons[r.reason]);
 }
 

@@ -62,7 +62,7 @@ typedef struct loom_handshake {
     unsigned char message[LOOM_HANDSHAKE_MESSAGE], answer[LOOM_HANDSHAKE_MESSAGE];
     size_t bytes, answer_bytes;
     loom_handshake_opening hello, challenge;
-    bool told_so; /* rank 0 has refused this one, in a message */
+    bool was_refused; /* rank 0 has refused this one, in a message */
     char why[160];
 } loom_handshake;
 

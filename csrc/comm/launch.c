@@ -75,11 +75,11 @@ typedef struct launch {
     char line[512]; /* of that, as far as it has come */
     size_t used;
     loom_ranks_end *end;
-    bool stopping;   /* the ranks were asked to save and end, */
-    bool warned;     /* were asked again, */
-    bool was_killed; /* or mpirun to end at once */
-    bool on_request; /* by a signal to this process */
-    double told;     /* when mpirun said that a rank was killed; 0 */
+    bool stopping;         /* the ranks were asked to save and end, */
+    bool warned;           /* were asked again, */
+    bool was_killed;       /* or mpirun to end at once */
+    bool on_request;       /* by a signal to this process */
+    double rank_killed_at; /* when mpirun said that a signal has killed a rank; 0 */
     double asked_at, killed_at;
 } launch;
 
@@ -125,25 +125,25 @@ static int start(launch *l, const char **line) {
         while (i-- > 0) close(pipes[i][0]), close(pipes[i][1]);
         return failure;
     }
-    const int *told = pipes[0], *prints = pipes[1], *printed = pipes[2];
+    const int *failed = pipes[0], *prints = pipes[1], *printed = pipes[2];
     fflush(NULL);
     l->child = fork();
     if (l->child == 0) {
         become(line, self, prints[1], printed[1]);
         const unsigned char why = (unsigned char)errno;
-        _exit(write(told[1], &why, sizeof why) == sizeof why ? 127 : 126);
+        _exit(write(failed[1], &why, sizeof why) == sizeof why ? 127 : 126);
     }
     failure = l->child < 0 ? errno : 0;
     for (int i = 0; i < 3; i++) close(pipes[i][1]);
     unsigned char why;
     ssize_t n = 0;
-    while (!failure && (n = read(told[0], &why, sizeof why)) < 0 && errno == EINTR) continue;
+    while (!failure && (n = read(failed[0], &why, sizeof why)) < 0 && errno == EINTR) continue;
     if (n != 0) {
         failure = n > 0 ? why : errno;
         kill(l->child, SIGTERM); /* it has ended, unless nothing could be read */
         waitpid(l->child, NULL, 0);
     }
-    close(told[0]);
+    close(failed[0]);
     if (failure) close(prints[0]), close(printed[0]);
     l->prints = prints[0];
     l->output = printed[0];
@@ -151,7 +151,7 @@ static int start(launch *l, const char **line) {
 }
 
 /* ------------------------------------------------------------------------------------------------------- mpirun's stderr
- * Which rank a signal has ended, mpirun alone knows, and tells in a line: "mpirun noticed that process rank 2 with PID
+ * Which rank a signal has ended, mpirun alone knows, and prints in a line: "mpirun noticed that process rank 2 with PID
  * 0 on node here exited on signal 9 (Killed)." */
 
 static void look_at_line(launch *l) {
@@ -166,7 +166,7 @@ static void look_at_line(launch *l) {
         return;
     l->end->rank = rank;
     l->end->signal = number;
-    l->told = loom_seconds_now();
+    l->rank_killed_at = loom_seconds_now();
 }
 
 /* Passes on what is there, and looks at it. */
@@ -300,7 +300,7 @@ static int wait_for_mpirun(launch *l) {
     for (;;) {
         const double now = loom_seconds_now();
         heed_signals(l);
-        if (l->told > 0 && now > l->told + seconds_to_end) end_at_once(l);
+        if (l->rank_killed_at > 0 && now > l->rank_killed_at + seconds_to_end) end_at_once(l);
         if (l->was_killed && now > l->killed_at + seconds_to_be_killed) {
             kill(-l->child, SIGKILL);
             kill_the_rest(l);

@@ -51,24 +51,24 @@ typedef struct mpi {
     pthread_cond_t changed;
     loom_comm_operation queue[QUEUE]; /* operation n at n % QUEUE */
     loom_event *ready[QUEUE];         /* behind what its input waits for */
-    loom_ticket put, completed;
+    loom_comm_op_id put, completed;
     double held_up, held_up_since; /* seconds of operations for the device's own work; 0: not now */
     int64_t step;
-    bool patient;
-    bool opened, closing, failed, reports;
+    bool long_timeout;
+    bool opened, closing, failed, is_reporter;
     loom_error failure;
-    _Atomic int64_t told, told_step; /* of another back end's operations */
-    bool blaming;                    /* the communication thread is to explain one of them, after so many seconds: */
-    double blamed_for;
-    loom_comm_operation blamed;
-    loom_error blame;
+    _Atomic int64_t published, published_step; /* of another back end (loom_comm_mpi_publish_progress) */
+    bool finding_stragglers;                   /* the communication thread is to find those that `overdue` waits for */
+    double overdue_seconds;
+    loom_comm_operation overdue; /* of that back end */
+    loom_error stragglers;       /* which they are */
     _Atomic bool aborting;
     bool quiet; /* as it aborts */
     int status;
 
-    loom_ticket begun;      /* the communication thread's own: the operation it is in, or was in last */
+    loom_comm_op_id begun;  /* the communication thread's own: the operation it is in, or was in last */
     int64_t own_step;       /* when that began */
-    bool own_patience;      /* then, too */
+    bool own_long_timeout;  /* then, too */
     double looked;          /* when it last looked for notes */
     loom_mpi_note *answers; /* (size): of other ranks to this one's question */
 } mpi;
@@ -125,11 +125,11 @@ static const loom_mpi_table *load(const char *asked, loom_error *error) {
 /* ---------------------------------------------------------------------------------------------------------------- notes */
 
 static int64_t step_of(const mpi *m) {
-    return m->told ? m->told_step : m->own_step;
+    return m->published ? m->published_step : m->own_step;
 }
 
 static bool send_note(mpi *m, loom_mpi_note_kind kind, int to, char *why) {
-    const loom_mpi_note note = {.kind = kind, .number = m->begun, .told = m->told, .step = step_of(m)};
+    const loom_mpi_note note = {.kind = kind, .number = m->begun, .published = m->published, .step = step_of(m)};
     return m->table->send_note(&note, to, why);
 }
 
@@ -162,7 +162,7 @@ static bool look_around(mpi *m, char *why) {
         case LOOM_MPI_ANSWER: m->answers[from] = note; break;
         case LOOM_MPI_END:
             pthread_mutex_lock(&m->lock);
-            m->reports = false;
+            m->is_reporter = false;
             pthread_mutex_unlock(&m->lock);
             break;
         case LOOM_MPI_NOTE_KINDS: break;
@@ -193,10 +193,11 @@ static void say_step(char *text, size_t size, int64_t step) {
         snprintf(text, size, "in step %lld", (long long)step);
 }
 
-/* Finds out which ranks an operation (of another back end, if `told`) waited for, so many seconds, and says it. Of the
- * ranks that wait, the first reports, if none has. True where there is patience and all answer. */
-static bool timed_out(mpi *m, const loom_comm_operation *o, bool told, double seconds, bool patient,
-                      loom_error *error) {
+/* Finds out which ranks an operation (`of_other`: of another back end) has waited for, for so many seconds; the error names
+ * them. Of the ranks that wait, the first is the reporter, if none has been. True where the operation may wait longer and
+ * all ranks answer. */
+static bool find_stragglers(mpi *m, const loom_comm_operation *o, bool of_other, double seconds, bool may_wait,
+                            loom_error *error) {
     const int size = m->world.size, self = m->world.rank;
     char what[128], ranks[128], here[64], there[64];
     loom_comm_describe(what, sizeof what, o);
@@ -207,7 +208,7 @@ static bool timed_out(mpi *m, const loom_comm_operation *o, bool told, double se
     for (int r = 0; r < size; r++) {
         if (r == self) continue;
         silent[r] = m->answers[r].kind != LOOM_MPI_ANSWER;
-        late[r] = !silent[r] && (told ? m->answers[r].told : m->answers[r].number) < o->number;
+        late[r] = !silent[r] && (of_other ? m->answers[r].published : m->answers[r].number) < o->number;
         silents += silent[r];
         lates += late[r];
         if (late[r] && first_late < 0) first_late = r;
@@ -215,7 +216,7 @@ static bool timed_out(mpi *m, const loom_comm_operation *o, bool told, double se
     /* Where ranks are silent, one that is late waits for them too, in an earlier operation. */
     for (int r = 0; r < self && first_waiting == self; r++)
         if (!silent[r] && (silents || !late[r])) first_waiting = r;
-    if (!silents && patient) {
+    if (!silents && may_wait) {
         free(silent);
         return true;
     }
@@ -235,7 +236,7 @@ static bool timed_out(mpi *m, const loom_comm_operation *o, bool told, double se
         loom_fail(error, "%s did not end within %g s, %s, though all ranks have come to it", what, seconds, here);
     free(silent);
     pthread_mutex_lock(&m->lock);
-    m->reports = m->reports && first_waiting == self;
+    m->is_reporter = m->is_reporter && first_waiting == self;
     pthread_mutex_unlock(&m->lock);
     return false;
 }
@@ -246,8 +247,8 @@ static bool timed_out(mpi *m, const loom_comm_operation *o, bool told, double se
  * of it. */
 static bool transfer_part(mpi *m, const loom_comm_operation *o, const loom_comm_operation *part, loom_error *error) {
     /* Who is at the end lets those who are not find out what is wrong, and say it. */
-    const double limit = o->kind == LOOM_FAREWELL ? 2 * (m->base.comm.timeout + m->seconds_for_answers)
-                                                  : m->base.comm.timeout;
+    const double limit = o->kind == LOOM_FINAL_BARRIER ? 2 * (m->base.comm.timeout + m->seconds_for_answers)
+                                                       : m->base.comm.timeout;
     double end = loom_seconds_now() + limit;
     int limits = 0; /* that have passed */
     char why[LOOM_MPI_WHY], what[128];
@@ -258,8 +259,9 @@ static bool transfer_part(mpi *m, const loom_comm_operation *o, const loom_comm_
         if (looks < SPINS) continue;
         const double now = loom_seconds_now();
         if (now > end) {
-            const bool patient = m->own_patience && ++limits < LOOM_COMM_PATIENCE;
-            if (!timed_out(m, o, false, m->own_patience ? limits * limit : m->base.comm.timeout, patient, error))
+            const bool may_wait = m->own_long_timeout && ++limits < LOOM_COMM_LONG_TIMEOUT;
+            if (!find_stragglers(m, o, false, m->own_long_timeout ? limits * limit : m->base.comm.timeout, may_wait,
+                                 error))
                 return false;
             end = now + limit;
         }
@@ -473,15 +475,15 @@ static void finish(mpi *m, bool ok, const loom_error *why) {
 }
 
 /* With the lock held, but for while it asks. */
-static void explain(mpi *m) {
-    const loom_comm_operation operation = m->blamed;
-    const double seconds = m->blamed_for;
+static void answer_for_stragglers(mpi *m) {
+    const loom_comm_operation operation = m->overdue;
+    const double seconds = m->overdue_seconds;
     loom_error error;
     pthread_mutex_unlock(&m->lock);
-    timed_out(m, &operation, true, seconds, false, &error);
+    find_stragglers(m, &operation, true, seconds, false, &error);
     pthread_mutex_lock(&m->lock);
-    m->blame = error;
-    m->blaming = false;
+    m->stragglers = error;
+    m->finding_stragglers = false;
     pthread_cond_broadcast(&m->changed);
 }
 
@@ -497,27 +499,27 @@ static void *communicate(void *communicator) {
     m->opened = true;
     finish(m, ok, &error);
     while (!m->closing && m->answers) {
-        if (!m->blaming && (m->failed || m->completed == m->put)) idle(m);
+        if (!m->finding_stragglers && (m->failed || m->completed == m->put)) idle(m);
         const bool work = !m->failed && m->completed < m->put;
-        const loom_ticket next = m->completed + 1;
+        const loom_comm_op_id next = m->completed + 1;
         const loom_comm_operation operation = m->queue[next % QUEUE];
         loom_event *ready = m->ready[next % QUEUE];
         if (work) {
             m->begun = next;
             m->own_step = m->step;
-            m->own_patience = m->patient;
+            m->own_long_timeout = m->long_timeout;
         }
         pthread_mutex_unlock(&m->lock);
         ok = look_around(m, why) || loom_fail(&error, "rank %d: %s", m->world.rank, why);
         ok = ok && (!work || run_operation(m, &operation, ready, &error));
         pthread_mutex_lock(&m->lock);
         if (work || !ok) finish(m, ok, &error);
-        if (m->blaming) explain(m);
+        if (m->finding_stragglers) answer_for_stragglers(m);
     }
-    const loom_comm_operation farewell = {.kind = LOOM_FAREWELL, .number = m->begun + 1};
+    const loom_comm_operation final_barrier = {.kind = LOOM_FINAL_BARRIER, .number = m->begun + 1};
     const bool good = !m->failed;
     pthread_mutex_unlock(&m->lock);
-    if (good && transfer(m, &farewell, &error)) m->table->close();
+    if (good && transfer(m, &final_barrier, &error)) m->table->close();
     return NULL;
 }
 
@@ -528,24 +530,24 @@ static double held_up(const mpi *m) {
 }
 
 /* With the lock held: until the operation is done, or something failed. */
-static bool wait_locked(mpi *m, loom_ticket ticket) {
+static bool wait_locked(mpi *m, loom_comm_op_id op_id) {
     const double begin = loom_seconds_now(), held_up_before = held_up(m);
-    while (m->completed < ticket && !m->failed) pthread_cond_wait(&m->changed, &m->lock);
+    while (m->completed < op_id && !m->failed) pthread_cond_wait(&m->changed, &m->lock);
     const double seconds = loom_seconds_now() - begin - (held_up(m) - held_up_before);
     if (seconds > 0) m->base.comm.traffic.seconds_waited += seconds;
-    return m->completed >= ticket;
+    return m->completed >= op_id;
 }
 
-static bool tell(mpi *m, loom_error *error) {
-    m->base.comm.reports = m->reports;
+static bool pass_failure(mpi *m, loom_error *error) {
+    m->base.comm.is_reporter = m->is_reporter;
     return loom_comm_failed(&m->base.comm, &m->failure, error);
 }
 
-static bool wait(loom_comm *comm, loom_ticket ticket, loom_stream *stream, loom_error *error) {
+static bool wait(loom_comm *comm, loom_comm_op_id op_id, loom_stream *stream, loom_error *error) {
     mpi *m = mpi_of(comm);
     (void)stream; /* the host has waited, and whatever it puts in comes later */
     pthread_mutex_lock(&m->lock);
-    const bool ok = wait_locked(m, ticket) || tell(m, error);
+    const bool ok = wait_locked(m, op_id) || pass_failure(m, error);
     pthread_mutex_unlock(&m->lock);
     return ok;
 }
@@ -561,7 +563,7 @@ static void post(loom_comm *comm, const loom_comm_operation *o, loom_stream *aft
     m->queue[place] = *o;
     m->put = o->number;
     m->step = comm->step;
-    m->patient = comm->patient;
+    m->long_timeout = comm->long_timeout;
     pthread_cond_broadcast(&m->changed);
     pthread_mutex_unlock(&m->lock);
 }
@@ -571,21 +573,22 @@ static bool run(loom_comm *comm, const loom_comm_operation *o, loom_error *error
     return wait(comm, o->number, NULL, error);
 }
 
-void loom_comm_mpi_tell(loom_comm *comm, loom_ticket number, int64_t step) {
-    mpi_of(comm)->told_step = step;
-    mpi_of(comm)->told = number;
+void loom_comm_mpi_publish_progress(loom_comm *comm, loom_comm_op_id number, int64_t step) {
+    mpi_of(comm)->published_step = step;
+    mpi_of(comm)->published = number;
 }
 
-void loom_comm_mpi_blame(loom_comm *comm, const loom_comm_operation *operation, double seconds, loom_error *error) {
+void loom_comm_mpi_find_stragglers(loom_comm *comm, const loom_comm_operation *operation, double seconds,
+                                   loom_error *error) {
     mpi *m = mpi_of(comm);
     pthread_mutex_lock(&m->lock);
-    m->blamed = *operation;
-    m->blamed_for = seconds;
-    m->blaming = true;
+    m->overdue = *operation;
+    m->overdue_seconds = seconds;
+    m->finding_stragglers = true;
     pthread_cond_broadcast(&m->changed);
-    while (m->blaming) pthread_cond_wait(&m->changed, &m->lock);
-    loom_fail(error, "%s", m->blame.message);
-    comm->reports = m->reports;
+    while (m->finding_stragglers) pthread_cond_wait(&m->changed, &m->lock);
+    loom_fail(error, "%s", m->stragglers.message);
+    comm->is_reporter = m->is_reporter;
     pthread_mutex_unlock(&m->lock);
 }
 
@@ -669,12 +672,13 @@ static bool open_mpi(mpi *m, loom_error *error) {
     if (!start_thread(m, error)) return false;
     pthread_mutex_lock(&m->lock);
     while (!m->opened) pthread_cond_wait(&m->changed, &m->lock);
-    const bool ok = !m->failed || tell(m, error);
+    const bool ok = !m->failed || pass_failure(m, error);
     pthread_mutex_unlock(&m->lock);
     return ok;
 }
 
-bool loom_comm_mpi_open(loom_comm **comm, const loom_comm_options *options, loom_error *error) {
+bool loom_comm_mpi_open(loom_comm **comm, const loom_comm_options *options, loom_comm *control, loom_error *error) {
+    LOOM_CHECK(!control);
     static const loom_comm_backend backend = {.attach = attach,
                                               .post = post,
                                               .wait = wait,
@@ -688,13 +692,13 @@ bool loom_comm_mpi_open(loom_comm **comm, const loom_comm_options *options, loom
     if (!m) return loom_fail(error, "no memory for a communicator");
     m->table = table;
     m->step = m->own_step = -1;
-    m->reports = true;
+    m->is_reporter = true;
     m->seconds_for_answers = fmax(least_seconds_for_answers, share_of_timeout_for_answers * options->timeout);
     m->base.times_waiting = true;
     pthread_mutex_init(&m->lock, NULL);
     pthread_cond_init(&m->changed, NULL);
     loom_comm *c = &m->base.comm;
-    *c = (loom_comm){.name = "mpi", .timeout = options->timeout, .step = -1, .reports = true, .backend = &backend};
+    *c = (loom_comm){.name = "mpi", .timeout = options->timeout, .step = -1, .is_reporter = true, .backend = &backend};
     if (!open_mpi(m, error)) {
         close_mpi(c);
         return false;

@@ -4,11 +4,13 @@
 
 #include "comm/backend.h"
 
-/* Tells other ranks, when they ask, that this one has put in operation `number` of another back end, in `step`. */
-void loom_comm_mpi_tell(loom_comm *comm, loom_ticket number, int64_t step);
+/* What this rank answers from now on to others that ask: that it has put in operation `number` of another back end, in
+ * `step`. */
+void loom_comm_mpi_publish_progress(loom_comm *comm, loom_comm_op_id number, int64_t step);
 
 /* The error of an operation of another back end that has taken so many seconds, too long: which ranks it waits for. Sets
- * comm->reports. */
-void loom_comm_mpi_blame(loom_comm *comm, const loom_comm_operation *operation, double seconds, loom_error *error);
+ * comm->is_reporter. */
+void loom_comm_mpi_find_stragglers(loom_comm *comm, const loom_comm_operation *operation, double seconds,
+                                   loom_error *error);
 
 #endif

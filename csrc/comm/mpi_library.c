@@ -115,7 +115,7 @@ static bool start(const loom_comm_operation *o, char *why) {
                (o->to < 0 ||
                 ok(MPI_Isend(o->in, (int)o->send_count, type, o->to, DATA_TAG, data, &under_way[1]), "MPI_Isend", why));
     case LOOM_BARRIER: return ok(MPI_Ibarrier(data, request), "MPI_Ibarrier", why);
-    case LOOM_FAREWELL: return ok(MPI_Ibarrier(notes, request), "MPI_Ibarrier", why);
+    case LOOM_FINAL_BARRIER: return ok(MPI_Ibarrier(notes, request), "MPI_Ibarrier", why);
     }
     return false;
 }

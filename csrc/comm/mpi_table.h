@@ -15,7 +15,7 @@ typedef struct loom_mpi_world {
     char library[64]; /* "Open MPI 4.1.4" */
 } loom_mpi_world;
 
-/* What ranks tell each other beside operations: to find out which of them an operation waits for, and that a rank has said
+/* What ranks send each other beside operations: to find out which of them an operation waits for, and that a rank has said
  * why all end. */
 typedef enum loom_mpi_note_kind {
     LOOM_MPI_QUESTION,
@@ -26,8 +26,8 @@ typedef enum loom_mpi_note_kind {
 
 typedef struct loom_mpi_note {
     int64_t kind;
-    int64_t number; /* of the operation that the rank is in, or the last it was in */
-    int64_t told;   /* the same of another back end, which MPI is beside; 0: none */
+    int64_t number;    /* of the operation that the rank is in, or the last it was in */
+    int64_t published; /* the same of another back end, whose control communicator this is; 0: none */
     int64_t step;
 } loom_mpi_note;
 

@@ -2,8 +2,8 @@
  * waits in a call that cannot end: NCCL's calls do not block, and a stream is waited for by asking whether it is done,
  * so that an operation that takes too long is found out.
  *
- * Under mpirun, MPI is beside it: it carries NCCL's id and what is on host memory, tells which rank others wait for,
- * and ends all. Else the id goes by TCP or by a file. */
+ * Under mpirun, MPI is its control communicator: it carries NCCL's id and what is on host memory, finds out which rank
+ * others wait for, and ends all. Else the id goes by TCP or by a file. */
 #include "comm/backend.h"
 
 #include "base/clock.h"
@@ -17,7 +17,7 @@
 #include <string.h>
 #include <unistd.h>
 
-enum { MARKED = 64, SPINS = 100, SECONDS_TO_END = 10 };
+enum { MARKED = 64, SPINS = 100, SECONDS_TO_END = 10, ID_FILE_BYTES = 1024 };
 static const double seconds_between_looks = 0.01, seconds_of_pause = 20e-6;
 
 /* A time in which a stream may have stood still for an operation. */
@@ -28,16 +28,16 @@ typedef struct stall {
 typedef struct nccl {
     loom_comm_base base; /* first */
     const loom_nccl_api *api;
-    loom_comm *mpi; /* NULL where mpirun did not start us */
-    char id_file[1024];
+    loom_comm *control; /* MPI, or NULL where mpirun did not start us */
+    char id_file[ID_FILE_BYTES];
     loom_rendezvous *rendezvous; /* while ranks join, on rank 0: it may have refused some */
     void *group;                 /* NCCL's communicator; NULL before attach and after a failure */
     loom_stream *stream;
     loom_event *begun[MARKED], *done[MARKED]; /* before and behind operation n, at n % MARKED */
     loom_event *end;                          /* of what the host waits for */
     loom_comm_operation recent[MARKED];
-    loom_ticket oldest;  /* that may not be done; before it all are */
-    double oldest_since; /* when it was seen to wait for other ranks; 0: it was not */
+    loom_comm_op_id oldest; /* that may not be done; before it all are */
+    double oldest_since;    /* when it was seen to wait for other ranks; 0: it was not */
     double looked;
     stall *stalls; /* the first `stalled` are not added up yet; the others are there to be taken */
     int stalled, n_stalls;
@@ -63,8 +63,8 @@ static bool give_up(nccl *n, const loom_error *why, loom_error *error) {
 
 static bool failed(nccl *n, int result, const char *what, loom_error *error) {
     loom_error why;
-    /* An error that another rank has brought about is that one's to tell: it may end this one meanwhile. */
-    if (result == LOOM_NCCL_REMOTE_ERROR) loom_let_others_speak();
+    /* An error that another rank has brought about is that one's to print: it may end this one meanwhile. */
+    if (result == LOOM_NCCL_REMOTE_ERROR) loom_error_grace_period();
     const char *detail = n->group ? n->api->GetLastError(n->group) : NULL;
     const bool sharing = result == LOOM_NCCL_INVALID_USAGE && n->base.comm.local_size > 1;
     loom_fail(&why, "rank %d, %s: NCCL: %s%s%s%s", n->base.comm.rank, what, n->api->GetErrorString(result),
@@ -75,7 +75,7 @@ static bool failed(nccl *n, int result, const char *what, loom_error *error) {
 
 /* Seconds that others may take. */
 static double limit_of(const nccl *n) {
-    return n->base.comm.timeout * (n->base.comm.patient ? LOOM_COMM_PATIENCE : 1);
+    return n->base.comm.timeout * (n->base.comm.long_timeout ? LOOM_COMM_LONG_TIMEOUT : 1);
 }
 
 /* Waits for a call that returned "in progress". */
@@ -112,9 +112,9 @@ static bool timed_out(nccl *n, const loom_comm_operation *o, double seconds, loo
     loom_comm *comm = &n->base.comm;
     loom_error why;
     char what[128];
-    if (n->mpi) {
-        loom_comm_mpi_blame(n->mpi, o, seconds, &why);
-        comm->reports = n->mpi->reports;
+    if (n->control) {
+        loom_comm_mpi_find_stragglers(n->control, o, seconds, &why);
+        comm->is_reporter = n->control->is_reporter;
     } else
         loom_fail(&why,
                   "rank %d waited %g s in step %lld for other ranks to come to %s; the one that says nothing of the "
@@ -126,7 +126,7 @@ static bool timed_out(nccl *n, const loom_comm_operation *o, double seconds, loo
 /* Whether the oldest operation that is not done, but could be as far as this rank goes, waits for too long. */
 static bool look_at_operations(nccl *n, loom_error *error) {
     loom_device *device = n->base.comm.device;
-    const loom_ticket posted = n->base.posted;
+    const loom_comm_op_id posted = n->base.posted;
     bool reached;
     if (n->oldest + MARKED <= posted) n->oldest = posted - MARKED + 1, n->oldest_since = 0;
     for (; n->oldest <= posted; n->oldest++, n->oldest_since = 0) {
@@ -159,7 +159,7 @@ static int type_of(loom_dtype dtype) {
     return LOOM_NCCL_FLOAT16;
 }
 
-/* A send and a receive that meet: in one group, or both ranks would wait in their sends. */
+/* A send and a receive at once: in one group, or both ranks would wait in their sends. */
 static int exchange(nccl *n, const loom_comm_operation *o) {
     const loom_nccl_api *api = n->api;
     const int type = type_of(o->dtype);
@@ -189,7 +189,7 @@ static int call(nccl *n, const loom_comm_operation *o) {
     case LOOM_BROADCAST: return api->Broadcast(o->in, o->out, count, type, o->from, n->group, n->stream);
     case LOOM_EXCHANGE:
     case LOOM_BARRIER:
-    case LOOM_FAREWELL: break;
+    case LOOM_FINAL_BARRIER: break;
     }
     return LOOM_NCCL_SUCCESS;
 }
@@ -199,7 +199,7 @@ static void post(loom_comm *comm, const loom_comm_operation *o, loom_stream *aft
     loom_device *device = comm->device;
     const int place = (int)(o->number % MARKED);
     char what[128];
-    if (n->mpi) loom_comm_mpi_tell(n->mpi, o->number, comm->step);
+    if (n->control) loom_comm_mpi_publish_progress(n->control, o->number, comm->step);
     n->recent[place] = *o;
     device->stream_wait_stream(device, n->stream, after);
     device->event_record(device, n->begun[place], n->stream);
@@ -246,15 +246,15 @@ static bool add_stalls(nccl *n, loom_error *error) {
 }
 
 /* The stream waits on the device, and how long is found out when it is done. */
-static bool wait(loom_comm *comm, loom_ticket ticket, loom_stream *stream, loom_error *error) {
+static bool wait(loom_comm *comm, loom_comm_op_id op_id, loom_stream *stream, loom_error *error) {
     nccl *n = nccl_of(comm);
     loom_device *device = comm->device;
     if (!look_at_group(n, error)) return false;
-    if (ticket <= 0) return true;
+    if (op_id <= 0) return true;
     const stall *s = take_stall(n, error);
     if (!s) return false;
     device->event_record(device, s->begin, stream);
-    device->stream_wait_event(device, stream, n->done[ticket % MARKED]);
+    device->stream_wait_event(device, stream, n->done[op_id % MARKED]);
     device->event_record(device, s->end, stream);
     return true;
 }
@@ -287,7 +287,7 @@ static bool has_place(nccl *n, size_t bytes, loom_error *error) {
     return true;
 }
 
-/* What is on host memory takes the way over the device where MPI is not beside us. A barrier is a sum of one number. */
+/* What is on host memory takes the way over the device where there is no control communicator. A barrier is a sum of one number. */
 static bool run_on_device(nccl *n, const loom_comm_operation *o, loom_error *error) {
     loom_comm *comm = &n->base.comm;
     loom_device *device = comm->device;
@@ -314,20 +314,20 @@ static bool run_on_device(nccl *n, const loom_comm_operation *o, loom_error *err
 }
 
 /* The operation has the number that it has here, and one of MPI's own there. */
-static bool run_by_mpi(nccl *n, const loom_comm_operation *o, loom_error *error) {
+static bool run_by_control(nccl *n, const loom_comm_operation *o, loom_error *error) {
     loom_comm *comm = &n->base.comm;
     loom_comm_operation there = *o;
     loom_error why;
-    there.number = ++loom_comm_base_of(n->mpi)->posted;
-    n->mpi->patient = comm->patient;
-    loom_comm_mpi_tell(n->mpi, o->number, comm->step);
+    there.number = ++loom_comm_base_of(n->control)->posted;
+    n->control->long_timeout = comm->long_timeout;
+    loom_comm_mpi_publish_progress(n->control, o->number, comm->step);
     if (comm->device) {
         n->recent[o->number % MARKED] = *o;
         comm->device->event_record(comm->device, n->begun[o->number % MARKED], n->stream);
         comm->device->event_record(comm->device, n->done[o->number % MARKED], n->stream);
     }
-    if (n->mpi->backend->run(n->mpi, &there, &why)) return true;
-    comm->reports = n->mpi->reports;
+    if (n->control->backend->run(n->control, &there, &why)) return true;
+    comm->is_reporter = n->control->is_reporter;
     return give_up(n, &why, error);
 }
 
@@ -337,9 +337,9 @@ static bool run(loom_comm *comm, const loom_comm_operation *o, loom_error *error
     loom_device *device = comm->device;
     bool idle;
     double seconds = 0;
-    if (!device) return n->mpi ? run_by_mpi(n, o, error) : run_on_device(n, o, error);
+    if (!device) return n->control ? run_by_control(n, o, error) : run_on_device(n, o, error);
     device->event_record(device, n->host.begin, NULL);
-    if (!(n->mpi ? run_by_mpi(n, o, error) : run_on_device(n, o, error))) return false;
+    if (!(n->control ? run_by_control(n, o, error) : run_on_device(n, o, error))) return false;
     if (!device->event_query(device, n->host.begin, &idle, error)) return false;
     if (!idle) return true;
     device->event_record(device, n->host.end, n->aside);
@@ -352,11 +352,23 @@ static bool run(loom_comm *comm, const loom_comm_operation *o, loom_error *error
 
 /* ----------------------------------------------------------------------------------------------------- open, attach, close */
 
+/* Gives rank 0's bytes, an even number of them, to all ranks. */
+static bool broadcast_by_control(nccl *n, void *data, size_t bytes, loom_error *error) {
+    const loom_comm_operation o = {.kind = LOOM_BROADCAST,
+                                   .dtype = LOOM_F16,
+                                   .host = true,
+                                   .out = data,
+                                   .in = data,
+                                   .count = (int64_t)bytes / 2,
+                                   .number = ++loom_comm_base_of(n->control)->posted};
+    return n->control->backend->run(n->control, &o, error);
+}
+
 static bool share_id(nccl *n, loom_nccl_id *id, loom_error *error) {
     loom_comm *comm = &n->base.comm;
     const int result = comm->rank == 0 ? n->api->GetUniqueId(id) : LOOM_NCCL_SUCCESS;
     if (result != LOOM_NCCL_SUCCESS) return failed(n, result, "ncclGetUniqueId", error);
-    if (n->mpi) return loom_comm_host_broadcast(n->mpi, id, sizeof *id, 0, error);
+    if (n->control) return broadcast_by_control(n, id, sizeof *id, error);
     if (*n->id_file)
         return loom_share_by_file(n->id_file, id, sizeof *id, comm->rank, comm->size, comm->timeout, error);
     const loom_rank_variables v = {comm->rank, comm->size, comm->local_rank, comm->local_size};
@@ -407,7 +419,7 @@ static bool attach(loom_comm *comm, size_t staging, loom_error *error) {
 
 static void end_all(loom_comm *comm, bool quiet, int status) {
     nccl *n = nccl_of(comm);
-    if (n->mpi) n->mpi->backend->abort(n->mpi, quiet, status);
+    if (n->control) n->control->backend->abort(n->control, quiet, status);
     signal(SIGALRM, SIG_DFL);
     alarm(SECONDS_TO_END);
     if (n->group) n->api->CommAbort(n->group);
@@ -432,17 +444,16 @@ static void close_nccl(loom_comm *comm) {
     }
     if (n->place) device->release(device, n->place, n->place_bytes);
     free(n->stalls);
-    loom_comm_close(n->mpi);
+    if (n->control) n->control->backend->close(n->control);
     free(n);
 }
 
-/* Who started us says which rank this is; without, it is the only one. */
-static bool find_rank(nccl *n, const loom_comm_options *options, loom_error *error) {
+/* The control communicator or torchrun's variables say which rank this is; without, it is the only one. */
+static bool find_rank(nccl *n, loom_error *error) {
     loom_rank_variables v = {.size = 1, .local_size = 1};
-    if (loom_started_by_mpi()) {
-        if (!loom_comm_mpi_open(&n->mpi, options, error)) return false;
-        v = (loom_rank_variables){n->mpi->rank, n->mpi->size, n->mpi->local_rank, n->mpi->local_size};
-    } else if (loom_started_by_torchrun() && !loom_read_rank_variables(&v, error))
+    if (n->control)
+        v = (loom_rank_variables){n->control->rank, n->control->size, n->control->local_rank, n->control->local_size};
+    else if (loom_started_by_torchrun() && !loom_read_rank_variables(&v, error))
         return false;
     loom_comm *comm = &n->base.comm;
     comm->rank = v.rank;
@@ -452,7 +463,18 @@ static bool find_rank(nccl *n, const loom_comm_options *options, loom_error *err
     return true;
 }
 
-bool loom_comm_nccl_open(loom_comm **comm, const loom_comm_options *options, loom_error *error) {
+static const char *id_file_of(const loom_comm_options *options) {
+    const char *file = options->id_file ? options->id_file : getenv("LOOM_NCCL_ID");
+    return file ? file : "";
+}
+
+bool loom_comm_nccl_check(const loom_comm_options *options, loom_error *error) {
+    const char *file = id_file_of(options);
+    if (!loom_nccl_load(options->nccl_library, error)) return false;
+    return strlen(file) < ID_FILE_BYTES || loom_fail(error, "%s: the path is too long", file);
+}
+
+bool loom_comm_nccl_open(loom_comm **comm, const loom_comm_options *options, loom_comm *control, loom_error *error) {
     static const loom_comm_backend backend = {.attach = attach,
                                               .post = post,
                                               .wait = wait,
@@ -460,25 +482,24 @@ bool loom_comm_nccl_open(loom_comm **comm, const loom_comm_options *options, loo
                                               .run = run,
                                               .abort = end_all,
                                               .close = close_nccl};
-    const loom_nccl_api *api = loom_nccl_load(options->nccl_library, error);
-    if (!api) return false;
     nccl *n = calloc(1, sizeof *n);
-    if (!n) return loom_fail(error, "no memory for a communicator");
-    const char *file = options->id_file ? options->id_file : getenv("LOOM_NCCL_ID");
+    if (!n) {
+        if (control) control->backend->close(control);
+        return loom_fail(error, "no memory for a communicator");
+    }
     loom_comm *c = &n->base.comm;
-    *c = (loom_comm){.name = "nccl", .timeout = options->timeout, .step = -1, .reports = true, .backend = &backend};
-    n->api = api;
+    *c = (loom_comm){.name = "nccl", .timeout = options->timeout, .step = -1, .is_reporter = true, .backend = &backend};
+    n->control = control;
+    n->api = loom_nccl_load(options->nccl_library, error);
     n->oldest = 1;
-    bool ok = snprintf(n->id_file, sizeof n->id_file, "%s", file ? file : "") < (int)sizeof n->id_file ||
-              loom_fail(error, "%s: the path is too long", file);
-    ok = ok && find_rank(n, options, error);
-    if (!ok) {
+    snprintf(n->id_file, sizeof n->id_file, "%s", id_file_of(options));
+    if (!n->api || !find_rank(n, error)) {
         close_nccl(c);
         return false;
     }
-    snprintf(c->description, sizeof c->description, "NCCL %d.%d.%d, %d rank%s%s", api->version / 10000,
-             api->version / 100 % 100, api->version % 100, c->size, c->size == 1 ? "" : "s",
-             n->mpi ? ", started by MPI" : "");
+    snprintf(c->description, sizeof c->description, "NCCL %d.%d.%d, %d rank%s%s", n->api->version / 10000,
+             n->api->version / 100 % 100, n->api->version % 100, c->size, c->size == 1 ? "" : "s",
+             n->control ? ", started by MPI" : "");
     *comm = c;
     return true;
 }

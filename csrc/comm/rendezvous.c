@@ -44,16 +44,16 @@ bool loom_launched(void) {
     return loom_started_by_mpi() || loom_started_by_torchrun();
 }
 
-void loom_let_others_speak(void) {
+void loom_error_grace_period(void) {
     const double end = loom_seconds_now() + 2;
     signal(SIGTERM, SIG_DFL);
     while (loom_seconds_now() < end) loom_pause(0.01);
 }
 
-void loom_give_way_to_rank_0(void) {
+void loom_defer_error_to_rank0(void) {
     const char *names[] = {"OMPI_COMM_WORLD_RANK", "PMIX_RANK", "RANK"}, *rank = NULL;
     for (size_t i = 0; loom_launched() && !rank && i < sizeof names / sizeof *names; i++) rank = variable(names[i]);
-    if (rank && atoi(rank) > 0) loom_let_others_speak();
+    if (rank && atoi(rank) > 0) loom_error_grace_period();
 }
 
 static bool read_number(const char *name, long least, long most, int *number, loom_error *error) {

@@ -25,9 +25,9 @@ bool loom_started_by_torchrun(void);
 /* Whether nothing in the environment speaks of other ranks; else the error says what does. */
 bool loom_is_alone(loom_error *error);
 
-/* Waits a moment, in which a rank that has more to say about a failure says it and ends this one: by SIGTERM, which may
- * have been caught, to save first, and no longer is. */
-void loom_let_others_speak(void);
+/* Waits two seconds, in which a rank that knows more about a failure can print its error and end this one: by SIGTERM,
+ * which may have been caught, to save first, and no longer is. */
+void loom_error_grace_period(void);
 
 /* A rank as torchrun's variables say it. Errors name the variable that is missing or makes no sense. */
 typedef struct loom_rank_variables {

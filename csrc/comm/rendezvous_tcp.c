@@ -381,7 +381,7 @@ static bool fetch(const char *host, const char *port, const loom_handshake_party
             else
                 snprintf(why, sizeof why, "what listens there is not rank 0 of these %d ranks", party->size);
         }
-        refused_since = !h.told_so ? 0 : refused_since > 0 ? refused_since : begin;
+        refused_since = !h.was_refused ? 0 : refused_since > 0 ? refused_since : begin;
         if (refused_since > 0 && loom_seconds_now() > refused_since + seconds_of_refusals) break;
         loom_pause(1e-3 * POLL_MILLISECONDS);
     } while (loom_seconds_now() < end);

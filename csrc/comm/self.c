@@ -1,6 +1,8 @@
 /* One rank: sums are what is there, and what moves is copied. */
 #include "comm/backend.h"
 
+#include "base/check.h"
+
 #include <stdlib.h>
 #include <stdio.h>
 #include <string.h>
@@ -31,8 +33,8 @@ static void post(loom_comm *comm, const loom_comm_operation *o, loom_stream *aft
         device->copy(device, stream, o->out, o->in, bytes_of(o), LOOM_DEVICE_TO_DEVICE);
 }
 
-static bool wait(loom_comm *comm, loom_ticket ticket, loom_stream *stream, loom_error *error) {
-    (void)ticket, (void)error;
+static bool wait(loom_comm *comm, loom_comm_op_id op_id, loom_stream *stream, loom_error *error) {
+    (void)op_id, (void)error;
     if (comm->device) comm->device->stream_wait_stream(comm->device, stream, self_of(comm)->stream);
     return true;
 }
@@ -59,7 +61,8 @@ static void close_self(loom_comm *comm) {
     free(comm);
 }
 
-bool loom_comm_self_open(loom_comm **comm, const loom_comm_options *options, loom_error *error) {
+bool loom_comm_self_open(loom_comm **comm, const loom_comm_options *options, loom_comm *control, loom_error *error) {
+    LOOM_CHECK(!control);
     static const loom_comm_backend backend = {.attach = attach,
                                               .post = post,
                                               .wait = wait,
@@ -76,7 +79,7 @@ bool loom_comm_self_open(loom_comm **comm, const loom_comm_options *options, loo
                          .local_size = 1,
                          .timeout = options->timeout,
                          .step = -1,
-                         .reports = true,
+                         .is_reporter = true,
                          .backend = &backend};
     return true;
 }

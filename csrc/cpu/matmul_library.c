@@ -14,8 +14,8 @@ bool loom_tuned_matmul_create(loom_tuned_matmul **out, int threads, const loom_d
     if (!matmul) return loom_fail(error, "no memory for the plans of matrix products");
     matmul->fp32 = fp32;
     matmul->bf16 = bf16;
-    matmul->alone = options->library_threads;
-    if (!(matmul->products = loom_product_cache_create(threads, matmul->alone, error))) {
+    matmul->library_threaded = options->library_threads;
+    if (!(matmul->products = loom_product_cache_create(threads, matmul->library_threaded, error))) {
         free(matmul);
         return false;
     }

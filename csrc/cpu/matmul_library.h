@@ -6,8 +6,8 @@
 #include "cpu/tuned.h"
 
 struct loom_tuned_matmul {
-    bool fp32, bf16; /* which it multiplies; the table does the rest */
-    bool alone;      /* the library threads each product itself */
+    bool fp32, bf16;       /* which it multiplies; the table does the rest */
+    bool library_threaded; /* the library threads each product itself */
     loom_product_cache *products;
 };
 

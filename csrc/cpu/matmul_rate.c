@@ -32,14 +32,14 @@ bool loom_tuned_matmul_bf16_rate(const loom_tuned_matmul *matmul, int threads, d
     const loom_product shape = {.dtype = LOOM_BF16, .m = M, .n = N, .k = K, .lda = K, .ldb = N, .ldc = N};
     const loom_product_plan *plan = loom_product_prepare(matmul->products, &shape, error);
     if (!plan) return false;
-    const int runners = matmul->alone ? 1 : threads;
+    const int runners = matmul->library_threaded ? 1 : threads;
     const size_t bytes = (A_BYTES + B_BYTES + C_BYTES + loom_product_scratch(plan) + 255) / 256 * 256;
     char *memory = aligned_alloc(256, bytes * (size_t)runners);
     if (!memory) return loom_fail(error, "no memory to measure the rate of matrix products");
     memset(memory, 0x3C, bytes * (size_t)runners); /* small numbers in both types */
     double total = 0;
     const int before = omp_get_max_threads();
-    if (!matmul->alone) omp_set_num_threads(1); /* as in loom_tiles_run */
+    if (!matmul->library_threaded) omp_set_num_threads(1); /* as in loom_tiles_run */
 #pragma omp parallel num_threads(runners) if (runners > 1) reduction(+ : total)
     total += best_rate(plan, omp_get_thread_num(), memory + bytes * (size_t)omp_get_thread_num(), seconds);
     omp_set_num_threads(before);

@@ -17,7 +17,7 @@ enum {
 };
 
 /* Where the library threads each product, and sums are scratch: which bound it. */
-enum { MOST_ALONE = 2048 };
+enum { MOST_LIBRARY_THREADED = 2048 };
 
 typedef struct grid {
     int64_t rows, columns; /* of a tile; the last ones may be smaller */
@@ -45,10 +45,10 @@ static grid make_grid_of(int64_t m, int64_t n, int64_t most_rows, int64_t most_c
     return g;
 }
 
-static grid make_grid(const loom_tuned_matmul *matmul, const loom_whole *w) {
+static grid make_grid(const loom_tuned_matmul *matmul, const loom_gemm *w) {
     const int64_t m = w->shape.m, n = w->shape.n;
-    if (matmul->alone && !w->unstored) return (grid){m, n, 1, 1};
-    if (matmul->alone) return make_grid_of(m, n, MOST_ALONE, MOST_ALONE);
+    if (matmul->library_threaded && !w->via_scratch) return (grid){m, n, 1, 1};
+    if (matmul->library_threaded) return make_grid_of(m, n, MOST_LIBRARY_THREADED, MOST_LIBRARY_THREADED);
     int64_t most_rows = MOST_ROWS, most_columns = MOST_COLUMNS;
     for (;;) {
         const grid g = make_grid_of(m, n, most_rows, most_columns);
@@ -64,29 +64,29 @@ static grid make_grid(const loom_tuned_matmul *matmul, const loom_whole *w) {
 /* ---------------------------------------------------------------------------------------------------------------- plans */
 
 /* How a product runs. Only the last row and the last column of tiles differ from the rest. */
-typedef struct recipe {
-    const loom_whole *whole;
+typedef struct gemm_plan {
+    const loom_gemm *gemm;
     grid grid;
     int64_t ldc;                         /* of what the library is given */
     const loom_product_plan *plan[2][2]; /* [last row][last column] */
     size_t c_at, bytes;                  /* scratch of a tile; the library's own comes first */
-} recipe;
+} gemm_plan;
 
 /* The library's product for a kind of tile. */
-static loom_product product_of(const recipe *r, bool bottom, bool right) {
-    const loom_product *s = &r->whole->shape;
+static loom_product product_of(const gemm_plan *r, bool bottom, bool right) {
+    const loom_product *s = &r->gemm->shape;
     const grid *g = &r->grid;
     loom_product p = *s;
     p.m = bottom ? s->m - (g->down - 1) * g->rows : g->rows;
     p.n = right ? s->n - (g->across - 1) * g->columns : g->columns;
     p.ldc = r->ldc;
-    if (r->whole->unstored) p.accumulate = false;
+    if (r->gemm->via_scratch) p.accumulate = false;
     return p;
 }
 
-static bool make_recipe(const loom_tuned_matmul *matmul, const loom_whole *w, recipe *r, loom_error *error) {
+static bool make_plan(const loom_tuned_matmul *matmul, const loom_gemm *w, gemm_plan *r, loom_error *error) {
     const grid g = make_grid(matmul, w);
-    *r = (recipe){.whole = w, .grid = g, .ldc = w->unstored ? g.columns : w->shape.ldc};
+    *r = (gemm_plan){.gemm = w, .grid = g, .ldc = w->via_scratch ? g.columns : w->shape.ldc};
     size_t library = 0;
     for (int kind = 0; kind < 4; kind++) {
         const loom_product product = product_of(r, kind / 2, kind % 2);
@@ -97,38 +97,38 @@ static bool make_recipe(const loom_tuned_matmul *matmul, const loom_whole *w, re
     }
     r->c_at = (library + 255) / 256 * 256;
     r->bytes = r->c_at;
-    if (w->unstored) r->bytes += ((size_t)(g.rows * g.columns) * sizeof(float) + 255) / 256 * 256;
+    if (w->via_scratch) r->bytes += ((size_t)(g.rows * g.columns) * sizeof(float) + 255) / 256 * 256;
     return true;
 }
 
-bool LOOM_DEFINITION(tiles_prepare)(const loom_device *device, const loom_whole *whole, loom_error *error) {
-    recipe r;
-    return make_recipe(device->implementation, whole, &r, error);
+bool LOOM_DEFINITION(tiles_prepare)(const loom_device *device, const loom_gemm *gemm, loom_error *error) {
+    gemm_plan r;
+    return make_plan(device->implementation, gemm, &r, error);
 }
 
-size_t LOOM_DEFINITION(tiles_workspace)(const loom_device *device, const loom_whole *whole) {
+size_t LOOM_DEFINITION(tiles_workspace)(const loom_device *device, const loom_gemm *gemm) {
     const loom_tuned_matmul *matmul = device->implementation;
-    recipe r;
-    if (!make_recipe(matmul, whole, &r, NULL)) return 0;
-    return r.bytes * (size_t)(matmul->alone ? 1 : device->threads);
+    gemm_plan r;
+    if (!make_plan(matmul, gemm, &r, NULL)) return 0;
+    return r.bytes * (size_t)(matmul->library_threaded ? 1 : device->threads);
 }
 
 /* ------------------------------------------------------------------------------------------------------------------ run */
 
 /* Where element (row, column) of a stored matrix lies. */
-static const void *element(const recipe *r, const void *matrix, int64_t ld, int64_t row, int64_t column) {
-    return (const char *)matrix + (size_t)(row * ld + column) * loom_dtype_size(r->whole->shape.dtype);
+static const void *element(const gemm_plan *r, const void *matrix, int64_t ld, int64_t row, int64_t column) {
+    return (const char *)matrix + (size_t)(row * ld + column) * loom_dtype_size(r->gemm->shape.dtype);
 }
 
 /* One tile, as thread `thread`, with `team` threads where there are more to it. */
-static void run_tile(const recipe *r, int64_t tile, int thread, int team, char *scratch, loom_finish *finish,
+static void run_tile(const gemm_plan *r, int64_t tile, int thread, int team, char *scratch, loom_finish *finish,
                      const void *context) {
-    const loom_whole *w = r->whole;
+    const loom_gemm *w = r->gemm;
     const loom_product *s = &w->shape;
     const grid *g = &r->grid;
     const int64_t i = tile % g->down, j = tile / g->down, row = i * g->rows, column = j * g->columns;
     const int64_t rows = smaller(g->rows, s->m - row), columns = smaller(g->columns, s->n - column);
-    float *c = w->unstored ? (float *)(scratch + r->c_at) : w->c + row * s->ldc + column;
+    float *c = w->via_scratch ? (float *)(scratch + r->c_at) : w->c + row * s->ldc + column;
     const void *a = s->a_transposed ? element(r, w->a, s->lda, 0, row) : element(r, w->a, s->lda, row, 0);
     const void *b = s->b_transposed ? element(r, w->b, s->ldb, column, 0) : element(r, w->b, s->ldb, 0, column);
     loom_product_run(r->plan[i == g->down - 1][j == g->across - 1], thread, a, b, c, scratch);
@@ -137,16 +137,16 @@ static void run_tile(const recipe *r, int64_t tile, int thread, int team, char *
     for (int64_t y = 0; y < rows; y++) finish(context, row + y, column, columns, c + y * r->ldc);
 }
 
-void LOOM_DEFINITION(tiles_run)(const loom_context *ctx, const loom_whole *whole, loom_finish *finish,
+void LOOM_DEFINITION(tiles_run)(const loom_context *ctx, const loom_gemm *gemm, loom_finish *finish,
                                 const void *context) {
     const loom_tuned_matmul *matmul = ctx->device->implementation;
     const int threads = ctx->device->threads;
-    recipe r;
+    gemm_plan r;
     loom_error error;
-    LOOM_CHECK(make_recipe(matmul, whole, &r, &error)); /* was prepared, or its like was */
+    LOOM_CHECK(make_plan(matmul, gemm, &r, &error)); /* was prepared, or its like was */
     const int64_t tiles = r.grid.down * r.grid.across;
-    LOOM_CHECK(r.bytes * (size_t)(matmul->alone ? 1 : threads) <= ctx->workspace_bytes);
-    if (matmul->alone) {
+    LOOM_CHECK(r.bytes * (size_t)(matmul->library_threaded ? 1 : threads) <= ctx->workspace_bytes);
+    if (matmul->library_threaded) {
         for (int64_t tile = 0; tile < tiles; tile++) run_tile(&r, tile, 0, threads, ctx->workspace, finish, context);
         return;
     }

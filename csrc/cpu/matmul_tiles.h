@@ -1,4 +1,4 @@
-/* A whole matrix product out of the library's: cut into output tiles on a grid that the shape alone decides. */
+/* A matrix product (GEMM) made of the library's: cut into output tiles on a grid that the shape alone decides. */
 #ifndef LOOM_CPU_MATMUL_TILES_H
 #define LOOM_CPU_MATMUL_TILES_H
 
@@ -6,23 +6,23 @@
 #include "cpu/real.h"
 
 /* A product and where its matrices lie. */
-typedef struct loom_whole {
+typedef struct loom_gemm {
     loom_product shape; /* with the dtype that A and B are stored in */
     const void *a, *b;
     float *c;
-    bool unstored; /* there is no C in memory: sums go to scratch and from there to `finish` */
-} loom_whole;
+    bool via_scratch; /* there is no C in memory: sums go to scratch and from there to `finish` */
+} loom_gemm;
 
-/* What follows the sum of row `row`, columns column .. column + width - 1: of unstored products it stores them, else
- * `sums` is their place in C. */
+/* What follows the sum of row `row`, columns column .. column + width - 1: of products that go via scratch it stores
+ * them, else `sums` points into C. */
 typedef void loom_finish(const void *context, int64_t row, int64_t column, int64_t width, float *sums);
 
 /* From shapes alone: all plans of the library; the bytes of workspace. False and 0 where the library refuses. */
-bool LOOM_DEFINITION(tiles_prepare)(const loom_device *device, const loom_whole *whole, loom_error *error);
-size_t LOOM_DEFINITION(tiles_workspace)(const loom_device *device, const loom_whole *whole);
+bool LOOM_DEFINITION(tiles_prepare)(const loom_device *device, const loom_gemm *gemm, loom_error *error);
+size_t LOOM_DEFINITION(tiles_workspace)(const loom_device *device, const loom_gemm *gemm);
 
 /* `finish` may be NULL where all is stored. */
-void LOOM_DEFINITION(tiles_run)(const loom_context *ctx, const loom_whole *whole, loom_finish *finish,
+void LOOM_DEFINITION(tiles_run)(const loom_context *ctx, const loom_gemm *gemm, loom_finish *finish,
                                 const void *context);
 
 #endif

@@ -25,8 +25,8 @@ static inline bool loom_product_same(const loom_product *x, const loom_product *
 typedef struct loom_product_plan loom_product_plan;
 typedef struct loom_product_cache loom_product_cache;
 
-/* `threads` threads may run plans; `alone` says that the library threads each product itself. */
-loom_product_cache *loom_product_cache_create(int threads, bool alone, loom_error *error);
+/* `threads` threads may run plans; `library_threaded` says that the library threads each product itself. */
+loom_product_cache *loom_product_cache_create(int threads, bool library_threaded, loom_error *error);
 void loom_product_cache_destroy(loom_product_cache *cache);
 
 /* The plan for a shape, made if it is not there; NULL with an error if the library refuses. Plans never move. Not to

@@ -26,7 +26,7 @@ struct loom_product_cache {
     dnnl_engine_t engine;
     dnnl_stream_t *stream; /* per thread */
     int threads;
-    bool alone;
+    bool library_threaded;
     loom_product_plan *first;
 };
 
@@ -117,11 +117,11 @@ static bool choose_implementation(dnnl_primitive_desc_t *chosen, dnnl_engine_t e
 
 /* ---------------------------------------------------------------------------------------------------------------- cache */
 
-loom_product_cache *loom_product_cache_create(int threads, bool alone, loom_error *error) {
+loom_product_cache *loom_product_cache_create(int threads, bool library_threaded, loom_error *error) {
     loom_product_cache *cache = calloc(1, sizeof *cache);
     if (!cache) goto failed;
     cache->threads = threads;
-    cache->alone = alone;
+    cache->library_threaded = library_threaded;
     if (!(cache->stream = calloc((size_t)threads, sizeof *cache->stream))) goto failed;
     if (dnnl_engine_create(&cache->engine, dnnl_cpu, 0) != dnnl_success) goto failed;
     for (int i = 0; i < threads; i++)
@@ -226,7 +226,7 @@ const loom_product_plan *loom_product_prepare(loom_product_cache *cache, const l
     plan->shape = *shape;
     plan->stream = cache->stream;
     const int before = omp_get_max_threads();
-    omp_set_num_threads(cache->alone ? cache->threads : 1);
+    omp_set_num_threads(cache->library_threaded ? cache->threads : 1);
     const bool ok = make_primitive(cache, plan);
     omp_set_num_threads(before);
     if (!ok) {

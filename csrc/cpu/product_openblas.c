@@ -4,7 +4,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 
-/* OpenBLAS: nothing to plan. It runs single-threaded inside our parallel regions, or threaded by itself alone. */
+/* OpenBLAS: nothing to plan. It runs single-threaded inside our parallel regions, or threads each product itself. */
 
 struct loom_product_plan {
     loom_product shape;
@@ -27,8 +27,8 @@ loom_product_bf16 loom_product_has_bf16(void) {
     return LOOM_PRODUCT_BF16_NONE;
 }
 
-loom_product_cache *loom_product_cache_create(int threads, bool alone, loom_error *error) {
-    openblas_set_num_threads(alone ? threads : 1);
+loom_product_cache *loom_product_cache_create(int threads, bool library_threaded, loom_error *error) {
+    openblas_set_num_threads(library_threaded ? threads : 1);
     loom_product_cache *cache = calloc(1, sizeof *cache);
     if (!cache) loom_fail(error, "no memory for the plans of matrix products");
     return cache;

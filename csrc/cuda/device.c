@@ -29,7 +29,7 @@ static void check_later(loom_cuda *cuda, cudaError_t result, const char *call) {
                  cudaGetErrorName(result));
 }
 
-/* The failure kept so far is told once. */
+/* The failure kept so far is reported once. */
 static bool tell_failure(loom_cuda *cuda, loom_error *error) {
     if (!cuda->failure[0]) return true;
     loom_fail(error, "device %s: %s", cuda->device.name, cuda->failure);

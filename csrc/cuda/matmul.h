@@ -19,7 +19,7 @@ const char *loom_cuda_matmul_library(const loom_cuda_matmul *matmul);
 const char *loom_cuda_matmul_refusal(loom_op op, const void *arguments);
 
 /* Makes the plans, unless there are some: by the device's tuning cache, to which what it measures is added. Not to
- * be called while a step is recorded. */
+ * be called while a step is captured. */
 bool loom_cuda_matmul_prepare(loom_device *device, loom_op op, const void *arguments, loom_error *error);
 
 /* How many plans there are. */

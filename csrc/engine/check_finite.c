@@ -2,8 +2,8 @@
  * slow, and the same bits. */
 #include "engine/trainer.h"
 
-#include "base/finite.h"
 #include "ops/arguments.h"
+#include "ops/finite.h"
 
 #include <stdio.h>
 #include <stdlib.h>

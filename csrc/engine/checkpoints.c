@@ -4,7 +4,7 @@
 
 #include "base/check.h"
 #include "base/file.h"
-#include "base/finite.h"
+#include "ops/finite.h"
 #include "base/printable.h"
 #include "checkpoint/directory.h"
 
@@ -294,24 +294,24 @@ static void note_course(loom_trainer *t) {
 /* Names the flags whose change gives a resumed run other bits than it would have had. */
 static void note_changes(loom_trainer *t, const loom_training_state *before) {
     const loom_training_settings *is = &t->state.settings, *was = &before->settings;
-    const bool told = was->micro_batch > 0;
+    const bool known = was->micro_batch > 0; /* older checkpoints do not have these settings */
     const struct {
         const char *flag;
         bool changed;
     } rows[] = {{"--dtype", t->state.dtype != before->dtype},
-                {"--master-weights", told && is->master_weights != was->master_weights},
-                {"--optimizer-dtype", told && is->optimizer_dtype != was->optimizer_dtype},
-                {"--grad-dtype", told && is->grad_dtype != was->grad_dtype},
-                {"--micro-batch", told && is->micro_batch != was->micro_batch},
-                {"--logits-rows", told && is->micro_batch == was->micro_batch && was->logits_rows > 0 &&
+                {"--master-weights", known && is->master_weights != was->master_weights},
+                {"--optimizer-dtype", known && is->optimizer_dtype != was->optimizer_dtype},
+                {"--grad-dtype", known && is->grad_dtype != was->grad_dtype},
+                {"--micro-batch", known && is->micro_batch != was->micro_batch},
+                {"--logits-rows", known && is->micro_batch == was->micro_batch && was->logits_rows > 0 &&
                                       is->logits_rows != was->logits_rows},
-                {"--tf32", told && is->tf32 != was->tf32},
-                {"--attention", told && is->cudnn_attention != was->cudnn_attention},
-                {"--deterministic", told && is->deterministic != was->deterministic},
-                {"--deterministic-reduce", told && is->deterministic_reduce != was->deterministic_reduce},
-                {"--ranks", told && !is->deterministic_reduce && is->ranks != was->ranks},
-                {"--zero", told && !is->deterministic_reduce && is->zero != was->zero},
-                {"--device", told && strcmp(is->device, was->device) != 0},
+                {"--tf32", known && is->tf32 != was->tf32},
+                {"--attention", known && is->cudnn_attention != was->cudnn_attention},
+                {"--deterministic", known && is->deterministic != was->deterministic},
+                {"--deterministic-reduce", known && is->deterministic_reduce != was->deterministic_reduce},
+                {"--ranks", known && !is->deterministic_reduce && is->ranks != was->ranks},
+                {"--zero", known && !is->deterministic_reduce && is->zero != was->zero},
+                {"--device", known && strcmp(is->device, was->device) != 0},
                 {"--retune", t->options.retune && has_tuning(t->device)}};
     size_t used = 0;
     char flags[256];
@@ -458,9 +458,9 @@ bool loom_trainer_save(loom_trainer *t, const char *run, loom_error *error) {
     loom_checkpoint_slice *slices;
     if (!cut_slices(t, true, &slices, error)) return false;
     const loom_checkpoint_tensors tensors = tensors_of(t, slices, true);
-    t->comm->patient = true; /* with one that flushes or computes a checksum */
+    t->comm->long_timeout = true; /* with one that flushes or computes a checksum */
     const bool ok = loom_checkpoint_save(run, &tensors, &t->state, loom_dataset_is_bytes(t->data), t->comm, error);
-    t->comm->patient = false;
+    t->comm->long_timeout = false;
     free(slices);
     return ok;
 }

@@ -233,7 +233,7 @@ static const loom_flag table[] = {
              "them on this machine by mpirun, if nothing else has started several"},
     {.name = "zero", .type = LOOM_FLAG_INT, AT(zero), .min = 0, .max = 3, .default_value = "0", .metavar = "0..3",
      .group = "Ranks",
-     .help = "what ranks share out instead of each having it: 1 moments and master weights, 2 and gradients, 3 and the "
+     .help = "what is sharded over ranks instead of replicated: 1 moments and master weights, 2 and gradients, 3 and the "
              "weights of blocks"},
     {.name = "deterministic-reduce", .type = LOOM_FLAG_BOOL, AT(deterministic_reduce), .group = "Ranks",
      .help = "gradients are added up in the order of a tree of a step's micro-batches, so that the bits are the same with any "

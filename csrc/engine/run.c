@@ -1,4 +1,5 @@
 #include "engine/options.h"
+#include "engine/owed.h"
 #include "engine/run_directory.h"
 #include "engine/trainer.h"
 
@@ -33,10 +34,10 @@ typedef struct run {
     int64_t first; /* steps that were done before this session */
     int64_t saved_step, validated_step;
     double validation_loss;
-    bool owes_validation, owes_sample; /* after the step that this session begins with */
-    bool is_good, save_is_due;         /* the last step was no bad one; a checkpoint waits for such a one */
-    bool is_finite;                    /* the last step's loss and gradient were */
-    bool proves_saved; /* the last step was good, and its loss that of the newest checkpoint's parameters */
+    loom_run_owed owed;        /* after the step that this session begins with */
+    bool is_good, save_is_due; /* the last step was no bad one; a checkpoint waits for such a one */
+    bool is_finite;            /* the last step's loss and gradient were */
+    bool proves_saved;         /* the last step was good, and its loss that of the newest checkpoint's parameters */
 } run;
 
 /* ------------------------------------------------------------------------------------------------------ the directory */
@@ -232,10 +233,6 @@ static bool write_metrics(run *r, const loom_step_report *report, loom_error *er
 
 /* --------------------------------------------------------------------------------------------------- what happens when */
 
-static bool is_due(int64_t every, int64_t step) {
-    return every > 0 && step % every == 0;
-}
-
 /* What is interrupted here leaves nothing; *stops then. */
 static bool validate(run *r, int64_t step, bool *stops, loom_error *error) {
     loom_validation result;
@@ -360,7 +357,7 @@ static bool fail_lost(const run *r, const char *what, bool finite, loom_error *e
  * parameters are lost. A loss that has run away is bad too, but may come back. A step whose gradients overflow because of
  * the loss scale is a good one if its loss is: the scale halves until they do not. */
 static bool judge_step(run *r, const loom_step_report *report, loom_error *error) {
-    enum { PATIENCE = 10 };
+    enum { MOST_BAD_STEPS = 10 };
     /* So many nats more than a uniform guess are no step on the way to anything. */
     static const double RUN_AWAY = 10;
     loom_trainer *t = r->trainer;
@@ -379,10 +376,11 @@ static bool judge_step(run *r, const loom_step_report *report, loom_error *error
         return fail_lost(r, what, finite, error);
     }
     if (overflow) *t->finite.found = 0; /* what an update has left shows in the next step */
-    if (t->state.bad_steps < PATIENCE) return true;
+    if (t->state.bad_steps < MOST_BAD_STEPS) return true;
     char how[96] = "the loss or its gradient is no finite number";
     if (finite) snprintf(how, sizeof how, "the loss has run away to %.4g, where a uniform guess has %.4g", loss, guess);
-    snprintf(what, sizeof what, "%s: %d steps in a row were bad, up to step %" PRId64, how, PATIENCE, report->step);
+    snprintf(what, sizeof what, "%s: %d steps in a row were bad, up to step %" PRId64, how, MOST_BAD_STEPS,
+             report->step);
     return fail_lost(r, what, finite, error);
 }
 
@@ -425,10 +423,10 @@ static bool prune(const run *r, int64_t step, loom_error *error) {
     if (!r->proves_saved || !o->save || o->keep == 0) return true;
     if (!loom_join_path(checkpoints, sizeof checkpoints, o->out, "checkpoints", error)) return false;
     loom_comm *comm = r->trainer->comm;
-    comm->patient = true; /* with a file system that is slow to delete */
+    comm->long_timeout = true; /* with a file system that is slow to delete */
     if (comm->rank == 0) loom_checkpoint_prune(checkpoints, step - 1, (int)o->keep);
     const bool ok = loom_comm_barrier(comm, error);
-    comm->patient = false;
+    comm->long_timeout = false;
     return ok;
 }
 
@@ -467,84 +465,14 @@ static bool do_step(run *r, int64_t step, loom_step_report *report, loom_error *
     return r->trainer->no_data && save_what_is_done(r, step - 1, error);
 }
 
-static bool validates_after(const run *r, int64_t step) {
-    const loom_train_options *o = r->options;
-    return loom_trainer_has_validation(r->trainer) && o->val_every > 0 &&
-           (is_due(o->val_every, step) || step == o->steps);
-}
-
-static bool samples_after(const run *r, int64_t step) {
-    return r->options->sample_every > 0 && (is_due(r->options->sample_every, step) || step == r->options->steps);
-}
-
-/* What a session that was interrupted while it validated or sampled has left to the next one. */
-
-/* Where the line begins that begins so; NULL: there is none. */
-static const char *find_line(const loom_mapping *file, const char *start) {
-    const char *end = (const char *)file->data + file->size;
-    const size_t length = strlen(start);
-    for (const char *line = file->data; line && (size_t)(end - line) >= length;) {
-        if (!memcmp(line, start, length)) return line;
-        line = memchr(line, '\n', (size_t)(end - line));
-        if (line) line++;
-    }
-    return NULL;
-}
-
-static const char *end_of_line(const loom_mapping *file, const char *line) {
-    const char *end = (const char *)file->data + file->size, *newline = memchr(line, '\n', (size_t)(end - line));
-    return newline ? newline : end;
-}
-
-static const char *find_metrics(const loom_mapping *file, int64_t step) {
-    char start[64];
-    snprintf(start, sizeof start, "{\"step\": %" PRId64 ",", step);
-    return find_line(file, start);
-}
-
-/* Rank 0 knows, from the files. */
-static bool find_owed(run *r, int64_t step, loom_error *error) {
-    loom_mapping file;
-    char start[64];
-    if (step == 0) return true;
-    if (validates_after(r, step) && loom_path_exists(r->metrics_path)) {
-        if (!loom_file_map(r->metrics_path, &file, error)) return false;
-        const char *line = find_metrics(&file, step), *end = line ? end_of_line(&file, line) : NULL;
-        r->owes_validation = line && !memmem(line, (size_t)(end - line), "\"val_loss\"", strlen("\"val_loss\""));
-        loom_file_unmap(&file);
-    }
-    if (samples_after(r, step)) {
-        const bool is_there = loom_path_exists(r->samples_path);
-        if (is_there && !loom_file_map(r->samples_path, &file, error)) return false;
-        snprintf(start, sizeof start, "--- step %" PRId64 "\n", step);
-        r->owes_sample = !is_there || !find_line(&file, start);
-        if (is_there) loom_file_unmap(&file);
-    }
-    return true;
-}
-
-bool loom_run_owes_nothing(loom_trainer *t) {
-    loom_error ignored;
-    run r = {.trainer = t, .options = &t->options, .comm = t->comm};
-    if (!loom_join_path(r.metrics_path, sizeof r.metrics_path, t->options.out, "metrics.jsonl", &ignored) ||
-        !loom_join_path(r.samples_path, sizeof r.samples_path, t->options.out, "samples.txt", &ignored) ||
-        !find_owed(&r, t->state.step, &ignored))
-        return true;
-    return !r.owes_validation && !r.owes_sample;
-}
-
 static bool share_owed(run *r, loom_comm *comm, loom_error *error) {
-    bool owes[] = {r->owes_validation, r->owes_sample};
-    if (!loom_comm_host_broadcast(comm, owes, sizeof owes, 0, error)) return false;
-    r->owes_validation = owes[0];
-    r->owes_sample = owes[1];
-    return true;
+    return loom_comm_host_broadcast(comm, &r->owed, sizeof r->owed, 0, error);
 }
 
 /* Adds the validation's loss to a step's line of metrics, which has been written without it. */
 static bool print_completed(const run *r, const loom_mapping *old, FILE *out, int64_t step) {
-    const char *whole = old->data, *line = find_metrics(old, step);
-    const char *brace = line ? memrchr(line, '}', (size_t)(end_of_line(old, line) - line)) : NULL;
+    const char *whole = old->data, *end, *line = loom_run_find_metrics(old, step, &end);
+    const char *brace = line ? memrchr(line, '}', (size_t)(end - line)) : NULL;
     if (!brace) return false;
     fwrite(whole, 1, (size_t)(brace - whole), out);
     print_number(out, "val_loss", r->validation_loss);
@@ -576,9 +504,9 @@ static bool complete_metrics(run *r, int64_t step, loom_error *error) {
 /* Does what is owed after the step that this session begins with. */
 static bool catch_up(run *r, int64_t step, bool *stops, loom_error *error) {
     *stops = false;
-    if (r->owes_validation && (!validate(r, step, stops, error) || (!*stops && !complete_metrics(r, step, error))))
+    if (r->owed.validation && (!validate(r, step, stops, error) || (!*stops && !complete_metrics(r, step, error))))
         return false;
-    return *stops || !r->owes_sample || sample(r, step, stops, error);
+    return *stops || !r->owed.sample || sample(r, step, stops, error);
 }
 
 static bool run_steps(run *r, loom_error *error) {
@@ -601,18 +529,20 @@ static bool run_steps(run *r, loom_error *error) {
             write_metrics(r, &report, NULL);
             return false;
         }
-        if (!stops && validates_after(r, step) && !validate(r, step, &stops, error))
+        if (!stops && loom_run_validates_after(r->trainer, step) && !validate(r, step, &stops, error))
             return write_metrics(r, &report, NULL) && save_what_is_done(r, step, error);
         if (!write_metrics(r, &report, error)) return false;
         if (!prune(r, step, error)) return false;
-        if (!stops && r->is_good && samples_after(r, step) && !sample_or_lose(r, step, &stops, error)) return false;
+        if (!stops && r->is_good && loom_run_samples_after(r->trainer, step) && !sample_or_lose(r, step, &stops, error))
+            return false;
         if (stops) return finish(r, step, error);
-        if ((is_due(o->checkpoint_every, step) || r->save_is_due) && !save(r, step, false, error)) return false;
+        if ((loom_run_is_due(o->checkpoint_every, step) || r->save_is_due) && !save(r, step, false, error))
+            return false;
     }
     return finish(r, last, error);
 }
 
-/* The run's end, as its log is told; `error` says why, if not `ok`. */
+/* Writes the run's end to its log; `error` says why, if not `ok`. */
 static bool close_files(run *r, bool ok, loom_error *error) {
     if (r->log && !ok) fprintf(r->log, "ended in step %" PRId64 ": %s\n", r->comm->step, error->message);
     if (r->log && ok) fputs("ended in order\n", r->log);
@@ -651,7 +581,9 @@ bool loom_train(const loom_train_options *options, loom_comm *comm, const loom_t
     }
     r.options = loom_trainer_options(r.trainer);
     r.comm = loom_trainer_comm(r.trainer);
-    bool ok = open_directory(&r, &why) && (r.comm->rank > 0 || find_owed(&r, loom_trainer_steps_done(r.trainer), &why));
+    bool ok = open_directory(&r, &why) &&
+              (r.comm->rank > 0 || loom_run_find_owed(r.trainer, r.metrics_path, r.samples_path,
+                                                      loom_trainer_steps_done(r.trainer), &r.owed, &why));
     if (r.comm->size > 1) ok = loom_comm_all(comm, ok, &why) && share_owed(&r, comm, &why);
     ok = ok && open_log(&r, &why);
     if (ok) {

@@ -1,4 +1,5 @@
 #include "engine/options.h"
+#include "engine/owed.h"
 #include "engine/trainer.h"
 
 #include "base/check.h"
@@ -6,7 +7,6 @@
 
 #include <ctype.h>
 #include <inttypes.h>
-#include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -249,7 +249,7 @@ static bool take_comm(loom_trainer *t, loom_comm *comm, loom_error *error) {
         return loom_fail(error, "--ranks: %" PRId64 " are asked for, and %d %s started", t->options.ranks,
                          t->comm->size, t->comm->size == 1 ? "was" : "were");
     t->options.ranks = t->comm->size;
-    t->comm->patient = true; /* with one that measures, while all start */
+    t->comm->long_timeout = true; /* with one that measures, while all start */
     return true;
 }
 
@@ -316,7 +316,7 @@ bool loom_trainer_open_unless_done(loom_trainer **out, const loom_train_options 
         if (ok || !comm || comm->size == 1) loom_trainer_close(t);
         return ok;
     }
-    t->comm->patient = false;
+    t->comm->long_timeout = false;
     *out = t;
     return true;
 }
@@ -357,16 +357,6 @@ int64_t loom_trainer_steps_done(const loom_trainer *t) {
 
 const char *loom_trainer_note(const loom_trainer *t) {
     return t->note;
-}
-
-void loom_trainer_add_note(loom_trainer *t, const char *format, ...) {
-    const size_t used = strlen(t->note), room = sizeof t->note - used;
-    va_list arguments;
-    if (room < 2) return;
-    if (used) strcat(t->note, "\n");
-    va_start(arguments, format);
-    vsnprintf(t->note + strlen(t->note), sizeof t->note - strlen(t->note), format, arguments);
-    va_end(arguments);
 }
 
 float loom_trainer_loss_scale(const loom_trainer *t) {

@@ -96,9 +96,6 @@ bool loom_trainer_check_parameters(loom_trainer *trainer, loom_error *error);
  * none. */
 int64_t loom_run_last_good(const char *out, int64_t before, loom_training_state *state);
 
-/* Whether a run that has all its steps has their validation and sample too, which an interrupt may have left out. */
-bool loom_run_owes_nothing(loom_trainer *trainer);
-
 /* Adds a line to the note. */
 void loom_trainer_add_note(loom_trainer *trainer, const char *format, ...) __attribute__((format(printf, 2, 3)));
 

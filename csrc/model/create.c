@@ -205,13 +205,13 @@ static void lay_out_activations(loom_gpt *g, loom_arena *arena) {
 
 /* ----------------------------------------------------------------------------------------- what is in the layout */
 
-int loom_gpt_place(const loom_gpt *g, int bucket) {
+int loom_gpt_bucket_slot(const loom_gpt *g, int bucket) {
     const int layer = g->layout.bucket[bucket].layer;
     return layer >= 0 ? 2 + layer % 2 : bucket == 0 ? 0 : 1;
 }
 
 static bool is_block(const loom_gpt *g, int bucket) {
-    return loom_gpt_place(g, bucket) >= 2;
+    return loom_gpt_bucket_slot(g, bucket) >= 2;
 }
 
 static void *take(loom_arena *arena, const char *row, int64_t elements, loom_dtype dtype) {
@@ -234,36 +234,36 @@ static void *take_whole(const loom_gpt *g, loom_arena *arena, const char *row, l
     return all;
 }
 
-/* Memory for places that buckets take in turn: those of blocks, and with `ends` the two others'. */
-static void take_places(const loom_gpt *g, loom_arena *arena, const char *row, loom_dtype dtype, bool ends,
-                        void **bucket) {
-    void *place[LOOM_PLACES] = {NULL};
-    bool taken[LOOM_PLACES] = {false};
+/* Memory for slots that buckets take in turn: those of blocks, and with `ends` the two others'. */
+static void take_slots(const loom_gpt *g, loom_arena *arena, const char *row, loom_dtype dtype, bool ends,
+                       void **bucket) {
+    void *slot[LOOM_BUCKET_SLOTS] = {NULL};
+    bool taken[LOOM_BUCKET_SLOTS] = {false};
     for (int b = 0; b < g->layout.n_buckets; b++) {
-        const int p = loom_gpt_place(g, b);
+        const int s = loom_gpt_bucket_slot(g, b);
         if (!is_block(g, b) && !ends) continue;
-        if (!taken[p]) place[p] = take(arena, row, g->layout.bucket[b].elements, dtype);
-        taken[p] = true;
-        bucket[b] = place[p];
+        if (!taken[s]) slot[s] = take(arena, row, g->layout.bucket[b].elements, dtype);
+        taken[s] = true;
+        bucket[b] = slot[s];
     }
 }
 
-/* The model's own weights: whole, or blocks as shares, with two places for whole blocks on their way. */
+/* The model's own weights: whole, or blocks as shares, with two slots for whole blocks on their way. */
 static void lay_out_parameters(loom_gpt *g, loom_arena *arena) {
     const loom_dtype storage = g->precision.storage;
-    const bool shared_out = g->sharding.zero >= 3;
-    if (!shared_out) {
+    const bool sharded = g->sharding.zero >= 3;
+    if (!sharded) {
         g->parameters = take_whole(g, arena, "parameters", storage, g->bucket_parameters);
     } else {
         for (int b = 0; b < g->layout.n_buckets; b++)
             if (!is_block(g, b))
                 g->bucket_parameters[b] = take(arena, "parameters", g->layout.bucket[b].elements, storage);
-        take_places(g, arena, "communication", storage, false, g->bucket_parameters);
+        take_slots(g, arena, "communication", storage, false, g->bucket_parameters);
     }
     for (int b = 0; b < g->layout.n_buckets; b++) {
         loom_shard *shard = &g->shard[b];
-        shard->parameters = shared_out && is_block(g, b) ? take(arena, "parameters", shard->elements, storage)
-                                                         : loom_element(g->bucket_parameters[b], shard->first, storage);
+        shard->parameters = sharded && is_block(g, b) ? take(arena, "parameters", shard->elements, storage)
+                                                      : loom_element(g->bucket_parameters[b], shard->first, storage);
     }
 }
 
@@ -282,7 +282,7 @@ static void lay_out_master(loom_gpt *g, loom_arena *arena) {
         g->shard[b].master = loom_element(all, done, master);
 }
 
-/* Gradients: whole, or as shares, with places for whole buckets on their way. */
+/* Gradients: whole, or as shares, with slots for whole buckets on their way. */
 static void lay_out_gradients(loom_gpt *g, loom_arena *arena) {
     const loom_dtype dtype = g->precision.gradient;
     if (g->sharding.zero < 2 || g->sharding.deterministic) {
@@ -295,7 +295,7 @@ static void lay_out_gradients(loom_gpt *g, loom_arena *arena) {
     int64_t done = 0;
     for (int b = 0; b < g->layout.n_buckets; done += g->shard[b++].elements)
         g->shard[b].gradient = loom_element(all, done, dtype);
-    take_places(g, arena, "communication", dtype, true, g->bucket_gradients);
+    take_slots(g, arena, "communication", dtype, true, g->bucket_gradients);
 }
 
 void loom_gpt_lay_out(loom_gpt *g, loom_arena *arena) {
@@ -320,7 +320,7 @@ static loom_view as_matrix(void *data, loom_dtype dtype, int64_t elements) {
     return loom_view_2d(data, dtype, elements / 128, 128);
 }
 
-/* Where nothing is shared out the buckets lie in a row, and are one. */
+/* Where nothing is sharded the buckets lie in a row, and are one. */
 static int buckets_at_a_time(const loom_gpt *g) {
     return g->sharding.zero == 0 ? g->layout.n_buckets : 1;
 }

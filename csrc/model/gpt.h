@@ -1,4 +1,5 @@
-/* The inside of a model: what create.c (lay-out), gpt.c (playing the tape), generate.c and the modules share. */
+/* The inside of a model: what create.c (lay-out), gpt.c (playing the tape), views.c (views of its buffers), generate.c
+ * and the modules share. */
 #ifndef LOOM_MODEL_GPT_H
 #define LOOM_MODEL_GPT_H
 
@@ -46,7 +47,7 @@ struct loom_gpt {
     bool accumulate;    /* and whether its gradients are added to those of other micro-batches */
 
     loom_sharding sharding;
-    void *parameters, *gradients; /* in the layout; NULL where there are places of buckets instead */
+    void *parameters, *gradients; /* in the layout; NULL where there are slots for buckets instead */
     void *master;                 /* the same as parameters where there is no master beside them */
     loom_shard *shard;            /* [n_buckets]: what of each the optimizer updates */
     void **bucket_parameters;     /* [n_buckets]: where the model reads each, */

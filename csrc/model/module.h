@@ -1,5 +1,5 @@
 /* Modules: what a node of the tape does. Each has a file in csrc/model/modules, with the function that declarations
- * call; what modules ask of a run is in gpt.c. */
+ * call; what modules ask of a run is in views.c. */
 #ifndef LOOM_MODEL_MODULE_H
 #define LOOM_MODEL_MODULE_H
 

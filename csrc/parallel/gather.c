@@ -14,12 +14,12 @@ static bool is_passing(const loom_parallel *p, int bucket) {
     return p->sharding.zero >= 3 && loom_parallel_is_block(p, bucket);
 }
 
-/* Begins to gather a block's weights where they are not there. The place is free: whoever used it last comes before in
+/* Begins to gather a block's weights where they are not there. The slot is free: whoever used it last comes before in
  * the stream; a block that was fetched too early and never waited for, among the operations. */
 static void fetch(loom_parallel *p, int bucket) {
-    const int place = loom_gpt_place(p->gpt, bucket);
-    if (p->gathered[place] == bucket) return;
-    p->gathered[place] = bucket;
+    const int slot = loom_gpt_bucket_slot(p->gpt, bucket);
+    if (p->gathered[slot] == bucket) return;
+    p->gathered[slot] = bucket;
     gather(p, bucket);
 }
 
@@ -29,19 +29,19 @@ void loom_parallel_before_weights(void *user, int bucket, int next) {
     if (p->sharding.zero == 0) return;
     if (is_passing(p, bucket)) fetch(p, bucket);
     loom_parallel_wait(p, &p->gathering[bucket]);
-    if (next >= 0 && is_passing(p, next) && loom_gpt_place(p->gpt, next) != loom_gpt_place(p->gpt, bucket))
+    if (next >= 0 && is_passing(p, next) && loom_gpt_bucket_slot(p->gpt, next) != loom_gpt_bucket_slot(p->gpt, bucket))
         fetch(p, next);
 }
 
 /* A shard was written: what is whole becomes so again, what was passing is not there any more. */
 void loom_parallel_after_update(void *user, int bucket) {
     loom_parallel *p = user;
-    const int place = loom_gpt_place(p->gpt, bucket);
+    const int slot = loom_gpt_bucket_slot(p->gpt, bucket);
     if (p->sharding.zero == 0) return;
     if (!is_passing(p, bucket))
         gather(p, bucket);
-    else if (p->gathered[place] == bucket)
-        p->gathered[place] = -1;
+    else if (p->gathered[slot] == bucket)
+        p->gathered[slot] = -1;
 }
 
 bool loom_parallel_gather(loom_parallel *p, loom_error *error) {
@@ -66,8 +66,8 @@ void loom_parallel_after_sums(void *user) {
     const int ranks = p->sharding.ranks, rank = p->sharding.rank;
     if (ranks == 1) return;
     const int64_t own = o->sequences / ranks;
-    loom_ticket last = loom_comm_all_gather(p->comm, NULL, o->losses, loom_element(o->losses, rank * own, dtype), own,
-                                            dtype);
+    loom_comm_op_id last = loom_comm_all_gather(p->comm, NULL, o->losses, loom_element(o->losses, rank * own, dtype),
+                                                own, dtype);
     if (p->sharding.zero >= 1) last = loom_comm_all_reduce(p->comm, NULL, o->squares, o->squares, o->n_squares, dtype);
     loom_parallel_wait(p, &last);
 }

@@ -26,20 +26,9 @@ int64_t loom_micro_batches(int64_t sequences, int64_t B, const loom_sharding *sh
     return sequences / B / ranks_of(sharding);
 }
 
-loom_reduction loom_parallel_reduction(const loom_parallel *p) {
-    if (p->sharding.deterministic) return LOOM_REDUCE_TREE;
-    if (p->sharding.ranks == 1) return LOOM_REDUCE_NOTHING;
-    static const loom_reduction by_stage[] = {LOOM_REDUCE_ALL, LOOM_REDUCE_SCATTER, LOOM_REDUCE_EACH, LOOM_REDUCE_EACH};
-    return by_stage[p->sharding.zero];
-}
-
-bool loom_parallel_is_block(const loom_parallel *p, int bucket) {
-    return loom_gpt_place(p->gpt, bucket) >= 2;
-}
-
 /* -------------------------------------------------------------------------------------------------------------- memory */
 
-/* What arrives from other ranks: a share for each place of REDUCE_EACH; all shares but the own one of REDUCE_TREE. */
+/* What arrives from other ranks: a share for each slot of REDUCE_EACH; all shares but the own one of REDUCE_TREE. */
 static void lay_out_arrivals(loom_parallel *p, loom_arena *arena) {
     const loom_layout *layout = loom_gpt_get_layout(p->gpt);
     const size_t size = loom_dtype_size(loom_gpt_get_precision(p->gpt)->gradient);
@@ -47,12 +36,12 @@ static void lay_out_arrivals(loom_parallel *p, loom_arena *arena) {
     const int64_t shares = reduction == LOOM_REDUCE_TREE                           ? p->sharding.ranks - 1
                            : reduction == LOOM_REDUCE_EACH && p->micro_batches > 1 ? 1
                                                                                    : 0;
-    bool taken[LOOM_PLACES] = {false};
+    bool taken[LOOM_BUCKET_SLOTS] = {false};
     for (int b = 0; shares > 0 && b < layout->n_buckets; b++) {
-        const int place = loom_gpt_place(p->gpt, b);
+        const int slot = loom_gpt_bucket_slot(p->gpt, b);
         const int64_t share = layout->bucket[b].elements / p->sharding.ranks;
-        if (!taken[place]) p->arrived[place] = loom_arena_take(arena, "communication", (size_t)(shares * share) * size);
-        taken[place] = true;
+        if (!taken[slot]) p->arrived[slot] = loom_arena_take(arena, "communication", (size_t)(shares * share) * size);
+        taken[slot] = true;
     }
 }
 
@@ -82,7 +71,7 @@ bool loom_parallel_open(loom_parallel *p, loom_comm *comm, loom_optimizer *optim
     LOOM_CHECK(comm->size == p->sharding.ranks && comm->rank == p->sharding.rank);
     p->comm = comm;
     p->optimizer = optimizer;
-    for (int place = 0; place < LOOM_PLACES; place++) p->in_place[place] = p->gathered[place] = -1;
+    for (int slot = 0; slot < LOOM_BUCKET_SLOTS; slot++) p->in_slot[slot] = p->gathered[slot] = -1;
     p->reduction = calloc(n, sizeof *p->reduction);
     p->returning = calloc(n, sizeof *p->returning);
     p->gathering = calloc(n, sizeof *p->gathering);
@@ -125,21 +114,4 @@ bool loom_parallel_is_quiet(const loom_parallel *p, int64_t i) {
 
 bool loom_parallel_updates_quietly(const loom_parallel *p) {
     return p->sharding.zero == 0;
-}
-
-void loom_parallel_add(loom_parallel *p, void *out, void *a, void *b, int64_t count) {
-    loom_context *ctx = loom_gpt_get_context(p->gpt);
-    const loom_dtype dtype = loom_gpt_get_precision(p->gpt)->gradient;
-    ctx->ops->add(ctx, &(struct loom_add){.out = loom_view_1d(out, dtype, count),
-                                          .a = loom_view_1d(a, dtype, count),
-                                          .b = loom_view_1d(b, dtype, count)});
-}
-
-void loom_parallel_wait(loom_parallel *p, loom_ticket *ticket) {
-    if (*ticket && !p->failed) p->failed = !loom_comm_wait(p->comm, *ticket, NULL, &p->failure);
-    *ticket = 0;
-}
-
-bool loom_parallel_ok(const loom_parallel *p, loom_error *error) {
-    return !p->failed || loom_fail(error, "%s", p->failure.message);
 }

@@ -16,7 +16,7 @@ typedef enum loom_reduction {
 loom_reduction loom_parallel_reduction(const loom_parallel *parallel);
 
 /* What is put into the default stream from now on waits for an operation. A failure is kept in `parallel`. */
-void loom_parallel_wait(loom_parallel *parallel, loom_ticket *ticket);
+void loom_parallel_wait(loom_parallel *parallel, loom_comm_op_id *op_id);
 
 /* Whether the bucket is a layer's. */
 bool loom_parallel_is_block(const loom_parallel *parallel, int bucket);
@@ -31,7 +31,7 @@ void loom_parallel_after_gradient(void *parallel, int bucket);
 /* tree.c: adds the present micro-batch's gradient of a bucket into the rank's own tree, ... */
 void loom_parallel_carry(loom_parallel *parallel, int bucket);
 /* ... sends the shares of the rank's sum to those that they belong to, ... */
-loom_ticket loom_parallel_exchange(loom_parallel *parallel, int bucket);
+loom_comm_op_id loom_parallel_exchange(loom_parallel *parallel, int bucket);
 /* ... and adds what has arrived. */
 void loom_parallel_add_ranks(loom_parallel *parallel, int bucket);
 

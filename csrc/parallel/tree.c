@@ -42,21 +42,21 @@ static void *sum_of(loom_parallel *p, int bucket, int from) {
     const int rank = p->sharding.rank;
     const int64_t share = loom_gpt_get_layout(p->gpt)->bucket[bucket].elements / p->sharding.ranks;
     if (from == rank) return loom_element(loom_gpt_bucket_gradients(p->gpt, bucket), rank * share, dtype_of(p));
-    return loom_element(p->arrived[loom_gpt_place(p->gpt, bucket)], (from - (from > rank)) * share, dtype_of(p));
+    return loom_element(p->arrived[loom_gpt_bucket_slot(p->gpt, bucket)], (from - (from > rank)) * share, dtype_of(p));
 }
 
 /* With each other rank in turn. Operations run in order: who waits for the last has waited for all. */
-loom_ticket loom_parallel_exchange(loom_parallel *p, int bucket) {
+loom_comm_op_id loom_parallel_exchange(loom_parallel *p, int bucket) {
     const int ranks = p->sharding.ranks, rank = p->sharding.rank;
     const int64_t share = loom_gpt_get_layout(p->gpt)->bucket[bucket].elements / ranks;
-    loom_ticket ticket = 0;
+    loom_comm_op_id op_id = 0;
     for (int shift = 1; shift < ranks; shift++) {
         const int to = (rank + shift) % ranks, from = (rank - shift + ranks) % ranks;
-        ticket = loom_comm_exchange(p->comm, NULL, sum_of(p, bucket, from), share, from,
-                                    loom_element(loom_gpt_bucket_gradients(p->gpt, bucket), to * share, dtype_of(p)),
-                                    share, to, dtype_of(p));
+        op_id = loom_comm_exchange(p->comm, NULL, sum_of(p, bucket, from), share, from,
+                                   loom_element(loom_gpt_bucket_gradients(p->gpt, bucket), to * share, dtype_of(p)),
+                                   share, to, dtype_of(p));
     }
-    return ticket;
+    return op_id;
 }
 
 /* The sum ends in this rank's share of its gradients. */

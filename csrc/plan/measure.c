@@ -65,8 +65,8 @@ static bool bench_open(bench *b, const loom_gpt_config *config, const loom_gpt_s
            loom_gpt_initialise(b->sample.gpt, 0, error) && fill_in(b, config, error);
 }
 
-/* As a step would, where the device has graphs. */
-static bool record(bench *b, loom_error *error) {
+/* Captures the parts as graphs, as a step would, where the device has graphs. */
+static bool capture(bench *b, loom_error *error) {
     for (int part = 0; part < b->sample.parts && b->device->graph_begin; part++) {
         if (!b->device->graph_begin(b->device, error)) return false;
         loom_sample_run(&b->sample, part);
@@ -119,7 +119,7 @@ static bool time_rounds(bench *b, part_times times, int *n, loom_error *error) {
     if (!time_round(b, times, 0, error)) return false;
     *n = 1;
     if (loom_seconds_now() - begin > TOO_MANY_SECONDS) return true;
-    if (!record(b, error)) return false;
+    if (!capture(b, error)) return false;
     begin = loom_seconds_now();
     for (*n = 0; *n < MOST_ROUNDS; ++*n) {
         const double spent = loom_seconds_now() - begin;

@@ -6,7 +6,7 @@
 #include <stdio.h>
 #include <string.h>
 
-/* What to change where a plan does not fit: each change is planned, and told if it does fit. */
+/* What to change where a plan does not fit: each change is planned, and suggested if it does fit. */
 
 typedef struct search {
     const loom_plan *plan; /* which does not fit */
@@ -172,4 +172,57 @@ int loom_plan_suggest(const loom_plan *plan, loom_suggestion found[LOOM_MOST_SUG
     else if (plan->precision.storage == LOOM_F32)
         try_precision(&s);
     return s.n;
+}
+
+/* ------------------------------------------------------------------------------------------------------ in words */
+
+static double mebibytes(size_t bytes) {
+    return (double)bytes / 0x1p20;
+}
+
+/* Adds to a text that is cut off where it is full. */
+static void append(char *text, size_t size, const char *format, ...) __attribute__((format(printf, 3, 4)));
+
+static void append(char *text, size_t size, const char *format, ...) {
+    const size_t used = strlen(text);
+    va_list arguments;
+    va_start(arguments, format);
+    vsnprintf(text + used, size - used, format, arguments);
+    va_end(arguments);
+}
+
+/* The three largest rows: "parameters 474, moments 949, activations 300". */
+static void name_largest(const loom_arena *arena, char *text, size_t size) {
+    bool named[LOOM_ARENA_MAX_ROWS] = {false};
+    for (int shown = 0; shown < 3 && shown < arena->n_rows; shown++) {
+        int largest = -1;
+        for (int i = 0; i < arena->n_rows; i++)
+            if (!named[i] && (largest < 0 || arena->row[i].bytes > arena->row[largest].bytes)) largest = i;
+        named[largest] = true;
+        append(text, size, "%s%s %.0f", shown ? ", " : "", arena->row[largest].name,
+               mebibytes(arena->row[largest].bytes));
+    }
+}
+
+void loom_plan_advise(const loom_plan *plan, char *text, size_t size) {
+    loom_suggestion found[LOOM_MOST_SUGGESTIONS];
+    const int n = loom_plan_suggest(plan, found);
+    *text = 0;
+    if (n == 0) append(text, size, "take a smaller --micro-batch, --seq-len or model");
+    if (n > 0) append(text, size, n > 1 ? "these would fit: " : "this would fit: ");
+    for (int i = 0; i < n; i++) append(text, size, "%s%s", i ? "; " : "", found[i].flags);
+}
+
+bool loom_plan_check(const loom_plan *plan, loom_error *error) {
+    char largest[160] = "", advice[512];
+    if (loom_plan_fits(plan)) return true;
+    if (plan->host_bytes > plan->host_available)
+        return loom_fail(error,
+                         "--offload: %.0f MiB of host memory are needed and %.0f MiB can be pinned; take a smaller "
+                         "--micro-batch or another --recompute",
+                         mebibytes(plan->host_bytes), mebibytes(plan->host_available));
+    name_largest(&plan->arena, largest, sizeof largest);
+    loom_plan_advise(plan, advice, sizeof advice);
+    return loom_fail(error, "--memory: %.0f MiB are needed and %.0f MiB are there (the largest parts in MiB: %s); %s",
+                     mebibytes(plan->arena.used), mebibytes(plan->available), largest, advice);
 }

@@ -29,13 +29,13 @@ extern "C" {
 /* What a run's bits hang on beside its dtype and the order of its data, each as it is in force; a resumed run may
  * change it. */
 typedef struct loom_training_settings {
-    int64_t micro_batch; /* 0: nothing of this is told, as in files older than it */
-    int64_t logits_rows; /* at a time; 0: not told */
-    int64_t ranks, zero; /* 1 and 0, as all runs were, in files that do not tell */
+    int64_t micro_batch; /* 0: none of this is known, as in files older than it */
+    int64_t logits_rows; /* at a time; 0: not known */
+    int64_t ranks, zero; /* 1 and 0, as all runs were, in files without it */
     bool deterministic, master_weights, tf32, cudnn_attention, deterministic_reduce;
-    loom_dtype optimizer_dtype, grad_dtype; /* fp32, as all was in files that do not tell, or bf16 */
+    loom_dtype optimizer_dtype, grad_dtype; /* fp32, as all was in files without them, or bf16 */
     char device[32];                        /* its name */
-    char arithmetic[128];                   /* what the device told of it; "" in files that do not */
+    char arithmetic[128];                   /* what the device says of it; "" in files without it */
 } loom_training_settings;
 
 typedef struct loom_training_state {
@@ -47,9 +47,9 @@ typedef struct loom_training_state {
     int64_t batch, seq_len, training_tokens;
     loom_dtype dtype; /* what the run stores weights and activations in */
     loom_training_settings settings;
-    char course[384];           /* the options that updates hang on, "--lr 0.001 ..."; "" in files that do not tell */
+    char course[384];           /* the options that updates hang on, "--lr 0.001 ..."; "" in files without it */
     int64_t bad_steps;          /* in a row, up to this one, whose loss was no number or had run away */
-    loom_scalars_state scalars; /* a loss scale of 0: not told, as in files older than loss scaling */
+    loom_scalars_state scalars; /* a loss scale of 0: not known, as in files older than loss scaling */
 } loom_training_state;
 
 /* Which tokens texts begin and end with: config.json's bos_token_id and eos_token_id. */

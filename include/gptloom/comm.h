@@ -9,7 +9,7 @@
  * `after` holds at the call, and nothing waits for it before loom_comm_wait(). Until then its input may not be written
  * and its output not be touched. Operations run in the order in which they were put in; any number may be outstanding.
  *
- *     loom_ticket sum = loom_comm_all_reduce(comm, NULL, gradient, gradient, n, LOOM_F32);
+ *     loom_comm_op_id sum = loom_comm_all_reduce(comm, NULL, gradient, gradient, n, LOOM_F32);
  *     ...                                            more work in the default stream, which runs beside it
  *     loom_comm_wait(comm, sum, NULL, error);        the default stream's next work comes after the sum
  *
@@ -62,16 +62,16 @@ typedef struct loom_comm {
     loom_device *device;        /* NULL before attach */
     double timeout;
     int64_t step; /* that this rank is at, for errors; -1 at first. The caller's to set */
-    /* Others may be at work alone, measuring or writing files: they have ten times the limit to come to an operation. A
-     * rank that does not answer has not, where MPI can ask. The caller's to set. */
-    bool patient;
-    bool reports; /* after a failure of all: whether this rank is the one that prints it */
+    /* For while others work by themselves, measuring or writing files: they have ten times the limit to come to an
+     * operation. A rank that does not answer has not, where MPI can ask. The caller's to set. */
+    bool long_timeout;
+    bool is_reporter; /* after a failure of all: whether this rank is the one that prints it */
     loom_comm_traffic traffic;
     const struct loom_comm_backend *backend;
 } loom_comm;
 
 /* The number of an operation, from 1. */
-typedef int64_t loom_ticket;
+typedef int64_t loom_comm_op_id;
 
 /* Finds the other ranks and fills rank, size, local_rank and local_size. Errors: a library that is not there (and how
  * to get it), variables of the environment that make no sense, ranks that do not come within the time limit, or that
@@ -97,30 +97,30 @@ void loom_comm_close(loom_comm *comm);
  * the same bits. What only moves takes all types. */
 
 /* out (count) = the sum of all ranks' in (count). In place if out == in; else they do not overlap. */
-loom_ticket loom_comm_all_reduce(loom_comm *comm, loom_stream *after, void *out, const void *in, int64_t count,
-                                 loom_dtype dtype);
-
-/* out (count) = rank's part of the sum of all ranks' in (size, count). In place if out == in + rank * count. */
-loom_ticket loom_comm_reduce_scatter(loom_comm *comm, loom_stream *after, void *out, const void *in, int64_t count,
+loom_comm_op_id loom_comm_all_reduce(loom_comm *comm, loom_stream *after, void *out, const void *in, int64_t count,
                                      loom_dtype dtype);
 
+/* out (count) = rank's part of the sum of all ranks' in (size, count). In place if out == in + rank * count. */
+loom_comm_op_id loom_comm_reduce_scatter(loom_comm *comm, loom_stream *after, void *out, const void *in, int64_t count,
+                                         loom_dtype dtype);
+
 /* out (size, count) = every rank's in (count). In place if in == out + rank * count. */
-loom_ticket loom_comm_all_gather(loom_comm *comm, loom_stream *after, void *out, const void *in, int64_t count,
-                                 loom_dtype dtype);
+loom_comm_op_id loom_comm_all_gather(loom_comm *comm, loom_stream *after, void *out, const void *in, int64_t count,
+                                     loom_dtype dtype);
 
 /* buffer (count) of all ranks = that of rank `root`. */
-loom_ticket loom_comm_broadcast(loom_comm *comm, loom_stream *after, void *buffer, int64_t count, loom_dtype dtype,
-                                int root);
+loom_comm_op_id loom_comm_broadcast(loom_comm *comm, loom_stream *after, void *buffer, int64_t count, loom_dtype dtype,
+                                    int root);
 
 /* Sends in (send_count) to rank `to` and receives out (receive_count) from rank `from`; -1 is no rank, and a rank
  * without part calls it with two of them. Each receives what is sent to it in the same exchange: counts agree. The two
  * do not overlap. */
-loom_ticket loom_comm_exchange(loom_comm *comm, loom_stream *after, void *out, int64_t receive_count, int from,
-                               const void *in, int64_t send_count, int to, loom_dtype dtype);
+loom_comm_op_id loom_comm_exchange(loom_comm *comm, loom_stream *after, void *out, int64_t receive_count, int from,
+                                   const void *in, int64_t send_count, int to, loom_dtype dtype);
 
 /* What is put into `stream` from now on comes after the operation (and those before it). On the mpi back end the host
  * waits. False if an operation failed: the error names it, its number and, as far as that can be known, the rank. */
-bool loom_comm_wait(loom_comm *comm, loom_ticket ticket, loom_stream *stream, loom_error *error);
+bool loom_comm_wait(loom_comm *comm, loom_comm_op_id op_id, loom_stream *stream, loom_error *error);
 
 /* The host waits for what the stream holds, as the device's own synchronize, but no longer than the time limit for
  * operations that the stream waits for: with many ranks, the way in which the host waits for a step. */
@@ -133,7 +133,8 @@ bool loom_comm_synchronize(loom_comm *comm, loom_stream *stream, loom_error *err
 bool loom_comm_barrier(loom_comm *comm, loom_error *error);
 
 /* Zeroed memory for what such an operation gets or gives, to be freed. Without it this rank cannot take part. The others
- * do, and what this one did next would meet that operation: so NULL comes with an error, and the communicator has failed. */
+ * do, and what this one did next would be matched with that operation: so NULL comes with an error, and the
+ * communicator has failed. */
 void *loom_comm_memory(loom_comm *comm, size_t bytes, loom_error *error);
 
 /* data (bytes) of all ranks = that of rank `root`. */
@@ -147,7 +148,7 @@ bool loom_comm_host_sum(loom_comm *comm, int64_t *values, int64_t count, loom_er
 
 /* Whether all ranks have the same value, e.g. a hash, of as many bytes on each, of what `what` says ("the
  * configuration"). If not, all ranks get the same error, which names the first rank that differs from rank 0, and
- * `reports` is true on rank 0. */
+ * `is_reporter` is true on rank 0. */
 bool loom_comm_agree(loom_comm *comm, const char *what, const void *value, size_t bytes, loom_error *error);
 
 /* Whether all ranks come to it with `ok`; one that does not has said why in its error. If not, all ranks get the same
@@ -158,14 +159,13 @@ bool loom_comm_all(loom_comm *comm, bool ok, loom_error *error);
 /* -------------------------------------------------------------------------------------------------- ends and launches */
 
 /* Ends all ranks, and this process with the status. Prints "gptloom: " and the error (NULL: nothing), with the rank in
- * front where it is one rank's own, in one line to stderr; where a failure is all ranks', only the one that `reports`
- * prints it. `comm` is NULL in a process that was started as a rank and could not open one. */
+ * front where it is one rank's own, in one line to stderr; where a failure is all ranks', only the
+ * reporter (`is_reporter`) prints it. `comm` is NULL in a process that was started as a rank and could not open one. */
 void loom_comm_abort(loom_comm *comm, const loom_error *why, int status) __attribute__((noreturn));
 
-/* For a rank, as its environment says, that is about to end with an error: if it is not the first one, waits a moment.
- * What all ranks meet alike (a file that is missing) the first one says, and its end ends the others. Does nothing where
- * no ranks were started. */
-void loom_give_way_to_rank_0(void);
+/* For a process that is about to end with an error: where its environment says that it is a rank other than rank 0, waits
+ * two seconds. An error that occurs on all ranks (a file that is missing) is printed by rank 0, whose end ends the others. */
+void loom_defer_error_to_rank0(void);
 
 /* How ranks that were started here have ended. */
 typedef struct loom_ranks_end {

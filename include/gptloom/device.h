@@ -56,7 +56,7 @@ struct loom_device {
     bool host_memory;    /* the host may touch the device's memory */
     size_t reserved;     /* of its memory, which a run cannot have: a GPU's, for the CUDA context and libraries */
     /* What the bits of a run that stores its weights so hang on beside the device's name, of a CPU: "AVX-512, products by
-     * oneDNN 2.6.3"; "" where nothing is told. */
+     * oneDNN 2.6.3"; "" where they depend on nothing else. */
     void (*arithmetic)(const loom_device *device, loom_dtype storage, char *text, size_t size);
     /* Memory that ops can use, aligned to 256 bytes, or false with the size and what is free. */
     bool (*allocate)(loom_device *device, void **memory, size_t bytes, loom_error *error);

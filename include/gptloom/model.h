@@ -278,14 +278,14 @@ const loom_precision *loom_gpt_get_precision(const loom_gpt *gpt);
 const loom_recompute *loom_gpt_get_recompute(const loom_gpt *gpt); /* never `sqrt`: the `every` it comes to */
 int64_t loom_gpt_get_logits_rows(const loom_gpt *gpt);             /* what logits_rows came to */
 size_t loom_gpt_get_host_bytes(const loom_gpt *gpt); /* pinned host memory to offload to; after a lay-out */
-/* Device memory of a bucket: where the model reads it, and where backward writes its gradients. Where they are shared
- * out these are for a while only: blocks take two places in turn. */
+/* Device memory of a bucket: where the model reads it, and where backward writes its gradients. Where they are sharded
+ * these are for a while only: blocks take two slots in turn. */
 void *loom_gpt_bucket_parameters(loom_gpt *gpt, int bucket);
 void *loom_gpt_bucket_gradients(loom_gpt *gpt, int bucket);
-/* The place that a bucket shares with others, where it does: 0 the embeddings', 1 the last layernorm's, 2 and 3 the
- * blocks'. */
-enum { LOOM_PLACES = 4 };
-int loom_gpt_place(const loom_gpt *gpt, int bucket);
+/* The slot, a buffer that buckets take in turn, of a bucket that has none of its own: 0 the embeddings', 1 the last
+ * layernorm's, 2 and 3 the blocks'. */
+enum { LOOM_BUCKET_SLOTS = 4 };
+int loom_gpt_bucket_slot(const loom_gpt *gpt, int bucket);
 const loom_sharding *loom_gpt_get_sharding(const loom_gpt *gpt);
 const loom_shard *loom_gpt_get_shard(const loom_gpt *gpt, int bucket);
 /* Device memory of a model that is whole, in the layout. */

@@ -24,7 +24,7 @@ typedef struct loom_schedule {
 /* The learning rate of step 0, 1, ... steps - 1. */
 float loom_schedule_at(const loom_schedule *schedule, int64_t step);
 
-/* Where what ranks share out meets (gptloom/parallel.h); each may be NULL. */
+/* Where sharded gradients and weights are reduced and gathered (gptloom/parallel.h); each may be NULL. */
 typedef struct loom_optimizer_hooks {
     void (*summed)(void *user);              /* this rank's sums are in `losses` and, between zeros, `squares` */
     void (*updated)(void *user, int bucket); /* its shard of a bucket has new weights */
@@ -62,7 +62,7 @@ void loom_optimizer_take_losses(loom_optimizer *optimizer, int64_t first, int64_
  * and AdamW on all parameters of the model's shards. */
 void loom_optimizer_update(loom_optimizer *optimizer);
 
-/* Its three parts, as what is captured may not meet other ranks: this rank's sums of squares; the hook `summed`; and all that
+/* Its three parts, as no communication is captured: this rank's sums of squares; the hook `summed`; and all that
  * needs the sums of all ranks, with the hook `updated` after each bucket. */
 void loom_optimizer_sum_squares(loom_optimizer *optimizer);
 void loom_optimizer_share_sums(loom_optimizer *optimizer);

@@ -44,17 +44,18 @@ typedef struct loom_parallel {
     int64_t micro_batch;   /* the one that runs */
     bool failed;
     loom_error failure;
-    /* Gradients. Buckets that share a place (loom_gpt_place) take turns with the memory of these. */
+    /* Gradients. Buckets that share a slot (loom_gpt_bucket_slot) take turns with the memory of these. */
     int levels;
     void *level[LOOM_MOST_LEVELS]; /* deterministic: sums of 1, 2, 4 .. micro-batches, in the layout */
-    void *arrived[LOOM_PLACES]; /* zero 2, 3: a share of the sum over ranks; deterministic: other ranks' sums of it */
-    int in_place[LOOM_PLACES];  /* the bucket that has it now; -1: none */
-    loom_ticket *reduction;     /* [n_buckets] under way; 0: none */
-    loom_ticket *returning;     /* [n_buckets] deterministic, zero 0: sums on their way to all */
-    bool *adds;                 /* [n_buckets] what arrives is to be added to the share */
+    void *arrived
+        [LOOM_BUCKET_SLOTS]; /* zero 2, 3: a share of the sum over ranks; deterministic: other ranks' sums of it */
+    int in_slot[LOOM_BUCKET_SLOTS]; /* the bucket that has it now; -1: none */
+    loom_comm_op_id *reduction;     /* [n_buckets] under way; 0: none */
+    loom_comm_op_id *returning;     /* [n_buckets] deterministic, zero 0: sums on their way to all */
+    bool *adds;                     /* [n_buckets] what arrives is to be added to the share */
     /* Weights. */
-    loom_ticket *gathering;    /* [n_buckets] under way, or done but not waited for; 0: none */
-    int gathered[LOOM_PLACES]; /* zero 3: the block whose weights are there; -1: none */
+    loom_comm_op_id *gathering;      /* [n_buckets] under way, or done but not waited for; 0: none */
+    int gathered[LOOM_BUCKET_SLOTS]; /* zero 3: the block whose weights are there; -1: none */
 } loom_parallel;
 
 /* Memory for a rank's `micro_batches` in a step; once measuring, once for real. The model is laid out. */

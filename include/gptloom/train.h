@@ -124,7 +124,7 @@ typedef struct loom_validation {
 
 /* Opens data and device, shapes the model, plans memory (refusing what does not fit), allocates once, initialises or
  * loads. Nothing is written. The options' strings must outlive the trainer. Of the observer, which may be NULL and
- * outlives the trainer, `planned` is told, and `should_stop` asked.
+ * outlives the trainer, `planned` and `should_stop` are called.
  *
  * `comm` is open and not attached; the trainer closes it. NULL is one rank. Of several ranks all call the same functions
  * of their trainers; where one fails the others wait in vain: its process is to end in loom_comm_abort(), for which the

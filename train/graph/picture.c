@@ -1,7 +1,7 @@
 #include "graph/graph.h"
 
 #include "base/check.h"
-#include "plot/words.h"
+#include "plot/format.h"
 #include "progress.h"
 
 #include <stdio.h>
@@ -16,7 +16,7 @@ enum {
     LEFT = 112,  /* of boxes, */
     RIGHT = 904, /* and their other edge */
     TIE = 932,   /* x of the line between those that share a weight */
-    TEXT = 128,  /* x of what is told of a node, */
+    TEXT = 128,  /* x of what is said of a node, */
     WORK = 408,  /* where its operations end, */
     MARK = 434,  /* and of its outputs: of their marks, */
     OUTPUT = 446,

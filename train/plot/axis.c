@@ -1,6 +1,6 @@
 #include "plot/axis.h"
 
-#include "plot/words.h"
+#include "plot/format.h"
 
 #include <math.h>
 

@@ -1,6 +1,6 @@
 #include "plot/picture.h"
 #include "plot/line.h"
-#include "plot/words.h"
+#include "plot/format.h"
 
 #include <math.h>
 #include <stdio.h>

@@ -2,7 +2,7 @@
 
 #include "plot/line.h"
 #include "plot/picture.h"
-#include "plot/words.h"
+#include "plot/format.h"
 
 #include "base/check.h"
 

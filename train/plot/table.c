@@ -1,5 +1,5 @@
 #include "plot/picture.h"
-#include "plot/words.h"
+#include "plot/format.h"
 
 #include <math.h>
 #include <stdio.h>

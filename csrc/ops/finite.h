@@ -1,7 +1,7 @@
 /* Whether numbers in memory are numbers: neither infinite nor NaN. By the bits of their exponents, as fast as memory
  * is read. */
-#ifndef LOOM_BASE_FINITE_H
-#define LOOM_BASE_FINITE_H
+#ifndef LOOM_OPS_FINITE_H
+#define LOOM_OPS_FINITE_H
 
 #include "gptloom/tensor.h"
 

@@ -1,4 +1,4 @@
-#include "base/finite.h"
+#include "ops/finite.h"
 
 #include "base/check.h"
 

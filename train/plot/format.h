@@ -1,6 +1,6 @@
 /* Numbers, times and names as a picture's short texts. */
-#ifndef LOOM_TRAIN_PLOT_WORDS_H
-#define LOOM_TRAIN_PLOT_WORDS_H
+#ifndef LOOM_TRAIN_PLOT_FORMAT_H
+#define LOOM_TRAIN_PLOT_FORMAT_H
 
 #include <stdbool.h>
 #include <stddef.h>

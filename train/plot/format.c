@@ -1,4 +1,4 @@
-#include "plot/words.h"
+#include "plot/format.h"
 
 #include <math.h>
 #include <stdio.h>

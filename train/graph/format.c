@@ -1,7 +1,7 @@
 #include "graph/graph.h"
 
 #include "base/plural.h"
-#include "plot/words.h"
+#include "plot/format.h"
 #include "progress.h"
 
 #include <stdio.h>
