@@ -54,8 +54,8 @@ typedef struct loom_writer loom_writer;
 loom_writer *loom_writer_open(const char *path, loom_error *error);
 bool loom_writer_write(loom_writer *writer, const void *data, size_t bytes, loom_error *error);
 /* Several processes can write one file. One of them makes it with its final size; bytes that are not written yet read
- * as zeros. Then each process opens it and seeks to the parts that it writes. A writer that was extended or
- * opened for parts has no checksum. */
+ * as zeros. Then each process opens it and seeks to the parts that it writes. A writer that was extended or opened
+ * for parts has no checksum. */
 bool loom_writer_extend(loom_writer *writer, uint64_t size, loom_error *error);
 loom_writer *loom_writer_open_part(const char *path, loom_error *error);
 bool loom_writer_seek(loom_writer *writer, uint64_t position, loom_error *error);
