@@ -1,4 +1,4 @@
-/* The ops of the table that is being compiled, and the scratch each says it needs. */
+/* The ops of the table that is being compiled, and the scratch that each of them needs. */
 #ifndef LOOM_CPU_DEFINITION_H
 #define LOOM_CPU_DEFINITION_H
 
@@ -23,12 +23,12 @@ size_t LOOM_DEFINITION(softmax_scratch)(const loom_device *device, const loom_vi
 size_t LOOM_DEFINITION(cross_entropy_scratch)(const loom_device *device, const struct loom_cross_entropy *a);
 size_t LOOM_DEFINITION(cast_scratch)(const loom_device *device, const struct loom_cast *a);
 
-/* The whole table, and the rate of its multiply-adds (tables.h). */
+/* The whole table of ops, and the rate of its multiply-adds (tables.h). */
 const loom_ops *LOOM_DEFINITION(ops)(void);
 double LOOM_DEFINITION(peak)(int threads, double seconds);
 void LOOM_DEFINITION(install_products)(loom_ops *ops);
 
-/* Its three questions, which the tuned table asks for all that it does not answer itself. */
+/* The table's queries. The tuned table forwards to them what it does not answer itself. */
 bool LOOM_DEFINITION(supports)(const loom_device *device, loom_op op, const void *arguments, const char **why);
 size_t LOOM_DEFINITION(workspace)(const loom_device *device, loom_op op, const void *arguments);
 
