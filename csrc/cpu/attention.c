@@ -2,15 +2,15 @@
 #include "cpu/sums.h"
 #include "cpu/tile.h"
 
-/* Probabilities and their gradients are reals here. Devices that multiply what is stored in 16 bits round both to storage
- * before they meet v, dout, k or q: the bounds in csrc/cases/attention.c allow for that.
+/* Probabilities and their gradients are reals here. Devices that multiply 16-bit values round both to the storage type
+ * before they multiply them by v, dout, k or q; the bounds in csrc/cases/attention.c allow for that.
  *
- * Queries and keys are taken in tiles of TILE; a tile of scores is all that ever exists of the (Tq,Tk) matrix. Tiles are
- * copied as reals with D padded to whole vectors by zeros. Forward takes a tile of keys to QUERY_TILES tiles of queries,
- * and backward a tile of queries to KEY_TILES tiles of keys, before it loads the next.
+ * Queries and keys are processed in tiles of TILE rows; of the (Tq,Tk) matrix of scores only one tile exists at a time.
+ * Tiles are copied as reals, with D padded by zeros to whole vectors. Forward uses a tile of keys for QUERY_TILES tiles
+ * of queries before it loads the next; backward uses a tile of queries for KEY_TILES tiles of keys.
  *
- * Rows are taken GROUP at a time, so that on the diagonal less is computed of what no query sees. What is left out are
- * products with zeros. */
+ * Rows are processed GROUP at a time, so that on the diagonal fewer masked scores are computed. Only products with
+ * zeros are left out. */
 enum { TILE = 64, GROUP = 16, QUERY_TILES = 4, KEY_TILES = 2 };
 _Static_assert(TILE % GROUP == 0 && GROUP % TILE_ROWS == 0 && GROUP % TILE_LANES == 0, "groups are whole strips");
 
@@ -91,9 +91,9 @@ size_t LOOM_DEFINITION(attention_forward_scratch)(const loom_device *device, con
     return thread_scratch_bytes(device, forward_reals(a->q.shape[3]));
 }
 
-/* Rows of scores of which row i sees the first visible(position + i, ...) keys: they become exp(score - max), zero up to
- * the `last` key that any of them sees, the running maximum and sum move, and what `out` has so far is scaled to the new
- * maximum. */
+/* Turns rows of scores into exp(score - max). Row i attends to its first visible(position + i, ...) keys; after these,
+ * the row is zero up to the `last` key that any of the rows attends to. The running maximum and sum are updated, and
+ * `out` is rescaled to the new maximum. */
 static void online_softmax(real *score, real *out, int64_t rows, int64_t position, int64_t key, int64_t keys,
                            int64_t last, int64_t padded_D, real *maximum, real *sum) {
     for (int64_t i = 0; i < rows; i++, score += TILE, out += padded_D) {

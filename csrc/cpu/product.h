@@ -5,9 +5,9 @@
 
 #include "gptloom/device.h"
 
-/* C (m,n) = A (m,k) B (k,n), or C += with accumulate. C is fp32, A and B are fp32 or, where loom_product_has_bf16() says
- * so, bf16; sums are fp32. Rows of the stored matrices are contiguous: with a_transposed, A is stored as (k,m), rows lda
- * apart. */
+/* C (m,n) = A (m,k) B (k,n), or C += with `accumulate`. C is fp32. A and B are fp32 or, if loom_product_has_bf16() says
+ * so, bf16; sums are fp32. Rows of the stored matrices are contiguous. With a_transposed, A is stored as (k,m), and its
+ * rows are lda apart. */
 typedef struct loom_product {
     loom_dtype dtype; /* of A and B */
     int64_t m, n, k;

@@ -22,7 +22,8 @@ void loom_tuned_matmul_name(const loom_tuned_matmul *matmul, char *name, size_t 
 bool loom_tuned_matmul_takes(const loom_tuned_matmul *matmul, loom_dtype dtype);
 const char *loom_tuned_matmul_library(void);
 
-/* What bf16 is multiplied with: "AVX512_BF16", "AMX", or "emulation" where it was asked for; NULL where it is widened. */
+/* How bf16 is multiplied: "AVX512_BF16", "AMX", or "emulation" if it was asked for; NULL if bf16 is converted to
+ * fp32. */
 const char *loom_tuned_matmul_bf16(const loom_tuned_matmul *matmul);
 
 /* Measures the floating-point operations per second of the library's native bf16 products, on `threads` threads. */
