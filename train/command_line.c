@@ -14,8 +14,8 @@
 
 enum {
     MAX_ENTRIES = 2 * LOOM_FLAG_MAX_ROWS + 2,
-    LONG_BASE = 256, /* getopt's codes: letters below, entries from here on */
-    WIDTH = 100,     /* of the help */
+    LONG_BASE = 256, /* getopt codes from here on are entries; smaller ones are letters */
+    WIDTH = 100,     /* of the help, in columns */
     HELP_COLUMN = 31
 };
 
@@ -25,10 +25,10 @@ enum {
 typedef struct entries {
     int n;
     struct option option[MAX_ENTRIES + 1];
-    const loom_flag *flag[MAX_ENTRIES]; /* NULL: --help */
+    const loom_flag *flag[MAX_ENTRIES]; /* NULL: the entry is --help */
     loom_flag_table *table[MAX_ENTRIES];
     bool negated[MAX_ENTRIES];
-    char negation[MAX_ENTRIES][48]; /* "no-deterministic" */
+    char negation[MAX_ENTRIES][48]; /* as in "no-deterministic" */
     const char *name[MAX_ENTRIES + 1];
     char letters[2 * MAX_ENTRIES];
 } entries;
@@ -49,7 +49,8 @@ static void add_letter(entries *list, char letter, bool takes_value) {
     if (takes_value) list->letters[used + 1] = ':';
 }
 
-/* The leading "-" hands other arguments over in their order, ":" tells a missing value from an unknown flag. */
+/* The leading "-" makes getopt return other arguments in their order; ":" makes it tell a missing value from an unknown
+ * flag. */
 static void list_entries(entries *list, const loom_command_line *line) {
     memset(list, 0, sizeof *list);
     strcpy(list->letters, "-:h");
@@ -69,7 +70,7 @@ static void list_entries(entries *list, const loom_command_line *line) {
     add_entry(list, "help", no_argument, NULL, NULL);
 }
 
-/* The entry of one of getopt's codes. */
+/* Returns the entry that belongs to one of getopt's codes. */
 static int entry_of_code(const entries *list, int code) {
     if (code >= LONG_BASE) return code - LONG_BASE;
     for (int i = 0; i < list->n; i++) {
@@ -79,7 +80,7 @@ static int entry_of_code(const entries *list, int code) {
     return -1;
 }
 
-/* Whether a word, "--name" or "--name=value", has exactly this name: getopt_long would take a beginning of it too. */
+/* Whether a word ("--name" or "--name=value") has exactly this name: getopt_long would also accept an abbreviation. */
 static bool word_names(const char *word, const char *name) {
     const size_t length = strlen(name);
     return !strncmp(word, "--", 2) && !strncmp(word + 2, name, length) &&
@@ -99,7 +100,8 @@ static bool unknown_flag(const loom_command_line *line, const entries *list, con
 
 /* ---------------------------------------------------------------------------------------------------------- parsing */
 
-/* "--batch_size=4" as "--batch-size=4", as other programs write it; up to "--", which ends the flags. */
+/* Rewrites "--batch_size=4", which other programs accept, as "--batch-size=4", in all words before "--", which ends the
+ * flags. */
 static void dash_names(int argc, char **argv) {
     for (int i = 1; i < argc && strcmp(argv[i], "--") != 0; i++)
         if (!strncmp(argv[i], "--", 2))
@@ -119,7 +121,7 @@ static bool take_argument(loom_command_line *line, const char *word, loom_error 
     return true;
 }
 
-/* Handles one of getopt's codes, found in `word`; `open` is the list that further words go to. */
+/* Handles one of getopt's codes, found in `word`. `open` is the list to which following words are added. */
 static bool take_code(loom_command_line *line, const entries *list, int code, const char *word, int *open, bool *help,
                       loom_error *error) {
     const bool is_long = word[0] == '-' && word[1] == '-';
@@ -155,7 +157,7 @@ bool loom_command_line_parse(loom_command_line *line, int argc, char **argv, boo
     *help = false;
     dash_names(argc, argv);
     opterr = 0;
-    optind = 0; /* getopt starts afresh */
+    optind = 0; /* makes getopt start again */
     int open = -1;
     for (;;) {
         const int at = optind > 0 ? optind : 1;
@@ -176,7 +178,7 @@ bool loom_command_line_parse(loom_command_line *line, int argc, char **argv, boo
 
 /* ------------------------------------------------------------------------------------------------------------- help */
 
-/* Prints text word by word from `column` on, continuing at `indent`, within WIDTH; ends the line. */
+/* Prints text word by word, from `column` on, within WIDTH; further lines are indented by `indent`. Ends the line. */
 static void print_wrapped(FILE *out, const char *text, int column, int indent) {
     bool first = true;
     while (*text) {
@@ -226,7 +228,7 @@ static void print_flag(FILE *out, const loom_flag *flag) {
     print_wrapped(out, text, HELP_COLUMN, HELP_COLUMN);
 }
 
-/* Whether an earlier row of the tables has the same group. */
+/* Whether the group of a flag was printed before: an earlier row of the tables has the same group. */
 static bool group_was_printed(const loom_command_line *line, int table, int row, const char *group) {
     for (int t = 0; t <= table; t++)
         for (int i = 0; i < (t == table ? row : line->tables[t].n); i++)

@@ -14,14 +14,15 @@
 static const int signals[] = {SIGINT, SIGTERM, SIGHUP, SIGUSR1};
 enum { SIGNALS = sizeof signals / sizeof *signals };
 
-/* What the handler reads. It prints only what was made before: of two texts one is shown while the other is written. */
+/* The state that the signal handler reads. The handler prints only text that was prepared before: of two texts, one is
+ * shown while the other is written. */
 static atomic_int asked;    /* the last signal; 0: none */
-static atomic_int repeated; /* SIGINT and SIGTERM since the first signal */
+static atomic_int repeated; /* SIGINT and SIGTERM signals since the first one */
 static atomic_bool begun, speaks, saves, live;
 static char text[2][256];
 static atomic_int shown;
 
-/* To stderr; past a live line on stdout, which is drawn again after it. */
+/* Writes a line to stderr. A live line on stdout is erased first; it is drawn again later. */
 static void say(const char *line) {
     static const char clear[] = "\r\x1b[K";
     if (!speaks) return;
@@ -30,7 +31,8 @@ static void say(const char *line) {
     loom_say(line, strlen(line));
 }
 
-/* Ends the program as the signal would; it is delivered when the handler, in which it is blocked, returns. */
+/* Ends the program as the signal itself would. The signal is blocked in its handler and is delivered when the handler
+ * returns. */
 static void end_at_once(int number) {
     signal(number, SIG_DFL);
     raise(number);
@@ -64,7 +66,8 @@ void loom_interrupts_catch(void) {
     for (int i = 0; i < SIGNALS; i++) sigaddset(&action.sa_mask, signals[i]);
     for (int i = 0; i < SIGNALS; i++) {
         struct sigaction before;
-        /* mpirun ends its ranks by it, when one has died: there is no time to save, and nobody to do it with. */
+        /* mpirun sends SIGTERM to its ranks when one of them has died. Then there is no time to save, and not all ranks
+         * are left to do it. */
         if (signals[i] == SIGTERM && getenv("OMPI_COMM_WORLD_RANK")) continue;
         if (sigaction(signals[i], NULL, &before) == 0 && before.sa_handler != SIG_IGN)
             sigaction(signals[i], &action, NULL);

@@ -11,9 +11,9 @@
 #include <unistd.h>
 
 static atomic_int failure; /* errno of the first write that failed; 0: none */
-static int nowhere = -1;   /* /dev/null, for a handler, which may open nothing itself */
+static int nowhere = -1;   /* /dev/null, opened beforehand for signal handlers */
 
-/* Where /dev/null is missing any descriptor does: what is written to it fails. */
+/* If /dev/null does not exist, a descriptor of any other file is used: writes to it fail. */
 static int open_nowhere(void) {
     const int file = open("/dev/null", O_RDWR);
     return file >= 0 ? file : open("/", O_RDONLY);
@@ -31,7 +31,7 @@ void loom_output_ignore_sigpipe(void) {
     if (nowhere < 0) nowhere = open("/dev/null", O_WRONLY | O_CLOEXEC);
 }
 
-/* Keeps the first reason. */
+/* Keeps the first error that is noted. */
 static void note(int reason) {
     int none = 0;
     atomic_compare_exchange_strong(&failure, &none, reason);
@@ -42,7 +42,8 @@ static void give_up(int reason) {
     if (nowhere >= 0) dup2(nowhere, STDOUT_FILENO);
 }
 
-/* Of a write that printf has made earlier errno tells no more; a pipe tells that nobody reads it. */
+/* The reason for the failure of an earlier write by printf. errno does not hold it any more, but a pipe still shows
+ * whether its reader is gone. */
 static int reason_of_earlier(void) {
     struct pollfd out = {.fd = STDOUT_FILENO, .events = POLLOUT};
     return poll(&out, 1, 0) == 1 && out.revents & POLLERR ? EPIPE : EIO;
@@ -58,7 +59,7 @@ bool loom_output_flush(void) {
 
 void loom_output_flush_or_give_up(void) {
     if (loom_output_flush()) return;
-    give_up(EIO); /* the reason is noted already */
+    give_up(EIO); /* EIO is dropped: the reason is noted already */
     fflush(stdout);
     clearerr(stdout);
 }

@@ -9,16 +9,16 @@
 #include <unistd.h>
 
 enum {
-    EACH_STEP_UNTIL = 10, /* plain lines: all of the first steps, ... */
-    PLAIN_LINES = 100,    /* ... then about this many */
-    SHORTEST_BAR = 10,    /* columns, brackets included */
+    EACH_STEP_UNTIL = 10, /* the number of first steps that each have a plain line */
+    PLAIN_LINES = 100,    /* the approximate number of plain lines after those */
+    SHORTEST_BAR = 10,    /* in columns, with the brackets */
     LONGEST_BAR = 40,
-    FIELDS = 8, /* of the live line */
+    FIELDS = 8, /* fields of the live line */
     LONGEST_FIELD = 64
 };
 
 static const double REDRAW_SECONDS = 0.1;
-static const double LOSS_DECAY = 0.95; /* the mean reaches about twenty steps back */
+static const double LOSS_DECAY = 0.95; /* the mean covers about the last twenty steps */
 static const double TIME_DECAY = 0.9;
 
 void loom_progress_begin(loom_progress *progress, FILE *out, int64_t first, int64_t last, int64_t total) {
@@ -67,19 +67,19 @@ void loom_format_count(char *text, size_t size, double count) {
 
 /* -------------------------------------------------------------------------------------------------------- live line */
 
-/* Percent of the machine's peak that the tokens per second come to; negative if unknown. */
+/* The throughput as a percentage of the machine's peak; negative if the peak is unknown. */
 static double percent_of_peak(const loom_progress *progress, double tokens_per_s) {
     return progress->peak > 0 ? 100 * tokens_per_s * progress->flops_per_token / progress->peak : -1;
 }
 
-/* Time left in this session, from what its steps took so far, validation and saving included. */
+/* The time left in this session, estimated from its steps so far, including validation and saving. */
 static double seconds_left(const loom_progress *progress) {
     const int64_t done = progress->report.step - progress->first;
     if (done <= 0) return NAN;
     return loom_progress_seconds(progress) / (double)done * (double)(progress->last - progress->report.step);
 }
 
-/* The line's fields in their order; an empty one is unknown. */
+/* Writes the line's fields in their order; a field whose value is unknown is empty. */
 static void make_fields(const loom_progress *progress, char field[FIELDS][LONGEST_FIELD]) {
     const loom_step_report *report = &progress->report;
     char rate[16], left[24];
@@ -114,10 +114,10 @@ static void draw_bar(char *text, int columns, double part) {
     text[columns] = 0;
 }
 
-/* At most `width` columns: the bar shrinks first, then the least important parts go. */
+/* Makes a line of at most `width` columns: the bar shrinks first, then the least important parts are left out. */
 static void make_line(const loom_progress *progress, char *text, size_t size, int width) {
     enum { BAR = FIELDS };
-    static const int dispensable[] = {4, 3, BAR, 6, 2, 7, 5, 1}; /* what goes first when there is no room */
+    static const int dispensable[] = {4, 3, BAR, 6, 2, 7, 5, 1}; /* in the order in which they are left out */
     char field[FIELDS][LONGEST_FIELD], bar[LONGEST_BAR + 1] = "";
     int used = SHORTEST_BAR - 1;
     bool has_bar = true;
@@ -139,7 +139,7 @@ static void make_line(const loom_progress *progress, char *text, size_t size, in
     int length = snprintf(text, size, "%s%s%s", bar, *bar ? " " : "", field[0]);
     for (int i = 1; i < FIELDS && length >= 0 && (size_t)length < size; i++)
         if (field[i][0]) length += snprintf(text + length, size - (size_t)length, "  %s", field[i]);
-    if (width >= 0 && (size_t)width < size) text[width] = 0; /* a terminal narrower than the step's number */
+    if (width >= 0 && (size_t)width < size) text[width] = 0; /* the terminal is narrower than the number of the step */
 }
 
 static int terminal_width(FILE *out) {
@@ -149,7 +149,7 @@ static int terminal_width(FILE *out) {
 
 static void draw_live(loom_progress *progress) {
     char text[512];
-    /* The last column stays free: some terminals wrap when it is written. */
+    /* The last column stays empty: some terminals wrap when it is written. */
     make_line(progress, text, sizeof text, terminal_width(progress->out) - 1);
     fprintf(progress->out, "\r%s\x1b[K", text);
     fflush(progress->out);
@@ -203,7 +203,7 @@ static void print_validating(loom_progress *progress, int64_t step, double part)
 void loom_progress_step(loom_progress *progress, const loom_step_report *report) {
     progress->report = *report;
     progress->tokens += llround(report->tokens_per_s * report->ms / 1000);
-    /* A loss that is no number is shown until numbers follow, and does not spoil the mean. */
+    /* A loss that is not finite is shown until finite losses follow; then a new mean begins. */
     if (!isfinite(progress->loss)) progress->loss = progress->weight = 0;
     progress->loss = LOSS_DECAY * progress->loss + (1 - LOSS_DECAY) * (double)report->loss;
     progress->weight = LOSS_DECAY * progress->weight + (1 - LOSS_DECAY);

@@ -39,7 +39,8 @@ void *loom_arena_take(loom_arena *arena, const char *name, size_t bytes) {
     char *region = arena->base + offset;
     if (arena->fenced) {
 #ifdef LOOM_DEBUG_FILL
-        /* A signalling NaN in fp32 and, in both halves, in bf16: what reads before it writes shows. */
+        /* The pattern is a signalling NaN in fp32, and each half of it is one in bf16, so that a read before the first
+         * write shows. */
         for (size_t i = 0; i < taken / 4; i++) ((uint32_t *)region)[i] = 0x7FA07FA0u;
 #endif
         ASAN_POISON_MEMORY_REGION(region + bytes, taken - bytes);

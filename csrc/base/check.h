@@ -1,4 +1,5 @@
-/* Assertions on what only a programmer can get wrong. They stay in release builds: none is in an inner loop. */
+/* Assertions for conditions that only a programming error can violate. They stay in release builds: none is in an inner
+ * loop. */
 #ifndef LOOM_BASE_CHECK_H
 #define LOOM_BASE_CHECK_H
 

@@ -5,10 +5,10 @@
 extern "C" {
 #endif
 
-/* Seconds of a clock that only goes forward, from some time on. */
+/* The seconds of a monotonic clock, whose zero is arbitrary. */
 double loom_seconds_now(void);
 
-/* Does nothing for as long as that, or until a signal. */
+/* Sleeps for `seconds`, or until a signal is handled. */
 void loom_pause(double seconds);
 
 #ifdef __cplusplus

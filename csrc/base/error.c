@@ -6,8 +6,8 @@
 #include <stdio.h>
 #include <stdlib.h>
 
-/* Formatted first, and made printable in one place: a message is full of names and texts from outside. Where there is no
- * memory for a long one it is cut. */
+/* The message is formatted first and made printable here, for all callers, because messages are full of names and texts
+ * from outside. If there is no memory to format a long message whole, it is cut. */
 bool loom_fail(loom_error *error, const char *format, ...) {
     if (!error) return false;
     char text[sizeof error->message], *whole = text;

@@ -75,7 +75,7 @@ void loom_reader_close(loom_reader *reader) {
     *reader->path = 0;
 }
 
-/* With a zero behind it. */
+/* The text is followed by a zero byte. */
 static char *read_whole(const char *path, size_t limit, size_t *size, loom_error *error) {
     loom_reader reader;
     char *text = NULL;
@@ -161,12 +161,12 @@ bool loom_file_checksum(const char *path, uint64_t *size, char checksum[33], loo
 
 struct loom_writer {
     int descriptor;
-    uint64_t position; /* of what is written next */
+    uint64_t position; /* the file offset of the next write */
     size_t buffered;
-    XXH3_state_t *hash; /* NULL: not of the whole file */
-    bool part;          /* of a file that others write too */
+    XXH3_state_t *hash; /* NULL: no checksum of the whole file is computed */
+    bool part;          /* other processes write to this file too */
     char path[PATH_MAX];
-    char name[PATH_MAX]; /* as errors have it: what a temporary file is to become */
+    char name[PATH_MAX]; /* the name in error messages; for a temporary file, the final name */
     char buffer[1 << 16];
 };
 
@@ -192,7 +192,7 @@ bool loom_is_temporary(const char *name) {
            strspn(name + prefix, "0123456789abcdef") == 16;
 }
 
-/* `path` NULL: a temporary file beside `name`. */
+/* If `path` is NULL, a temporary file beside `name` is opened. */
 static loom_writer *open_writer(const char *path, const char *name, int flags, loom_error *error) {
     enum { TRIES = 16 };
     loom_writer *writer = calloc(1, sizeof *writer);
@@ -258,7 +258,7 @@ static bool write_fully(loom_writer *writer, const char *data, size_t bytes, loo
     return write_all(writer->descriptor, writer->name, data, bytes, error);
 }
 
-/* Some file systems have no fsync (FUSE, some network ones), and say so in one of these ways. */
+/* Some file systems (FUSE and some network file systems) have no fsync and return one of these errors. */
 static bool sync_descriptor(int descriptor) {
     int result;
     do result = fsync(descriptor);
@@ -266,7 +266,7 @@ static bool sync_descriptor(int descriptor) {
     return result == 0 || errno == EINVAL || errno == ENOTSUP || errno == EOPNOTSUPP || errno == ENOSYS;
 }
 
-/* Linux closes in any case: EINTR tells of no loss. */
+/* Linux closes the descriptor in any case: EINTR does not mean that data was lost. */
 static bool close_checked(int descriptor) {
     return close(descriptor) == 0 || errno == EINTR;
 }
@@ -332,7 +332,7 @@ void loom_writer_abandon(loom_writer *writer) {
     destroy(writer);
 }
 
-/* `mode` 0: as the umask has it. */
+/* With `mode` 0 the permissions follow from the umask. */
 static bool replace(const char *path, const void *data, size_t bytes, mode_t mode, loom_error *error) {
     char temporary[PATH_MAX];
     struct stat status;
@@ -478,7 +478,7 @@ bool loom_sync_directory(const char *path, loom_error *error) {
     return ok;
 }
 
-/* Makes a file under a random name in a directory: what is tried there. */
+/* Makes a file with a random name in a directory, to test what the directory allows. */
 static loom_writer *open_trial(const char *path, char trial[PATH_MAX], loom_error *error) {
     char inside[PATH_MAX];
     if (!loom_join_path(inside, sizeof inside, path, "", error)) return NULL;
@@ -559,7 +559,8 @@ bool loom_follow_links(char *path, size_t size, loom_error *error) {
 
 /* ------------------------------------------------------------------------------------ who could lead writes elsewhere */
 
-/* A directory that is looked at, and what its file system shows of a file of ours that nobody else may write to. */
+/* A directory that is checked, and the attributes that its file system reports for a file of ours to which nobody else
+ * may write. */
 typedef struct place {
     const char *path;
     struct stat status, mine;
@@ -571,13 +572,14 @@ static bool show_mine(place *p) {
     if (p->tried) return p->shown;
     p->tried = true;
     loom_writer *writer = open_trial(p->path, trial, NULL);
-    if (writer) (void)fchmod(writer->descriptor, 0600); /* or it has no permissions: that is what is asked */
+    if (writer) (void)fchmod(writer->descriptor, 0600); /* fails if the file system has no permissions */
     p->shown = writer && fstat(writer->descriptor, &p->mine) == 0;
     loom_writer_abandon(writer);
     return p->shown;
 }
 
-/* Containers without root show those whom their user namespace lacks, the machine's root among them, as nobody. */
+/* In a container without root privileges, owners that its user namespace does not map are shown as nobody. The
+ * machine's root can be one of them. */
 static bool is_unknown(uid_t owner) {
     enum { NOBODY = 65534 };
     unsigned long first, mapped, n;
@@ -588,8 +590,9 @@ static bool is_unknown(uid_t owner) {
     return lacks;
 }
 
-/* Whether only we, root and those of its group may exchange what lies in a directory, or a link. What a file system
- * shows of each file (exFAT, NFS that maps root) says nothing. */
+/* Whether nobody but this user, root and the members of the directory's group may exchange what lies in the directory
+ * (or the link). Some file systems (exFAT, NFS that maps root) report the same owner or permissions for every file:
+ * these prove nothing. */
 static bool check_entry(place *p, const struct stat *entry, loom_error *error) {
     static const char elsewhere[] = "could lead what is written below it elsewhere";
     const bool there = entry->st_dev == p->status.st_dev, is_directory = S_ISDIR(entry->st_mode);

@@ -30,44 +30,48 @@ bool loom_reader_open(loom_reader *reader, const char *path, loom_error *error);
 bool loom_reader_read(const loom_reader *reader, uint64_t place, void *to, size_t bytes, loom_error *error);
 void loom_reader_close(loom_reader *reader);
 
-/* The content of a whole file. An empty file has data NULL. */
+/* The content of a whole file. For an empty file `data` is NULL. */
 typedef struct loom_mapping {
     const void *data;
     size_t size;
 } loom_mapping;
 
-/* Errors name the path: it is missing, unreadable, a directory. */
+/* Fails if the path is missing, unreadable or a directory. Errors name the path. */
 bool loom_file_map(const char *path, loom_mapping *mapping, loom_error *error);
 void loom_file_unmap(loom_mapping *mapping);
 
-/* The whole of a small text file, ended by a zero; the caller frees it. Refuses files over `limit` bytes. */
+/* Returns the text of a whole small file with a zero byte at its end; the caller frees it. Files over `limit` bytes are
+ * refused. */
 char *loom_file_read_text(const char *path, size_t limit, loom_error *error);
 
-/* A regular file, for reading line by line. */
+/* Opens a regular file, for reading line by line. */
 FILE *loom_file_open(const char *path, loom_error *error);
 
-/* A new file being written: buffered, checksummed (XXH3-128), flushed to disk when closed. */
+/* A new file that is being written. Writes are buffered and checksummed (XXH3-128), and flushed to disk when the file
+ * is closed. */
 typedef struct loom_writer loom_writer;
-/* Nothing may be at `path` yet. */
+/* Fails if something exists at `path`. */
 loom_writer *loom_writer_open(const char *path, loom_error *error);
 bool loom_writer_write(loom_writer *writer, const void *data, size_t bytes, loom_error *error);
-/* Several processes write one file: one makes it, as long as it will be (what is not written yet reads as zeros); then
- * each opens it for its parts and seeks to them. A writer that has done any of this has no checksum. */
+/* Several processes can write one file. One of them makes it with its final size; bytes that are not written yet read
+ * as zeros. Then each process opens it and seeks to the parts that it writes. A writer that was extended or opened
+ * for parts has no checksum. */
 bool loom_writer_extend(loom_writer *writer, uint64_t size, loom_error *error);
 loom_writer *loom_writer_open_part(const char *path, loom_error *error);
 bool loom_writer_seek(loom_writer *writer, uint64_t position, loom_error *error);
-/* Flushes, syncs, closes and frees the writer in every case; size and checksum are optional: the position it is at, and
- * 32 hex digits, "" where there is none. */
+/* Flushes, syncs, closes and frees the writer in every case. `size` and `checksum` are optional: they get the writer's
+ * position and 32 hex digits ("" if the writer has no checksum). */
 bool loom_writer_close(loom_writer *writer, uint64_t *size, char checksum[33], loom_error *error);
-/* Closes and deletes the file, but one that was opened for parts; for the way out after an error. NULL is allowed. */
+/* Closes the file and deletes it, unless it was opened with loom_writer_open_part. Used to clean up after an error.
+ * NULL is allowed. */
 void loom_writer_abandon(loom_writer *writer);
 
-/* A small file replaced at once: temporary name, sync, rename. A symbolic link is replaced too, not followed. */
+/* Replaces a small file atomically: temporary name, sync, rename. A symbolic link is itself replaced, not followed. */
 bool loom_file_replace(const char *path, const void *data, size_t bytes, loom_error *error);
 
-/* A stream that appends to a regular file, which is made where it is missing. Symbolic links are refused. */
+/* Opens a regular file for appending and makes it if it is missing. Symbolic links are refused. */
 FILE *loom_file_append(const char *path, loom_error *error);
-/* Cuts a regular file back to its first `size` bytes. */
+/* Truncates a regular file to its first `size` bytes. */
 bool loom_file_cut(const char *path, uint64_t size, loom_error *error);
 
 /* Writes to the place that a user has named: "-" is standard output; pipes and devices are written to, regular files are
@@ -80,7 +84,8 @@ bool loom_output_check(const char *path, loom_error *error);
 bool loom_output_is_stdout(const char *path);
 bool loom_output_is_stream(const char *path);
 
-/* ".tmp-" and 16 random hex digits, beside `path`. What is called so is ours, and unfinished. */
+/* The infix of temporary names: ".tmp-" and 16 random hex digits, beside `path`. A file or directory with such a name
+ * is ours, and is unfinished. */
 #define LOOM_TEMPORARY ".tmp-"
 bool loom_temporary_path(const char *path, char *temporary, size_t size, loom_error *error);
 bool loom_is_temporary(const char *name);

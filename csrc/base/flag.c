@@ -39,7 +39,7 @@ const loom_flag *loom_flag_find(const loom_flag *flags, int n, const char *name)
 
 /* ---------------------------------------------------------------------------------------------- storing and freeing */
 
-/* A number into the field of its type. */
+/* Stores a number in the field, converted to the field's type. */
 static void store(const loom_flag *flag, void *target, double number, int64_t integer) {
     switch (flag->type) {
     case LOOM_FLAG_BOOL: *(bool *)field(flag, target) = integer != 0; break;
@@ -52,7 +52,7 @@ static void store(const loom_flag *flag, void *target, double number, int64_t in
     }
 }
 
-/* Makes the field hold nothing without freeing what it held. */
+/* Empties the field without freeing what it held. */
 static void blank(const loom_flag *flag, void *target) {
     switch (flag->type) {
     case LOOM_FLAG_STRING: *(char **)field(flag, target) = NULL; break;
@@ -77,7 +77,7 @@ static void release(const loom_flag *flag, void *target) {
 void loom_flag_reset(const loom_flag *flag, void *target) {
     release(flag, target);
     if (!flag->default_value) return;
-    /* Only a string's copy can fail, for want of memory, and leaves the field unset. */
+    /* Only the copy of a string can fail, for lack of memory. The field then stays unset. */
     const bool ok = loom_flag_set(flag, target, flag->default_value, "", NULL);
     LOOM_CHECK(ok || flag->type == LOOM_FLAG_STRING || flag->type == LOOM_FLAG_STRINGS);
 }
@@ -216,7 +216,8 @@ static int find_choice(const loom_flag *flag, const char *text, const char *wher
     return -1;
 }
 
-/* Adds a string, which it takes over. The array has room for the next power of two above what is in it. */
+/* Adds a string and takes ownership of it. The array is doubled whenever the number of strings in it is a power of
+ * two. */
 static bool add_to_list(const loom_flag *flag, void *target, char *copy) {
     char ***strings = list_strings(flag, target);
     int *n = list_count(flag, target);

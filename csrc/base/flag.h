@@ -33,11 +33,11 @@ typedef struct loom_flag {
     double min, max;            /* numbers: both ends are allowed; both 0: any number */
     const char *const *choices; /* NULL-ended */
     const char *default_value;  /* the default, as text; NULL: unset until given */
-    double unset;               /* numbers, choices: what stands for "not given" */
-    const char *derived;        /* what an unset value becomes, in words, for the help */
+    double unset;               /* numbers, choices: the value that stands for "not given" */
+    const char *derived;        /* for the help: what the value is derived from if it is not given */
     const char *metavar, *group, *help;
-    size_t count; /* STRINGS: offset of the int */
-    bool session; /* belongs to one call of the program: not kept in a run's config file */
+    size_t count; /* STRINGS: the offset of the int that counts them */
+    bool session; /* belongs to one call of the program; is not kept in a run's config file */
     const char *overrides[LOOM_FLAG_MAX_OVERRIDES]; /* what earlier sources said about these no longer holds once this
                                                        one is given ("steps" makes "epochs" void) */
 } loom_flag;
@@ -51,21 +51,22 @@ typedef struct loom_flag_table {
     bool given[LOOM_FLAG_MAX_ROWS];
 } loom_flag_table;
 
-/* NULL where there is none of that name. */
+/* Returns NULL if no flag has that name. */
 const loom_flag *loom_flag_find(const loom_flag *flags, int n, const char *name);
 
-/* Sets the field to its default, or to unset; frees what it held. The struct must have been zeroed or set before. */
+/* Sets the field to its default, or to unset, and frees what it held. The struct must have been zeroed or set
+ * before. */
 void loom_flag_reset(const loom_flag *flag, void *target);
 
-/* All fields at their defaults, in a struct that holds nothing yet. A string for whose copy there is no memory stays
- * unset; whoever reads fields asks first whether that has happened. */
+/* Sets all fields to their defaults, in a struct that holds nothing yet. A string stays unset if there is no memory for
+ * its copy; loom_flags_have_defaults() tells whether that happened, and must be asked before fields are read. */
 void loom_flags_defaults(const loom_flag *flags, int n, void *target);
 bool loom_flags_have_defaults(const loom_flag *flags, int n, const void *target, loom_error *error);
 
 /* Frees all strings and leaves the fields empty. */
 void loom_flags_free(const loom_flag *flags, int n, void *target);
 
-/* Whether the field holds what stands for "not given". */
+/* Whether the field holds the value that stands for "not given". */
 bool loom_flag_is_unset(const loom_flag *flag, const void *target);
 
 /* Parses `text` strictly, checks it and stores it; on an error the field keeps its value. `where` begins the error's

@@ -1,5 +1,5 @@
-/* The two floating-point formats of 16 bits, as bits: bf16 (fp32's upper half) and fp16 (IEEE 754 binary16). In a header
- * so that loops over them vectorise. */
+/* The two 16-bit floating-point formats, as bits: bf16 (the upper half of fp32) and fp16 (IEEE 754 binary16). The
+ * functions are in a header so that loops over them vectorise. */
 #ifndef LOOM_BASE_HALF_H
 #define LOOM_BASE_HALF_H
 
@@ -37,12 +37,13 @@ static inline float fp16_to_float(uint16_t bits) {
     return value;
 }
 
-/* Round to nearest, ties to even, through the denormals; from 65520 on it is infinity; NaN stays NaN. */
+/* Rounds to nearest, ties to even, denormals included. Values from 65520 on become infinity. NaN stays NaN. */
 static inline uint16_t float_to_fp16(float value) {
     uint32_t wide, units;
     memcpy(&wide, &value, sizeof wide);
     const uint32_t sign = wide >> 16 & 0x8000u, magnitude = wide & 0x7FFFFFFFu;
-    /* Below 2^-14: one half has its last place where fp16's denormals have theirs, at 2^-24. */
+    /* Below 2^-14, adding 0.5 rounds correctly: the last bit of a float near one half is worth 2^-24, as is the last
+     * bit of fp16's denormals. */
     const float on_half = 0.5f + fabsf(value);
     memcpy(&units, &on_half, sizeof units);
     uint32_t narrow = (magnitude - (112u << 23) + 0xFFFu + (magnitude >> 13 & 1u)) >> 13;

@@ -6,8 +6,8 @@
 #include <stdio.h>
 #include <string.h>
 
-/* The number behind `name` in a file of such lines, or the one that the file begins with, if `name` is ""; SIZE_MAX where
- * there is none, as of a limit that is "max". */
+/* Reads a file of lines and returns the number after `name`, or the number that a line begins with if `name` is "".
+ * Returns SIZE_MAX if there is no such number, as in a limit that is "max". */
 static size_t read_number(const char *path, const char *name) {
     FILE *file = fopen(path, "re");
     if (!file) return SIZE_MAX;
@@ -23,9 +23,9 @@ static size_t read_number(const char *path, const char *name) {
 
 /* ------------------------------------------------------------------------------------------------------ control groups */
 
-/* The names that a version has for things. */
+/* The names of files and fields in one version of control groups. */
 typedef struct group_files {
-    const char *limit, *used, *droppable; /* the last in memory.stat */
+    const char *limit, *used, *droppable; /* droppable: a field of memory.stat */
 } group_files;
 
 static size_t read_in(const char *folder, const char *name, const char *line) {
@@ -42,7 +42,8 @@ static size_t left_by(const char *folder, const group_files *files) {
     return limit > needed ? limit - needed : 0;
 }
 
-/* By a group and all above it. A container may see its own as the topmost, and not by the name that it has outside. */
+/* The least that a group and all groups above it leave. A container may see its own group as the topmost one, and not
+ * under the name that the group has outside. */
 static size_t left_by_all(const char *mounted, const char *group, const group_files *files) {
     char folder[PATH_MAX];
     size_t least = SIZE_MAX;
@@ -56,7 +57,7 @@ static size_t left_by_all(const char *mounted, const char *group, const group_fi
     return least;
 }
 
-/* A line of `groups` is "4:memory:/the/group", or of version 2 "0::/the/group". */
+/* A line of `groups` is "4:memory:/the/group" in version 1 and "0::/the/group" in version 2. */
 size_t loom_memory_left_by_groups(const char *groups, const char *mounted) {
     static const group_files version_1 = {"memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file "};
     static const group_files version_2 = {"memory.max", "memory.current", "inactive_file "};

@@ -4,8 +4,8 @@
 
 #include <stdbool.h>
 
-/* Puts the address of a loaded library's function into `function`, the address of a pointer to such functions; false if
- * the library has none of the name. */
+/* Looks up a function of a loaded library and stores its address in `function`, which points to a function pointer.
+ * Returns false if the library has no function of that name. */
 bool loom_library_find(void *library, const char *name, void *function);
 
 #endif

@@ -27,10 +27,10 @@ struct loom_lock {
     holder own;
     int descriptor;
     pthread_t thread;
-    pthread_mutex_t mutex; /* of what follows */
+    pthread_mutex_t mutex; /* protects the fields below */
     pthread_cond_t changed;
     bool ends, lost;
-    holder other; /* who has it, where it is lost */
+    holder other; /* if the lock is lost: who has it */
 };
 
 /* ---------------------------------------------------------------------------------------------------------- holders */
@@ -44,7 +44,8 @@ static void read_word(const char *path, char word[LOOM_LOCK_WORD]) {
     loom_lock_word(word, text);
 }
 
-/* When a process was started; -1 if there is none of this number. Its name, in brackets, may have anything in it. */
+/* The start time of a process; -1 if there is no process with this number. The process's name, in brackets, may contain
+ * any character. */
 static long long start_of(long process) {
     char path[64], text[1024] = "";
     long long start = -1;
@@ -73,7 +74,7 @@ static holder make_own(void) {
     return own;
 }
 
-/* How much there is of the file's line; -1 and errno where it cannot be read. */
+/* Returns the number of bytes read of the file's line; -1 with errno if it cannot be read. */
 static ssize_t read_line(const char *path, char line[LOOM_LOCK_LINE]) {
     const int descriptor = open(path, O_RDONLY | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK);
     if (descriptor < 0) return -1;
@@ -84,7 +85,7 @@ static ssize_t read_line(const char *path, char line[LOOM_LOCK_LINE]) {
     return n;
 }
 
-/* What the file says; false if that is not whole, as while it is written. */
+/* Reads the holder that the file names. Returns false if the line is incomplete, as while it is being written. */
 static bool read_holder(const char *path, holder *found) {
     char line[LOOM_LOCK_LINE];
     const ssize_t n = read_line(path, line);
@@ -114,8 +115,8 @@ static void wait_seconds(double seconds) {
     nanosleep(&time, NULL);
 }
 
-/* Says that this process lives, unless another has taken the lock over. A file that somebody has deleted is made anew,
- * unless another has been quicker. */
+/* Renews the heartbeat of this process, unless another process has taken the lock over. If somebody has deleted the
+ * file it is made anew, unless another process makes it first. */
 static void beat(loom_lock *lock) {
     holder found;
     struct stat status;
@@ -158,7 +159,7 @@ static void *keep(void *argument) {
     return NULL;
 }
 
-/* Signals are for the other threads. */
+/* All signals are blocked in the new thread: the other threads handle them. */
 static bool start_thread(loom_lock *lock, loom_error *error) {
     sigset_t all, before;
     pthread_condattr_t attributes;
@@ -318,7 +319,7 @@ bool loom_lock_take(loom_lock **out, const char *path, const char *what, const l
 }
 
 bool loom_lock_is_held(const loom_lock *lock, loom_error *error) {
-    loom_lock *mine = (loom_lock *)lock; /* the mutex is no part of what it says */
+    loom_lock *mine = (loom_lock *)lock; /* only the mutex is changed, which is not part of the lock's visible state */
     pthread_mutex_lock(&mine->mutex);
     const bool lost = mine->lost;
     pthread_mutex_unlock(&mine->mutex);

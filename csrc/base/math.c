@@ -3,7 +3,7 @@
 #include <math.h>
 #include <string.h>
 
-/* ln 2, as a number with so few bits that its multiples by exponents are exact, and the rest. */
+/* ln 2 in two parts: LN2_HIGH has so few bits that its products with exponents are exact; LN2_LOW is the rest. */
 static const double LN2_HIGH = 0x1.62e42fep-1, LN2_LOW = 0x1.f473de6af278fp-30, PER_LN2 = 0x1.71547652b82fep+0;
 
 /* c[0] + c[1] x + .. + c[n-1] x^(n-1) */
@@ -13,7 +13,7 @@ static inline double polynomial(const double *c, int n, double x) {
     return sum;
 }
 
-/* The nearest integer, of numbers that are far from the ends of int64_t. */
+/* The nearest integer. The number must be far from the ends of the range of int64_t. */
 static inline double nearest(double x) {
     return (double)(int64_t)(x < 0 ? x - 0.5 : x + 0.5);
 }
@@ -44,12 +44,12 @@ static const double ARTANH[] = {0,        2.0 / 3,  2.0 / 5,  2.0 / 7,  2.0 / 9,
                                 2.0 / 13, 2.0 / 15, 2.0 / 17, 2.0 / 19, 2.0 / 21};
 #define SERIES(c, x) polynomial(c, (int)(sizeof(c) / sizeof *(c)), x)
 
-/* x = n ln 2 + r with |r| <= ln 2 / 2; the first term of exp(r) that is left out is below 2^-57. */
+/* x = n ln 2 + r with |r| <= ln 2 / 2; the first omitted term of exp(r) is below 2^-57. */
 double loom_exp(double x) {
     if (isnan(x)) return x;
     const double bounded = x > 1100 ? 1100 : x < -1100 ? -1100 : x, n = nearest(bounded * PER_LN2);
     const double r = (bounded - n * LN2_HIGH) - n * LN2_LOW;
-    return ldexp(SERIES(EXP, r), (int)n); /* which is exact, or rounded once */
+    return ldexp(SERIES(EXP, r), (int)n); /* ldexp is exact, or rounds once */
 }
 
 /* x = 2^n (1 + f) with 1 + f between sqrt(1/2) and sqrt(2); log(1 + f) = 2 artanh(s) with s = f / (2 + f), |s| < 0.172, whose
@@ -62,7 +62,7 @@ double loom_log(double x) {
         x *= 0x1p54;
         n = -54;
     }
-    /* Subtracting the bits of sqrt(1/2) leaves an exponent that is n; what is left of x is 1 + f. */
+    /* Subtracting the bits of sqrt(1/2) leaves n as the exponent; the rest of x is 1 + f. */
     uint64_t bits;
     memcpy(&bits, &x, sizeof bits);
     const int64_t exponent = (int64_t)(bits - 0x3FE6A09E667F3BCDu) >> 52;

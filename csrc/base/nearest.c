@@ -8,8 +8,8 @@ static int smallest(int a, int b) {
     return a < b ? a : b;
 }
 
-/* Of the square of distances of beginnings, three rows are enough, and of these the cells near the diagonal: the others
- * stand for more than `most`. */
+/* Of the matrix of distances between prefixes, three rows are enough, and in each row the cells near the diagonal: all
+ * other cells would hold more than `most`. */
 static int distance_up_to(const char *a, const char *b, int most) {
     int rows[3][LONGEST + 2];
     const int n = (int)strnlen(a, LONGEST), m = (int)strnlen(b, LONGEST);
@@ -29,7 +29,7 @@ static int distance_up_to(const char *a, const char *b, int most) {
                 best = smallest(best, two_before[j - 2] + 1);
             row[j] = best;
         }
-        row[last + 1] = most + 1; /* the next row looks there */
+        row[last + 1] = most + 1; /* the next row reads this cell */
     }
     return smallest(rows[n % 3][m], most + 1);
 }

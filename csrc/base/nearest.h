@@ -9,7 +9,8 @@ extern "C" {
 /* Optimal-string-alignment distance: insertions, deletions, replacements and swaps of neighbours. */
 int loom_name_distance(const char *a, const char *b);
 
-/* The nearest name of a NULL-ended list, or NULL where none is near (more than a third of the word is wrong). */
+/* Returns the nearest name of a NULL-terminated list, or NULL if no name is near (more than a third of the word is
+ * wrong). */
 const char *loom_nearest_name(const char *word, const char *const *names);
 
 #ifdef __cplusplus

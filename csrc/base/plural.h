@@ -3,7 +3,7 @@
 
 #include <stdint.h>
 
-/* The end of a word for so many: "%d layer%s". */
+/* The plural ending of a word after the number n, as in "%d layer%s". */
 static inline const char *loom_plural(int64_t n) {
     return n == 1 ? "" : "s";
 }

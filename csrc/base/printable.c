@@ -7,7 +7,7 @@
 
 /* ------------------------------------------------------------------------------------------------------- characters */
 
-/* The length of a character from its first byte; 0 for one that begins none. */
+/* The length of a character, from its first byte; 0 for a byte with which no character begins. */
 static int length_from_first(unsigned char byte) {
     if (byte < 0x80) return 1;
     if (byte >= 0xC2 && byte <= 0xDF) return 2;
@@ -16,7 +16,8 @@ static int length_from_first(unsigned char byte) {
     return 0;
 }
 
-/* Characters that steer a terminal (C1 controls) or the direction of writing, or end a line where a terminal does not. */
+/* Characters that control a terminal (C1 controls), change the writing direction, or count as line ends although a
+ * terminal does not show them so. */
 static bool steers(uint32_t point) {
     static const struct {
         uint32_t first, last;
@@ -27,7 +28,8 @@ static bool steers(uint32_t point) {
     return false;
 }
 
-/* Whether a whole character is one that may be shown: in its shortest form, no surrogate, no control character. */
+/* Whether a whole character may be shown: it is in its shortest encoding, and is neither a surrogate nor a control
+ * character. */
 static bool is_harmless(const unsigned char *bytes, int n) {
     static const uint32_t smallest[] = {0, 0, 0x80, 0x800, 0x10000};
     if (n == 1) return bytes[0] >= 0x20 && bytes[0] != 0x7F;
@@ -38,7 +40,7 @@ static bool is_harmless(const unsigned char *bytes, int n) {
     return point >= smallest[n] && !is_none && !steers(point);
 }
 
-/* Most of all text. */
+/* Most text consists of such bytes. */
 static bool is_plain(unsigned char byte) {
     return byte >= 0x20 && byte < 0x7F;
 }
@@ -56,7 +58,7 @@ int loom_printable_length(const char *text) {
 
 enum { LONGEST_PIECE = 5 };
 
-/* What the next bytes of a text become; moves behind them. */
+/* Writes what the next bytes of a text are replaced by, and advances `text` past them. */
 static int next_piece(const char **text, char piece[LONGEST_PIECE]) {
     static const char digits[] = "0123456789abcdef";
     const unsigned char byte = (unsigned char)**text;
@@ -76,7 +78,7 @@ static int next_piece(const char **text, char piece[LONGEST_PIECE]) {
     return 4;
 }
 
-/* How many bytes of the text's beginning are plain, up to `most`. */
+/* The number of plain bytes that the text begins with, at most `most`. */
 static size_t plain_beginning(const char *text, size_t most) {
     size_t n = 0;
     while (n < most && is_plain((unsigned char)text[n])) n++;
@@ -95,7 +97,7 @@ static size_t printed_length(const char *text) {
     }
 }
 
-/* As many whole pieces as `room` holds; moves `text` behind them and returns their length. */
+/* Writes as many whole pieces as fit into `room`, advances `text` past them and returns their length. */
 static size_t put_pieces(char *out, size_t room, const char **text) {
     char piece[LONGEST_PIECE];
     size_t used = 0;
@@ -114,7 +116,7 @@ static size_t put_pieces(char *out, size_t room, const char **text) {
     }
 }
 
-/* What does not fit loses what comes before its last `tail` bytes. */
+/* A text that does not fit keeps its last `tail` bytes and loses the part before them. */
 static char *fit(char *out, size_t size, const char *text, const char *gap, size_t tail) {
     char piece[LONGEST_PIECE];
     const char *rest = text;
@@ -160,7 +162,7 @@ char *loom_shell_word(char *out, size_t size, const char *word) {
             used += (size_t)snprintf(out + used, size - used, "'\\''");
         else if (length == 0 || byte == '\'' || byte == '\\')
             used += (size_t)snprintf(out + used, size - used, "\\%03o",
-                                     byte); /* three digits: nothing after it counts */
+                                     byte); /* three digits: the next one is no part of it */
         else
             used += (size_t)snprintf(out + used, size - used, "%.*s", length, word);
         word += printable || length == 0 ? 1 : length;

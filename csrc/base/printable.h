@@ -1,6 +1,7 @@
-/* Text from outside (names of files and devices, what files and drivers say, what a model made up) as a terminal or a log
- * may show it: whole UTF-8 characters pass; nothing that could steer the terminal, hide itself or turn the direction of
- * writing does. Whatever prints such text sends it through here; loom_fail does so with every message. */
+/* Text from outside (names of files and devices, content of files, messages of drivers, output of a model) in a form
+ * that a terminal or a log may show. Whole UTF-8 characters pass. Characters that could control the terminal, hide text
+ * or change the writing direction do not. All code that prints such text sends it through here; loom_fail does so with
+ * every message. */
 #ifndef LOOM_BASE_PRINTABLE_H
 #define LOOM_BASE_PRINTABLE_H
 
@@ -15,26 +16,27 @@ extern "C" {
 /* ------------------------------------------------------------------------------------------------------- one line
  * Bytes of what may not be shown, or is no UTF-8, become \xNN; tabs and ends of lines become spaces. */
 
-/* Writes `text` and returns `out`, of `size` bytes (at least 4). What does not fit ends in "...", behind a whole
- * character. */
+/* Writes `text` to `out`, of `size` bytes (at least 4), and returns `out`. A text that does not fit is cut after a
+ * whole character and ends in "...". */
 char *loom_printable_text(char *out, size_t size, const char *text);
 
-/* The same, but what does not fit loses its middle: of a message, what is wrong stands at its end. */
+/* The same, but a text that does not fit loses its middle, because the cause of an error stands at the end of its
+ * message. */
 char *loom_printable_ends(char *out, size_t size, const char *text);
 
-/* The bytes of the character that `text` begins with; 0 where it begins with none that may be shown, or with a tab or the
- * end of a line. */
+/* The length in bytes of the character that `text` begins with. It is 0 if `text` begins with none that may be shown,
+ * or with a tab or a line end. */
 int loom_printable_length(const char *text);
 
-/* Whether it would all be shown as it is. */
+/* Whether the whole text would be shown unchanged. */
 bool loom_is_printable(const char *text);
 
-/* A word as a shell reads it back: plain, in '...' or, where it holds what may not be shown, in $'...' of bash, zsh and
- * POSIX of 2024. Returns `out`. */
+/* Writes a word in a form that a shell reads back: plain, in '...' or, if it contains characters that may not be shown,
+ * in $'...' of bash, zsh and POSIX 2024. Returns `out`. */
 char *loom_shell_word(char *out, size_t size, const char *word);
 
-/* The same as an argument of printf: with memory of the block that it stands in. */
-enum { LOOM_LONGEST_PRINTABLE = 4100 }; /* a path, and more than that */
+/* The same for the arguments of printf. The memory lives in the enclosing block. */
+enum { LOOM_LONGEST_PRINTABLE = 4100 }; /* more than a path can have */
 #define LOOM_PRINTABLE(text)  loom_printable_text((char[LOOM_LONGEST_PRINTABLE]){0}, LOOM_LONGEST_PRINTABLE, text)
 #define LOOM_BRIEF(text, n)   loom_printable_text((char[(n) + 4]){0}, (n) + 4, text) /* the first n bytes of it */
 #define LOOM_SHELL_WORD(word) loom_shell_word((char[4 *LOOM_LONGEST_PRINTABLE]){0}, 4 * LOOM_LONGEST_PRINTABLE, word)
@@ -47,10 +49,10 @@ typedef struct loom_printable {
     int n, needed;          /* how many there are, and how many it will have */
 } loom_printable;
 
-/* Prints what `byte` completes. Start with a zeroed state. */
+/* Prints the character that `byte` completes, if it does. The state starts zeroed. */
 void loom_printable_byte(loom_printable *state, unsigned char byte, FILE *out);
 
-/* Ends the text: a character that was only begun is shown as a damaged one. */
+/* Ends the text: an incomplete character is shown as U+FFFD. */
 void loom_printable_end(loom_printable *state, FILE *out);
 
 #ifdef __cplusplus

@@ -4,7 +4,8 @@
 
 #include <math.h>
 
-/* Ten rounds, unrolled so that loops over counters vectorise; the constants are those of the paper's Philox4x32. */
+/* The ten rounds are unrolled so that loops over counters vectorise. The constants are those of Philox4x32 in the
+ * paper. */
 static inline __attribute__((always_inline)) void philox(uint32_t out[4], uint32_t c0, uint32_t c1, uint32_t c2,
                                                          uint32_t c3, uint32_t k0, uint32_t k1) {
 #pragma GCC unroll 10
@@ -49,7 +50,7 @@ float loom_random_uniform(uint32_t word) {
     return (float)(word >> 8) * 0x1p-24f;
 }
 
-/* One counter makes four values: two radii, each with the cosine and the sine of its angle. */
+/* One counter gives four values: two radii, each with the cosine and the sine of its angle. */
 static void four_normals(float out[4], loom_random4 r) {
     for (int pair = 0; pair < 2; pair++) {
         const double radius = sqrt(-2 * loom_log(((double)r.word[2 * pair] + 1) * 0x1p-32));

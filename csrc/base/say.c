@@ -20,7 +20,7 @@ void loom_say(const char *text, size_t length) {
     while (length > 0 && loom_may_write(STDERR_FILENO)) {
         const ssize_t written = write(STDERR_FILENO, text, length);
         if (written < 0 && errno == EINTR) continue;
-        if (written <= 0) return; /* there is nobody left to tell */
+        if (written <= 0) return; /* nobody reads stderr any more */
         text += written;
         length -= (size_t)written;
     }

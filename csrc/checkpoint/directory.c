@@ -32,7 +32,7 @@ static void step_name(int64_t step, const char *prefix, char name[NAME_SIZE]) {
     snprintf(name, NAME_SIZE, "%sstep-%08" PRId64, prefix, step);
 }
 
-/* The step of a directory's name; -1 for any name that step_name would not give. */
+/* Returns the step that a directory's name stands for; -1 for any name that step_name would not make. */
 static int64_t step_of(const char *name) {
     char same[NAME_SIZE];
     if (strncmp(name, "step-", 5) != 0 || name[5] < '0' || name[5] > '9') return -1;
@@ -48,7 +48,8 @@ static int newest_first(const void *a, const void *b) {
     return (x < y) - (x > y);
 }
 
-/* All steps in a directory, newest first, to be freed; none where it cannot be read, fewer where memory runs out. */
+/* Returns all steps in a directory, newest first, in memory that the caller frees. There are none if the directory
+ * cannot be read, and fewer if memory runs out. */
 static int64_t *list_steps(const char *checkpoints, int *n) {
     *n = 0;
     DIR *listing = opendir(checkpoints);
@@ -71,7 +72,7 @@ static int64_t *list_steps(const char *checkpoints, int *n) {
     return steps;
 }
 
-/* The newest step below `limit`, -1 if there is none. */
+/* Returns the newest step below `limit`; -1 if there is none. */
 static int64_t newest_below(const char *checkpoints, int64_t limit) {
     int n;
     int64_t *steps = list_steps(checkpoints, &n), newest = -1;
@@ -95,7 +96,8 @@ static bool holds(const char *directory, const char *name) {
     return loom_join_path(path, sizeof path, directory, name, NULL) && loom_path_exists(path);
 }
 
-/* The step that a small text file names, as `latest` is one where links cannot be; -1 if it does not. */
+/* Returns the step that a small text file names; -1 if it names none. `latest` is such a file on file systems without
+ * links. */
 static int64_t step_in_file(const char *path) {
     struct stat status;
     char name[NAME_SIZE] = "";
@@ -108,8 +110,9 @@ static int64_t step_in_file(const char *path) {
     return read ? step_of(name) : -1;
 }
 
-/* Where `latest` leads, so that it cannot move under a reader; false if it leads nowhere. From here `latest` itself, as
- * a link to it may have another name, is no more in the path. */
+/* Replaces the path of `latest` by the directory that it leads to, so that a move of `latest` does not affect a reader.
+ * The resulting path does not contain `latest`, to which other links may lead under other names. Returns false if
+ * `latest` leads nowhere. */
 static bool follow_latest(char *path, size_t size) {
     char checkpoints[PATH_MAX];
     const int64_t step = step_in_file(path);
@@ -184,8 +187,8 @@ bool loom_checkpoint_older(const char *directory, char *older, size_t size) {
 
 /* ----------------------------------------------------------------------------------------------------------- saving */
 
-/* Whether it is a whole checkpoint that was being replaced when its process was killed, or the disk failed, between two
- * renames: it gets its name back. */
+/* If the directory is a whole checkpoint that was being replaced when its process was killed, or the disk failed,
+ * between two renames, gives it its name back and returns true. */
 static bool gives_back(const char *checkpoints, const char *name, const char *path) {
     static const char replaced[] = REPLACED;
     const char *step = name + strlen(replaced);
@@ -193,7 +196,7 @@ static bool gives_back(const char *checkpoints, const char *name, const char *pa
     if (strncmp(name, replaced, strlen(replaced)) != 0 || step_of(step) < 0 ||
         !loom_join_path(final, sizeof final, checkpoints, step, NULL) || loom_path_exists(final))
         return false;
-    rename(path, final); /* where it cannot be, it stays for the next time */
+    rename(path, final); /* if the rename fails, the directory stays for the next attempt */
     return true;
 }
 
@@ -214,7 +217,8 @@ static bool rename_or_fail(const char *from, const char *to, loom_error *error) 
     return rename(from, to) == 0 || loom_fail(error, "%s: cannot be renamed to %s: %s", from, to, strerror(errno));
 }
 
-/* `latest` as it is to be, beside it: a link, or where there are none, a text file with the step's name. */
+/* Makes the new `latest` under a temporary name: a link or, if the file system has no links, a text file with the
+ * step's name. */
 static bool make_new_latest(const char *new_latest, const char *name, loom_error *error) {
     char text[NAME_SIZE + 1];
     unlink(new_latest);
@@ -228,7 +232,7 @@ static bool make_new_latest(const char *new_latest, const char *name, loom_error
     return false;
 }
 
-/* Moves `latest` to a step that has its name already. */
+/* Moves `latest` to a step whose directory already has its final name. */
 static bool move_latest(const char *checkpoints, const char *name, loom_error *error) {
     char latest[PATH_MAX], new_latest[PATH_MAX];
     if (!loom_join_path(latest, sizeof latest, checkpoints, LATEST, error) ||
@@ -240,7 +244,7 @@ static bool move_latest(const char *checkpoints, const char *name, loom_error *e
     return false;
 }
 
-/* Whether two checkpoints are the same to the last byte, and whole. */
+/* Whether two checkpoints are complete and byte for byte the same. */
 static bool are_the_same(const char *a, const char *b) {
     char first[PATH_MAX], second[PATH_MAX];
     loom_mapping x = {0}, y = {0};
@@ -253,8 +257,8 @@ static bool are_the_same(const char *a, const char *b) {
     return same && loom_manifest_verify(a, NULL) && loom_manifest_verify(b, NULL);
 }
 
-/* Copies that follow links (cp -rL, zip, object stores) have a directory for `latest`: it gets the name of its step, or
- * goes where it is only the copy of one. */
+/* Copies that follow links (cp -rL, zip, object stores) turn `latest` into a directory. If its step has no directory
+ * yet, it is renamed to that step; if it only duplicates the step's directory, it is deleted. */
 static bool repair_latest(const char *checkpoints, const char *latest, loom_error *error) {
     static const char wants[] = "is a directory, where a link to the newest checkpoint should be";
     char state_path[PATH_MAX], final[PATH_MAX], leaving[PATH_MAX], name[NAME_SIZE];
@@ -350,7 +354,7 @@ bool loom_checkpoint_of_step(const char *run, int64_t step, char *path, size_t s
                      *list ? "there are those of steps " : "there is none at all", list);
 }
 
-/* The same step may be abandoned more than once. */
+/* The same step may be abandoned more than once: later ones get a number. */
 static bool abandon_step(const char *checkpoints, int64_t step, loom_error *error) {
     char from[PATH_MAX], to[PATH_MAX], name[NAME_SIZE + 16], numbered[NAME_SIZE + 32];
     step_name(step, "abandoned-", name);
@@ -372,7 +376,8 @@ bool loom_checkpoint_abandon(const char *run, int64_t step, int *n, int64_t *old
     if (!loom_join_path(checkpoints, sizeof checkpoints, run, "checkpoints", error)) return false;
     int64_t *steps = list_steps(checkpoints, &all);
     bool ok = true;
-    /* The newest, which `latest` may mean, last: until then an end at any instant leaves what was there to find. */
+    /* The newest checkpoint, to which `latest` may lead, is renamed last. Until then, a crash at any instant leaves
+     * what was there to find. */
     for (int i = all - 1; ok && i >= 0; i--) {
         if (steps[i] <= step) continue;
         ok = abandon_step(checkpoints, steps[i], error);
@@ -383,7 +388,7 @@ bool loom_checkpoint_abandon(const char *run, int64_t step, int *n, int64_t *old
     return ok && (*n == 0 || loom_sync_directory(checkpoints, error));
 }
 
-/* Renamed first, so that no half-deleted directory looks like a checkpoint. */
+/* The directory is renamed before it is deleted, so that no half-deleted directory looks like a checkpoint. */
 static void delete_step(const char *checkpoints, int64_t step) {
     char path[PATH_MAX], leaving[PATH_MAX];
     if (step_path(checkpoints, step, "", path, sizeof path, NULL) &&

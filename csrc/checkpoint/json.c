@@ -6,7 +6,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-/* The largest such file is a tokenizer.json with its merges: a few MB. */
+/* The largest file that is read as JSON is a tokenizer.json with its merges: a few MB. */
 enum { LARGEST_FILE = 64 << 20 };
 
 cJSON *loom_json_parse(const char *text, const char *path, loom_error *error) {

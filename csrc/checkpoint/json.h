@@ -1,4 +1,4 @@
-/* JSON as a checkpoint uses it: files that hold one object, whose fields are checked as they are read. */
+/* JSON as checkpoints use it: each file holds one object, whose fields are checked as they are read. */
 #ifndef LOOM_CHECKPOINT_JSON_H
 #define LOOM_CHECKPOINT_JSON_H
 
@@ -11,19 +11,21 @@
 extern "C" {
 #endif
 
-/* Parses text that must be one JSON object. `path` is where it came from; the error names it and the line. */
+/* Parses text that must be one JSON object. `path` is where the text came from; errors name it and the line. */
 cJSON *loom_json_parse(const char *text, const char *path, loom_error *error);
 
-/* The same of a whole file. The caller gives the object to cJSON_Delete. */
+/* Parses a whole file in the same way. The caller frees the object with cJSON_Delete. */
 cJSON *loom_json_read(const char *path, loom_error *error);
 
-/* Refuses objects in which a key stands twice, however deep: readers of JSON differ in which one counts. */
+/* Refuses JSON in which an object, at any depth, has the same key twice: parsers differ in which of the values they
+ * take. */
 bool loom_json_check_keys(const cJSON *json, const char *path, loom_error *error);
 
-/* Whether an item is a whole number from 0 to 2^53, up to which JSON numbers are exact, and which. NULL is none. */
+/* Returns whether an item is a whole number from 0 to 2^53 (the range in which JSON numbers are exact), and stores it.
+ * A NULL item is no number. */
 bool loom_json_whole(const cJSON *item, int64_t *value);
 
-/* A field that must be there and be a whole number from `low` (not negative) to `high`, or a string. */
+/* Read a field that must exist: a whole number from `low` (not negative) to `high`, or a string. */
 bool loom_json_get_whole(const cJSON *json, const char *path, const char *key, int64_t low, int64_t high,
                          int64_t *value, loom_error *error);
 const char *loom_json_get_string(const cJSON *json, const char *path, const char *key, loom_error *error);

@@ -11,7 +11,7 @@
 
 _Static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__, "safetensors data is little-endian and is used in place");
 
-/* The header of the deepest GPT with its moments stays below 1 MiB; more than this is a damaged length. */
+/* The header of the deepest GPT with its moments stays below 1 MiB; a larger length than LARGEST_HEADER is damaged. */
 enum { LENGTH_BYTES = 8, LARGEST_HEADER = 16 << 20, HEADER_ALIGNMENT = 8, LARGEST_RANK = 4 };
 
 static const struct {
@@ -21,14 +21,15 @@ static const struct {
                     {"U16", 2},  {"I16", 2}, {"F16", 2}, {"BF16", 2},    {"U32", 4},
                     {"I32", 4},  {"F32", 4}, {"U64", 8}, {"I64", 8},     {"F64", 8}};
 
-/* Bytes of an element, 0 if the dtype is unknown. */
+/* The bytes of an element; 0 if the dtype is unknown. */
 static size_t dtype_size(const char *dtype) {
     for (size_t i = 0; i < sizeof known_dtypes / sizeof *known_dtypes; i++)
         if (strcmp(known_dtypes[i].name, dtype) == 0) return known_dtypes[i].size;
     return 0;
 }
 
-/* The bytes that dtype and shape come to; false where they are more than a size_t holds or the dtype is unknown. */
+/* Computes a tensor's bytes from its dtype and shape. Returns false if a size_t cannot hold them or the dtype is
+ * unknown. */
 static bool tensor_bytes(const loom_safetensor *tensor, size_t *bytes) {
     *bytes = dtype_size(tensor->dtype);
     bool fits = *bytes > 0;
@@ -39,7 +40,8 @@ static bool tensor_bytes(const loom_safetensor *tensor, size_t *bytes) {
 
 /* ---------------------------------------------------------------------------------------------------------- reading */
 
-/* One entry of the header, checked against `available` bytes of data that begin at byte `data`. */
+/* Reads one entry of the header and checks it against `available` bytes of data that begin at byte `data` of the
+ * file. */
 static bool read_entry(const cJSON *entry, uint64_t data, uint64_t available, const char *path, loom_safetensor *tensor,
                        loom_error *error) {
     const char *name = entry->string;
@@ -94,7 +96,7 @@ static int by_name(const void *a, const void *b) {
     return strcmp(((const loom_safetensor *)a)->name, ((const loom_safetensor *)b)->name);
 }
 
-/* Leaves the tensors sorted by name. */
+/* Checks the tensors against each other and leaves them sorted by name. */
 static bool check_together(loom_safetensor *tensor, int n, uint64_t data, uint64_t available, const char *path,
                            loom_error *error) {
     qsort(tensor, (size_t)n, sizeof *tensor, by_place);
@@ -116,7 +118,7 @@ static bool check_together(loom_safetensor *tensor, int n, uint64_t data, uint64
     return true;
 }
 
-/* The header's text, ended by a zero as cJSON wants it. */
+/* Returns the header's text with a zero byte at its end, as cJSON needs it. */
 static char *header_text(const loom_reader *reader, size_t *length, loom_error *error) {
     unsigned char bytes[LENGTH_BYTES];
     const char *path = reader->path;
@@ -160,7 +162,7 @@ static bool read_entries(loom_safetensors *file, const cJSON *header, size_t hea
     if (!file->tensor) return loom_fail(error, "%s: no memory to read its header", path);
     const cJSON *entry;
     cJSON_ArrayForEach(entry, header) {
-        if (strcmp(entry->string, "__metadata__") == 0) continue; /* free text: who wrote it */
+        if (strcmp(entry->string, "__metadata__") == 0) continue; /* free text about the file */
         if (!read_entry(entry, data, available, path, &file->tensor[file->n_tensors], error)) return false;
         file->n_tensors++;
     }
@@ -209,7 +211,7 @@ const loom_safetensor *loom_safetensors_find(const loom_safetensors *file, const
 
 /* ---------------------------------------------------------------------------------------------------------- writing */
 
-/* Numbers go in as raw text: cJSON would write large ones with an exponent, which the format's readers refuse. */
+/* Numbers are added as raw text: cJSON would write large ones with an exponent, which readers of the format refuse. */
 static bool add_entry(cJSON *header, const loom_safetensor *tensor, size_t begin) {
     char shape[LARGEST_RANK * 24 + 3] = "[", offsets[64];
     size_t used = 1;
@@ -238,7 +240,7 @@ static char *print_header(const loom_safetensor *tensors, int n) {
     return text;
 }
 
-/* The text is filled up with spaces so that the data, and with it every fp32 tensor, is aligned. */
+/* The text is padded with spaces so that the data, and with it every fp32 tensor, is aligned. */
 char *loom_safetensors_header(const loom_safetensor *tensors, int n, size_t *bytes, loom_error *error) {
     char *text = print_header(tensors, n), *header = NULL;
     const size_t length = text ? strlen(text) : 0;

@@ -58,12 +58,12 @@ loom_checkpoint_slice *loom_checkpoint_whole_slices(const loom_checkpoint_tensor
     return slices;
 }
 
-/* The format's names of the types that weights can have. */
+/* The safetensors names of the dtypes that weights can have. */
 static const char *format_name(loom_dtype dtype) {
     return dtype == LOOM_BF16 ? "BF16" : dtype == LOOM_F16 ? "F16" : "F32";
 }
 
-/* How a parameter of a set looks in a file. */
+/* Describes a set's tensor of a parameter as the file holds it. */
 static loom_safetensor describe(const loom_parameter *parameter, const struct loom_tensor_set *set) {
     loom_safetensor tensor = {.rank = parameter->vector ? 1 : 2};
     const int length = snprintf(tensor.name, sizeof tensor.name, "%s%s", parameter->name, set->suffix);
@@ -75,13 +75,14 @@ static loom_safetensor describe(const loom_parameter *parameter, const struct lo
     return tensor;
 }
 
-/* Elements that lie on this device; counted, as all here, from a parameter's first one. */
+/* The elements of a parameter that lie on this device. Like all element numbers here, `first` counts from the
+ * parameter's first element. */
 typedef struct piece {
     int64_t first, elements; /* 0: none */
     char *memory;
 } piece;
 
-/* What this rank has of a parameter's elements begin .. end - 1. */
+/* The piece of a parameter's elements begin .. end - 1 that this rank holds. */
 static piece piece_of(const loom_checkpoint_tensors *tensors, const struct loom_tensor_set *set,
                       const loom_parameter *parameter, int64_t begin, int64_t end) {
     const loom_checkpoint_slice *slice = &tensors->slice[parameter->bucket];
@@ -95,7 +96,8 @@ static piece piece_of(const loom_checkpoint_tensors *tensors, const struct loom_
                    .memory = (char *)set->memory(slice) + (size_t)(begin - slice_begin) * loom_dtype_size(set->dtype)};
 }
 
-/* Elements up to the next parameter, or the bucket's end: what is behind the parameter itself is zero. */
+/* The elements from a parameter's start to the next parameter, or to the bucket's end. Those after the parameter itself
+ * are zero. */
 static int64_t room_of(const loom_layout *layout, int parameter) {
     const loom_parameter *p = &layout->parameter[parameter], *next = p + 1;
     const loom_bucket *bucket = &layout->bucket[p->bucket];
@@ -137,7 +139,7 @@ static bool write_from_device(loom_writer *writer, loom_device *device, const ch
     return true;
 }
 
-/* What such a file begins with, to be freed, and the bytes of all that follows. */
+/* Returns the beginning of such a file, which the caller frees, and the number of data bytes that follow it. */
 static char *make_header(const loom_layout *layout, const loom_tensor_sets *sets, size_t *header_bytes,
                          uint64_t *data_bytes, loom_error *error) {
     const int n = sets->n_sets * layout->n_parameters;
@@ -217,7 +219,7 @@ static loom_dtype dtype_of(const loom_safetensor *tensor) {
     return !strcmp(tensor->dtype, "F32") ? LOOM_F32 : !strcmp(tensor->dtype, "F16") ? LOOM_F16 : LOOM_BF16;
 }
 
-/* `n` numbers of a tensor from `first` on, as they are; they must be numbers. */
+/* Reads `n` numbers of a tensor from `first` on, in the tensor's dtype. They must be finite. */
 static bool read_finite(const loom_safetensors *file, const loom_safetensor *tensor, int64_t first, int64_t n, void *to,
                         loom_error *error) {
     const loom_dtype dtype = dtype_of(tensor);
@@ -231,7 +233,8 @@ static bool read_finite(const loom_safetensors *file, const loom_safetensor *ten
                      file->reader.path, tensor->name, first + bad);
 }
 
-/* The same as fp32: 16 bits are read behind where they become 32, so that none is overwritten before it is read. */
+/* Reads numbers and converts them to fp32. 16-bit numbers are read into the end of the buffer and converted from front
+ * to back, so that none is overwritten before it is read. */
 static bool read_numbers(const loom_safetensors *file, const loom_safetensor *tensor, int64_t first, int64_t n,
                          float *to, loom_error *error) {
     const loom_dtype dtype = dtype_of(tensor);
@@ -252,13 +255,13 @@ static bool ends_with(const char *text, const char *end) {
     return length >= end_length && strcmp(text + length - end_length, end) == 0;
 }
 
-/* Tensors of GPT-2 files that hold nothing of their own: the output layer is the token embedding, which is checked; the
- * others are the causal mask and its value. */
+/* Whether a tensor of a GPT-2 file holds no weights of its own: the output layer, which must equal the token embedding
+ * (check_head), or the causal mask and its value. */
 static bool carries_nothing(const char *name) {
     return strcmp(name, HEAD) == 0 || ends_with(name, ".attn.bias") || ends_with(name, ".attn.masked_bias");
 }
 
-/* By transformers' name, or by that of the files on the hub, which lack the prefix. */
+/* Finds a weight by transformers' name, or by that of the files on the hub, which lack the prefix. */
 static const loom_safetensor *find_weight(const loom_safetensors *file, const char *name) {
     const loom_safetensor *tensor = loom_safetensors_find(file, name);
     const size_t prefix = strlen(PREFIX);
@@ -285,7 +288,7 @@ static bool check_shape(const char *path, const loom_safetensor *found, const lo
                      shape_text(found, found_text), shape_text(expected, expected_text));
 }
 
-/* Runs save moments in fp32 or bf16; weights may come from elsewhere. */
+/* Runs save moments in fp32 or bf16. Weights of foreign files may have other dtypes. */
 static bool check_dtype(const char *path, const loom_safetensor *found, bool foreign, loom_error *error) {
     if (strcmp(found->dtype, "F32") == 0 || strcmp(found->dtype, "BF16") == 0 ||
         (foreign && strcmp(found->dtype, "F16") == 0))
@@ -325,7 +328,8 @@ static bool same_numbers(const float *a, const float *b, int64_t n) {
     return same;
 }
 
-/* An output layer in the file must be the token embedding: a model with another one would compute something else. */
+/* If the file has an output layer, it must equal the token embedding: with any other output layer the model would
+ * compute something else. */
 static bool check_head(const loom_safetensors *file, const loom_layout *layout, loom_error *error) {
     const loom_safetensor *head = loom_safetensors_find(file, HEAD),
                           *embedding = find_weight(file, layout->parameter[0].name);
@@ -371,13 +375,13 @@ void loom_tensor_source_close(loom_tensor_source *source) {
     *source = (loom_tensor_source){0};
 }
 
-/* Only to learn that a shape is the file's; whether the rest agrees is found when it is loaded. */
+/* Checks only that the file has a matrix of this shape. All other checks are made when the file is loaded. */
 static bool matrix_agrees(const loom_safetensors *file, const char *path, const loom_parameter *p, loom_error *error) {
     const loom_safetensor expected = {.rank = 2, .shape = {p->rows, p->columns}}, *found = find_weight(file, p->name);
     return found ? check_shape(path, found, &expected, error) : no_such_tensor(path, p->name, error);
 }
 
-/* Both embeddings, and the first matrix of the last layer. */
+/* Checks both embeddings and the first matrix of the last layer. */
 bool loom_weights_agree(const char *path, const loom_gpt_config *config, loom_error *error) {
     loom_safetensors file;
     loom_layout layout;
@@ -400,7 +404,8 @@ bool loom_weights_agree(const char *path, const loom_gpt_config *config, loom_er
 
 /* ---------------------------------------------------------------------------------------------------------- loading */
 
-/* In place, rounded to nearest: number i is written where numbers i / 2 and before were. */
+/* Converts in place, rounding to nearest: 16-bit number i is written over 32-bit number i / 2, which has been read
+ * already. */
 static void narrow(float *values, int64_t n, loom_dtype dtype) {
     for (int64_t i = 0; dtype != LOOM_F32 && i < n; i++) {
         const uint16_t bits = dtype == LOOM_BF16 ? float_to_bf16(values[i]) : float_to_fp16(values[i]);
@@ -408,7 +413,7 @@ static void narrow(float *values, int64_t n, loom_dtype dtype) {
     }
 }
 
-/* From staging memory to the device; when it returns the staging memory is free again. */
+/* Copies staging memory to the device. When it returns, the staging memory may be used again. */
 static bool put(loom_device *device, char *to, const void *staging, size_t bytes, loom_error *error) {
     device->copy(device, NULL, to, staging, bytes, LOOM_HOST_TO_DEVICE);
     return device->synchronize(device, NULL, error);
@@ -448,7 +453,7 @@ static bool load_zeros(loom_device *device, const piece *mine, loom_dtype dtype,
     return true;
 }
 
-/* A parameter, and the zeros behind it, as far as they lie in this rank's slice. */
+/* Loads a parameter and zeroes the gap after it, as far as they lie in this rank's slice. */
 static bool load_parameter(const loom_checkpoint_tensors *tensors, const struct loom_tensor_set *set, int i,
                            const loom_safetensors *file, const loom_safetensor *tensor, float *staging,
                            loom_error *error) {

@@ -17,7 +17,7 @@ static bool latin1_prints(int byte) {
     return (byte >= '!' && byte <= '~') || (byte >= 0xA1 && byte <= 0xAC) || byte >= 0xAE;
 }
 
-/* The UTF-8 of each byte's character; all lie below U+0800, where two bytes are enough. */
+/* The UTF-8 encoding of each byte's character. All characters lie below U+0800, so two bytes are enough. */
 static void byte_characters(char character[BYTES][3]) {
     int substitute = FIRST_SUBSTITUTE;
     for (int byte = 0; byte < BYTES; byte++) {
@@ -31,7 +31,7 @@ static void byte_characters(char character[BYTES][3]) {
 
 /* ---------------------------------------------------------------------------------------------------------- writing */
 
-/* The fields that describe the end-of-text token wherever one is listed. */
+/* The fields that describe the end-of-text token in every list that contains it. */
 static bool add_special_token(cJSON *token) {
     return cJSON_AddStringToObject(token, "content", END_OF_TEXT) &&
            cJSON_AddBoolToObject(token, "single_word", false) && cJSON_AddBoolToObject(token, "lstrip", false) &&
@@ -102,7 +102,8 @@ bool loom_tokenizer_write(loom_manifest *manifest, int64_t block_size, loom_erro
 
 /* ---------------------------------------------------------------------------------------------------------- reading */
 
-/* What transformers or a later version adds to the file does not matter: no merges, and each byte its own token. */
+/* Fields that transformers or a later version adds to the file are ignored. The model must have no merges, and each
+ * byte must be its own token. */
 static bool model_is_bytes(const cJSON *model) {
     char character[BYTES][3];
     byte_characters(character);

@@ -1,15 +1,15 @@
 #include "cpu/definition.h"
 #include "gptloom/random.h"
 
-/* Elements are taken in chunks, a multiple of the eight that share a random counter, so that what is not stored as reals
- * can be converted on the way. */
+/* Elements are processed in chunks, so that those that are not stored as reals can be converted on the way. A chunk's
+ * size is a multiple of the eight elements that share a random counter. */
 enum { CHUNK = 1024 };
 
 typedef struct factors {
     real beta1, beta2, epsilon, gradient;
-    real kept[2];         /* of the parameter: without weight decay, and after it */
-    real step;            /* the learning rate by the first moment's correction */
-    real root_correction; /* sqrt of the second's */
+    real kept[2];         /* the factor of the parameter: without weight decay, and with it */
+    real step;            /* the learning rate divided by the first moment's bias correction */
+    real root_correction; /* the square root of the second moment's bias correction */
 } factors;
 
 static void update(const factors *f, real keep, real *restrict p, real *restrict m, real *restrict v,
@@ -23,7 +23,8 @@ static void update(const factors *f, real keep, real *restrict p, real *restrict
     }
 }
 
-/* Whether weight decay applies to element i; and the first behind it of which the opposite holds, `end` at most. */
+/* Whether weight decay applies to element i. *until is the first later element for which the answer differs, at most
+ * `end`. */
 static bool is_decayed(const loom_ranges *decayed, int64_t i, int64_t end, int64_t *until) {
     *until = end;
     for (int k = 0; k < decayed->n; k++) {
@@ -37,7 +38,7 @@ static bool is_decayed(const loom_ranges *decayed, int64_t i, int64_t end, int64
     return false;
 }
 
-/* What is not finite is not rounded: random bits would make infinity a NaN. */
+/* Values that are not finite are not rounded: random bits would turn infinity into NaN. */
 static inline uint16_t round_stochastically(float value, uint32_t random) {
     uint32_t wide;
     memcpy(&wide, &value, sizeof wide);
@@ -66,8 +67,8 @@ static void *element(const loom_view *view, int64_t i) {
     return (char *)view->data + (size_t)i * loom_dtype_size(view->dtype);
 }
 
-/* A chunk of what is updated: where it is if it is stored as reals, else converted into `scratch`; updated() then stores
- * it, rounded. */
+/* Returns a chunk of a tensor to update: the tensor's own memory if it is stored as reals, otherwise a converted copy
+ * in `scratch`. updated() then rounds the copy and stores it. */
 static real *to_update(const loom_view *view, int64_t first, int64_t n, real *scratch) {
     if (stored_as_real(view)) return element(view, first);
     load_reals(scratch, element(view, first), view->dtype, n);

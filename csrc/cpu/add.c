@@ -3,15 +3,15 @@
 /* Elements in a chunk of work. */
 enum { CHUNK = 4096 };
 
-/* Where the sum is one of the terms, an element is read before it is written; nothing else overlaps. */
+/* The output may be one of the inputs: each element is read before it is written. No other overlap is allowed. */
 static void add_reals(real *out, const real *a, const real *b, int64_t n) {
 #pragma omp simd
     for (int64_t i = 0; i < n; i++) out[i] = a[i] + b[i];
 }
 
-/* The two formats of 16 bits: converted, added and rounded in one loop, so that arithmetic goes on while memory is
- * waited for. The sum in float, rounded, is the exact sum rounded once, as float has 24 bits: twice those of fp16 and
- * two more   (Figueroa, "When is double rounding innocuous?", 1995). */
+/* The two 16-bit formats are converted, added and rounded in one loop, so that arithmetic overlaps with waiting for
+ * memory. The float sum, rounded to 16 bits, equals the exact sum rounded once, because float has 24 bits: at least
+ * twice those of fp16 (or bf16) and two more   (Figueroa, "When is double rounding innocuous?", 1995). */
 static void add_bf16(uint16_t *out, const uint16_t *a, const uint16_t *b, int64_t n) {
 #pragma omp simd
     for (int64_t i = 0; i < n; i++) out[i] = float_to_bf16(bf16_to_float(a[i]) + bf16_to_float(b[i]));

@@ -2,15 +2,15 @@
 #include "cpu/sums.h"
 #include "cpu/tile.h"
 
-/* Probabilities and their gradients are reals here. Devices that multiply what is stored in 16 bits round both to storage
- * before they meet v, dout, k or q: the bounds in csrc/cases/attention.c allow for that.
+/* Probabilities and their gradients are reals here. Devices that multiply 16-bit values round both to the storage type
+ * before they multiply them by v, dout, k or q; the bounds in csrc/cases/attention.c allow for that.
  *
- * Queries and keys are taken in tiles of TILE; a tile of scores is all that ever exists of the (Tq,Tk) matrix. Tiles are
- * copied as reals with D padded to whole vectors by zeros. Forward takes a tile of keys to QUERY_TILES tiles of queries,
- * and backward a tile of queries to KEY_TILES tiles of keys, before it loads the next.
+ * Queries and keys are processed in tiles of TILE rows; of the (Tq,Tk) matrix of scores only one tile exists at a time.
+ * Tiles are copied as reals, with D padded by zeros to whole vectors. Forward uses a tile of keys for QUERY_TILES tiles
+ * of queries before it loads the next; backward uses a tile of queries for KEY_TILES tiles of keys.
  *
- * Rows are taken GROUP at a time, so that on the diagonal less is computed of what no query sees. What is left out are
- * products with zeros. */
+ * Rows are processed GROUP at a time, so that on the diagonal fewer masked scores are computed. Only products with
+ * zeros are left out. */
 enum { TILE = 64, GROUP = 16, QUERY_TILES = 4, KEY_TILES = 2 };
 _Static_assert(TILE % GROUP == 0 && GROUP % TILE_ROWS == 0 && GROUP % TILE_LANES == 0, "groups are whole strips");
 
@@ -18,7 +18,7 @@ static int64_t smaller(int64_t a, int64_t b) {
     return a < b ? a : b;
 }
 
-/* Where head h of position t of a (B,T,H,D) view lies. */
+/* The address of head h at position t of a (B,T,H,D) view. */
 static void *head_address(const loom_view *v, int64_t b, int64_t t, int64_t h) {
     const int64_t element = b * v->stride[0] + t * v->stride[1] + h * v->stride[2];
     return (char *)v->data + (size_t)element * stored_size(v->dtype);
@@ -29,7 +29,8 @@ static const real *read_head(const loom_view *v, int64_t b, int64_t t, int64_t h
     return reals_at(head_address(v, b, t, h), v->dtype, v->shape[3], scratch);
 }
 
-/* Rows first .. first + rows - 1 of head h of a (B,T,H,D) view, times `scale`; zeros up to padded_rows and padded_D. */
+/* Loads rows first .. first + rows - 1 of head h of a (B,T,H,D) view, multiplied by `scale`, and pads with zeros up to
+ * padded_rows and padded_D. */
 static void load_tile(real *tile, const loom_view *v, int64_t b, int64_t h, int64_t first, int64_t rows,
                       int64_t padded_rows, int64_t padded_D, real scale) {
     const int64_t D = v->shape[3];
@@ -49,7 +50,7 @@ static void store_tile(const loom_view *v, int64_t b, int64_t h, int64_t first, 
         store_reals(head_address(v, b, first + r, h), v->dtype, tile + r * padded_D, v->shape[3]);
 }
 
-/* Likewise transposed, (D, TILE). Rows that are not stored as reals go through `staging` (TILE, padded_D). */
+/* The same, transposed to (D, TILE). Rows that are not stored as reals are converted in `staging` (TILE, padded_D). */
 static void load_transposed(real *tile, real *staging, const loom_view *v, int64_t b, int64_t h, int64_t first,
                             int64_t rows, int64_t padded_D) {
     const int64_t D = v->shape[3];
@@ -66,7 +67,7 @@ static void load_transposed(real *tile, real *staging, const loom_view *v, int64
     }
 }
 
-/* How many of the TILE keys from `key` on the query at `position` sees. */
+/* The number of keys, among the `keys` keys from `key` on, that the query at `position` may attend to. */
 static int64_t visible(int64_t position, int64_t key, int64_t keys) {
     const int64_t n = smaller(position - key + 1, keys);
     return n < 0 ? 0 : n;
@@ -74,10 +75,10 @@ static int64_t visible(int64_t position, int64_t key, int64_t keys) {
 
 /* --------------------------------------------------------------------------------------------------------- forward */
 
-/* A thread's tiles. */
+/* The tiles of one thread. */
 typedef struct forward_tiles {
     real *q, *out;                    /* (QUERY_TILES * TILE, padded_D) */
-    real *v, *staging, *k_transposed; /* (TILE, padded_D), and (D, TILE) */
+    real *v, *staging, *k_transposed; /* (TILE, padded_D); k_transposed is (D, TILE) */
     real *score;                      /* (TILE, TILE) */
     real *maximum, *sum;              /* (QUERY_TILES * TILE) */
 } forward_tiles;
@@ -90,9 +91,9 @@ size_t LOOM_DEFINITION(attention_forward_scratch)(const loom_device *device, con
     return thread_scratch_bytes(device, forward_reals(a->q.shape[3]));
 }
 
-/* Rows of scores of which row i sees the first visible(position + i, ...) keys: they become exp(score - max), zero up to
- * the `last` key that any of them sees, the running maximum and sum move, and what `out` has so far is scaled to the new
- * maximum. */
+/* Turns rows of scores into exp(score - max). Row i attends to its first visible(position + i, ...) keys; after these,
+ * the row is zero up to the `last` key that any of the rows attends to. The running maximum and sum are updated, and
+ * `out` is rescaled to the new maximum. */
 static void online_softmax(real *score, real *out, int64_t rows, int64_t position, int64_t key, int64_t keys,
                            int64_t last, int64_t padded_D, real *maximum, real *sum) {
     for (int64_t i = 0; i < rows; i++, score += TILE, out += padded_D) {
@@ -110,7 +111,7 @@ static void online_softmax(real *score, real *out, int64_t rows, int64_t positio
     }
 }
 
-/* A tile of queries, whose first row is `first` of the block's, meets the tile of keys that is loaded. */
+/* Processes a tile of queries, whose first row is row `first` of the block, against the loaded tile of keys. */
 static void forward_tile(const forward_tiles *t, int64_t first, int64_t rows, int64_t position, int64_t key,
                          int64_t keys, int64_t D, int64_t padded_D) {
     for (int64_t g = 0; g < rows; g += GROUP) {
@@ -126,7 +127,7 @@ static void forward_tile(const forward_tiles *t, int64_t first, int64_t rows, in
     }
 }
 
-/* QUERY_TILES tiles of queries, or what there is left of them, from `query` on. */
+/* Processes QUERY_TILES tiles of queries (or those that are left) from `query` on. */
 static void forward_block(const struct loom_attention_forward *a, const forward_tiles *t, int64_t b, int64_t h,
                           int64_t query) {
     const int64_t Tq = a->q.shape[1], H = a->q.shape[2], D = a->q.shape[3], Hkv = a->k.shape[2];
@@ -160,7 +161,8 @@ void LOOM_DEFINITION(attention_forward)(loom_context *ctx, const struct loom_att
         real *q = thread_scratch(ctx, forward_reals(D)), *out = q + QUERY_TILES * part;
         real *v = out + QUERY_TILES * part, *score = v + 3 * part, *maximum = score + TILE * TILE;
         const forward_tiles t = {q, out, v, v + part, v + 2 * part, score, maximum, maximum + QUERY_TILES * TILE};
-        /* Later blocks of queries see more keys: dynamic keeps threads busy, and no value depends on who computes it. */
+        /* Later blocks of queries attend to more keys: a dynamic schedule balances the threads. No value depends on the
+         * thread that computes it. */
 #pragma omp for schedule(dynamic)
         for (int64_t i = 0; i < B * H * blocks; i++)
             forward_block(a, &t, i / H / blocks, i / blocks % H, i % blocks * QUERY_TILES * TILE);
@@ -169,14 +171,14 @@ void LOOM_DEFINITION(attention_forward)(loom_context *ctx, const struct loom_att
 
 /* --------------------------------------------------------------------------------------------------------- backward
  * With P = exp(S - lse) and delta_i = sum_d dout_id out_id:  dV = P^T dO,  dP = dO V^T,  dS = P (dP - delta),
- * dQ = scale dS K,  dK = scale dS^T Q   (FlashAttention-2, algorithm 2). One thread owns a key head: nothing is added to
- * by two threads. */
+ * dQ = scale dS K,  dK = scale dS^T Q   (FlashAttention-2, algorithm 2). One thread owns a key head, so that no
+ * two threads add to the same element. */
 
 typedef struct backward_tiles {
     real *k, *k_transposed, *v_transposed, *dk, *dv; /* KEY_TILES of (TILE, padded_D) each, or transposed */
     real *q, *dout;                                  /* (TILE, padded_D) */
     real *p, *ds;                                    /* (TILE, TILE) */
-    real *dq;                                        /* (Tq padded, padded_D): of the heads that share the keys */
+    real *dq;                                        /* (Tq padded, padded_D), per query head of the key head */
     real *delta;                                     /* (Tq padded) */
 } backward_tiles;
 
@@ -190,7 +192,7 @@ size_t LOOM_DEFINITION(attention_backward_scratch)(const loom_device *device, co
     return thread_scratch_bytes(device, backward_reals(a));
 }
 
-/* delta of one head's rows, and dq cleared. */
+/* Computes delta for the rows of one head and zeroes dq. */
 static void start_head(const struct loom_attention_backward *a, const backward_tiles *t, real *dq, real *delta,
                        int64_t b, int64_t h, int64_t padded_D) {
     const int64_t Tq = a->q.shape[1];
@@ -204,8 +206,8 @@ static void start_head(const struct loom_attention_backward *a, const backward_t
     }
 }
 
-/* Row i of scores and of dP becomes P = exp(S - lse) and dS = P (dP - delta), both zero from the first key on that it does
- * not see, up to `zeros`; those behind the last of `rows` are zero altogether. */
+/* Row i of the scores S and of dP becomes P = exp(S - lse) and dS = P (dP - delta). From the first masked key on, up to
+ * `zeros`, both are zero. Padding rows, from `rows` on, are entirely zero. */
 static void probabilities(real *p, real *ds, const real *lse, const real *delta, int64_t rows, int64_t padded_rows,
                           int64_t position, int64_t key, int64_t keys, int64_t zeros) {
     for (int64_t i = 0; i < padded_rows; i++, p += TILE, ds += TILE) {
@@ -220,7 +222,7 @@ static void probabilities(real *p, real *ds, const real *lse, const real *delta,
     }
 }
 
-/* The tile of queries that is loaded meets the k-th tile of keys. */
+/* Processes the loaded tile of queries against the k-th tile of keys. */
 static void backward_tile(const struct loom_attention_backward *a, const backward_tiles *t, real *dq, const real *delta,
                           const real *lse, int64_t rows, int64_t position, int64_t k, int64_t key, int64_t keys,
                           int64_t padded_D) {
@@ -237,7 +239,7 @@ static void backward_tile(const struct loom_attention_backward *a, const backwar
         probabilities(p, ds, lse + g, delta + g, count, padded, position + g, key, keys, round_up(last, GROUP));
         tile_multiply(dq + g * padded_D, padded_D, ds, TILE, false, t->k + at, padded_D, padded, padded_D, last, false);
     }
-    /* q carries the scale already, so dk needs no other; dq takes it when it is stored. */
+    /* q is already scaled, so dk needs no further scaling; dq is scaled when it is stored. */
     for (int64_t g = 0; g < keys; g += GROUP) {
         const int64_t from = key + g > position ? key + g - position
                                                 : 0; /* the first query that sees the first of these */
@@ -250,7 +252,7 @@ static void backward_tile(const struct loom_attention_backward *a, const backwar
     }
 }
 
-/* KEY_TILES tiles of keys, or what there is left of them, from `key` on. */
+/* Processes KEY_TILES tiles of keys (or those that are left) from `key` on. */
 static void backward_keys(const struct loom_attention_backward *a, const backward_tiles *t, int64_t b, int64_t hkv,
                           int64_t key) {
     const int64_t Tq = a->q.shape[1], group = a->q.shape[2] / a->k.shape[2], Tk = a->k.shape[1];

@@ -1,7 +1,8 @@
 #include "cpu/definition.h"
 #include "cpu/sums.h"
 
-/* A block is summed in chunks of 2048: rounding grows with the chunk and the number of chunks, not their product. */
+/* A block is summed in chunks of 2048 elements: the rounding error grows with the sum of the chunk's size and the
+ * number of chunks, not with their product. */
 enum { CHUNK = 2048 };
 
 static real sum_range(const loom_view *x, int64_t first, int64_t n, bool square) {

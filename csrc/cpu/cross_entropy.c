@@ -9,8 +9,8 @@ size_t LOOM_DEFINITION(cross_entropy_scratch)(const loom_device *device, const s
     return thread_scratch_bytes(device, scratch_of(a));
 }
 
-/* Three sweeps over a row while it is in cache: its maximum; exp and their sum; the scaling into the gradient. Rows
- * without a target still get their zeros. */
+/* There are three passes over a row while it is in cache: the maximum; the exponentials and their sum; the scaling to
+ * the gradient. For rows without a target the gradient is set to zero. */
 void LOOM_DEFINITION(cross_entropy)(loom_context *ctx, const struct loom_cross_entropy *a) {
     const int64_t N = loom_view_row_count(&a->logits), padded = a->logits.shape[3], V = a->vocab_size;
     const bool gradient = loom_view_given(&a->dlogits);
@@ -30,7 +30,7 @@ void LOOM_DEFINITION(cross_entropy)(loom_context *ctx, const struct loom_cross_e
             const real *x = row_read(&a->logits, n, scratch);
             real *e = gradient ? row_write(&a->dlogits, n, scratch + padded) : scratch + padded;
             const real largest = row_max(x, V, x[0]);
-            const real at_target = x[target] - largest; /* before e may overwrite x */
+            const real at_target = x[target] - largest; /* read before e may overwrite x */
             const real sum = row_exp(e, x, largest, 1, V);
             *loss = (real)loom_log((double)sum) - at_target;
             if (!gradient) continue;

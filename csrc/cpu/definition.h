@@ -1,4 +1,4 @@
-/* The ops of the table that is being compiled, and the bytes of scratch that each says it needs. */
+/* The ops of the table that is being compiled, and the bytes of scratch that each of them needs. */
 #ifndef LOOM_CPU_DEFINITION_H
 #define LOOM_CPU_DEFINITION_H
 
@@ -17,12 +17,12 @@ LOOM_OP_LIST(DECLARE)
         return 0;                                                                                                      \
     }
 
-/* The whole table, and the rate of its multiply-adds (tables.h). */
+/* The whole table of ops, and the rate of its multiply-adds (tables.h). */
 const loom_ops *LOOM_DEFINITION(ops)(void);
 double LOOM_DEFINITION(peak)(int threads, double seconds);
 void LOOM_DEFINITION(install_products)(loom_ops *ops);
 
-/* Its three questions, which the tuned table asks for all that it does not answer itself. */
+/* The table's queries. The tuned table forwards to them what it does not answer itself. */
 bool LOOM_DEFINITION(supports)(const loom_device *device, loom_op op, const void *arguments, const char **why);
 size_t LOOM_DEFINITION(workspace)(const loom_device *device, loom_op op, const void *arguments);
 

@@ -21,20 +21,20 @@
 #    define ASAN_UNPOISON_MEMORY_REGION(address, size) ((void)(address), (void)(size))
 #endif
 
-/* The device and its table, which is a copy with the tuned ops put in. */
+/* The device and its own copy of the table of ops, in which the tuned ops are installed. */
 typedef struct cpu {
     loom_device device;
     const loom_cpu_table *table;
     loom_ops ops;
-    int processors; /* where its threads may run */
-    int ranks;      /* that share the machine's memory */
+    int processors; /* the number of processors that its threads may run on */
+    int ranks;      /* the number of ranks that share the machine's memory */
     bool pinned;
-    double timer; /* when it was started */
+    double timer; /* the time when it was started */
 } cpu;
 
 /* --------------------------------------------------------------------------------------------------------------- memory */
 
-/* Fresh pages are touched once, by all threads: later phases never wait for the kernel to clear one. */
+/* All threads touch the fresh pages once, so that later phases never wait for the kernel to clear a page. */
 static bool allocate(loom_device *device, void **memory, size_t bytes, loom_error *error) {
     const size_t available = loom_memory_available();
     *memory = NULL;
@@ -60,7 +60,7 @@ static void release(loom_device *device, void *memory, size_t bytes) {
     munmap(memory, bytes ? bytes : 1);
 }
 
-/* Any memory will do where there is nothing to copy to. */
+/* Ordinary memory is enough, because there is no other device to copy to. */
 static bool allocate_host(loom_device *device, void **memory, size_t bytes, loom_error *error) {
     (void)device;
     *memory = malloc(bytes ? bytes : 1);
@@ -129,7 +129,7 @@ static bool event_synchronize(loom_device *device, loom_event *event, loom_error
     return true;
 }
 
-/* Nothing is ever waited for. */
+/* All work is done when its call returns, so there is nothing to wait for. */
 static bool event_elapsed(loom_device *device, loom_event *first, loom_event *second, double *seconds,
                           loom_error *error) {
     (void)device, (void)first, (void)second, (void)error;
@@ -159,8 +159,8 @@ static bool tuning_set(loom_device *device, const char *text, loom_error *error)
     return true;
 }
 
-/* Products that are widened run at the rate of fp32. Threads that take turns on a processor would each find the rate of all
- * of it. */
+/* Matrix products of types that are converted to fp32 run at the rate of fp32. At most one thread per processor is
+ * measured: threads that take turns on a processor would each measure its full rate. */
 static bool peak(loom_device *device, loom_dtype dtype, double seconds, double *rate, loom_error *error) {
     const cpu *c = (const cpu *)device;
     const int at_once = device->threads < c->processors ? device->threads : c->processors;
@@ -183,8 +183,8 @@ int loom_cpu_threads(const loom_device_options *options) {
                                 : loom_processors_of(options->local_rank, options->local_size).threads;
 }
 
-/* "2 threads, AVX-512, matrix products by oneDNN 3.7.1, of bf16 by AMX". More threads than processors wait for each
- * other at every barrier. */
+/* Writes, for example, "2 threads, AVX-512, matrix products by oneDNN 3.7.1, of bf16 by AMX". If there are more threads
+ * than processors the description says that this is slow: they wait for each other at every barrier. */
 static void describe(loom_device *device, const char *products, const char *bf16) {
     const int processors = ((const cpu *)device)->processors;
     char how[64] = "", crowded[64] = "";
@@ -244,7 +244,7 @@ bool loom_cpu_open(loom_device **out, loom_cpu_kind kind, const loom_device_opti
     cpu *c = calloc(1, sizeof *c);
     if (!c) return loom_fail(error, "no memory for a device");
     c->table = table;
-    const char *bf16 = NULL; /* what multiplies it, if it is not widened */
+    const char *bf16 = NULL; /* what multiplies bf16 natively, if anything does */
     char products[128] = "the definition";
     loom_device *device = &c->device;
     c->processors = CPU_COUNT(&processors.set);

@@ -8,7 +8,8 @@ typedef enum loom_cpu_kind { LOOM_CPU_TUNED, LOOM_CPU_DEFINITION, LOOM_CPU_ORACL
 
 bool loom_cpu_open(loom_device **device, loom_cpu_kind kind, const loom_device_options *options, loom_error *error);
 
-/* As many threads as are asked for, or as the rank has processors. NULL options are none. */
+/* The number of threads asked for or, by default, the number of the rank's processors. NULL options stand for the
+ * defaults. */
 int loom_cpu_threads(const loom_device_options *options);
 
 #endif

@@ -46,8 +46,8 @@ static token_places list_places(const loom_context *ctx, const struct loom_embed
     return p;
 }
 
-/* Channels are split into fixed columns; within one, an element's rows are added in order of n, as reals, and what they
- * come to is rounded once. So no two threads meet and the order of additions never changes. */
+/* Channels are split into fixed columns. Within a column, the rows of an element are added in order of n, as reals, and
+ * the result is rounded once. So no two threads write the same element, and the order of additions never changes. */
 enum { COLUMN = 64 };
 
 typedef struct column {
@@ -86,7 +86,7 @@ static void add_tokens(const struct loom_embedding_backward *a, const token_plac
         if (places->first[v] < 0) end_sum(c, table, v);
     for (int64_t first = 0; first < N; first++) {
         const int64_t v = tokens[first];
-        if (places->first[v] != first) continue; /* it was added with an earlier one */
+        if (places->first[v] != first) continue; /* this token was added together with an earlier one */
         begin_sum(c, table, v, a->accumulate_tokens);
         for (int64_t n = first; n >= 0; n = places->next[n]) add_row(c, &a->dout, n);
         end_sum(c, table, v);

@@ -1,5 +1,5 @@
-/* What follows a matrix product, shared by the definition and by the tuned product so that both give the same values:
- * bias and activation of a part of a row, and the bias gradient. */
+/* The operations after a matrix product: bias and activation of a part of a row, and the bias gradient. The definition
+ * and the tuned product share them, so that both give the same values. */
 #ifndef LOOM_CPU_EPILOGUE_H
 #define LOOM_CPU_EPILOGUE_H
 
@@ -18,7 +18,8 @@ case LOOM_ACTIVATION_##NAME: name##_row(out, x, n); break;
     }
 }
 
-/* Adds columns first .. first + width - 1 of a stored row, a few at a time where they must be converted. */
+/* Adds columns first .. first + width - 1 of a stored row to `sums`; values that must be converted are converted in
+ * small pieces. */
 static inline void add_stored(const loom_view *view, int64_t row, int64_t first, int64_t width, real *sums) {
     enum { PIECE = 64 };
     real converted[PIECE];
@@ -48,14 +49,14 @@ static inline void store_row(const struct loom_matmul_forward *a, int64_t row, i
     if (out != sums) store_reals(out, a->out.dtype, sums, width);
 }
 
-/* Likewise of sums without their bias. */
+/* The same for sums that do not include the bias yet. */
 static inline void finish_row(const struct loom_matmul_forward *a, int64_t row, int64_t first, int64_t width,
                               real *sums) {
     if (loom_view_given(&a->bias)) add_stored(&a->bias, 0, first, width, sums);
     store_row(a, row, first, width, sums);
 }
 
-/* Likewise of the gradients of the input and of the weight, stored or added to what is there. */
+/* Stores such a part of a row of the input's or the weight's gradient, or adds it to the stored one. */
 static inline void finish_input_row(const struct loom_matmul_backward_input *a, int64_t row, int64_t first,
                                     int64_t width, real *sums) {
     if (a->accumulate) add_stored(&a->dx, row, first, width, sums);
@@ -68,7 +69,7 @@ static inline void finish_weight_row(const struct loom_matmul_backward_weight *a
     store_reals(element_address(&a->dweight, row, first), a->dweight.dtype, sums, width);
 }
 
-/* dbias = sum of dout's rows, in fixed columns, rows in order. */
+/* dbias = the sum of dout's rows, which are added in order within fixed columns. */
 static inline void bias_gradient(const loom_context *ctx, const loom_view *dbias, const loom_view *dout,
                                  bool accumulate) {
     enum { COLUMN = 64 };

@@ -27,7 +27,7 @@ void LOOM_DEFINITION(gelu_forward)(loom_context *ctx, const struct loom_gelu_for
     }
 }
 
-/* With s the gate and u its argument's half: d/dx x s(2u) = s + x s (1 - s) 2u'. */
+/* With s the gate, a logistic function of 2u(x): d/dx (x s(2u)) = s + x s (1 - s) 2u'. */
 void LOOM_DEFINITION(gelu_backward)(loom_context *ctx, const struct loom_gelu_backward *a) {
     const int64_t N = loom_view_row_count(&a->x), C = a->x.shape[3];
 #pragma omp parallel num_threads(ctx->device->threads)

@@ -4,7 +4,7 @@
 
 #include "cpu/real.h"
 
-/* 0.5 (1 + tanh u) is the logistic function of 2u, which has no cancellation near u = 0 or below it. */
+/* 0.5 (1 + tanh u) equals the logistic function of 2u, which has no cancellation for u near 0 or below. */
 static inline real gelu_gate(real x) {
     const real twice_sqrt_2_over_pi = (real)1.5957691216057308;
     return 1 / (1 + real_exp(-twice_sqrt_2_over_pi * (x + (real)0.044715 * x * x * x)));

@@ -1,7 +1,7 @@
 #include "cpu/definition.h"
 #include "cpu/sums.h"
 
-/* Rows in reals, where storage differs: weight, bias, x (or sum), delta, out. */
+/* The scratch of a thread: rows in reals if the storage type differs: weight, bias, x (or sum), delta, out. */
 static int64_t forward_scratch(const struct loom_layernorm_forward *a) {
     return stored_as_real(&a->x) ? 0 : 5 * a->x.shape[3];
 }
@@ -26,7 +26,7 @@ void LOOM_DEFINITION(layernorm_forward)(loom_context *ctx, const struct loom_lay
 #pragma omp simd
                 for (int64_t c = 0; c < C; c++) sum[c] = x[c] + delta[c];
                 row_written(&a->sum, n, sum);
-                x = row_read(&a->sum, n, scratch + 2 * C); /* as it was rounded */
+                x = row_read(&a->sum, n, scratch + 2 * C); /* the sum as it was rounded for storage */
             }
             const real mean = row_sum(x, C) / (real)C, variance = row_square_sum(x, mean, C) / (real)C;
             const real rstd = 1 / real_sqrt(variance + (real)a->epsilon);
@@ -76,7 +76,8 @@ static void input_gradient(loom_context *ctx, const struct loom_layernorm_backwa
     }
 }
 
-/* Channels are split into fixed columns and each adds its rows in order: the same bits for any number of threads. */
+/* Channels are split into fixed columns, and within each the rows are added in order, so that the bits do not depend on
+ * the number of threads. */
 enum { COLUMN = 64 };
 
 static void parameter_gradient(const struct loom_layernorm_backward *a, int64_t first, int64_t width) {

@@ -24,25 +24,27 @@ enum { DEPTH = 256, CHUNK = 96, MOST_ROWS = 480, MOST_COLUMNS = 256 };
 _Static_assert(MOST_COLUMNS % PANEL == 0 && CHUNK % STRIP_ROWS == 0 && CHUNK <= MOST_COLUMNS,
                "blocks are whole panels and strips, and lines of both fit");
 
-/* There are two blocks for each thread, so that none waits long for another, and eight where columns of B are kept from
- * block to block, unless they would become smaller than this: copies would take as long as the arithmetic. */
+/* There are two blocks per thread, so that no thread waits long for another. There are eight if columns of B are kept
+ * from block to block. Blocks do not become smaller than this, because then copies would take as long as the
+ * arithmetic. */
 enum { FEWEST_ROWS = 32, FEWEST_COLUMNS = 64 };
 
-/* A thread's scratch: a part of B, a chunk of A, and the sums of a chunk. */
+/* The scratch of a thread: a part of B, a chunk of A, and the sums of a chunk. */
 enum { B_REALS = DEPTH * MOST_COLUMNS, A_REALS = CHUNK * DEPTH, C_REALS = CHUNK * MOST_COLUMNS };
 enum { THREAD_REALS = B_REALS + A_REALS + C_REALS };
 
-/* All threads' copy of A: at most so many reals, in pieces of SHARED_ROWS rows. K is cut into no parts that are less than
- * FEWEST_DEEP. */
+/* The copy of A that all threads share has at most SHARED_REALS reals, in pieces of SHARED_ROWS rows. K is not cut into
+ * parts of less than FEWEST_DEEP. */
 enum { SHARED_REALS = 1 << 20, SHARED_ROWS = 4 * STRIP_ROWS, FEWEST_DEEP = 128 };
 
-/* One side of a product. `outer` counts what the output has too: rows of the left side, columns of the right one. */
+/* One operand of a product. `outer` is the dimension that it shares with the output: rows of the left operand, columns
+ * of the right one. */
 typedef struct operand {
     const loom_view *view;
-    bool outer_first; /* stored as (outer, inner), else as (inner, outer) */
+    bool outer_first; /* stored as (outer, inner); otherwise as (inner, outer) */
 } operand;
 
-/* C (M,N) = bias (N), if there is one, + A (M,K) B (K,N). Sums are kept where `out` says, if it is given. `finish`, if not
+/* C (M,N) = A (M,K) B (K,N), plus the bias (N) if there is one. Sums are kept in `out` if it is given. `finish`, if not
  * NULL, is called with the finished sums of a row of a block. */
 typedef struct product {
     operand a, b;
@@ -66,8 +68,8 @@ static const void *stored_at(const operand *o, int64_t outer, int64_t inner) {
     return o->outer_first ? element_address(o->view, outer, inner) : element_address(o->view, inner, outer);
 }
 
-/* Copies `outers` by `inners` of an operand that is stored as (inner, outer) into strips that have `wide` of the outer
- * dimension: (outers / wide, inners, wide). The last strip is filled up with zeros. */
+/* Copies `outers` by `inners` elements of an operand that is stored as (inner, outer) into strips that are `wide` in
+ * the outer dimension: (outers / wide, inners, wide). The last strip is padded with zeros. */
 static inline __attribute__((always_inline)) void copy_strips(real *to, const operand *o, int64_t outer, int64_t inner,
                                                               int64_t outers, int64_t inners, int wide) {
     real converted[MOST_COLUMNS];
@@ -87,7 +89,7 @@ static inline __attribute__((always_inline)) void copy_strips(real *to, const op
     }
 }
 
-/* Likewise into panels, of an operand that is stored as (outer, inner). */
+/* Likewise copies an operand that is stored as (outer, inner) into panels. */
 static void transpose_into_panels(real *to, const operand *o, int64_t outer, int64_t inner, int64_t outers,
                                   int64_t inners) {
     real converted[4][DEPTH];
@@ -106,7 +108,8 @@ static void transpose_into_panels(real *to, const operand *o, int64_t outer, int
     }
 }
 
-/* Copies rows of an operand that is stored as (outer, inner), DEPTH apart, and zeros up to whole strips of rows. */
+/* Copies rows of an operand that is stored as (outer, inner) to a stride of DEPTH, and pads with zero rows up to whole
+ * strips. */
 static void copy_rows(real *to, const operand *o, int64_t outer, int64_t inner, int64_t outers, int64_t inners) {
     for (int64_t r = 0; r < outers; r++)
         load_reals(to + r * DEPTH, stored_at(o, outer + r, inner), o->view->dtype, inners);
@@ -114,14 +117,15 @@ static void copy_rows(real *to, const operand *o, int64_t outer, int64_t inner, 
         memset(to + r * DEPTH, 0, (size_t)inners * sizeof *to);
 }
 
-/* Whether strips of A can be read where they lie. */
+/* Whether strips of A can be read directly from its storage. */
 static bool readable(const operand *a) {
     return a->outer_first && stored_as_real(a->view) && loom_rows_regular(a->view) && a->view->stride[2] > 0;
 }
 
 /* --------------------------------------------------------------------------------------------------------------- strips */
 
-/* C of a strip and a panel: of `a` as rows, `lda` apart, or with 0 as it is copied. */
+/* Computes C of a strip and a panel. `a` holds rows that are `lda` apart or, if `lda` is 0, a strip as copy_strips()
+ * makes it. */
 static void multiply_strip(real *c, int64_t ldc, addend start, const real *a, int64_t lda, const real *panel,
                            int64_t depth) {
     if (lda)
@@ -130,7 +134,7 @@ static void multiply_strip(real *c, int64_t ldc, addend start, const real *a, in
         tile_transposed_high(c, ldc, start, a, STRIP_ROWS, panel, PANEL, depth);
 }
 
-/* Likewise where C has fewer rows or columns. */
+/* The same where C has fewer rows or columns than a strip or a panel. */
 static void multiply_edge(real *c, int64_t ldc, int64_t rows, int64_t columns, addend start, const real *a, int64_t lda,
                           const real *panel, int64_t depth) {
     real sums[STRIP_ROWS * PANEL];
@@ -144,29 +148,29 @@ static void multiply_edge(real *c, int64_t ldc, int64_t rows, int64_t columns, a
 
 /* --------------------------------------------------------------------------------------------------------------- blocks */
 
-/* The part of the output that a thread computes at once. */
+/* The part of the output that a thread computes at a time. */
 typedef struct block {
     int64_t row, column, rows, columns;
 } block;
 
-/* How the output is cut; the last blocks may be smaller. */
+/* How the output is cut into blocks; the last blocks may be smaller. */
 typedef struct grid {
     int64_t rows, columns, down, across;
 } grid;
 
-/* n cut into near-equal parts of at most `most`, each a multiple of `multiple` but the last. */
+/* Returns the size of near-equal parts of n: at most `most`, and a multiple of `multiple` except for the last part. */
 static int64_t near_equal(int64_t n, int64_t most, int64_t multiple) {
     return smaller(n, round_up(ceiling_divide(n, ceiling_divide(n, most)), multiple));
 }
 
-/* A part of the inner dimension, which all blocks go through before any begins the next, and all threads' copy of A's
- * strips of it, (M / STRIP_ROWS, depth, STRIP_ROWS), or NULL. */
+/* A part of the inner dimension, which all blocks finish before any begins the next. `a` is the copy of A's strips that
+ * all threads share, (M / STRIP_ROWS, depth, STRIP_ROWS), or NULL. */
 typedef struct part {
     int64_t k, depth;
     real *a;
 } part;
 
-/* How deep parts are whose A is copied for all threads; 0 where it is not. */
+/* The depth of parts whose A is copied once for all threads; 0 if A is not copied so. */
 static int64_t shared_depth(const product *p) {
     if (p->M == 0 || p->K == 0) return 0;
     const int64_t most = SHARED_REALS / round_up(p->M, STRIP_ROWS);
@@ -178,7 +182,7 @@ static size_t shared_bytes(const product *p) {
     return (size_t)(round_up(p->M, STRIP_ROWS) * shared_depth(p)) * sizeof(real);
 }
 
-/* How many columns of B fit into scratch over the depth of a part. */
+/* The number of columns of B that fit into scratch over the depth of a part. */
 static int64_t columns_that_fit(int64_t depth) {
     return B_REALS / depth / PANEL * PANEL;
 }
@@ -192,7 +196,7 @@ static grid make_grid(const product *p, int64_t depth, int threads) {
         g.down = ceiling_divide(p->M, g.rows);
         g.across = ceiling_divide(p->N, g.columns);
         const int64_t blocks = g.down * g.across;
-        if (fit && g.rows > CHUNK / 2 && blocks < 8 * threads) { /* costs each thread one copy of B at most */
+        if (fit && g.rows > CHUNK / 2 && blocks < 8 * threads) { /* costs each thread at most one more copy of B */
             most_rows = round_up(ceiling_divide(g.rows, 2), STRIP_ROWS);
             continue;
         }
@@ -205,8 +209,8 @@ static grid make_grid(const product *p, int64_t depth, int threads) {
     }
 }
 
-/* A chunk's rows of A times the panels of B, both `depth` deep from k on. Sums begin with `first`,
- * a row as wide as the block. */
+/* Multiplies a chunk's rows of A by the panels of B, both `depth` deep from k on. At k = 0 sums begin with `first`, a
+ * row as wide as the block. */
 static void multiply_chunk(const product *p, const part *of, const block *chunk, int64_t k, int64_t depth, real *a,
                            const real *b, real *c, int64_t ldc, const real *first) {
     const int64_t read = readable(&p->a) ? chunk->rows / STRIP_ROWS * STRIP_ROWS : 0;
@@ -231,7 +235,7 @@ static void multiply_chunk(const product *p, const part *of, const block *chunk,
         }
 }
 
-/* With `copied` scratch has the block's columns of B already. */
+/* `copied` says that scratch already holds the block's columns of B. */
 static void multiply_block(const product *p, const part *of, const block *whole, real *scratch, bool copied) {
     const bool fit = columns_that_fit(of->depth) >= whole->columns;
     const int64_t end = of->k + of->depth;
@@ -255,7 +259,7 @@ static void multiply_block(const product *p, const part *of, const block *whole,
     }
 }
 
-/* All blocks of a part, by the threads of a parallel region. */
+/* Computes all blocks of a part, with the threads of the enclosing parallel region. */
 static void multiply_part(const product *p, const part *of, const grid *g, real *scratch) {
     int64_t column_before = -1;
     if (of->a) {
@@ -289,7 +293,7 @@ static void multiply(const loom_context *ctx, const product *p) {
 
 /* ------------------------------------------------------------------------------------------------------------------ ops */
 
-/* Where sums can be kept in the output, the output. */
+/* Returns the output if sums can be kept in it, otherwise NULL. */
 static const loom_view *in_place(const loom_view *out) {
     return stored_as_real(out) && loom_rows_regular(out) ? out : NULL;
 }

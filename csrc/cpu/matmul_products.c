@@ -2,12 +2,12 @@
 #include "cpu/epilogue.h"
 #include "cpu/matmul_tiles.h"
 
-/* The three matmul ops as products of the library. Where out is stored in fp32 the product is made in its place; else in
- * scratch, from where bias, activation and rounding follow as without a library. */
+/* The three matmul ops as products of the library. If out is stored in fp32 the product is computed into it directly.
+ * Otherwise it is computed into scratch; then bias, activation and rounding follow, as they do without a library. */
 
 /* ------------------------------------------------------------------------------------------------------------- products */
 
-/* Where a forward product's sums belong: before an activation. */
+/* The view that receives a forward product's sums: the value before the activation. */
 static const loom_view *sums_of(const struct loom_matmul_forward *a) {
     return a->activation == LOOM_ACTIVATION_NONE ? &a->out : &a->preactivation;
 }
@@ -61,12 +61,12 @@ static loom_gemm gemm_of_backward_weight(const struct loom_matmul_backward_weigh
                        .via_scratch = a->dweight.dtype != LOOM_F32};
 }
 
-/* The rows of a matrix as the library sees it: one stride. */
+/* Whether a matrix has a single row stride, as the library requires. */
 static bool one_stride(const loom_view *view) {
     return view->shape[0] == 1 && view->shape[1] == 1;
 }
 
-/* Whether the library computes this call; the product, if so. */
+/* Whether the library computes this call; if so, fills in the product. */
 static bool library_takes(const loom_device *device, loom_op op, const void *arguments, loom_gemm *w) {
     const struct loom_matmul_forward *f = arguments;
     const struct loom_matmul_backward_input *i = arguments;

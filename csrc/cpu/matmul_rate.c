@@ -6,14 +6,15 @@
 #include <stdlib.h>
 #include <string.h>
 
-/* How fast the library multiplies bf16: there is no other way to the instructions it does so with. Matrices of a size
- * that all of its blocks fill, and that a core's own cache holds. */
+/* Measures how fast the library multiplies bf16. Its own products are used, because the instructions are not accessible
+ * in another way. The matrices are large enough to fill all of the library's blocks, and small enough for a core's own
+ * cache. */
 enum { M = 256, N = 256, K = 1024 };
 
-/* A, B, C and the library's scratch of a thread, one after the other. */
+/* The memory of one thread: A, B, C and the library's scratch, one after the other. */
 enum { A_BYTES = M * K * 2, B_BYTES = K * N * 2, C_BYTES = M * N * (int)sizeof(float) };
 
-/* The best rate of one thread that runs the plan over and over for `seconds`. */
+/* The best rate of one thread that runs the plan repeatedly for `seconds`. */
 static double best_rate(const loom_product_plan *plan, int thread, char *memory, double seconds) {
     const double start = loom_seconds_now();
     double best = 0;
@@ -36,7 +37,7 @@ bool loom_tuned_matmul_bf16_rate(const loom_tuned_matmul *matmul, int threads, d
     const size_t bytes = (A_BYTES + B_BYTES + C_BYTES + loom_product_scratch(plan) + 255) / 256 * 256;
     char *memory = aligned_alloc(256, bytes * (size_t)runners);
     if (!memory) return loom_fail(error, "no memory to measure the rate of matrix products");
-    memset(memory, 0x3C, bytes * (size_t)runners); /* small numbers in both types */
+    memset(memory, 0x3C, bytes * (size_t)runners); /* this byte pattern gives small numbers in both types */
     double total = 0;
     const int before = omp_get_max_threads();
     if (!matmul->library_threaded) omp_set_num_threads(1); /* as in loom_tiles_run */

@@ -1,12 +1,13 @@
 #include "cpu/matmul_tiles.h"
 
-/* Each tile is one thread's, and its size and the order of its sums follow from the shape alone: so no bit depends on the
- * number of threads, whatever the library does inside. */
+/* Each tile is computed by one thread. Its size and the order of its sums depend on the shape only, so the bits do not
+ * depend on the number of threads, whatever the library does inside. */
 
 /* ----------------------------------------------------------------------------------------------------------------- grid */
 
-/* The largest tile: larger ones leave the cache. A product makes at least so many tiles that no thread waits long for
- * another, unless they would become smaller than the smallest, which spend their time on calls and copies. */
+/* MOST_ROWS and MOST_COLUMNS bound a tile: larger ones do not stay in the cache. A product is cut into enough tiles
+ * that no thread waits long for another, as long as they are not smaller than the smallest tile, which spends its time
+ * on calls and copies. */
 enum {
     MOST_ROWS = 128,
     MOST_COLUMNS = 384,
@@ -20,8 +21,8 @@ enum {
 enum { MOST_LIBRARY_THREADED = 2048 };
 
 typedef struct grid {
-    int64_t rows, columns; /* of a tile; the last ones may be smaller */
-    int64_t down, across;  /* tiles */
+    int64_t rows, columns; /* of a tile; the last tiles may be smaller */
+    int64_t down, across;  /* the number of tiles */
 } grid;
 
 static int64_t ceiling_divide(int64_t a, int64_t b) {
@@ -32,7 +33,7 @@ static int64_t smaller(int64_t a, int64_t b) {
     return a < b ? a : b;
 }
 
-/* n cut into near-equal parts of at most `most`, each a multiple of `multiple` but the last. */
+/* Returns the size of near-equal parts of n: at most `most`, and a multiple of `multiple` except for the last part. */
 static int64_t near_equal(int64_t n, int64_t most, int64_t multiple) {
     const int64_t part = ceiling_divide(n, ceiling_divide(n, most));
     return smaller(n, ceiling_divide(part, multiple) * multiple);
@@ -150,7 +151,7 @@ void LOOM_DEFINITION(tiles_run)(const loom_context *ctx, const loom_gemm *gemm, 
         for (int64_t tile = 0; tile < tiles; tile++) run_tile(&r, tile, 0, threads, ctx->workspace, finish, context);
         return;
     }
-    /* A region of one thread is none to OpenMP: the library would start threads of its own inside. */
+    /* OpenMP does not count a region of one thread as parallel, so the library would start its own threads inside. */
     const int before = omp_get_max_threads();
     omp_set_num_threads(1);
 #pragma omp parallel for schedule(dynamic) num_threads(threads)

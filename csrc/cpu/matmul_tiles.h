@@ -1,11 +1,12 @@
-/* A matrix product (GEMM) made of the library's: cut into output tiles on a grid that the shape alone decides. */
+/* A large matrix product (GEMM) made of the library's products: it is cut into output tiles on a grid that depends on the
+ * shape only. */
 #ifndef LOOM_CPU_MATMUL_TILES_H
 #define LOOM_CPU_MATMUL_TILES_H
 
 #include "cpu/matmul_library.h"
 #include "cpu/real.h"
 
-/* A product and where its matrices lie. */
+/* A product and the addresses of its matrices. */
 typedef struct loom_gemm {
     loom_product shape; /* with the dtype that A and B are stored in */
     const void *a, *b;

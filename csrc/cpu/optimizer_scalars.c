@@ -6,7 +6,7 @@ static double sum_in_order(const loom_view *view) {
     return sum;
 }
 
-/* Statistics over about the last 128 steps; judged once 32 were seen. */
+/* The statistics cover about the last 128 steps. Steps are judged once 32 were seen. */
 enum { SPIKE_WINDOW = 128, SPIKE_FIRST = 32 };
 
 static bool is_spike(double value, double mean, double mean_square, double z) {
@@ -19,8 +19,8 @@ static void observe(double *mean, double *mean_square, double value, double weig
     *mean_square += weight * (value * value - *mean_square);
 }
 
-/* A spike is judged against the steps before it, and then counts among them: a lasting change of level passes in time.
- * What is not finite is always skipped and never counted. */
+/* A spike is judged against the steps before it and is then included in the statistics, so that after a lasting change
+ * of level training goes on. Steps whose loss or norm is not finite are always skipped and never included. */
 static bool must_skip(loom_scalars_state *state, double loss, double norm, double z) {
     if (!isfinite(loss) || !isfinite(norm)) return true;
     const bool spike = z > 0 && state->observed >= SPIKE_FIRST &&

@@ -2,8 +2,8 @@
 
 #include "base/clock.h"
 
-/* Chains enough to hide the latency of a multiply-add (4 or 5 cycles, two of them begun in each) that fit into the registers
- * there are, with a factor and a summand. */
+/* There are enough chains to hide the latency of a multiply-add (4 or 5 cycles, with two begun in each cycle). They fit
+ * into the available registers together with a factor and a summand. */
 #if defined __AVX512F__
 enum { CHAINS = 16 };
 #elif defined __aarch64__
@@ -13,8 +13,8 @@ enum { CHAINS = 12 };
 #endif
 enum { ROUNDS = 20000 };
 
-/* Independent chains of multiply-adds that stay in registers. Factors that the compiler cannot know, and a result that is
- * used, keep them from being computed beforehand or not at all. */
+/* Independent chains of multiply-adds that stay in registers. The factors are unknown to the compiler and the result is
+ * used, so the compiler can neither precompute the chains nor remove them. */
 static real multiply_and_add(void) {
     static volatile real factor = (real)0.999, summand = (real)1e-3;
     vector chain[CHAINS], scale = {0}, shift = {0};

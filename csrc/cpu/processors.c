@@ -8,7 +8,7 @@
 
 /* ------------------------------------------------------------------------------------------------ what the system says */
 
-/* A file with a list such as "0-3,8,10-11"; false if it is none, or empty. */
+/* Reads a file with a list such as "0-3,8,10-11". Returns false if the list is missing or empty. */
 static bool read_list(const char *path, cpu_set_t *set) {
     FILE *file = fopen(path, "re");
     if (!file) return false;
@@ -24,8 +24,8 @@ static bool read_list(const char *path, cpu_set_t *set) {
     return CPU_COUNT(set) > 0;
 }
 
-/* The list of the control group `group` ("/a/b"), or of the nearest above it that has one: inside a container the
- * group's own folder may not be seen. */
+/* Reads the list of the control group `group` ("/a/b"), or of the nearest group above it that has one: inside a
+ * container the group's own directory may not be visible. */
 static bool read_group(const char *mount, const char *group, const char *name, cpu_set_t *set) {
     size_t length = strlen(group);
     for (;;) {
@@ -38,11 +38,11 @@ static bool read_group(const char *mount, const char *group, const char *name, c
     }
 }
 
-/* The processors of this process's control group: a container's, or a job's. */
+/* The processors of this process's control group (a container's or a job's). */
 static bool ask_group(cpu_set_t *set) {
     FILE *file = fopen("/proc/self/cgroup", "re");
     if (!file) return false;
-    char line[4096]; /* "NUMBER:CONTROLLERS:GROUP", of version 2 "0::GROUP" */
+    char line[4096]; /* "NUMBER:CONTROLLERS:GROUP"; in version 2 "0::GROUP" */
     bool found = false;
     while (!found && fgets(line, sizeof line, file)) {
         line[strcspn(line, "\n")] = 0;
@@ -60,7 +60,7 @@ static bool ask_group(cpu_set_t *set) {
 
 static cpu_set_t allowed, machine;
 
-/* Asked for once: later, threads are pinned. */
+/* Called once, before any thread is pinned. */
 static void ask(void) {
     CPU_ZERO(&allowed);
     if (sched_getaffinity(0, sizeof allowed, &allowed) != 0 || CPU_COUNT(&allowed) == 0) CPU_SET(0, &allowed);
@@ -69,7 +69,7 @@ static void ask(void) {
 
 /* ------------------------------------------------------------------------------------------------------------- sharing */
 
-/* The processor that is number `index` of a set. */
+/* Returns the `index`-th processor of a set. */
 static int processor_at(const cpu_set_t *set, int index) {
     int processor = 0;
     while (!CPU_ISSET(processor, set) || index-- > 0) processor++;

@@ -10,27 +10,31 @@ extern "C" {
 #endif
 
 typedef struct loom_processors {
-    cpu_set_t set; /* where its threads may run */
-    int threads;   /* as many as it should have */
-    bool own;      /* no other rank of this run has any of them */
+    cpu_set_t set; /* the processors that the rank's threads may run on */
+    int threads;   /* the number of threads that the rank should have */
+    bool own;      /* no other rank of this run uses any of these processors */
 } loom_processors;
 
-/* The processors of rank `local_rank` of `local_size` on a machine (0 of 0 or 1: alone). `allowed` are those that the
- * process may run on, `machine` those that the ranks' launcher had to give. Each rank gets a part, all of one size; where
- * there are more ranks than processors, one thread that may run on any. Where `allowed` are fewer, the launcher has bound
- * the rank: they are its own, if so many for each rank are there at all, and else it shares them with ranks that are not
- * known, as those of a socket, and has as many threads as its part would be. */
+/* Returns the processors of rank `local_rank` of `local_size` ranks on a machine (`local_size` 0 or 1: the only rank).
+ * `allowed` are the processors that the process may run on, `machine` those that the ranks' launcher could assign. Each
+ * rank gets an equal part of them; if there are more ranks than processors, a rank gets one thread that may run on any
+ * processor. If `allowed` is smaller than `machine`, the launcher has bound the rank. If `allowed` is then no larger
+ * than an equal part, it is the rank's own. Otherwise the rank shares it with unknown other ranks (as when ranks are
+ * bound to a socket), and has as many threads as an equal part has processors. */
 loom_processors loom_processors_share(const cpu_set_t *allowed, const cpu_set_t *machine, int local_rank,
                                       int local_size);
 
-/* That of this process, as it was when this was first called: a thread that is pinned later does not change it. */
+/* The processors of this process. The system is asked at the first call, so that pinning a thread later changes
+ * nothing. */
 loom_processors loom_processors_of(int local_rank, int local_size);
 
-/* Whether `threads` threads are given a processor each: when they are all that the rank's processors are for. Threads
- * that are not pinned can share a core; fewer threads than processors leave the choice to the system. */
+/* Whether each of `threads` threads is pinned to a processor: when their number is that of the rank's own processors.
+ * Unpinned threads can end up on the same core. If there are fewer threads than processors, the system decides where
+ * they run. */
 bool loom_processors_pins(const loom_processors *processors, int threads);
 
-/* Pins the calling thread's OpenMP pool, thread by thread; and lets the calling thread go where it could at the start. */
+/* loom_processors_pin pins the calling thread's OpenMP pool, one thread per processor. loom_processors_unpin lets the
+ * calling thread run again on all processors that it could use at the start. */
 void loom_processors_pin(const loom_processors *processors, int threads);
 void loom_processors_unpin(void);
 

@@ -1,13 +1,13 @@
-/* Matrix products by a library: what each library's file (product_NAME.c, one of which is linked) offers to
- * matmul_tiles.c. A product is one tile of a larger one, computed by one thread. */
+/* The interface to matrix products of a library, which matmul_tiles.c uses. Each library has a file product_NAME.c, of
+ * which one is linked. A product here is one tile of a larger one, computed by one thread. */
 #ifndef LOOM_CPU_PRODUCT_H
 #define LOOM_CPU_PRODUCT_H
 
 #include "gptloom/device.h"
 
-/* C (m,n) = A (m,k) B (k,n), or C += with accumulate. C is fp32, A and B are fp32 or, where loom_product_has_bf16() says
- * so, bf16; sums are fp32. Rows of the stored matrices are contiguous: with a_transposed, A is stored as (k,m), rows lda
- * apart. */
+/* C (m,n) = A (m,k) B (k,n), or C += with `accumulate`. C is fp32. A and B are fp32 or, if loom_product_has_bf16() says
+ * so, bf16; sums are fp32. Rows of the stored matrices are contiguous. With a_transposed, A is stored as (k,m), and its
+ * rows are lda apart. */
 typedef struct loom_product {
     loom_dtype dtype; /* of A and B */
     int64_t m, n, k;
@@ -21,7 +21,7 @@ static inline bool loom_product_same(const loom_product *x, const loom_product *
            x->b_transposed == y->b_transposed && x->accumulate == y->accumulate;
 }
 
-/* The library's plan for a shape, and all plans made so far. */
+/* The library's plan for a shape, and the set of all plans made so far. */
 typedef struct loom_product_plan loom_product_plan;
 typedef struct loom_product_cache loom_product_cache;
 
@@ -29,24 +29,24 @@ typedef struct loom_product_cache loom_product_cache;
 loom_product_cache *loom_product_cache_create(int threads, bool library_threaded, loom_error *error);
 void loom_product_cache_destroy(loom_product_cache *cache);
 
-/* The plan for a shape, made if it is not there; NULL with an error if the library refuses. Plans never move. Not to
- * be called by several threads at once. */
+/* Returns the plan for a shape and makes it if it does not exist. Returns NULL with an error if the library refuses.
+ * Plans never move in memory. Must not be called by several threads at once. */
 const loom_product_plan *loom_product_prepare(loom_product_cache *cache, const loom_product *shape, loom_error *error);
 
-/* Bytes of scratch a thread that runs it needs. */
+/* The bytes of scratch that a thread needs to run the plan. */
 size_t loom_product_scratch(const loom_product_plan *plan);
 
-/* Runs it as thread `thread`; threads may run one plan at the same time. */
+/* Runs the plan as thread `thread`. Several threads may run one plan at the same time. */
 void loom_product_run(const loom_product_plan *plan, int thread, const void *a, const void *b, float *c, void *scratch);
 
-/* "oneDNN 2.6.3" */
+/* Returns, for example, "oneDNN 2.6.3". */
 const char *loom_product_library(void);
 
-/* Why the library cannot work in this process; NULL where it can. */
+/* Returns the reason why the library cannot work in this process; NULL if it can. */
 const char *loom_product_obstacle(void);
 
-/* What the library multiplies bf16 with on this processor: nothing; fp32 arithmetic, which gains nothing; instructions
- * for it. */
+/* How the library multiplies bf16 on this processor: not at all, in fp32 arithmetic (which gains nothing), or with
+ * instructions for bf16. */
 typedef enum loom_product_bf16 {
     LOOM_PRODUCT_BF16_NONE,
     LOOM_PRODUCT_BF16_EMULATED,

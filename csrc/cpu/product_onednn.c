@@ -10,21 +10,21 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
-/* oneDNN's matmul primitive, one per shape, in versions 2 and 3 of its interface. Every thread has a stream and memory
- * objects of its own for each plan, so that running one only sets pointers. */
+/* oneDNN's matmul primitive, one per shape, for versions 2 and 3 of its interface. Each thread has its own stream, and
+ * its own memory objects for each plan, so that running a plan only sets pointers. */
 
 struct loom_product_plan {
     loom_product shape;
     dnnl_primitive_t primitive;
-    dnnl_stream_t *stream; /* the cache's, per thread */
-    dnnl_memory_t *memory; /* per thread: a, b, c, scratchpad */
+    dnnl_stream_t *stream; /* the cache's streams, one per thread */
+    dnnl_memory_t *memory; /* per thread: a, b, c and scratchpad */
     size_t scratch;
     struct loom_product_plan *next;
 };
 
 struct loom_product_cache {
     dnnl_engine_t engine;
-    dnnl_stream_t *stream; /* per thread */
+    dnnl_stream_t *stream; /* one per thread */
     int threads;
     bool library_threaded;
     loom_product_plan *first;
@@ -37,19 +37,20 @@ const char *loom_product_library(void) {
     return name;
 }
 
-/* oneDNN writes its machine code as it goes, into memory that it then asks to execute. SELinux, seccomp and
- * PR_SET_MDWE can refuse that, and what oneDNN makes of it depends on the shape: some products fail only when they run.
- * So it is asked for once, in advance, as oneDNN asks. */
+/* oneDNN generates machine code at run time, into memory that it then makes executable. SELinux, seccomp and
+ * PR_SET_MDWE can forbid that. How oneDNN reacts then depends on the shape: some products fail only when they run. So
+ * permission is tested once, in advance, in the way that oneDNN asks for it. */
 const char *loom_product_obstacle(void) {
     const size_t bytes = (size_t)sysconf(_SC_PAGESIZE);
     void *page = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-    if (page == MAP_FAILED) return NULL; /* too little memory is another matter */
+    if (page == MAP_FAILED) return NULL; /* lack of memory is a different error */
     const bool granted = mprotect(page, bytes, PROT_READ | PROT_WRITE | PROT_EXEC) == 0;
     munmap(page, bytes);
     return granted ? NULL : "may not make memory executable here";
 }
 
-/* Sets of instructions are sets of bits. With plain AVX-512 oneDNN takes bf16 too, and computes in fp32. */
+/* An instruction set is a set of bits. On processors with plain AVX-512, oneDNN accepts bf16 too, but computes in
+ * fp32. */
 static bool has(dnnl_cpu_isa_t instructions) {
     return (dnnl_get_effective_cpu_isa() & instructions) == instructions;
 }
@@ -156,7 +157,7 @@ void loom_product_cache_destroy(loom_product_cache *cache) {
     free(cache);
 }
 
-/* The scratchpad is the caller's; C += is a sum post-op. */
+/* The caller provides the scratchpad. C += is expressed as a sum post-op. */
 static bool make_attributes(dnnl_primitive_attr_t *attributes, bool accumulate) {
     if (dnnl_primitive_attr_create(attributes) != dnnl_success) return false;
     bool ok = dnnl_primitive_attr_set_scratchpad_mode(*attributes, dnnl_scratchpad_mode_user) == dnnl_success;
@@ -173,7 +174,8 @@ static bool make_attributes(dnnl_primitive_attr_t *attributes, bool accumulate) 
     return ok;
 }
 
-/* The primitive takes the number of threads that this thread would start a parallel region with. */
+/* oneDNN reads the number of threads for the primitive from the size that a parallel region of this thread would
+ * have. */
 static bool make_primitive(const loom_product_cache *cache, loom_product_plan *plan) {
     const loom_product *s = &plan->shape;
     const dnnl_dims_t shape[3] = {{s->m, s->k}, {s->k, s->n}, {s->m, s->n}};
@@ -202,7 +204,8 @@ static bool make_primitive(const loom_product_cache *cache, loom_product_plan *p
     return ok;
 }
 
-/* The plan that there is, or NULL. It comes first then: a model asks for the same few products in every layer. */
+/* Returns the existing plan, or NULL. A plan that is found moves to the front of the list, because a model asks for the
+ * same few products in every layer. */
 static loom_product_plan *find_plan(loom_product_cache *cache, const loom_product *shape) {
     for (loom_product_plan **link = &cache->first; *link; link = &(*link)->next) {
         loom_product_plan *plan = *link;

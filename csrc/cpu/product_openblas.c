@@ -4,7 +4,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 
-/* OpenBLAS: nothing to plan. It runs single-threaded inside our parallel regions, or threads each product itself. */
+/* OpenBLAS needs no plans. It runs single-threaded inside our parallel regions, or threads each product itself. */
 
 struct loom_product_plan {
     loom_product shape;

@@ -1,13 +1,15 @@
-/* What the ops in this directory are written over: `real`, and rows of views read and written as reals whatever they are
- * stored in. The same sources make several tables of ops, each of which the Makefile compiles with a LOOM_TABLE of its own:
+/* The basis of the ops in this directory: the type `real`, and functions that read and write rows of views as reals,
+ * whatever type they are stored in. The same sources are compiled to several tables of ops, each with a LOOM_TABLE of its
+ * own from the Makefile:
  *
  *   oracle       in double (LOOM_ORACLE)
  *   definition   in float, without fused multiply-adds: the same bits from every compiler and on every processor
- *   a set of instructions (sse2, avx2, avx512; neon): in float, and as fast as that set allows. The device "cpu" has the
- *                best of them that the processor has (tables.h)
+ *   a set of instructions (sse2, avx2, avx512; neon): in float, and as fast as that set allows. The device "cpu" uses
+ *                the best of these sets that the processor has (tables.h)
  *
- * So what is written here has the same bits however it is optimised, but for fused multiply-adds: a sum over a row is in
- * lanes (sums.h), and no function of the C library is called but those that IEEE 754 defines to the last bit, as sqrt. */
+ * So the sources must give the same bits however they are optimised, fused multiply-adds excepted. A sum over a row is made
+ * in lanes (sums.h), and the only functions of the C library that are called are those that IEEE 754 defines to the last
+ * bit, such as sqrt. */
 #ifndef LOOM_CPU_REAL_H
 #define LOOM_CPU_REAL_H
 
@@ -37,7 +39,8 @@ typedef float real;
 #define LOOM_DEFINITION(name)      LOOM_EXPANDED(LOOM_TABLE, name)
 
 /* ---------------------------------------------------------------------------------------------------------- registers
- * What one holds. There are 32 of them with AVX-512 and on aarch64, else 16: what is to stay in them is written to fit. */
+ * The size of a vector register. There are 32 of them with AVX-512 and on aarch64, otherwise 16. Kernels are written so
+ * that their accumulators fit. */
 
 #if defined __AVX512F__
 enum { VECTOR_BYTES = 64 };
@@ -50,7 +53,7 @@ enum { VECTOR_LANES = VECTOR_BYTES / (int)sizeof(real) };
 
 typedef real vector __attribute__((vector_size(VECTOR_BYTES), aligned(sizeof(real)), may_alias));
 
-/* The vector that begins at element i of a row. */
+/* The vector at element i of a row. */
 #define VECTOR_AT(row, i) (*(const vector *)((row) + (i)))
 
 /* ------------------------------------------------------------------------------------------------------------- rows */
@@ -59,8 +62,8 @@ static inline size_t stored_size(loom_dtype dtype) {
     return dtype == LOOM_REAL_DTYPE ? sizeof(real) : loom_dtype_size(dtype);
 }
 
-/* Where row `row` of a view starts, rows counted over all but the innermost dimension. Rows are all one stride apart in
- * most views, and then nothing is divided. */
+/* The address of row `row` of a view. Rows are counted over all but the innermost dimension. In most views all rows are
+ * one stride apart; then no division is needed. */
 static inline void *row_address(const loom_view *view, int64_t row) {
     const int64_t *shape = view->shape, *stride = view->stride;
     int64_t element = row * stride[2];
@@ -71,13 +74,13 @@ static inline void *row_address(const loom_view *view, int64_t row) {
     return (char *)view->data + (size_t)element * stored_size(view->dtype);
 }
 
-/* Where column `first` of a row lies. */
+/* The address of column `first` of a row. */
 static inline void *element_address(const loom_view *view, int64_t row, int64_t first) {
     return (char *)row_address(view, row) + (size_t)first * stored_size(view->dtype);
 }
 
-/* Short pieces of rows that lie far apart no processor sees coming: they are asked for AHEAD rows before they are read. An
- * address behind the last is no error. */
+/* Hardware prefetchers do not predict short pieces of rows that lie far apart. So these are prefetched AHEAD rows
+ * before they are read. Prefetching an address past the end is no error. */
 enum { AHEAD = 12 };
 static inline void ask_for(const void *stored, size_t bytes) {
     enum { LINE = 64 };
@@ -106,7 +109,7 @@ static inline void store_reals(void *to, loom_dtype dtype, const real *from, int
         LOOM_DEFINITION(narrow)(to, dtype, from, n);
 }
 
-/* n values to read: where they are if they are stored as reals, else converted into `scratch`. */
+/* Returns n values for reading: the stored ones if they are reals, otherwise a converted copy in `scratch`. */
 static inline const real *reals_at(const void *stored, loom_dtype dtype, int64_t n, real *scratch) {
     if (dtype == LOOM_REAL_DTYPE) return stored;
     load_reals(scratch, stored, dtype, n);
@@ -117,7 +120,8 @@ static inline const real *row_read(const loom_view *view, int64_t row, real *scr
     return reals_at(row_address(view, row), view->dtype, view->shape[3], scratch);
 }
 
-/* A row to write: the row itself where it is stored as reals, else `scratch`; row_written() then stores it. */
+/* Returns a row for writing: the row itself if it is stored as reals, otherwise `scratch`, which row_written() then
+ * stores. */
 static inline real *row_write(const loom_view *view, int64_t row, real *scratch) {
     return stored_as_real(view) ? row_address(view, row) : scratch;
 }
@@ -155,9 +159,9 @@ static inline real real_exp(real x) {
     return loom_exp(x);
 }
 #else
-/* exp for loops that vectorise: x = n ln 2 + r with |r| <= ln 2 / 2, a polynomial of degree 7 for exp(r) (its first
- * missing Taylor term is below 6e-9), times 2^n in two steps so that overflow gives infinity and
- * underflow goes through the denormals. NaN stays NaN. */
+/* A version of exp that vectorises in loops: x = n ln 2 + r with |r| <= ln 2 / 2. exp(r) is a polynomial of degree 7,
+ * whose first omitted Taylor term is below 6e-9. The multiplication by 2^n is done in two steps, so that overflow gives
+ * infinity and underflow gives denormals. NaN stays NaN. */
 static inline float real_exp(float x) {
     const float clamped = x > 89.0f ? 89.0f : x < -104.0f ? -104.0f : x;
     const float shifter = 12582912.0f; /* 1.5 * 2^23: adding it rounds to an integer in the low bits */

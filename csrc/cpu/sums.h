@@ -1,5 +1,5 @@
-/* Sums over a row, in LANES partial sums: element i is added to lane i % LANES, and the lanes are added in halves. The order
- * follows from n alone, so that registers of any width give the same bits. */
+/* Sums over a row, in LANES partial sums: element i is added to lane i % LANES, and then the lanes are added pairwise,
+ * half to half. The order depends on n only, so that vector registers of any width give the same bits. */
 #ifndef LOOM_CPU_SUMS_H
 #define LOOM_CPU_SUMS_H
 
@@ -8,8 +8,8 @@
 /* The lanes take 1 register with AVX-512, 2 with AVX2, 4 with SSE2 and NEON, and twice as many in double. */
 enum { LANES = 16, LANE_VECTORS = LANES / VECTOR_LANES };
 
-/* sums[l] += term(i + l) for whole groups of LANES elements i; then the rest; then the sum of the lanes. `term` is of the
- * vectors at element `at`, `last` of the element `at`. */
+/* Computes sums[l] += term(i + l) for whole groups of LANES elements i, then adds the remaining elements, then the
+ * lanes. `term` is an expression of vectors at element `at`, `last` the same expression of the single element `at`. */
 #define SUM_IN_LANES(n, term, last)                                                                                    \
     real lane[LANES];                                                                                                  \
     vector sums[LANE_VECTORS] = {{0}};                                                                                 \
@@ -46,7 +46,7 @@ static inline real row_normal_dot(const real *x, const real *y, const real *z, r
                  x[at] * y[at] * ((z[at] - mean) * scale));
 }
 
-/* The largest of x, and of `largest`; x that are NaN are not looked at. */
+/* The largest of `largest` and the elements of x; NaNs in x are ignored. */
 static inline real row_max(const real *x, int64_t n, real largest) {
 #pragma omp simd reduction(max : largest)
     for (int64_t i = 0; i < n; i++) largest = x[i] > largest ? x[i] : largest;

@@ -6,13 +6,13 @@
 #include <stdlib.h>
 #include <string.h>
 
-/* The sets that the Makefile compiles for this architecture, the best first, and whether the library's products of fp32 are
- * faster than their own. This stands here instead of being measured, so that a run has the same bits on every machine with
- * these instructions. With AVX2, on a shared Zen 3, training with our own products was 3 to 16% faster than with
- * oneDNN 2.6.3 for 124M parameters, 1% faster to 10% slower for 6 layers of 384 channels, and as fast for 4 layers of 128.
- * With AVX-512, on a quiet Zen 4, it was 4% slower for 124M, 8% slower for 6 layers of 384, and 12% slower for 4 layers of
- * 128 (medians of 3 rounds): products of fp32 are oneDNN's there. What is widened (bf16 without instructions for it, fp16)
- * is multiplied by our own everywhere. */
+/* The instruction sets that the Makefile compiles for this architecture, the best first. The last value says whether
+ * the library's fp32 products are faster than the set's own. It is fixed here instead of measured, so that a run has
+ * the same bits on all machines with these instructions. With AVX2, on a shared Zen 3, training with our products was 3
+ * to 16% faster than with oneDNN 2.6.3 (124M), 1% faster to 10% slower (6 layers of 384 channels), and neither faster
+ * nor slower (4 layers of 128). With AVX-512, on a quiet Zen 4, ours were 4% (124M), 8% (6 layers of 384) and 12%
+ * (4 layers of 128) slower, medians of 3 rounds: fp32 products are oneDNN's there. Products of types that are converted
+ * to fp32 (bf16 without instructions for it, fp16) are ours everywhere. */
 #if defined __x86_64__
 #    define SETS(SET) SET(avx512, "AVX-512", true) SET(avx2, "AVX2", false) SET(sse2, "SSE2", false)
 #elif defined __aarch64__
@@ -33,7 +33,7 @@ const loom_cpu_table loom_cpu_definition = {.ops = loom_definition_ops, .peak = 
 const loom_cpu_table loom_cpu_oracle = {.ops = loom_oracle_ops, .peak = loom_oracle_peak};
 
 static const struct set {
-    const char *name; /* as LOOM_INSTRUCTIONS has it */
+    const char *name; /* the value of LOOM_INSTRUCTIONS that selects it */
     loom_cpu_table table;
 } sets[] = {
 #define ROW(name, instructions, library)                                                                               \
@@ -41,7 +41,7 @@ static const struct set {
     SETS(ROW)};
 enum { COUNT = sizeof sets / sizeof *sets };
 
-/* What the Makefile compiles each set with. */
+/* Whether the processor has the instructions that the Makefile compiles a set with. */
 static bool processor_has(const char *name) {
 #if defined __x86_64__
     __builtin_cpu_init();
@@ -51,10 +51,10 @@ static bool processor_has(const char *name) {
         return avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
 #endif
-    return name != NULL; /* the least there is */
+    return name != NULL; /* the baseline set, which every processor has */
 }
 
-/* "avx512, avx2 and sse2" */
+/* Writes, for example, "avx512, avx2 and sse2". */
 static void list_sets(char *to, size_t size) {
     size_t length = 0;
     *to = '\0';

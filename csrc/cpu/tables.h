@@ -5,21 +5,22 @@
 #include "gptloom/device.h"
 
 typedef struct loom_cpu_table {
-    const char *instructions; /* "AVX2"; NULL of the definition and of the oracle, which have the same bits with all */
+    const char *instructions; /* as in "AVX2"; NULL for the definition and the oracle, whose bits do not depend on it */
     const loom_ops *(*ops)(void);
-    /* Replaces in a copy of the ops the matrix products by those of the library that is linked; NULL where that is not done,
-     * in the definition and the oracle. */
+    /* In a copy of the ops, replaces the matrix products by those of the linked library. NULL for the definition and
+     * the oracle, which do not use it. */
     void (*install_products)(loom_ops *ops);
-    bool library_is_faster; /* than the table's own products, of fp32 */
-    /* Floating-point operations per second of its multiply-adds in registers, on `threads` threads, as measured for so many
-     * seconds. */
+    bool library_is_faster; /* than the table's own products, for fp32 */
+    /* Floating-point operations per second of the table's multiply-adds in registers, on `threads` threads, measured
+     * for `seconds`. */
     double (*peak)(int threads, double seconds);
 } loom_cpu_table;
 
 extern const loom_cpu_table loom_cpu_definition, loom_cpu_oracle;
 
-/* The table of the best set of instructions that this processor has; where LOOM_INSTRUCTIONS names one (avx512, avx2, sse2;
- * neon), of that one. NULL with an error where it names none, or one that the processor does not have. */
+/* Returns the table of the best instruction set that this processor has, or of the set that LOOM_INSTRUCTIONS names
+ * (avx512, avx2, sse2; neon). Returns NULL with an error if LOOM_INSTRUCTIONS names no set, or one that the processor
+ * does not have. */
 const loom_cpu_table *loom_cpu_best_table(loom_error *error);
 
 #endif

@@ -1,20 +1,21 @@
-/* The product of small tiles, the one inner kernel of the definitions: C += A B, written with the compiler's vector types.
- * Each element is summed over k in order, whatever the size of vectors and strips, so that its bits depend on neither. */
+/* The product of small tiles, C += A B: the one inner kernel of the definitions, written with the compiler's vector
+ * types. Each element is summed over k in order, whatever the size of vectors and strips, so that its bits depend on
+ * neither. */
 #ifndef LOOM_CPU_TILE_H
 #define LOOM_CPU_TILE_H
 
 #include "cpu/real.h"
 
-/* A strip's accumulators stay in registers: rows * 2 of them, beside two vectors of B and one element of A. One that does
- * not fit is several times slower. TILE_ROWS divide tiles whose size is a power of two; STRIP_ROWS are as many as fit,
- * which keeps both multipliers busy while sums wait for themselves. Of 16 rows, say, tile_multiply makes 6 + 6 + 4 where
- * STRIP_ROWS are 6, and 8 + 8 where they are 12. */
+/* A strip's accumulators must stay in registers: rows * 2 of them, beside two vectors of B and one element of A. A
+ * strip that does not fit is several times slower. TILE_ROWS divides every tile size that is a power of two. STRIP_ROWS
+ * is the largest number of rows that fits; it keeps both multipliers busy while each sum waits for its previous
+ * addition. For example, tile_multiply cuts 16 rows into 6 + 6 + 4 if STRIP_ROWS is 6, and into 8 + 8 if it is 12. */
 #if defined __AVX512F__ || defined __aarch64__
-enum { TILE_ROWS = 8, STRIP_ROWS = 12 }; /* 27 of 32 registers are in use by a strip of most rows */
+enum { TILE_ROWS = 8, STRIP_ROWS = 12 }; /* a strip of STRIP_ROWS rows uses 27 of 32 registers */
 #elif defined __AVX__
-enum { TILE_ROWS = 4, STRIP_ROWS = 6 }; /* 15 of 16 */
+enum { TILE_ROWS = 4, STRIP_ROWS = 6 }; /* 15 of 16 registers */
 #else
-enum { TILE_ROWS = 4, STRIP_ROWS = 4 }; /* 11 of 16: what multiplies here overwrites an operand */
+enum { TILE_ROWS = 4, STRIP_ROWS = 4 }; /* 11 of 16 registers: the multiply instruction overwrites an operand */
 #endif
 enum { TILE_LANES = VECTOR_LANES };
 
@@ -22,9 +23,10 @@ static inline int64_t round_up(int64_t n, int64_t to) {
     return (n + to - 1) / to * to;
 }
 
-/* sum += a * b, and how many steps of the inner dimension are written out. gcc, which may choose among the three forms of
- * the fused instruction, moves accumulators about: a step of 12 multiply-adds is 24 to 29 instructions, where these are
- * 21.5. So many more a core issues only while its other thread is idle, which on a shared machine it is not. */
+/* sum += a * b. UNROLLED is the number of steps of the inner dimension that are written out. Inline assembly is used
+ * because gcc, which may choose among the three forms of the fused instruction, inserts moves of accumulators: a step
+ * of 12 multiply-adds then has 24 to 29 instructions instead of 21.5. A core issues that many more only while its other
+ * hardware thread is idle, which is rare on a shared machine. */
 #if defined LOOM_CONTRACTS && defined __FMA__
 enum { UNROLLED = 4 };
 static inline __attribute__((always_inline)) void multiply_add(vector *sum, vector a, vector b) {
@@ -37,7 +39,7 @@ static inline __attribute__((always_inline)) void multiply_add(vector *sum, vect
 }
 #endif
 
-/* One step of the inner dimension: a column of A, at `at` in each of its rows, times a row of B. */
+/* One step of the inner dimension: a column of A, which is at index `at` of each row pointer, times a row of B. */
 static inline __attribute__((always_inline)) void tile_step(vector sum[][2], const real *const *row, int64_t at,
                                                             const real *b, int rows, int vectors) {
     vector column[2];
@@ -49,14 +51,14 @@ static inline __attribute__((always_inline)) void tile_step(vector sum[][2], con
     }
 }
 
-/* What is added to: rows `ld` apart, which with 0 are all the same one. */
+/* The initial value of C: rows `ld` apart; with ld 0 all rows are the same one. */
 typedef struct addend {
     const real *at;
     int64_t ld;
 } addend;
 
-/* C = an addend, which may be C itself, + A B, of `rows` rows and `vectors` (1 or 2) vectors of columns, accumulated in
- * registers over k. A's element (i,k) lies at i * a_row + k * a_column. */
+/* C = start + A B for `rows` rows and `vectors` (1 or 2) vectors of columns, accumulated in registers over k. `start`
+ * may be C itself. A's element (i,k) lies at i * a_row + k * a_column. */
 static inline __attribute__((always_inline)) void tile_strip(real *c, int64_t ldc, addend start, const real *a,
                                                              int64_t a_row, int64_t a_column, const real *b,
                                                              int64_t ldb, int64_t K, int rows, int vectors) {
@@ -78,8 +80,8 @@ static inline __attribute__((always_inline)) void tile_strip(real *c, int64_t ld
         for (int v = 0; v < vectors; v++) *(vector *)(c + i * ldc + v * TILE_LANES) = sum[i][v];
 }
 
-/* Strips of A as it is stored, rows `lda` apart, and of its transpose. Each is a function of its own, so that registers are
- * given out for its loop alone. */
+/* Strips of A as it is stored, with rows `lda` apart, and of its transpose. Each is a separate function, so that
+ * registers are allocated for its loop only. */
 #define TILE_STRIP(name, rows, vectors, a_row, a_column)                                                               \
     static __attribute__((noinline, unused)) void name(real *c, int64_t ldc, addend start, const real *a, int64_t lda, \
                                                        const real *b, int64_t ldb, int64_t K) {                        \
@@ -93,15 +95,15 @@ TILE_STRIP(tile_transposed_low, TILE_ROWS, 2, 1, lda)
 TILE_STRIP(tile_transposed_narrow, TILE_ROWS, 1, 1, lda)
 typedef void tile_strip_function(real *, int64_t, addend, const real *, int64_t, const real *, int64_t, int64_t);
 
-/* C (M,N) += A (M,K) B (K,N), or with `fresh` =. A is stored as (M,K), or if `transposed` as (K,M), which costs nothing. M is a
- * multiple of TILE_ROWS and N of TILE_LANES: callers pad with zeros. */
+/* C (M,N) += A (M,K) B (K,N); with `fresh` C = A B. A is stored as (M,K), or as (K,M) if `transposed`, which costs
+ * nothing. M is a multiple of TILE_ROWS and N of TILE_LANES: callers pad with zeros. */
 static inline void tile_multiply(real *c, int64_t ldc, const real *a, int64_t lda, bool transposed, const real *b,
                                  int64_t ldb, int64_t M, int64_t N, int64_t K, bool fresh) {
     static const real zeros[2 * TILE_LANES];
     tile_strip_function *const high = transposed ? tile_transposed_high : tile_strip_high;
     tile_strip_function *const low = transposed ? tile_transposed_low : tile_strip_low;
     tile_strip_function *const narrow = transposed ? tile_transposed_narrow : tile_strip_narrow;
-    int64_t rest = 0; /* rows that are left to strips of TILE_ROWS */
+    int64_t rest = 0; /* the rows that are left for strips of TILE_ROWS */
     while ((M - rest) % STRIP_ROWS) rest += TILE_ROWS;
     for (int64_t j = 0; j < N;) {
         const bool two = j + 2 * TILE_LANES <= N;
@@ -121,7 +123,7 @@ static inline void tile_multiply(real *c, int64_t ldc, const real *a, int64_t ld
 
 typedef real four __attribute__((vector_size(4 * sizeof(real)), aligned(sizeof(real)), may_alias));
 
-/* Elements of two vectors, counted over both. */
+/* Selects elements of two vectors; the second vector's elements are numbered after the first's. */
 #ifdef __clang__
 #    define SHUFFLE(a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
 #elif defined LOOM_ORACLE
@@ -132,7 +134,7 @@ typedef int32_t four_places __attribute__((vector_size(16)));
 #    define SHUFFLE(a, b, ...) __builtin_shuffle(a, b, (four_places){__VA_ARGS__})
 #endif
 
-/* Four rows of four become columns: to[c * ld + r] = row[r][i + c]. */
+/* Transposes four rows of four: to[c * ld + r] = row[r][i + c]. */
 static inline __attribute__((always_inline)) void transpose_4x4(real *to, int64_t ld, const real *const *row,
                                                                 int64_t i) {
     const four a = *(const four *)(row[0] + i), b = *(const four *)(row[1] + i);

@@ -50,12 +50,12 @@ static const signature signatures[] = {
     {0, 2, "\xfe\xff", "is text in UTF-16: convert it first, iconv -f utf-16 -t utf-8"},
 };
 
-/* PAR1 and GGUF could begin a text: a zero byte close by could not. */
+/* A text could begin with PAR1 or GGUF, but would have no zero byte among its first 256 bytes. */
 static bool begins_binary(const unsigned char *head, size_t n, const char *word) {
     return n >= 16 && !memcmp(head, word, 4) && memchr(head, 0, n < 256 ? n : 256);
 }
 
-/* The length of a header of JSON, in eight bytes, which is not longer than the file. */
+/* The file begins with the length of a JSON header, in eight bytes; the header is not longer than the file. */
 static bool is_safetensors(const unsigned char *head, size_t n, uint64_t size) {
     uint64_t length = 0;
     if (n < 10 || head[8] != '{') return false;
@@ -68,8 +68,8 @@ static bool is_pickle(const unsigned char *head, size_t n) {
     return n >= 2 && head[0] == 0x80 && head[1] >= 2 && head[1] <= 5;
 }
 
-/* Encrypted, compressed and random bytes have a tenth of control characters, programs and numbers more; text next to
- * none but those that it is laid out, coloured and shifted between alphabets with. */
+/* In encrypted, compressed and random bytes a tenth are control characters, in programs and numbers more. Text has
+ * almost none except those for layout, colours and shifts between alphabets, which are not counted. */
 static bool is_binary(const unsigned char *head, size_t n) {
     size_t controls = 0;
     for (size_t i = 0; i < n; i++)

@@ -19,11 +19,11 @@ enum {
     SHARD_HEADER = 256 * 4,
 };
 
-/* What identifies a file beside its size: so many bytes at each end. It holds a shard's header, and what tells text from
- * what is none. */
+/* Beside its size, a file is identified by this many bytes at each end. They include a shard's header, and are enough
+ * to tell text from other content. */
 enum { EDGE = LOOM_CONTENT_BYTES };
 
-/* Tokens read at once: a window of usual length. */
+/* The number of tokens read at once: a window of usual length. */
 enum { BLOCK = 4096 };
 
 typedef struct data_file {
@@ -33,7 +33,7 @@ typedef struct data_file {
 
 struct loom_dataset {
     loom_inputs *inputs;
-    data_file *file; /* of each input */
+    data_file *file; /* one per input */
     bool bytes;      /* text, not shards */
     int64_t tokens;
     uint64_t identity;
@@ -90,11 +90,11 @@ static bool measure_shard(const loom_input *input, const unsigned char *header, 
 }
 
 static void add_note(loom_dataset *dataset, const char *path, const char *note) {
-    if (dataset->note[0]) return; /* one of a kind speaks for all */
+    if (dataset->note[0]) return; /* one note per dataset is enough */
     snprintf(dataset->note, sizeof dataset->note, "%s %s", path, note);
 }
 
-/* Text by its name must be text by what it holds, unless that is not to matter. */
+/* A file whose name says that it is text must also contain text, unless options->any_bytes is set. */
 static bool check_content(loom_dataset *dataset, const loom_input *input, const unsigned char *head, size_t n,
                           const loom_dataset_options *options, loom_error *error) {
     if (options->any_bytes) return true;
@@ -104,7 +104,7 @@ static bool check_content(loom_dataset *dataset, const loom_input *input, const 
     return true;
 }
 
-/* `i` is an input that is to be the dataset's next: not of another kind than those before it. */
+/* Refuses input `i`, the dataset's next one, if it is not of the same kind (text or shards) as those before it. */
 static bool check_kind(const loom_dataset *dataset, int i, bool bytes, loom_error *error) {
     if (i == 0 || bytes == dataset->bytes) return true;
     const char *other = dataset->inputs->input[0].path, *path = dataset->inputs->input[i].path;
@@ -114,7 +114,8 @@ static bool check_kind(const loom_dataset *dataset, int i, bool bytes, loom_erro
                      bytes ? path : other, bytes ? other : path);
 }
 
-/* Reads both ends of a file, adds them to the identity, of which each hash seeds the next, and counts its tokens. */
+/* Reads both ends of a file, adds them to the identity (each hash is the seed of the next one) and counts the file's
+ * tokens. */
 static bool measure(loom_dataset *dataset, int i, bool bytes, unsigned char *buffer, int64_t *tokens,
                     const loom_dataset_options *options, loom_error *error) {
     const loom_input *input = &dataset->inputs->input[i];
@@ -134,8 +135,8 @@ static bool measure(loom_dataset *dataset, int i, bool bytes, unsigned char *buf
     return true;
 }
 
-/* Opens a found file, whose path it takes over, as the dataset's next. One without tokens is an error if it was named,
- * and otherwise left out. */
+/* Opens a found file as the dataset's next one and takes ownership of its path. A file without tokens is an error if
+ * the argument named it; otherwise it is left out. */
 static bool take_file(loom_dataset *dataset, loom_found_file *found, const loom_dataset_options *options,
                       unsigned char *buffer, loom_error *error) {
     const int i = dataset->inputs->n;
@@ -316,7 +317,7 @@ static void widen_bytes(const unsigned char *from, int64_t n, int32_t *tokens) {
     for (int64_t i = 0; i < n; i++) tokens[i] = from[i];
 }
 
-/* Up to BLOCK tokens, first .. first + n - 1 of file i. */
+/* Reads at most BLOCK tokens, first .. first + n - 1 of file i. */
 static bool read_block(const loom_dataset *dataset, int i, int64_t first, int64_t n, int32_t *tokens,
                        loom_error *error) {
     unsigned char buffer[2 * BLOCK];
@@ -378,7 +379,7 @@ bool loom_dataset_read(const loom_dataset *dataset, int64_t first, int64_t n, in
     return true;
 }
 
-/* Text needs no look: its ids end at end-of-text, which every file has. */
+/* Text needs no search: its largest id is end-of-text, which every file contains. */
 bool loom_dataset_check_ids(const loom_dataset *dataset, int64_t vocab_size, loom_error *error) {
     if (dataset->bytes)
         return vocab_size >= LOOM_BYTE_VOCABULARY ||

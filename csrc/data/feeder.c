@@ -34,8 +34,8 @@ void loom_feeder_close(loom_feeder *f) {
     *f = (loom_feeder){0};
 }
 
-/* A pinned buffer is used again two batches later: the step between them has been waited for, and it waited for this
- * copy. */
+/* A pinned buffer is used again two batches later. By then the host has waited for the step between them, and that step
+ * waited for the copy out of this buffer. */
 static bool send(loom_feeder *f, loom_error *error) {
     const loom_batch *batch;
     const size_t half = f->ids / 2;

@@ -12,12 +12,12 @@
 
 enum { KEPT_BYTES = 64 << 20 };
 
-/* An open file: -1, -1 where there is none. */
+/* An open file; both fields are -1 if the slot is empty. */
 typedef struct loom_input_slot {
     int input, descriptor;
 } loom_input_slot;
 
-/* A quarter of the files that the process may have open. */
+/* At most a quarter of the files that the process may have open. */
 static int affordable_slots(int most) {
     struct rlimit limit;
     int slots = 256;
@@ -134,7 +134,8 @@ bool loom_inputs_add(loom_inputs *inputs, char *path, loom_error *error) {
     return ok;
 }
 
-/* Opens it again, which must be the file that it was: what is open stays so if another takes its name. */
+/* Opens a file again, and checks that it is still the same file. While a descriptor stays open it refers to the same
+ * file even if another file takes its name. */
 static bool open_again(const loom_input *input, loom_input_slot *slot, int i, loom_error *error) {
     struct stat status;
     empty(slot);

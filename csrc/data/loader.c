@@ -7,8 +7,8 @@
 #include <stdlib.h>
 #include <string.h>
 
-/* Two batches: the caller reads one while the thread fills the other. `lock` guards what stands below it; the thread
- * owns batch[next] and `error` while `ready` is false, the caller while it is true. */
+/* There are two batches: the caller reads one while the thread fills the other. `lock` protects the fields below it.
+ * batch[next] and `error` belong to the thread while `ready` is false, and to the caller while it is true. */
 struct loom_loader {
     loom_split split;
     loom_loader_options options;
@@ -18,8 +18,8 @@ struct loom_loader {
     pthread_mutex_t lock;
     pthread_cond_t changed;
     int next;    /* the batch that the caller gets next */
-    bool ready;  /* it is filled, or failed */
-    bool failed; /* its filling ended with `error`, and so did the thread */
+    bool ready;  /* batch[next] is filled, or filling it failed */
+    bool failed; /* filling it ended with `error`, and the thread ended */
     bool closing;
     loom_error error;
 };
@@ -47,8 +47,8 @@ static bool is_closing(loom_loader *loader) {
     return closing;
 }
 
-/* Reads this rank's sequences of a step and counts the targets of all. Gives up when the loader is closing: a large
- * batch from a slow disk must not hold up the end. */
+/* Reads this rank's sequences of a step and counts the targets of all ranks. Returns early when the loader is closing,
+ * so that reading a large batch from a slow disk does not delay the end. */
 static bool fill(loom_loader *loader, loom_batch *batch, int64_t step) {
     const loom_loader_options *options = &loader->options;
     const int64_t T = options->T, own = options->batch / options->ranks, first = options->rank * own;
@@ -89,7 +89,7 @@ static void *prefetch(void *argument) {
     return NULL;
 }
 
-/* Signals are the caller's business: the thread takes none. */
+/* All signals are blocked in the new thread: the caller's threads handle them. */
 static bool start_thread(loom_loader *loader, loom_error *error) {
     sigset_t all, before;
     sigfillset(&all);

@@ -42,7 +42,8 @@ static int by_path(const void *a, const void *b) {
 
 /* -------------------------------------------------------------------------------------------------------- directories */
 
-/* One argument's search. `entered` is a tsearch tree of the directories entered so far: what ends a loop of links. */
+/* The search for one argument. `entered` is a tsearch tree of the directories entered so far; it ends loops of
+ * links. */
 typedef struct file_search {
     loom_found_files *found;
     void *entered;
@@ -59,7 +60,7 @@ static int by_id(const void *a, const void *b) {
     return (x->inode > y->inode) - (x->inode < y->inode);
 }
 
-/* Notes a directory as entered; *first says whether it was not before. */
+/* Records a directory as entered; *first says whether this was the first time. */
 static bool enter(file_search *search, const char *path, const struct stat *status, bool *first, loom_error *error) {
     directory_id *id = malloc(sizeof *id);
     if (!id) return loom_fail(error, "%s: no memory to walk it", path);
@@ -74,7 +75,7 @@ static int is_visible(const struct dirent *entry) {
     return entry->d_name[0] != '.';
 }
 
-/* Not alphasort, which follows the locale. */
+/* Compares bytes. alphasort would follow the locale. */
 static int by_name(const struct dirent **a, const struct dirent **b) {
     return strcmp((*a)->d_name, (*b)->d_name);
 }
@@ -98,7 +99,8 @@ static bool has(const char *directory, const char *name) {
     return loom_join_path(path, sizeof path, directory, name, NULL) && stat(path, &status) == 0;
 }
 
-/* The directory of a run, which is written to while data are read: the one that asks, or another. */
+/* Whether a directory is a run's, either the asking run's or another's. Such a directory is written to while data are
+ * read. */
 static bool is_run(const file_search *search, const char *path, const struct stat *status) {
     struct stat out;
     if (search->found->out && stat(search->found->out, &out) == 0 && out.st_dev == status->st_dev &&
@@ -118,8 +120,8 @@ static bool leave_out(file_search *search, const char *path, bool named, loom_er
     return search->found->run || loom_fail(error, "%s: no memory for the list of files", path);
 }
 
-/* Visits the entries of a directory in the order of their names, so that which of several links leads into a directory
- * does not depend on the file system. Paths cannot grow past PATH_MAX, so neither does the recursion. */
+/* Visits the entries of a directory in the order of their names, so that it does not depend on the file system which of
+ * several links to a directory is entered. The recursion is bounded, because paths cannot grow past PATH_MAX. */
 static bool walk(file_search *search, const char *path, const struct stat *status, bool named, loom_error *error) {
     bool first = false;
     if (is_run(search, path, status)) return leave_out(search, path, named, error);
@@ -159,7 +161,7 @@ static int by_string(const void *a, const void *b) {
     return strcmp(*(char *const *)a, *(char *const *)b);
 }
 
-/* Directories that are not there just do not match; others that cannot be read end the search. */
+/* A directory that does not exist just does not match; any other directory that cannot be read ends the search. */
 static int stop_at_unreadable(const char *path, int reason) {
     (void)path;
     return reason != ENOENT && reason != ENOTDIR;

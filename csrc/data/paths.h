@@ -1,4 +1,4 @@
-/* What a data argument names: a file, a directory, or a glob, as a sorted list of regular files. */
+/* Turns a data argument (a file, a directory or a glob) into a sorted list of regular files. */
 #ifndef LOOM_DATA_PATHS_H
 #define LOOM_DATA_PATHS_H
 
@@ -10,10 +10,10 @@ extern "C" {
 
 typedef struct loom_found_file {
     char *path;
-    bool named; /* by the argument itself, not met in a directory or matched by a glob */
+    bool named; /* named by the argument itself, not found in a directory or matched by a glob */
 } loom_found_file;
 
-/* Starts as all zeros but for `out`. */
+/* Starts with all fields zero except `out`. */
 typedef struct loom_found_files {
     const char *out; /* the directory of the run that asks; NULL: none */
     loom_found_file *file;
@@ -21,10 +21,11 @@ typedef struct loom_found_files {
     char *run; /* the first of the runs that were left out */
 } loom_found_files;
 
-/* Appends the regular files that `argument` names, sorted by the bytes of their paths. A directory stands for all below
- * it but hidden entries and the directories of runs (those that hold a config.ini and a metrics.jsonl or checkpoints, and
- * `out`); links are followed, and a directory is entered once however many links lead there. A glob is only tried if
- * nothing bears its name literally. What was found stays in the list after an error, too. */
+/* Appends the regular files that `argument` names, sorted by the bytes of their paths. A directory stands for all files
+ * below it, except hidden entries and the directories of runs (`out`, and those that hold a config.ini and a
+ * metrics.jsonl or checkpoints). Links are followed, and each directory is entered once, however many links lead to it.
+ * An argument is tried as a glob only if nothing has exactly that name. The files found so far stay in the list after
+ * an error. */
 bool loom_find_files(loom_found_files *found, const char *argument, loom_error *error);
 void loom_found_files_free(loom_found_files *found);
 

@@ -50,7 +50,8 @@ int64_t loom_window_pairs(const loom_split *split, int64_t T, int64_t w) {
     return left < T ? left : T;
 }
 
-/* `n` pairs that lie in a row: the inputs are tokens first .. first + n - 1, the targets those one further on. */
+/* Reads `n` consecutive pairs: the inputs are tokens first .. first + n - 1, the targets are those one position
+ * later. */
 static bool read_pairs(const loom_split *split, int64_t first, int64_t n, int32_t *inputs, int32_t *targets,
                        loom_error *error) {
     enum { PAIRS = 2048 };
@@ -66,8 +67,8 @@ static bool read_pairs(const loom_split *split, int64_t first, int64_t n, int32_
     return true;
 }
 
-/* The one window that the ring's seam falls into is read in two pieces. Filling takes inputs of 0, an id of every
- * vocabulary, after all others, where causal attention keeps them from being seen. */
+/* The one window that contains the ring's seam is read in two pieces. Padding inputs are 0, an id of every vocabulary.
+ * They come after all other inputs, where causal attention hides them. */
 bool loom_split_window(const loom_split *split, int64_t T, int64_t shift, int64_t w, int32_t *inputs, int32_t *targets,
                        loom_error *error) {
     const int64_t pairs = split->tokens - 1;

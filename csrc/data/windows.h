@@ -1,4 +1,4 @@
-/* What the loader needs to know of windows beyond gptloom/data.h. */
+/* Functions on windows that the loader needs beyond gptloom/data.h. */
 #ifndef LOOM_DATA_WINDOWS_H
 #define LOOM_DATA_WINDOWS_H
 
@@ -8,10 +8,11 @@
 extern "C" {
 #endif
 
-/* Pairs in window `w`: T, or in the last window what is left. The rest of it is filling. */
+/* The number of pairs in window `w`: T, except in the last window, which has the pairs that are left and is otherwise
+ * padding. */
 int64_t loom_window_pairs(const loom_split *split, int64_t T, int64_t w);
 
-/* How many pairs in an epoch's cut starts: uniform in [0, pairs), a pure function. */
+/* The number of pairs after which an epoch's cut starts: uniform in [0, pairs), a pure function of its arguments. */
 int64_t loom_window_shift(uint64_t seed, uint32_t epoch, int64_t pairs);
 
 #ifdef __cplusplus

@@ -4,7 +4,7 @@
 
 #include <string.h>
 
-/* Infinities and NaNs have all bits of the exponent. Blocks are looked at without a way out, so that they vectorise. */
+/* Infinities and NaNs have all exponent bits set. The loop over a block has no early exit, so that it vectorises. */
 #define BLOCK_IS_FINITE(type, exponent)                                                                                \
     static bool block_of_##type(const char *data, int64_t n) {                                                         \
         const type mask = exponent;                                                                                    \

@@ -1,5 +1,5 @@
-/* Whether numbers in memory are numbers: neither infinite nor NaN. By the bits of their exponents, as fast as memory
- * is read. */
+/* Whether numbers in memory are finite: neither infinite nor NaN. The test looks at the bits of the exponents and runs
+ * at the speed of memory. */
 #ifndef LOOM_OPS_FINITE_H
 #define LOOM_OPS_FINITE_H
 
@@ -12,7 +12,7 @@ extern "C" {
 /* `n` numbers of fp32, bf16, fp16 or fp64, at any alignment. */
 bool loom_all_finite(const void *data, int64_t n, loom_dtype dtype);
 
-/* The first that is not finite; `n` where all are. */
+/* The index of the first number that is not finite; `n` if all are finite. */
 int64_t loom_first_not_finite(const void *data, int64_t n, loom_dtype dtype);
 
 #ifdef __cplusplus

@@ -2,7 +2,7 @@
 
 #include "base/math.h"
 
-/* How far between lr (0) and min_lr (1) step `step` of the `span` steps after warm-up lies. */
+/* The decay's progress, from lr (0) to min_lr (1), in step `step` of the `span` steps after warm-up. */
 static double decayed(loom_schedule_kind kind, int64_t step, int64_t span) {
     const double done = span > 1 ? (double)step / (double)(span - 1) : 0;
     const double from = 0.8; /* wsd: the last fifth decays */

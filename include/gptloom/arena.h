@@ -1,8 +1,8 @@
-/* One allocation, planned before it is made.
+/* A single allocation, planned before it is made.
  *
- * The code that lays memory out runs twice over the same arena type: first on a measuring arena, which hands out no
- * memory and only counts; then on one with memory. So the plan and the run cannot disagree, and the plan is known
- * to the byte before anything is allocated. */
+ * The code that lays out memory runs twice: first with a measuring arena, which only counts and returns no memory, then
+ * with an arena that has memory. So the plan always agrees with the run, and is known to the byte before anything is
+ * allocated. */
 #ifndef GPTLOOM_ARENA_H
 #define GPTLOOM_ARENA_H
 
@@ -17,30 +17,31 @@ extern "C" {
 enum { LOOM_ARENA_ALIGNMENT = 256, LOOM_ARENA_MAX_ROWS = 24 };
 
 typedef struct loom_arena_row {
-    const char *name; /* a row of the memory table, a literal: "parameters", "gradients", ... */
-    size_t bytes;     /* all regions taken under that name, their gaps included */
+    const char *name; /* a literal that names a row of the memory table: "parameters", "gradients", ... */
+    size_t bytes;     /* all regions taken under that name, including the gaps after them */
 } loom_arena_row;
 
 typedef struct loom_arena {
     char *base;  /* NULL while measuring */
     size_t size; /* of the memory at base */
-    size_t used; /* so far; at the end, the plan */
+    size_t used; /* the bytes taken so far; at the end, the plan's total */
     bool fenced; /* host memory: gaps are poisoned under AddressSanitizer, regions hold NaNs in debug builds */
     loom_arena_row row[LOOM_ARENA_MAX_ROWS];
     int n_rows;
 } loom_arena;
 
-/* A measuring arena. */
+/* Makes a measuring arena. */
 loom_arena loom_arena_measure(void);
 
-/* An arena over `size` bytes at `base`, aligned to 256. `host` says that the CPU may touch the memory. */
+/* Makes an arena over `size` bytes at `base`, which must be aligned to 256 bytes. `host` says that the CPU may access
+ * the memory. */
 loom_arena loom_arena_over(void *base, size_t size, bool host);
 
-/* Takes `bytes`, aligned to 256, counted in the row `name`. While measuring it returns NULL; otherwise the arena must
- * have room (the plan said so). Regions are followed by a gap of 256 bytes. */
+/* Takes `bytes`, aligned to 256 bytes, and counts them in the row `name`. A measuring arena returns NULL. Any other
+ * arena must have enough room, as the plan ensures. A gap of 256 bytes follows each region. */
 void *loom_arena_take(loom_arena *arena, const char *name, size_t bytes);
 
-/* Counts `bytes` of what was taken under one name in the row of another. */
+/* Moves `bytes` of what was taken under the name `from` to the row `as` of the memory table. */
 void loom_arena_count(loom_arena *arena, const char *from, const char *as, size_t bytes);
 
 #ifdef __cplusplus

@@ -1,7 +1,7 @@
 /* Counter-based random numbers: Philox4x32-10 (Salmon et al., "Parallel Random Numbers: As Easy as 1, 2, 3", 2011).
  *
- * A number is a pure function of (seed, purpose, step, index): the same on every device, for any number of threads
- * and ranks, and nothing needs to be saved to resume. */
+ * A number is a pure function of (seed, purpose, step, index). So it is the same on every device and for any number of
+ * threads and ranks, and no state needs to be saved for resuming. */
 #ifndef GPTLOOM_RANDOM_H
 #define GPTLOOM_RANDOM_H
 
@@ -17,7 +17,7 @@ typedef enum loom_random_purpose {
     LOOM_RANDOM_SAMPLE = 3,           /* sampling text: step is the token's number */
     LOOM_RANDOM_TEST = 4,             /* inputs of tests and benchmarks */
     LOOM_RANDOM_ROUNDING = 5,         /* stochastic rounding of parameters */
-    LOOM_RANDOM_ROUNDING_MOMENT1 = 6, /* and of AdamW's moments */
+    LOOM_RANDOM_ROUNDING_MOMENT1 = 6, /* stochastic rounding of AdamW's moments */
     LOOM_RANDOM_ROUNDING_MOMENT2 = 7,
 } loom_random_purpose;
 
@@ -25,21 +25,22 @@ typedef struct loom_random4 {
     uint32_t word[4];
 } loom_random4;
 
-/* The raw bijection: a 128-bit counter under a 64-bit key. */
+/* The raw Philox function: a bijection of 128-bit counters for each 64-bit key. */
 loom_random4 loom_philox(const uint32_t counter[4], const uint32_t key[2]);
 
-/* Four words for (seed, purpose, step, index). step < 2^32 keeps its whole range apart from other purposes. */
+/* Four random words for (seed, purpose, step, index). The numbers of different purposes never overlap, for all 2^32
+ * values of `step`. */
 loom_random4 loom_random(uint64_t seed, loom_random_purpose purpose, uint32_t step, uint64_t index);
 
-/* The same for n indices from `first` on, 4n words, many times as fast. */
+/* Writes the 4 n words of n indices from `first` on, many times as fast as single calls. */
 void loom_random_words(uint32_t *words, int64_t n, uint64_t seed, loom_random_purpose purpose, uint32_t step,
                        uint64_t first);
 
-/* Uniform in [0, 1) with 24 random bits, from one word. */
+/* A number that is uniform in [0, 1) with 24 random bits, made from one word. */
 float loom_random_uniform(uint32_t word);
 
-/* Standard normal values, by the Box-Muller transform from (seed, purpose, step, first .. first + n - 1): element i
- * of a sequence is the same however the sequence is cut. */
+/* Writes standard normal values, made by the Box-Muller transform from (seed, purpose, step, first .. first + n - 1).
+ * Element i of a sequence is the same however the sequence is split into calls. */
 void loom_random_normal(float *out, int64_t n, uint64_t seed, loom_random_purpose purpose, uint32_t step,
                         uint64_t first);
 

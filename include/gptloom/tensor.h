@@ -1,4 +1,4 @@
-/* A view: where a tensor lies, of what type, and how to step through it. Views own nothing. */
+/* A view of a tensor: its address, dtype, shape and strides. Views own no memory. */
 #ifndef GPTLOOM_TENSOR_H
 #define GPTLOOM_TENSOR_H
 
@@ -15,11 +15,13 @@ typedef enum loom_dtype { LOOM_F32, LOOM_BF16, LOOM_F16, LOOM_F64, LOOM_I32, LOO
 size_t loom_dtype_size(loom_dtype dtype);
 const char *loom_dtype_name(loom_dtype dtype); /* "fp32", "bf16", "fp16", "fp64", "int32", "int64" */
 
-/* The address of element `i` of contiguous ones; of NULL, as while planning, NULL. */
+/* The address of element `i` of contiguous elements. For NULL, which stands for memory that is only planned, it is
+ * NULL. */
 void *loom_element(void *data, int64_t i, loom_dtype dtype);
 
-/* The innermost dimension is the last and is contiguous: stride[3] is 1. Missing outer dimensions are 1. Strides
- * count elements. A view with data NULL and all shapes 0 is "not given" where an op calls an argument optional. */
+/* A view of up to four dimensions. The innermost dimension is the last one and is contiguous: stride[3] is 1. Missing
+ * outer dimensions are 1. Strides are counted in elements. If an op's argument is optional, a view with data NULL and
+ * all shapes 0 means that it is not given. */
 typedef struct loom_view {
     void *data;
     loom_dtype dtype;
@@ -27,7 +29,7 @@ typedef struct loom_view {
     int64_t stride[4];
 } loom_view;
 
-/* Contiguous views, outermost dimension first. */
+/* Make contiguous views; the outermost dimension comes first. */
 loom_view loom_view_1d(void *data, loom_dtype dtype, int64_t n);
 loom_view loom_view_2d(void *data, loom_dtype dtype, int64_t rows, int64_t columns);
 loom_view loom_view_3d(void *data, loom_dtype dtype, int64_t a, int64_t b, int64_t c);
@@ -36,14 +38,15 @@ loom_view loom_view_4d(void *data, loom_dtype dtype, int64_t a, int64_t b, int64
 /* Rows `first` to `first + rows - 1` of a two-dimensional view. */
 loom_view loom_view_rows(loom_view view, int64_t first, int64_t rows);
 
-/* The product of the shape; and of all but the innermost dimension. */
+/* loom_view_elements is the product of all dimensions, loom_view_row_count the product of all except the innermost
+ * one. */
 int64_t loom_view_elements(const loom_view *view);
 int64_t loom_view_row_count(const loom_view *view);
 
 /* Whether an optional view was given. */
 bool loom_view_given(const loom_view *view);
 
-/* One past the last byte of the view, from its data: what must be addressable. */
+/* The number of bytes from the view's data to one past its last byte: all of them must be addressable. */
 size_t loom_view_extent(const loom_view *view);
 
 #ifdef __cplusplus

@@ -4,7 +4,7 @@
 
 #include <math.h>
 
-/* What an axis can show: finite, and so that differences are finite too. */
+/* Whether an axis can show a value: it must be finite, and so small that differences of such values are finite too. */
 static bool can_show(double value) {
     return fabs(value) <= 1e300;
 }
@@ -17,7 +17,7 @@ void loom_range_add(loom_range *range, double value) {
     range->n++;
 }
 
-/* 1, 2 or 5 times a power of ten: the one nearest to `size`. */
+/* 1, 2 or 5 times a power of ten: the nearest such number to `size`. */
 static double nice_step(double size) {
     const double power = pow(10, floor(log10(size)));
     const double mantissa = size / power;
@@ -33,7 +33,8 @@ static void linear_ticks(loom_axis *axis, double spacing, double least_step) {
         axis->tick[axis->n_ticks++] = i * axis->tick_step;
 }
 
-/* Powers of ten, every second or third where there are many, and 2 and 5 times them where there are few. */
+/* Ticks at powers of ten: only at every second or third if there are many, and also at 2 and 5 times them if there are
+ * few. */
 static void logarithmic_ticks(loom_axis *axis, double spacing) {
     const double decades = log10(axis->high) - log10(axis->low);
     const double pixels_per_decade = fabs(axis->to - axis->from) / decades;
@@ -61,7 +62,7 @@ loom_axis loom_axis_make(const loom_range *range, bool logarithmic, bool zero, d
         return axis;
     }
     if (zero && axis.low > 0) axis.low = 0;
-    /* Below this many units the values' own rounding would make the ticks. */
+    /* In a range smaller than this, ticks would only show the rounding of the values. */
     const double least = fmax(fabs(axis.low), fabs(axis.high)) * 1e-9;
     if (!(axis.high - axis.low > least)) {
         const double around = axis.high != 0 ? fabs(axis.high) / 2 : 0.5;

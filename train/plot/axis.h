@@ -1,4 +1,4 @@
-/* One axis of a panel: the range that it shows, where a value lies on it, its ticks and their labels. */
+/* One axis of a panel: the range that it shows, the pixel of a value, its ticks and their labels. */
 #ifndef LOOM_TRAIN_PLOT_AXIS_H
 #define LOOM_TRAIN_PLOT_AXIS_H
 
@@ -15,19 +15,19 @@ enum { LOOM_AXIS_MAX_TICKS = 24 };
 typedef struct loom_axis {
     double low, high; /* low < high; on a logarithmic axis both are positive */
     bool logarithmic;
-    double from, to; /* pixels of low and high */
+    double from, to; /* the pixels of low and high */
     int n_ticks;
     double tick[LOOM_AXIS_MAX_TICKS];
-    double tick_step; /* between ticks of a linear axis; 0 on a logarithmic one */
+    double tick_step; /* distance between ticks of a linear axis; 0 on a logarithmic one */
 } loom_axis;
 
-/* What values an axis must show: fold all values in, then make the axis. Zeroed: nothing yet. */
+/* The range of values that an axis must show. Add all values, then make the axis. A zeroed struct is an empty range. */
 typedef struct loom_range {
     int64_t n;
     double low, high, low_positive;
 } loom_range;
 
-/* Widens the range by a value; what is not finite, or nearly so (1e300), is left out. */
+/* Extends the range to a value. Values that are not finite, or whose magnitude is above 1e300, are left out. */
 void loom_range_add(loom_range *range, double value);
 
 /* An axis for a range, from pixel `from` to pixel `to`, with ticks about `spacing` pixels apart, but not nearer than
@@ -37,7 +37,7 @@ void loom_range_add(loom_range *range, double value);
 loom_axis loom_axis_make(const loom_range *range, bool logarithmic, bool zero, double from, double to, double spacing,
                          double least_step);
 
-/* The pixel of a value; NaN for what the axis cannot show. */
+/* The pixel of a value; NaN for a value that the axis cannot show. */
 double loom_axis_pixel(const loom_axis *axis, double value);
 
 /* The label of a tick: "0.5", "2000", "20k", "1.5M", "2e-4". */

@@ -10,7 +10,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-/* The key of each column in a line; the seconds are added up from "ms". */
+/* The key of each column in a line of the file. The column of seconds is the running sum of "ms". */
 static const char *const keys[LOOM_CURVES] = {"step",     "tokens", "ms",        "loss",
                                               "val_loss", "lr",     "grad_norm", "tokens_per_s"};
 
@@ -23,8 +23,8 @@ static bool grow(loom_curves *curves, int64_t capacity, const char *path, loom_e
     return true;
 }
 
-/* Puts an object's numbers into the row of its step. A run that was resumed from a checkpoint does the steps after it
- * again: a step that was there before replaces itself and all later ones. */
+/* Stores an object's numbers as the row of its step. A run that was resumed from a checkpoint repeats the steps after
+ * it: a step that was read before replaces its old row and removes all later ones. */
 static bool add_object(loom_curves *curves, const cJSON *object, const char *path, int64_t line, loom_error *error) {
     double value[LOOM_CURVES];
     for (int c = 0; c < LOOM_CURVES; c++) {
@@ -47,7 +47,7 @@ static bool add_object(loom_curves *curves, const cJSON *object, const char *pat
     return true;
 }
 
-/* Reads lines to the file's end. */
+/* Reads lines up to the end of the file. */
 static bool read_lines(loom_curves *curves, FILE *file, const char *path, loom_error *error) {
     char *text = NULL;
     size_t size = 0;
@@ -58,7 +58,7 @@ static bool read_lines(loom_curves *curves, FILE *file, const char *path, loom_e
         if (length < 0) break;
         const bool complete = text[length - 1] == '\n';
         const bool blank = text[strspn(text, " \t\r\n")] == 0;
-        /* What follows a zero byte would escape the parser. */
+        /* The parser would not see what follows a zero byte. */
         const bool is_text = strlen(text) == (size_t)length;
         if (is_text && blank) continue;
         cJSON *object = is_text ? cJSON_ParseWithOpts(text, NULL, true) : NULL;

@@ -5,7 +5,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-/* Drops the zeros at the end of a decimal fraction. */
+/* Removes trailing zeros of a decimal fraction. */
 static void trim_zeros(char *text) {
     if (!strchr(text, '.')) return;
     char *end = text + strlen(text);
@@ -51,7 +51,8 @@ void loom_number_label(double value, int digits, bool trim, char *text, size_t s
         snprintf(text, size, "–");
         return;
     }
-    /* Rounded at once, because 9.9999e-5 is 1e-4, whose first digit has another place; but not 1234 to 1230. */
+    /* The value is rounded first, because 9.9999e-5 becomes 1e-4, whose first digit has another exponent. But 1234 must
+     * not become 1230. */
     char text_rounded[64];
     snprintf(text_rounded, sizeof text_rounded, "%.*e", digits - 1, value);
     const double rounded = strtod(text_rounded, NULL);

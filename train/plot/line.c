@@ -6,7 +6,8 @@
  * is one block or parts of two. (Differences of sums from the very start would lose all that follows a huge value.) */
 static void mean_around(double *out, const double *value, int64_t n, int64_t window, double *scratch) {
     const int64_t half = window / 2, block = 2 * half + 1;
-    double *up_to = scratch, *from = scratch + n, *count = scratch + 2 * n; /* count: of what comes before */
+    double *up_to = scratch, *from = scratch + n, *count = scratch + 2 * n; /* count[i]: the values before i that are
+                                                                               not NaN */
     count[0] = 0;
     for (int64_t i = 0; i < n; i++) {
         const double term = isnan(value[i]) ? 0 : value[i];
@@ -31,7 +32,7 @@ void loom_smooth(double *out, const double *value, int64_t n, int64_t window, do
     mean_around(out, out, n, window / 2 + 1, scratch);
 }
 
-/* The points of one pixel column so far. */
+/* The points so far of one column of pixels. */
 struct column {
     int64_t pixel, n;
     struct {
@@ -41,11 +42,11 @@ struct column {
     bool broken; /* a value could not be shown: the line ends after this column */
 };
 
-/* A path being written. */
+/* A path that is being written. */
 struct pen {
     loom_svg *svg;
     bool down;
-    int64_t in_line, points; /* since the pen was put down; in all */
+    int64_t in_line, points; /* points since the pen was put down; points in all */
 };
 
 static void pen_up(struct pen *pen) {

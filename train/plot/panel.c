@@ -7,7 +7,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-/* Makes a panel's axes from all that it will show. */
+/* Makes a panel's axes from all values that it will show. */
 static void make_axes(const struct loom_picture *picture, struct loom_panel *panel) {
     loom_range x = {0}, y = {0};
     for (int r = 0; r < picture->n_runs; r++) {
@@ -53,7 +53,7 @@ static void draw_axes(struct loom_picture *picture, const struct loom_panel *pan
                    panel->left, panel->top - 9, panel->title, panel->unit);
 }
 
-/* One line of a run; a line of a single point becomes a dot that can be seen. */
+/* Draws one line of a run; a line of a single point becomes a visible dot. */
 static void draw_line(struct loom_picture *picture, const struct loom_panel *panel, const struct loom_picture_run *run,
                       const double *x, const double *y, int64_t n, const char *colour, double width, double opacity) {
     loom_svg_write(picture->svg, "<path d=\"");
@@ -62,11 +62,11 @@ static void draw_line(struct loom_picture *picture, const struct loom_panel *pan
                    points == 1 ? 5 : width, opacity, run->dash);
 }
 
-/* Bars along the upper edge where the loss was not finite: a line that only stops is easy to miss. */
+/* Draws bars along the upper edge where the loss was not finite, because a line that only stops is easy to miss. */
 static void draw_not_finite(struct loom_picture *picture, const struct loom_panel *panel,
                             const struct loom_picture_run *run) {
     const double *loss = run->curves->column[LOOM_CURVE_LOSS];
-    double first = NAN, last = NAN; /* pixels of the bar that is open */
+    double first = NAN, last = NAN; /* the pixels of the bar that is being extended */
     bool any = false;
     for (int64_t i = 0; i <= run->curves->n; i++) {
         const bool end = i == run->curves->n;
@@ -128,7 +128,7 @@ static void draw_curves(struct loom_picture *picture, const struct loom_panel *p
     loom_svg_write(picture->svg, "</g>\n");
 }
 
-/* What the kinds of line mean, over the loss at the right. */
+/* Explains the kinds of line, above the loss panel at the right. */
 static void draw_key(struct loom_picture *picture, const struct loom_panel *panel) {
     const struct loom_picture_run *run = &picture->run[0];
     const bool one = picture->n_runs == 1;
@@ -152,7 +152,7 @@ static void draw_key(struct loom_picture *picture, const struct loom_panel *pane
     } key[] = {{smoothed, one ? run->colour : LOOM_QUIET, 1, false, true},
                {"every step", one ? run->colour : LOOM_QUIET, 0.35, false, any_smoothed},
                {"validation", one ? run->val_colour : LOOM_QUIET, 1, true, any_val}};
-    const double letter = 6.1, between = 18; /* about as wide as a letter is in most fonts */
+    const double letter = 6.1, between = 18; /* `letter` is about the width of a letter in most fonts */
     double left = panel->right + between;
     for (int i = 0; i < 3; i++)
         if (key[i].there) left -= 29 + letter * (double)strlen(key[i].text) + between;
@@ -190,7 +190,7 @@ static void spread(struct end_label *labels, int n, double top, double bottom) {
     }
 }
 
-/* Adds the label of values x and y; not what the axes cannot show. */
+/* Adds the label of the values x and y, unless the axes cannot show them. */
 static int add_label(struct end_label *labels, int n, const struct loom_panel *panel,
                      const struct loom_picture_run *run, bool validation, double x, double y) {
     labels[n] = (struct end_label){.x = loom_axis_pixel(&panel->x, x),
@@ -201,8 +201,8 @@ static int add_label(struct end_label *labels, int n, const struct loom_panel *p
     return n + (!isnan(labels[n].x) && !isnan(labels[n].y));
 }
 
-/* Names the values in which the losses end, beside the panel. Labels of many runs would not fit: then only validation
- * losses, where there are any. */
+/* Writes the last values of the losses beside the panel. Labels of many runs would not fit; then only the validation
+ * losses are labelled, if there are any. */
 static void draw_end_labels(struct loom_picture *picture, const struct loom_panel *panel) {
     enum { FEW = 8, MOST = LOOM_PLOT_MAX_RUNS + FEW };
     struct end_label labels[MOST];
@@ -237,7 +237,7 @@ static void draw_end_labels(struct loom_picture *picture, const struct loom_pane
     loom_svg_write(picture->svg, "</g>\n");
 }
 
-/* The last value of the only run, at the upper right. */
+/* Writes the last value of the only run at the upper right. */
 static void draw_last_value(struct loom_picture *picture, const struct loom_panel *panel) {
     const struct loom_picture_run *run = &picture->run[0];
     char text[64];

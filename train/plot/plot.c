@@ -10,7 +10,8 @@
 #include <stdio.h>
 #include <stdlib.h>
 
-/* Okabe and Ito's colours, which the colour-blind tell apart, without the yellow, which white paper swallows. */
+/* Okabe and Ito's colours, which colour-blind people can tell apart, without their yellow, which is hard to see on
+ * white paper. */
 static const char *const colours[] = {"#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#3c3c3c"};
 static const char *const dashes[] = {"", " stroke-dasharray=\"7 3\"", " stroke-dasharray=\"2 3\""};
 enum { COLOURS = sizeof colours / sizeof *colours, DASHES = sizeof dashes / sizeof *dashes };
@@ -19,7 +20,7 @@ _Static_assert(COLOURS *DASHES == LOOM_PLOT_MAX_RUNS, "every run has a line of i
 static const loom_curve smoothed[] = {LOOM_CURVE_LOSS, LOOM_CURVE_GRAD_NORM, LOOM_CURVE_TOKENS_PER_S};
 enum { SMOOTHED = sizeof smoothed / sizeof *smoothed };
 
-/* Names the x axis and returns the size of its unit: time is shown in what fits the longest run. */
+/* Names the x axis and returns the size of its unit. For time, the unit fits the longest run. */
 static double x_unit(struct loom_picture *picture, const loom_curves *runs) {
     static const struct {
         double seconds;
@@ -38,7 +39,7 @@ static double x_unit(struct loom_picture *picture, const loom_curves *runs) {
     return units[u].seconds;
 }
 
-/* Fills in all of a run but its colours. */
+/* Fills in all fields of a run except its colours. */
 static bool prepare_run(struct loom_picture_run *run, const loom_curves *curves, const loom_plot_options *options,
                         double unit, loom_error *error) {
     static const loom_curve x_curves[] = {LOOM_CURVE_STEP, LOOM_CURVE_TOKENS, LOOM_CURVE_SECONDS};
@@ -50,7 +51,8 @@ static bool prepare_run(struct loom_picture_run *run, const loom_curves *curves,
     run->window = options->smooth ? options->smooth : n / 50;
     if (run->window > n) run->window = n;
     if (run->window < 1) run->window = 1;
-    enum { ARRAYS = 3 + SMOOTHED + 3 }; /* x, validation's x and loss, the smoothed, three to smooth with */
+    enum { ARRAYS = 3 + SMOOTHED + 3 }; /* x; x and loss of the validation; the smoothed curves; three of scratch for
+                                           smoothing */
     run->memory = malloc(((size_t)n * ARRAYS + 1) * sizeof *run->memory);
     if (!run->memory) return loom_fail(error, "%s: no memory to draw its %lld steps", curves->name, (long long)n);
     run->x = run->memory;

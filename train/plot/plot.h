@@ -9,7 +9,7 @@
 extern "C" {
 #endif
 
-enum { LOOM_PLOT_MAX_RUNS = 21 }; /* seven colours times three kinds of line: more could not be told apart */
+enum { LOOM_PLOT_MAX_RUNS = 21 }; /* seven colours times three kinds of line; more runs could not be told apart */
 
 typedef enum loom_plot_x { LOOM_PLOT_STEP, LOOM_PLOT_TOKENS, LOOM_PLOT_TIME } loom_plot_x;
 
@@ -17,7 +17,7 @@ typedef struct loom_plot_options {
     const char *title; /* NULL or empty: the run's name */
     loom_plot_x x;
     bool log_x;
-    int64_t smooth; /* steps to take means over, 1: none, 0: a fiftieth of each run */
+    int64_t smooth; /* the number of steps to average over; 1: none, 0: a fiftieth of each run */
 } loom_plot_options;
 
 /* Draws 1 to LOOM_PLOT_MAX_RUNS runs: a table of their last values, the loss and the validation loss, the learning

@@ -27,7 +27,7 @@ static bool reserve(loom_svg *svg, size_t more) {
     return true;
 }
 
-/* Text as it is. */
+/* Appends text unchanged. */
 static void put(loom_svg *svg, const char *text, size_t length) {
     if (!reserve(svg, length)) return;
     memcpy(svg->text + svg->length, text, length);
@@ -35,7 +35,7 @@ static void put(loom_svg *svg, const char *text, size_t length) {
     svg->text[svg->length] = 0;
 }
 
-/* Into the room that there is; what is longer is printed again. */
+/* Formats into the free memory; if the result is longer, enlarges the memory and formats again. */
 void loom_svg_write(loom_svg *svg, const char *format, ...) {
     va_list arguments, again;
     if (!reserve(svg, 1)) return;
@@ -51,7 +51,7 @@ void loom_svg_write(loom_svg *svg, const char *format, ...) {
     svg->text[svg->length] = 0;
 }
 
-/* What a character is in XML where it is not itself; NULL where it is. */
+/* The XML escape of a character; NULL if it needs none. */
 static const char *escape(char c) {
     switch (c) {
     case '&': return "&amp;";
@@ -62,7 +62,7 @@ static const char *escape(char c) {
     }
 }
 
-/* What XML allows and a reader should see; the rest becomes U+FFFD. */
+/* Characters that XML allows and that are visible pass; all others become U+FFFD. */
 void loom_svg_escaped(loom_svg *svg, const char *text) {
     while (*text) {
         size_t length = 0;
@@ -94,7 +94,7 @@ void loom_svg_label(loom_svg *svg, double x, double y, const char *anchor, const
     loom_svg_write(svg, "</text>\n");
 }
 
-/* Half of a large picture is coordinates: in tenths, without a zero at the end. */
+/* Half of a large picture is coordinates. They are written with one decimal and without a trailing zero. */
 static void coordinate(loom_svg *svg, double value) {
     const long tenths = lround(value * 10);
     loom_svg_write(svg, tenths % 10 ? "%.1f" : "%.0f", (double)tenths / 10);
@@ -107,7 +107,7 @@ void loom_svg_point(loom_svg *svg, char command, double x, double y) {
     coordinate(svg, y);
 }
 
-/* A picture that would not be what its name says. */
+/* Refuses a name whose extension stands for another kind of file. */
 bool loom_svg_check_place(const char *path, const char *what, loom_error *error) {
     static const char *const others[] = {".png", ".jpg", ".jpeg", ".pdf", ".gif", ".webp", ".eps", ".ps", ".html"};
     const char *slash = strrchr(path, '/'), *dot = strrchr(slash ? slash : path, '.');

@@ -1,4 +1,4 @@
-/* Writing SVG: text that grows, escaping, and numbers as short as a picture needs them. */
+/* Writing SVG: a growing text, escaping, and numbers as short as a picture needs them. */
 #ifndef LOOM_TRAIN_PLOT_SVG_H
 #define LOOM_TRAIN_PLOT_SVG_H
 
@@ -10,26 +10,27 @@
 extern "C" {
 #endif
 
-/* Of text, of text beside it, of lines that only guide; on white paper. */
+/* Colours on white paper: of text, of secondary text, and of auxiliary lines. */
 #define LOOM_INK   "#1b1f24"
 #define LOOM_QUIET "#5b636d"
 #define LOOM_GRID  "#e6e8eb"
 
-/* Begins zeroed; what is written after memory ran out is dropped, and `failed` says so at the end. */
+/* Starts zeroed. Writes after memory has run out are dropped; `failed` is then set. */
 typedef struct loom_svg {
     char *text; /* zero-ended; NULL before the first write */
     size_t length, capacity;
     bool failed;
 } loom_svg;
 
-/* Markup as it is. */
+/* Appends markup, unescaped. */
 void loom_svg_write(loom_svg *svg, const char *format, ...) __attribute__((format(printf, 2, 3)));
 
-/* The root element of a picture of so many pixels, with what it is called, and white paper; </svg> ends it. */
+/* Begins the root element of a picture of the given size in pixels, with its title and a white background. The caller
+ * ends the picture with </svg>. */
 void loom_svg_begin(loom_svg *svg, double width, double height, const char *title);
 
-/* Anybody's text between tags or in an attribute: markup is escaped, and what XML does not allow (control characters,
- * broken UTF-8) becomes U+FFFD. */
+/* Appends untrusted text between tags or in an attribute: markup is escaped, and what XML does not allow (control
+ * characters, broken UTF-8) becomes U+FFFD. */
 void loom_svg_escaped(loom_svg *svg, const char *text);
 
 /* One <text> element. anchor is "start", "middle" or "end"; attributes (may be "") are markup. */
