@@ -136,8 +136,9 @@ TEST_F(GraphTest, TheHeadingAndTheLayersAreTold) {
     make(3, setup("block"), "mine");
     const std::string svg = write(loom_graph_draw), dot = write(loom_graph_write_dot);
     for (const std::string &text : {svg, dot})
-        for (const char *part : {"mine", "3 layers", "policy block", "2 × 16 tokens (B × T)", "fp32", "layer 1",
-                                 "layers 2 .. 3, built as layer 1", "(B,T,3C)", "2 × 16 × 48", "16 × 48", "still there"})
+        for (const char *part :
+             {"mine", "3 layers", "policy block", "2 × 16 tokens (B × T)", "fp32", "layer 1",
+              "layers 2 .. 3, built as layer 1", "(B,T,3C)", "2 × 16 × 48", "16 × 48", "still there"})
             EXPECT_TRUE(contains(text, part)) << part;
     for (const char *part :
          {"computed once more", "kept for backward", "one weight: transformer.wte.weight", ", tied<"})

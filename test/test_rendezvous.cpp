@@ -156,7 +156,7 @@ TEST(Handshake, SecretsThatDifferAreRefusedByBoth) {
         EXPECT_EQ(zero.result, LOOM_HANDSHAKE_REFUSED);
         EXPECT_EQ(one.result, LOOM_HANDSHAKE_REFUSED);
         EXPECT_EQ(one.why(), why_one);
-        EXPECT_TRUE(one.handshake.told_so);
+        EXPECT_TRUE(one.handshake.was_refused);
         for (const std::string &message : all) EXPECT_EQ(message.find(id.substr(0, 16)), std::string::npos);
     }
 }

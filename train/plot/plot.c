@@ -51,7 +51,9 @@ static bool prepare_run(struct loom_picture_run *run, const loom_curves *curves,
     run->window = options->smooth ? options->smooth : n / 50;
     if (run->window > n) run->window = n;
     if (run->window < 1) run->window = 1;
-    enum { ARRAYS = 3 + SMOOTHED + 3 }; /* x; x and loss of the validation; the smoothed curves; three of scratch for
+    enum {
+        ARRAYS = 3 + SMOOTHED + 3
+    }; /* x; x and loss of the validation; the smoothed curves; three of scratch for
                                            smoothing */
     run->memory = malloc(((size_t)n * ARRAYS + 1) * sizeof *run->memory);
     if (!run->memory) return loom_fail(error, "%s: no memory to draw its %lld steps", curves->name, (long long)n);
