@@ -2,7 +2,7 @@
 #ifndef LOOM_KERNELS_PHILOX_H
 #define LOOM_KERNELS_PHILOX_H
 
-#include "gptloom/random.h"
+#include "csrc/base/random.h"
 #include "kernels/kernel.h"
 
 __device__ __forceinline__ loom_random4 philox_random(uint64_t seed, loom_random_purpose purpose, uint32_t step,

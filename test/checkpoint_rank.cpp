@@ -7,6 +7,8 @@
 
 #include "gptloom/gptloom.h"
 
+#include "comm/collectives.h"
+
 #include <csignal>
 #include <cstdio>
 #include <cstdlib>

@@ -7,6 +7,7 @@
 
 #include "base/clock.h"
 #include "base/half.h"
+#include "comm/collectives.h"
 
 #include <algorithm>
 #include <cmath>

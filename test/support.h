@@ -6,6 +6,9 @@
 #include "gptloom/gptloom.h"
 
 #include "base/half.h"
+#include "base/random.h"
+#include "data/feeder.h"
+#include "optim/optimizer.h"
 
 #include <gtest/gtest.h>
 

@@ -1,7 +1,7 @@
 /* What the cases of adamw cannot compare with the oracle by bits: how weights and moments are rounded. On the definition,
  * and on "cuda" where there is one. */
 #include "gptloom/device.h"
-#include "gptloom/random.h"
+#include "base/random.h"
 
 #include "cases/case_internal.h"
 

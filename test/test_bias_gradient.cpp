@@ -4,7 +4,7 @@
 
 #include "cases/case_internal.h"
 
-#include "gptloom/random.h"
+#include "base/random.h"
 
 #include <gtest/gtest.h>
 

@@ -1,5 +1,6 @@
 /* The communicator: one rank here; several as processes (comm_rank), started by mpirun, and as torchrun would start
  * them, with a stand-in for NCCL; and what a user sees when ranks fail or libraries are missing. */
+#include "launch.h"
 #include "support_ranks.h"
 
 #include <gtest/gtest.h>

@@ -1,4 +1,4 @@
-#include "gptloom/data.h"
+#include "data/feeder.h"
 
 #include <gtest/gtest.h>
 

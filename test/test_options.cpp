@@ -4,7 +4,7 @@
 
 #include "base/file.h"
 #include "base/flag.h"
-#include "gptloom/random.h"
+#include "base/random.h"
 
 extern "C" {
 #include "engine/options.h"

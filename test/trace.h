@@ -12,8 +12,8 @@
 
 #include "support.h"
 
-#include "gptloom/data.h"
-#include "gptloom/parallel.h"
+#include "data/feeder.h"
+#include "parallel/data_parallel.h"
 
 extern "C" {
 #include "comm/backend.h"

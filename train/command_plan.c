@@ -1,7 +1,6 @@
 /* gptloom plan: what a training needs and how fast it will be, without training, and for a GPU without having it. */
 #include "command.h"
 #include "command_line.h"
-#include "gptloom/parallel.h"
 #include "plan_answer.h"
 #include "progress.h"
 

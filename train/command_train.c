@@ -2,6 +2,7 @@
 #include "command.h"
 #include "command_line.h"
 #include "interrupts.h"
+#include "launch.h"
 #include "engine/options.h"
 #include "output.h"
 #include "progress.h"

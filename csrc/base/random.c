@@ -1,4 +1,4 @@
-#include "gptloom/random.h"
+#include "base/random.h"
 
 #include "base/math.h"
 

@@ -6,7 +6,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "gptloom/random.h"
+#include "base/random.h"
 
 /* Case.h says what these are. */
 static const double step = 0x1p-10, variation = 8;

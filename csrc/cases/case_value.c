@@ -1,7 +1,7 @@
 /* What tensors hold: numbers as they are stored, generated inputs, and the oracle's results. */
 #include "cases/case_internal.h"
 
-#include "gptloom/random.h"
+#include "base/random.h"
 
 #include <math.h>
 #include <stdlib.h>

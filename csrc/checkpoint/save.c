@@ -12,6 +12,7 @@
 #include "checkpoint/directory.h"
 #include "checkpoint/documents.h"
 #include "checkpoint/tensors.h"
+#include "comm/collectives.h"
 #include "gptloom/data.h"
 
 #include <limits.h>

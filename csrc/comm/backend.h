@@ -2,7 +2,7 @@
 #ifndef LOOM_COMM_BACKEND_H
 #define LOOM_COMM_BACKEND_H
 
-#include "gptloom/comm.h"
+#include "comm/collectives.h"
 
 /* How many times the limit a long timeout is, for ranks that others wait for while they work by themselves. */
 enum { LOOM_COMM_LONG_TIMEOUT = 10 };
@@ -17,7 +17,7 @@ typedef enum loom_comm_kind {
     LOOM_FINAL_BARRIER /* of the end: in a communicator of its own, so that it cannot match another operation */
 } loom_comm_kind;
 
-/* The contract of each is in gptloom/comm.h. A broadcast's buffer is `in` on the root and `out` on all. */
+/* The contract of each is in comm/collectives.h. A broadcast's buffer is `in` on the root and `out` on all. */
 typedef struct loom_comm_operation {
     loom_comm_kind kind;
     loom_dtype dtype;

@@ -16,7 +16,7 @@ enum { DEFAULT_TIMEOUT = 600 };
 
 /* -------------------------------------------------------------------------------------------------------- the launcher */
 
-/* In one write, so that lines of ranks do not mix: into the file that loom_launch_ranks() reads, if it started us. Its name
+/* In one write, so that lines of ranks do not mix: into the file that train/launch.c reads, if it started us. Its name
  * is a link that the kernel made (/proc/PID/fd/N). */
 static bool write_to_launcher(const char *line) {
     const char *path = getenv(LOOM_LAST_LINE);

@@ -10,12 +10,12 @@
 extern "C" {
 #endif
 
-/* The file into which loom_comm_abort() writes its line instead of stderr, where loom_launch_ranks() started us. */
+/* The file into which loom_comm_abort() writes its line instead of stderr, where train/launch.c started us. */
 #define LOOM_LAST_LINE "LOOM_LAST_LINE"
 /* loom_comm_open() writes this there: from then on the rank can be asked to save and end. So much is read of it. */
 #define LOOM_RANK_READY "ready\n"
 enum { LOOM_LAST_LINE_BYTES = 1 << 16 };
-/* A variable of all that loom_launch_ranks() starts, by which it finds what is left of them. */
+/* A variable of all that train/launch.c starts, by which it finds what is left of them. */
 #define LOOM_RANKS_OF "LOOM_RANKS_OF"
 
 /* mpirun, or srun with PMIx; torchrun, or what sets its variables, with more than one rank. */

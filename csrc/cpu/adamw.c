@@ -1,5 +1,5 @@
 #include "cpu/definition.h"
-#include "gptloom/random.h"
+#include "base/random.h"
 
 /* Elements are processed in chunks, so that those that are not stored as reals can be converted on the way. A chunk's
  * size is a multiple of the eight elements that share a random counter. */

@@ -1,7 +1,7 @@
 #include "cuda/peak.h"
 
 #include "cuda/matmul.h"
-#include "gptloom/random.h"
+#include "base/random.h"
 
 #include <math.h>
 #include <stdlib.h>

@@ -1,7 +1,7 @@
 #include "cuda/timing.h"
 
 #include "cuda/cuda.h"
-#include "gptloom/random.h"
+#include "base/random.h"
 
 #include <math.h>
 

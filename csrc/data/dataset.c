@@ -1,4 +1,4 @@
-#include "gptloom/data.h"
+#include "data/dataset.h"
 
 #include "base/check.h"
 #include "data/content.h"

@@ -1,4 +1,4 @@
-#include "data/windows.h"
+#include "data/loader.h"
 
 #include "base/check.h"
 

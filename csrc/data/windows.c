@@ -1,7 +1,7 @@
 #include "data/windows.h"
 
 #include "base/check.h"
-#include "gptloom/random.h"
+#include "base/random.h"
 
 #include <string.h>
 

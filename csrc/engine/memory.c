@@ -2,7 +2,6 @@
 
 #include "base/file.h"
 #include "base/printable.h"
-#include "gptloom/parallel.h"
 
 #include <cjson/cJSON.h>
 #include <math.h>

@@ -4,7 +4,6 @@
 #include "base/check.h"
 #include "base/file.h"
 #include "base/printable.h"
-#include "gptloom/parallel.h"
 
 #include <ctype.h>
 #include <glob.h>

@@ -3,8 +3,10 @@
 #ifndef LOOM_ENGINE_TRAINER_H
 #define LOOM_ENGINE_TRAINER_H
 
-#include "gptloom/parallel.h"
 #include "gptloom/train.h"
+
+#include "data/feeder.h"
+#include "parallel/data_parallel.h"
 
 /* On a GPU the host puts work in ahead of the device: of micro-batches at most so many, so that a run that is to end need
  * not wait for all of a step. */

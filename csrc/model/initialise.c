@@ -1,5 +1,5 @@
 #include "model/gpt.h"
-#include "gptloom/random.h"
+#include "base/random.h"
 
 #include "base/half.h"
 

@@ -6,7 +6,7 @@
 #ifndef LOOM_MODEL_TAPE_H
 #define LOOM_MODEL_TAPE_H
 
-#include "gptloom/model.h"
+#include "model/buckets.h"
 
 typedef struct loom_tape loom_tape;
 typedef struct loom_node loom_node;

@@ -1,4 +1,4 @@
-#include "gptloom/optim.h"
+#include "optim/optimizer.h"
 
 #include "base/check.h"
 #include "optim/decay.h"

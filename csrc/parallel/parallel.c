@@ -4,28 +4,6 @@
 
 #include <stdlib.h>
 
-static bool is_power_of_two(int64_t n) {
-    return n > 0 && (n & (n - 1)) == 0;
-}
-
-static int64_t ranks_of(const loom_sharding *sharding) {
-    return sharding->ranks > 0 ? sharding->ranks : 1;
-}
-
-bool loom_ranks_can_be_alike(int64_t ranks) {
-    return is_power_of_two(ranks) && ranks <= LOOM_MAX_DETERMINISTIC_RANKS;
-}
-
-bool loom_micro_batches_divide(int64_t sequences, int64_t B, const loom_sharding *sharding) {
-    const int64_t ranks = ranks_of(sharding);
-    if (sequences % B != 0 || sequences / B % ranks != 0) return false;
-    return !sharding->deterministic || (is_power_of_two(ranks) && is_power_of_two(sequences / B));
-}
-
-int64_t loom_micro_batches(int64_t sequences, int64_t B, const loom_sharding *sharding) {
-    return sequences / B / ranks_of(sharding);
-}
-
 /* -------------------------------------------------------------------------------------------------------------- memory */
 
 /* What arrives from other ranks: a share for each slot of REDUCE_EACH; all shares but the own one of REDUCE_TREE. */
@@ -49,7 +27,7 @@ void loom_parallel_lay_out(loom_parallel *p, loom_gpt *gpt, int64_t micro_batche
     const loom_sharding *sharding = loom_gpt_get_sharding(gpt);
     const size_t size = loom_dtype_size(loom_gpt_get_precision(gpt)->gradient);
     *p = (loom_parallel){.gpt = gpt, .sharding = *sharding, .micro_batches = micro_batches};
-    LOOM_CHECK(!sharding->deterministic || (is_power_of_two(micro_batches) && is_power_of_two(sharding->ranks)));
+    LOOM_CHECK(loom_micro_batches_divide(micro_batches * sharding->ranks, 1, sharding));
     if (sharding->deterministic)
         while (INT64_C(1) << p->levels < micro_batches) {
             LOOM_CHECK(p->levels < LOOM_MOST_LEVELS);

@@ -2,7 +2,7 @@
 #ifndef LOOM_PARALLEL_PARALLEL_H
 #define LOOM_PARALLEL_PARALLEL_H
 
-#include "gptloom/parallel.h"
+#include "parallel/data_parallel.h"
 
 /* How the gradients of a step's micro-batches on all ranks are added up. */
 typedef enum loom_reduction {

@@ -1,5 +1,4 @@
 #include "base/check.h"
-#include "gptloom/parallel.h"
 #include "plan/sample.h"
 
 #include <math.h>

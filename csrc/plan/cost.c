@@ -1,7 +1,7 @@
 #include "plan/sample.h"
 
 #include "base/check.h"
-#include "gptloom/parallel.h"
+#include "parallel/data_parallel.h"
 
 #include <stdlib.h>
 

@@ -1,7 +1,7 @@
 #include "gptloom/plan.h"
 
-#include "gptloom/data.h"
-#include "gptloom/parallel.h"
+#include "data/feeder.h"
+#include "parallel/data_parallel.h"
 
 /* The plan is the lay-out code itself, run on an arena that only measures. */
 bool loom_plan_make(loom_plan *plan, const loom_gpt_config *config, const loom_gpt_setup *setup, loom_device *device,

@@ -5,6 +5,7 @@
 
 #include "gptloom/plan.h"
 #include "model/gpt.h"
+#include "optim/optimizer.h"
 
 /* What is counted or timed by itself: the runs of nodes, and last the optimizer's update. */
 enum { LOOM_SAMPLE_MOST_PARTS = 128 };

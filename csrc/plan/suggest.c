@@ -1,7 +1,5 @@
 #include "gptloom/plan.h"
 
-#include "gptloom/parallel.h"
-
 #include <stdarg.h>
 #include <stdio.h>
 #include <string.h>

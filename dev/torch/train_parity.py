@@ -48,7 +48,7 @@ def golden_ids() -> list[int]:
 
 
 # ------------------------------------------------------------------------------ the order of data
-ORDER, ROUNDS, WORD = 2, 8, 0xFFFFFFFF  # csrc/data/windows.c, include/gptloom/random.h
+ORDER, ROUNDS, WORD = 2, 8, 0xFFFFFFFF  # csrc/data/windows.c, csrc/base/random.h
 
 
 def philox(index: int, step: int, seed: int) -> list[int]:

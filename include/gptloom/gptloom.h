@@ -10,7 +10,6 @@
 #include "gptloom/error.h"
 #include "gptloom/tensor.h"
 #include "gptloom/arena.h"
-#include "gptloom/random.h"
 #include "gptloom/ops.h"
 #include "gptloom/device.h"
 #include "gptloom/comm.h"

@@ -134,11 +134,15 @@ typedef struct loom_sharding {
     bool deterministic; /* the gradients of micro-batches are added up in the order of a tree; each is then whole */
 } loom_sharding;
 
-/* What of a bucket a rank updates: all of it, or its share. */
-typedef struct loom_shard {
-    int64_t first, elements;              /* from the bucket's start */
-    void *parameters, *master, *gradient; /* device memory, of element `first` */
-} loom_shard;
+/* Whether so many ranks can compute the same bits as one rank: powers of two up to LOOM_MAX_DETERMINISTIC_RANKS. */
+bool loom_ranks_can_be_alike(int64_t ranks);
+
+/* Whether a step of so many sequences can be cut into micro-batches of B sequences, the same number on each rank; for
+ * deterministic sums both numbers have to be powers of two. */
+bool loom_micro_batches_divide(int64_t sequences, int64_t B, const loom_sharding *sharding);
+
+/* Micro-batches of each rank in such a step. */
+int64_t loom_micro_batches(int64_t sequences, int64_t B, const loom_sharding *sharding);
 
 /* ------------------------------------------------------------------------------------------------------- precision
  * What a model's numbers are stored in. Statistics and losses are always the device's statistics type. */
@@ -229,18 +233,6 @@ typedef struct loom_gpt_setup {
     loom_sharding sharding;
 } loom_gpt_setup;
 
-/* Where ZeRO and overlapped reductions live (gptloom/parallel.h); each may be NULL. */
-typedef struct loom_gpt_hooks {
-    void (*params_acquire)(void *user, int bucket, int next); /* it is read from now on, and after it `next`; or -1, as
-                                                                 it is the last one */
-    void (*params_release)(void *user, int bucket);           /* it is not read any more before it is acquired again */
-    void (*grads_acquire)(void *user, int bucket);            /* backward begins to write its gradients */
-    void (*grads_ready)(void *user, int bucket);              /* and has written them */
-    bool (*synchronize)(void *user, loom_error *error);       /* the host waits for the device, in generation: where
-                                                                 hooks wait for other ranks, not for ever */
-    void *user;
-} loom_gpt_hooks;
-
 typedef struct loom_gpt loom_gpt;
 
 /* Creates a model for a device. Only small host structures are allocated. How much workspace the model's ops need is
@@ -253,10 +245,6 @@ void loom_gpt_destroy(loom_gpt *gpt);
 /* Takes all of the model's memory from an arena: once measuring, once for real. */
 void loom_gpt_lay_out(loom_gpt *gpt, loom_arena *arena);
 
-/* Makes the device's plans, by running each kind of work once over the preparing table. It is best done before the
- * model's memory is taken, as devices measure in memory of their own. */
-bool loom_gpt_make_plans(loom_gpt *gpt, loom_error *error);
-
 /* After the real lay-out: makes the device's plans if they are not made, takes the host memory to offload to, clears
  * what must start as zero, and sets the loss scale to 1. */
 bool loom_gpt_prepare(loom_gpt *gpt, loom_error *error);
@@ -266,36 +254,17 @@ bool loom_gpt_prepare(loom_gpt *gpt, loom_error *error);
  * the model's shards are written: the weights that it reads beside these are to be gathered afterwards. */
 bool loom_gpt_initialise(loom_gpt *gpt, uint64_t seed, loom_error *error);
 
-/* Makes the weights of the model's shards the rounded copy of the master weights, after these were written by something
- * other than the optimizer. It does nothing where there are no separate master weights. */
-void loom_gpt_copy_master(loom_gpt *gpt);
-
 const loom_gpt_config *loom_gpt_get_config(const loom_gpt *gpt);
 const loom_layout *loom_gpt_get_layout(const loom_gpt *gpt);
 loom_device *loom_gpt_get_device(const loom_gpt *gpt);
-loom_context *loom_gpt_get_context(loom_gpt *gpt);
 const loom_precision *loom_gpt_get_precision(const loom_gpt *gpt);
-const loom_recompute *loom_gpt_get_recompute(const loom_gpt *gpt); /* never `sqrt`: the `every` it comes to */
-int64_t loom_gpt_get_logits_rows(const loom_gpt *gpt);             /* what logits_rows came to */
-size_t loom_gpt_get_host_bytes(const loom_gpt *gpt); /* pinned host memory to offload to; after a lay-out */
-/* Device memory of a bucket: where the model reads it, and where backward writes its gradients. Where they are sharded
- * these are for a while only: blocks take two slots in turn. */
-void *loom_gpt_bucket_parameters(loom_gpt *gpt, int bucket);
-void *loom_gpt_bucket_gradients(loom_gpt *gpt, int bucket);
-/* The slot, a buffer that buckets take in turn, of a bucket that has none of its own: 0 the embeddings', 1 the last
- * layernorm's, 2 and 3 the blocks'. */
-enum { LOOM_BUCKET_SLOTS = 4 };
-int loom_gpt_bucket_slot(const loom_gpt *gpt, int bucket);
-const loom_sharding *loom_gpt_get_sharding(const loom_gpt *gpt);
-const loom_shard *loom_gpt_get_shard(const loom_gpt *gpt, int bucket);
+int64_t loom_gpt_get_logits_rows(const loom_gpt *gpt); /* what logits_rows came to */
+size_t loom_gpt_get_host_bytes(const loom_gpt *gpt);   /* pinned host memory to offload to; after a lay-out */
 /* Device memory of a model that is whole, in the layout. */
 void *loom_gpt_get_parameters(loom_gpt *gpt); /* as the model reads them */
 void *loom_gpt_get_master(loom_gpt *gpt); /* as the optimizer updates them; the same place where there is no master */
 void *loom_gpt_get_gradients(loom_gpt *gpt);
-void *loom_gpt_get_losses(loom_gpt *gpt);          /* (B,T), device's statistics type */
-void *loom_gpt_get_loss_sums(loom_gpt *gpt);       /* (B), likewise: of each sequence, in training */
-loom_scalars *loom_gpt_get_scalars(loom_gpt *gpt); /* device memory */
-void loom_gpt_set_hooks(loom_gpt *gpt, const loom_gpt_hooks *hooks);
+void *loom_gpt_get_losses(loom_gpt *gpt); /* (B,T), device's statistics type */
 
 /* Copies a micro-batch of ids, (B,T) each, to where the model reads it, from the host or from device memory. A target
  * of -1 is none. */

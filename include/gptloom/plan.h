@@ -3,7 +3,6 @@
 #define GPTLOOM_PLAN_H
 
 #include "gptloom/model.h"
-#include "gptloom/optim.h"
 
 #ifdef __cplusplus
 extern "C" {

@@ -11,26 +11,16 @@
  *           and adds them in the order of the tree
  *
  * All of this happens in the hooks of the model and the optimizer, and runs beside computing where the communicator can
- * (gptloom/comm.h). A failure is kept until loom_parallel_ok is asked. */
-#ifndef GPTLOOM_PARALLEL_H
-#define GPTLOOM_PARALLEL_H
+ * (comm/collectives.h). A failure is kept until loom_parallel_ok is asked. */
+#ifndef LOOM_PARALLEL_DATA_PARALLEL_H
+#define LOOM_PARALLEL_DATA_PARALLEL_H
 
-#include "gptloom/comm.h"
-#include "gptloom/optim.h"
+#include "comm/collectives.h"
+#include "optim/optimizer.h"
 
 #ifdef __cplusplus
 extern "C" {
 #endif
-
-/* Whether so many ranks can compute the same bits as one rank: powers of two up to LOOM_MAX_DETERMINISTIC_RANKS. */
-bool loom_ranks_can_be_alike(int64_t ranks);
-
-/* Whether a step of so many sequences can be cut into micro-batches of B sequences, the same number on each rank; for
- * deterministic sums both numbers have to be powers of two. */
-bool loom_micro_batches_divide(int64_t sequences, int64_t B, const loom_sharding *sharding);
-
-/* Micro-batches of each rank in such a step. */
-int64_t loom_micro_batches(int64_t sequences, int64_t B, const loom_sharding *sharding);
 
 /* The levels of a tree of at most 2^30 micro-batches. */
 enum { LOOM_MOST_LEVELS = 30 };

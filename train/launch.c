@@ -1,5 +1,5 @@
 /* Starting ranks on this machine by mpirun. */
-#include "gptloom/comm.h"
+#include "launch.h"
 
 #include "base/clock.h"
 #include "base/file.h"

@@ -2,8 +2,8 @@
  *
  * A number is a pure function of (seed, purpose, step, index). So it is the same on every device and for any number of
  * threads and ranks, and no state needs to be saved for resuming. */
-#ifndef GPTLOOM_RANDOM_H
-#define GPTLOOM_RANDOM_H
+#ifndef LOOM_BASE_RANDOM_H
+#define LOOM_BASE_RANDOM_H
 
 #include <stdint.h>
 
