@@ -1,7 +1,6 @@
 #include "ops/arguments.h"
 
 #include <math.h>
-#include <stddef.h>
 
 /* Access, as the lists of ops.h say it. */
 enum { READ = 1, WRITTEN = 2, OPTIONAL = 4 };
