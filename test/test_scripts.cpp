@@ -808,10 +808,11 @@ TEST(House, LowerFloorsIncludeNoHigherOnes) {
         {"cuda", {"base", "ops", "kernels"}},
         {"model", {"base"}},
         {"data", {"base"}},
+        {"text", {"base"}},
         {"optim", {"base", "model"}},
         {"comm", {"base"}},
         {"parallel", {"base", "comm", "optim"}},
-        {"checkpoint", {"base", "ops", "comm"}},
+        {"checkpoint", {"base", "text", "ops", "comm"}},
         {"plan", {"base", "model", "data", "optim", "parallel"}},
         {"engine", {"base", "ops", "checkpoint", "data", "parallel"}},
         {"cases", {"base"}}};

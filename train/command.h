@@ -19,6 +19,7 @@ int loom_command_info(int argc, char **argv);
 int loom_command_plan(int argc, char **argv);
 int loom_command_graph(int argc, char **argv);
 int loom_command_plot(int argc, char **argv);
+int loom_command_tokenizer(int argc, char **argv);
 int loom_command_parity(int argc, char **argv);
 int loom_command_bench(int argc, char **argv);
 int loom_command_devices(int argc, char **argv);

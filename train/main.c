@@ -22,6 +22,7 @@ static const loom_command commands[] = {
     {"plan", "what a training needs and how fast it will be, here or on a GPU by name", loom_command_plan},
     {"graph", "draw what a model computes, with shapes, memory and arithmetic, as SVG", loom_command_graph},
     {"plot", "draw runs as one SVG: losses, learning rate, gradient norm, tokens per second", loom_command_plot},
+    {"tokenizer", "text as token ids, ids as text, and how a text is cut", loom_command_tokenizer},
     {"parity", "compare every op with its definition in double precision", loom_command_parity},
     {"bench", "time every op against what the machine can do", loom_command_bench},
     {"devices", "what there is to run on", loom_command_devices},

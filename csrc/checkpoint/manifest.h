@@ -3,7 +3,7 @@
 #define LOOM_CHECKPOINT_MANIFEST_H
 
 #include "base/file.h"
-#include "checkpoint/json.h"
+#include "base/json.h"
 
 #ifdef __cplusplus
 extern "C" {

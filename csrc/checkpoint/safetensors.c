@@ -2,7 +2,7 @@
 
 #include "base/check.h"
 #include "base/printable.h"
-#include "checkpoint/json.h"
+#include "base/json.h"
 
 #include <inttypes.h>
 #include <stdio.h>

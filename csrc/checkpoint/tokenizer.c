@@ -1,33 +1,14 @@
-/* The byte-level vocabulary as a Hugging Face tokenizer: a BPE without merges.
- *
- * Such a tokenizer works on text, so each byte stands as one character of it, in GPT-2's assignment   (Radford et al.,
- * 2019, encoder.py of its release): a byte that Latin-1 prints is that character; the other 68 are, in order, the
- * characters from U+0100 on. */
+/* The byte-level vocabulary as a Hugging Face tokenizer: a BPE without merges. */
 #include "checkpoint/documents.h"
 
 #include "gptloom/data.h"
+#include "text/byte_characters.h"
 
 #include <string.h>
 
 #define END_OF_TEXT "<|endoftext|>"
 
-enum { BYTES = 256, FIRST_SUBSTITUTE = 0x100 };
-
-static bool latin1_prints(int byte) {
-    return (byte >= '!' && byte <= '~') || (byte >= 0xA1 && byte <= 0xAC) || byte >= 0xAE;
-}
-
-/* The UTF-8 encoding of each byte's character. All characters lie below U+0800, so two bytes are enough. */
-static void byte_characters(char character[BYTES][3]) {
-    int substitute = FIRST_SUBSTITUTE;
-    for (int byte = 0; byte < BYTES; byte++) {
-        const int code = latin1_prints(byte) ? byte : substitute++;
-        char *out = character[byte];
-        if (code >= 0x80) *out++ = (char)(0xC0 | code >> 6);
-        *out++ = (char)(code < 0x80 ? code : 0x80 | (code & 0x3F));
-        *out = 0;
-    }
-}
+enum { BYTES = 256 };
 
 /* ---------------------------------------------------------------------------------------------------------- writing */
 
@@ -47,8 +28,7 @@ static bool add_byte_level(cJSON *json, const char *stage) {
 }
 
 static bool add_model(cJSON *json) {
-    char character[BYTES][3];
-    byte_characters(character);
+    const loom_byte_characters characters = loom_byte_characters_make();
     cJSON *model = cJSON_AddObjectToObject(json, "model");
     bool ok = model && cJSON_AddStringToObject(model, "type", "BPE") && cJSON_AddNullToObject(model, "dropout") &&
               cJSON_AddNullToObject(model, "unk_token") && cJSON_AddNullToObject(model, "continuing_subword_prefix") &&
@@ -56,7 +36,7 @@ static bool add_model(cJSON *json) {
               cJSON_AddBoolToObject(model, "byte_fallback", false);
     cJSON *vocabulary = ok ? cJSON_AddObjectToObject(model, "vocab") : NULL;
     for (int byte = 0; byte < BYTES; byte++)
-        ok = ok && vocabulary && cJSON_AddNumberToObject(vocabulary, character[byte], byte);
+        ok = ok && vocabulary && cJSON_AddNumberToObject(vocabulary, characters.of[byte], byte);
     return ok && cJSON_AddArrayToObject(model, "merges");
 }
 
@@ -105,15 +85,14 @@ bool loom_tokenizer_write(loom_manifest *manifest, int64_t block_size, loom_erro
 /* Fields that transformers or a later version adds to the file are ignored. The model must have no merges, and each
  * byte must be its own token. */
 static bool model_is_bytes(const cJSON *model) {
-    char character[BYTES][3];
-    byte_characters(character);
+    const loom_byte_characters characters = loom_byte_characters_make();
     const cJSON *type = cJSON_GetObjectItemCaseSensitive(model, "type");
     const cJSON *merges = cJSON_GetObjectItemCaseSensitive(model, "merges");
     const cJSON *vocabulary = cJSON_GetObjectItemCaseSensitive(model, "vocab");
     bool bytes = cJSON_IsString(type) && strcmp(type->valuestring, "BPE") == 0 && cJSON_IsArray(merges) &&
                  !merges->child && cJSON_IsObject(vocabulary);
     for (int byte = 0; bytes && byte < BYTES; byte++) {
-        const cJSON *id = cJSON_GetObjectItemCaseSensitive(vocabulary, character[byte]);
+        const cJSON *id = cJSON_GetObjectItemCaseSensitive(vocabulary, characters.of[byte]);
         bytes = cJSON_IsNumber(id) && id->valuedouble == byte;
     }
     return bytes;

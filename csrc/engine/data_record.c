@@ -2,7 +2,7 @@
 #include "engine/trainer.h"
 
 #include "base/file.h"
-#include "checkpoint/json.h"
+#include "base/json.h"
 
 #include <inttypes.h>
 #include <limits.h>

@@ -24,6 +24,9 @@ RESUME = "train --resume --out run"
 BENCH = "bench --op add --size small --seconds 0.001 --threads 1 --flush 1MiB"
 SAVED = f"$GPTLOOM {BENCH} --json saved.json > saved.txt"
 TOKENS = f"$GPTLOOM train --data ../tokens.bin --out other {SHAPE} --vocab-size 64 --steps 1 --val-fraction 0 -q"
+TOKENIZER = "$GPTLOOM tokenizer train --vocab-size 300 --out t.json ../text.txt > /dev/null"
+RANKS_OF_BYTES = """python3 -c "import base64
+for i in range(256): print(base64.b64encode(bytes([i])).decode(), i)" > ranks"""
 WAITING = "train --data ../text.txt --out other -q --device cuda --comm nccl --comm-timeout 1 --micro-batch 1 " + SHAPE
 ALONE = {"WORLD_SIZE": "2", "RANK": "0", "LOCAL_RANK": "0", "MASTER_PORT": "{port}", "LOOM_EMULATION_GPUS": "2",
          "LOOM_NCCL": "{build}/test/libnccl_standin.so"}
@@ -142,6 +145,21 @@ SCENARIOS = [
     ("plan emulated", f"plan {SHAPE} --on cuda", {"emulated": True}),
     ("tuning", f"{TRAIN} {SHORT} -q --device cuda --tuning run/tuning.txt", {"emulated": True, "goes_on": None}),
     ("cuDNN", f"{TRAIN} {SHORT} --device cuda --attention cudnn --dtype bf16", {"emulated": True}),
+    # Tokenizers
+    ("training a tokenizer", "tokenizer train --vocab-size 300 --out t.json ../text.txt", {}),
+    ("training one of long texts", "tokenizer train --vocab-size 300 --out t.json spaces.txt",
+     {"setup": "head -c 17000000 /dev/zero | tr '\\0' ' ' > spaces.txt"}),
+    ("tokens", "tokenizer encode -t t.json --special encode ../text.txt", {"setup": TOKENIZER}),
+    ("tokens shown", "tokenizer show -t t.json ../text.txt", {"setup": TOKENIZER}),
+    ("text of tokens", "tokenizer decode -t t.json ids", {"setup": TOKENIZER + "; echo 1 2 3 > ids"}),
+    ("training one of many pieces", "tokenizer train --vocab-size 300 --out t.json numbers", {"setup": "seq 5000 > numbers"}),
+    ("tokens behind spaces", "tokenizer encode -t t.json ../text.txt",
+     {"setup": TOKENIZER + "; sed -i 's/\"add_prefix_space\":false/\"add_prefix_space\":true/' t.json"}),
+    ("bytes shown", "tokenizer show -t t.json bytes", {"setup": TOKENIZER + "; printf '\\001\\377' > bytes"}),
+    ("tokens of merges", "tokenizer encode -t merges.txt < ../text.txt", {"setup": "printf 'h e\\nhe l\\n' > merges.txt"}),
+    ("tokens of ranks", "tokenizer encode -t ranks --pattern o200k ../text.txt", {"setup": RANKS_OF_BYTES}),
+    ("tokens of long pieces", "tokenizer encode -t merges.txt as.txt",
+     {"setup": "printf 'a a\\naa aa\\n' > merges.txt; head -c 500 /dev/zero | tr '\\0' a > as.txt"}),
     # Ranks
     ("ranks aloud", RANKS, {"rank": "none", "ranks": True, "goes_on": "--ranks 2"}),
     ("a rank of them", RANKS, {"rank": "0", "ranks": True, "goes_on": "--ranks 2"}),

@@ -1,6 +1,6 @@
-/* JSON as checkpoints use it: each file holds one object, whose fields are checked as they are read. */
-#ifndef LOOM_CHECKPOINT_JSON_H
-#define LOOM_CHECKPOINT_JSON_H
+/* JSON: each file holds one object, whose fields are checked as they are read. */
+#ifndef LOOM_BASE_JSON_H
+#define LOOM_BASE_JSON_H
 
 #include "gptloom/error.h"
 
