@@ -808,6 +808,7 @@ TEST(House, LowerFloorsIncludeNoHigherOnes) {
         {"cuda", {"base", "ops", "kernels"}},
         {"model", {"base"}},
         {"data", {"base"}},
+        {"text", {}},
         {"optim", {"base", "model"}},
         {"comm", {"base"}},
         {"parallel", {"base", "comm", "optim"}},
