@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 """Writes csrc/text/unicode_tables.c: of each code point what the patterns of tokenizers ask about it.
 
-The version is the one that Hugging Face's tokenizers 0.23.3 and tiktoken 0.14.0 have: asked about every code point, both
-answer as Unicode 16.0.0 does, and so alike. Python 3.14 has its data; other versions take them from PyPI:
+The version is the one that Hugging Face's tokenizers 0.23.3 and tiktoken 0.14.0 have: asked about every code point,
+both answer as Unicode 16.0.0 does, and so alike. Python 3.14 has its data; other versions take them from PyPI:
 
     pip install unicodedata2==16.0.0
     dev/unicode-tables.py

@@ -20,9 +20,9 @@ namespace {
 const loom_split_pattern all_patterns[] = {LOOM_SPLIT_GPT2, LOOM_SPLIT_CL100K, LOOM_SPLIT_LLAMA3, LOOM_SPLIT_QWEN2,
                                            LOOM_SPLIT_O200K};
 
-/* ---------------------------------------------------------------------------------------------------------- scaffold */
+/* --------------------------------------------------------------------------------------------------------- scaffold */
 
-/* The ends of a text's pieces. The text lies in memory of its exact size, so that sanitizers see what is read beyond. */
+/* The ends of a text's pieces. The text lies in memory of its exact size: sanitizers see what is read beyond it. */
 std::vector<size_t> ends(loom_split_pattern pattern, const std::string &text) {
     const std::unique_ptr<uint8_t[]> copy(new uint8_t[text.size()]);
     std::copy(text.begin(), text.end(), copy.get());
@@ -80,7 +80,7 @@ std::string utf8(uint32_t point) {
     return {(char)(0xF0 | point >> 18), tail(12), tail(6), tail(0)};
 }
 
-/* ------------------------------------------------------------------------------------------------------------ classes */
+/* ---------------------------------------------------------------------------------------------------------- classes */
 
 /* How many code points of each class tokenizers and tiktoken know (dev/torch/compare_split.py asks them). */
 TEST(Unicode, HasAsManyCharactersOfEachClassAsThePeers) {
@@ -150,7 +150,7 @@ TEST(Unicode, ReadsEachCharacterAndNothingThatIsNone) {
     }
 }
 
-/* ------------------------------------------------------------------------------------------------------------ clauses */
+/* ---------------------------------------------------------------------------------------------------------- clauses */
 
 TEST(Split, AnEmptyTextHasNoPiece) {
     for (loom_split_pattern pattern : all_patterns) {
@@ -247,7 +247,7 @@ TEST(Split, BytesThatAreNoUtf8AreSymbols) {
     expect_cut(later, "a|'\xC5");
 }
 
-/* ---------------------------------------------------------------------------------------------------------- long runs */
+/* -------------------------------------------------------------------------------------------------------- long runs */
 
 /* What tries again from every position takes a million times a million steps here, or as many stack frames. */
 TEST(Split, LongRunsTakeLinearTime) {
@@ -270,7 +270,7 @@ TEST(Split, LongRunsTakeLinearTime) {
     }
 }
 
-/* ---------------------------------------------------------------------------------------------------------- spellings */
+/* -------------------------------------------------------------------------------------------------------- spellings */
 
 struct spelling {
     loom_split_pattern pattern;
@@ -281,14 +281,14 @@ const spelling spellings[] = {
     {LOOM_SPLIT_GPT2, R"('s|'t|'re|'ve|'m|'ll|'d| ?[\p{L}]+| ?[\p{N}]+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+)"},
     {LOOM_SPLIT_GPT2, R"('(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+)"},
     {LOOM_SPLIT_GPT2, R"('(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s)"},
-    {LOOM_SPLIT_CL100K,
-     R"('(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}++|\p{N}{1,3}+| ?[^\s\p{L}\p{N}]++[\r\n]*+|\s++$|\s*[\r\n]|\s+(?!\S)|\s)"},
-    {LOOM_SPLIT_LLAMA3,
-     R"((?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+)"},
-    {LOOM_SPLIT_LLAMA3,
-     R"('(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]++[\r\n]*|\s*[\r\n]|\s+(?!\S)|\s+)"},
-    {LOOM_SPLIT_QWEN2,
-     R"((?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+)"},
+    {LOOM_SPLIT_CL100K, R"('(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}++|\p{N}{1,3}+)"
+                        R"(| ?[^\s\p{L}\p{N}]++[\r\n]*+|\s++$|\s*[\r\n]|\s+(?!\S)|\s)"},
+    {LOOM_SPLIT_LLAMA3, R"((?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3})"
+                        R"(| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+)"},
+    {LOOM_SPLIT_LLAMA3, R"('(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}+|\p{N}{1,3})"
+                        R"(| ?[^\s\p{L}\p{N}]++[\r\n]*|\s*[\r\n]|\s+(?!\S)|\s+)"},
+    {LOOM_SPLIT_QWEN2, R"((?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N})"
+                       R"(| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+)"},
     {LOOM_SPLIT_O200K,
      R"([^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+(?i:'s|'t|'re|'ve|'m|'ll|'d)?)"
      R"(|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*(?i:'s|'t|'re|'ve|'m|'ll|'d)?)"
@@ -307,7 +307,7 @@ TEST(Split, PatternsAreFoundByTheirRegularExpressions) {
     EXPECT_FALSE(loom_split_pattern_find("\\s+", &found));
 }
 
-/* -------------------------------------------------------------------------------------------------------------- PCRE2 */
+/* ------------------------------------------------------------------------------------------------------------ PCRE2 */
 
 /* PCRE2's 8-bit library, of which only the library itself is needed: what of its interface is used here has not changed
  * since its first version. */
@@ -393,6 +393,7 @@ class SplitLikePcre2 : public ::testing::Test {
     void SetUp() override {
         if (pcre2.library == nullptr) GTEST_SKIP() << "libpcre2-8.so.0 is not here: nothing to compare with";
         nothing = std::make_unique<Regex>(pcre2, "(?!)");
+        for (const spelling &it : spellings) regexes[it.pattern].push_back(std::make_unique<Regex>(pcre2, it.regex));
         learn_characters();
     }
 
@@ -482,25 +483,37 @@ class SplitLikePcre2 : public ::testing::Test {
         return found;
     }
 
-    Pcre2 pcre2;
-    std::unique_ptr<Regex> nothing;      /* matches nowhere, and so only tells whether a text is valid */
-    std::vector<std::string> characters; /* that are of a class, the same for both */
-    std::mt19937_64 random{7};
-};
-
-/* Each text goes through each pattern, in one of its spellings in turn. */
-TEST_F(SplitLikePcre2, OnRandomText) {
-    std::map<loom_split_pattern, std::vector<std::unique_ptr<Regex>>> regexes;
-    for (const spelling &it : spellings) regexes[it.pattern].push_back(std::make_unique<Regex>(pcre2, it.regex));
-    std::vector<size_t> origin;
-    for (size_t i = 0; i < 100000; i++) {
-        const std::string text = random_text(), valid = repaired(text, &origin);
+    /* A text goes through each pattern, in one of its spellings in turn. */
+    void expect_same(const std::string &text) {
+        std::vector<size_t> origin;
+        const std::string valid = repaired(text, &origin);
+        turn++;
         for (const auto &[pattern, spelled] : regexes)
-            ASSERT_EQ(ends(pattern, text), found_ends(*spelled[i % spelled.size()], valid, origin))
+            ASSERT_EQ(ends(pattern, text), found_ends(*spelled[turn % spelled.size()], valid, origin))
                 << "pattern " << pattern << "\n"
                 << ::testing::PrintToString(text) << "\n"
                 << cut(pattern, text);
     }
+
+    Pcre2 pcre2;
+    std::unique_ptr<Regex> nothing; /* matches nowhere, and so only tells whether a text is valid */
+    std::map<loom_split_pattern, std::vector<std::unique_ptr<Regex>>> regexes;
+    size_t turn = 0;
+    std::vector<std::string> characters; /* that are of a class, the same for both */
+    std::mt19937_64 random{7};
+};
+
+TEST_F(SplitLikePcre2, OnRandomText) {
+    for (int i = 0; i < 100000 && !HasFatalFailure(); i++) expect_same(random_text());
+}
+
+/* All texts of four characters, of one for each thing that the patterns tell apart. */
+TEST_F(SplitLikePcre2, OnEveryShortText) {
+    const std::vector<std::string> parts = {"'", "s", "L",  "\u017F", "\u65E5", "\u0301",
+                                            "1", " ", "\n", "\t",     "!",      "/"};
+    const size_t n = parts.size();
+    for (size_t i = 0; i < n * n * n * n && !HasFatalFailure(); i++)
+        expect_same(parts[i % n] + parts[i / n % n] + parts[i / n / n % n] + parts[i / n / n / n]);
 }
 
 } // namespace

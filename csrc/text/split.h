@@ -43,10 +43,10 @@ typedef enum {
  * after `at` and at most n, or n where `at` is n. A piece depends on the text from `at` on alone. */
 size_t loom_split_next(loom_split_pattern pattern, const uint8_t *text, size_t n, size_t at);
 
-/* Finds the pattern that a regular expression is, as it stands in tokenizer.json (the string of a Regex) or in tiktoken's
- * pat_str: each is known in the spellings that were published, and read as the engine it was published for does. (With
- * possessive quantifiers that is tiktoken's: to Oniguruma, {1,3}+ is no such quantifier, and $ is any line's end.)
- * Returns false for any other. */
+/* Finds the pattern that a regular expression is, as it stands in tokenizer.json (the string of a Regex) or in
+ * tiktoken's pat_str: each is known in the spellings that were published, and read as the engine does that it was
+ * published for. (With possessive quantifiers that is tiktoken's: to Oniguruma, which tokenizers uses, {1,3}+ is no
+ * such quantifier, and $ is any line's end.) Returns false for any other. */
 bool loom_split_pattern_find(const char *regex, loom_split_pattern *pattern);
 
 #ifdef __cplusplus

@@ -25,8 +25,9 @@ unsigned class_of(uint32_t point) {
     return loom_unicode_class(point);
 }
 """
-CLASSES = {r"\p{Lu}": 1, r"\p{Ll}": 2, r"\p{Lt}": 4, r"\p{Lm}": 8, r"\p{Lo}": 16, r"\p{M}": 32, r"\p{N}": 64, r"\s": 128}
-CLASSES[r"\p{L}"] = 31
+# The bits of csrc/text/unicode.h.
+CLASSES = {r"\p{Lu}": 1, r"\p{Ll}": 2, r"\p{Lt}": 4, r"\p{Lm}": 8, r"\p{Lo}": 16, r"\p{L}": 31}
+CLASSES |= {r"\p{M}": 32, r"\p{N}": 64, r"\s": 128}
 
 WHITE = r"\s*[\r\n]+|\s+(?!\S)|\s+"
 SUFFIX = "(?i:'s|'t|'re|'ve|'m|'ll|'d)"
@@ -111,9 +112,9 @@ def tokenizers_differs(regex: str, text: str, pieces: list) -> bool:
 
 
 def tiktoken_differs(regex: str, text: str, pieces: list, rng: random.Random) -> bool:
-    """tiktoken shows tokens and not pieces. With our pieces for tokens it finds exactly these, unless a piece of its own
-    is several of ours. That shows with pairs for tokens, of which one goes across the end of a piece of ours, in several
-    orders of merging, where each of our pieces is encoded by itself."""
+    """tiktoken shows tokens and not pieces. With our pieces for tokens it finds exactly these, unless a piece of its
+    own is several of ours. That shows with tokens of two bytes that go across the ends of our pieces, in several orders
+    of merging: tiktoken must find what it finds in each of our pieces by itself."""
     tokens = [*BYTES, *sorted({piece for piece in pieces if len(piece) > 1})]
     rank = {token: i for i, token in enumerate(tokens)}
     if encoding(regex, tokens).encode_ordinary(text) != [rank[piece] for piece in pieces]:
