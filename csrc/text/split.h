@@ -26,13 +26,13 @@ typedef enum {
      * without: '(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}++|\p{N}{1,3}+| ?[^\s\p{L}\p{N}]++[\r\n]*+|\s++$|
      * \s*[\r\n]|\s+(?!\S)|\s */
     LOOM_SPLIT_CL100K,
-    /* Llama 3, and cl100k_base as tokenizer.json and tiktoken before 0.9 have it:
+    /* Llama 3, and cl100k_base as tokenizer.json and earlier versions of tiktoken have it:
      * (?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|
      * \s+(?!\S)|\s+ */
     LOOM_SPLIT_LLAMA3,
     /* Qwen 2: Llama 3's with \p{N} in the place of \p{N}{1,3}. */
     LOOM_SPLIT_QWEN2,
-    /* o200k_base (GPT-4o, gpt-oss), and Llama 4:
+    /* o200k_base and o200k_harmony (GPT-4o, gpt-oss):
      * [^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+(?i:'s|'t|'re|'ve|'m|'ll|'d)?|
      * [^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*(?i:'s|'t|'re|'ve|'m|'ll|'d)?|
      * \p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+ */
