@@ -145,7 +145,7 @@ TESTS           := $(patsubst test/%.cpp,$(BUILD)/test/%,$(filter-out $(if $(CUD
 # its own too, BUILD/test/test_NAME, for those who work on it.
 # Those that run longest come first: where there are no logs of earlier runs, they are begun first.
 GROUPS := ranks comm precision scripts cli cuda checkpoint train emulation products memory base
-GROUP_base       := base options machine cpu_products data tokenizer
+GROUP_base       := base options machine cpu_products data text tokenizer
 GROUP_checkpoint := checkpoint checkpoint_read checkpoint_ranks golden
 GROUP_train      := train plot graph memory definition tape
 GROUP_precision  := ops precision

@@ -134,6 +134,31 @@ TEST(Bpe, AMillionOfOneLetterIsNoTrouble) {
     EXPECT_EQ(letters.merge(std::string(1000001, 'a')).size(), 500001u);
 }
 
+/* ------------------------------------------------------------------------------------------------------------ chunks */
+
+/* Where a text may be cut whatever follows: at ends of pieces of the whole. */
+TEST(Chunks, EndWherePiecesEnd) {
+    const std::string words[] = {"it", "'s", " ", "\n", "  ", "A", "b", "/", "!", "1", "\r\n", "é", "中"};
+    std::mt19937 random(3);
+    for (int round = 0; round < 200; round++) {
+        std::string text;
+        for (int i = 0; i < 60; i++) text += words[random() % (sizeof words / sizeof *words)];
+        const uint8_t *bytes = (const uint8_t *)text.data();
+        for (const loom_split_pattern pattern :
+             {LOOM_SPLIT_GPT2, LOOM_SPLIT_CL100K, LOOM_SPLIT_LLAMA3, LOOM_SPLIT_QWEN2, LOOM_SPLIT_O200K}) {
+            std::set<size_t> ends;
+            for (size_t at = 0; at < text.size();) ends.insert(at = loom_split_next(pattern, bytes, text.size(), at));
+            for (size_t n = 0; n <= text.size(); n++) {
+                const size_t end = loom_split_safe_end(bytes, n);
+                EXPECT_TRUE(end == 0 || ends.count(end)) << text << ": " << n;
+            }
+        }
+    }
+    EXPECT_EQ(loom_split_safe_end((const uint8_t *)"one two three", 13), 7u);
+    EXPECT_EQ(loom_split_safe_end((const uint8_t *)"one two ", 8), 3u);
+    EXPECT_EQ(loom_split_safe_end((const uint8_t *)"one", 3), 0u);
+}
+
 /* --------------------------------------------------------------------------------------------------------- characters */
 
 TEST(ByteCharacters, AreGpt2sAndComeBack) {
@@ -252,8 +277,9 @@ TEST(Tokenizer, AStretchMayGetASpaceBeforeIt) {
 TEST(Tokenizer, ReadsMergesInEveryForm) {
     const TemporaryDirectory place;
     const std::string lines = "h e\nl l\nhe ll\nhell o\n";
-    for (const std::string &text : std::vector<std::string>{lines, "#version: 0.2\n" + lines, "#version: 0.2\r\nh e\r\nl l\r\nhe ll\r\nhell o",
-                                    lines.substr(0, lines.size() - 1)}) {
+    for (const std::string &text :
+         std::vector<std::string>{lines, "#version: 0.2\n" + lines, "#version: 0.2\r\nh e\r\nl l\r\nhe ll\r\nhell o",
+                                  lines.substr(0, lines.size() - 1)}) {
         write_file(place.at("vocab.bpe"), text);
         const Tokenizer t = open_tokenizer(place.at("vocab.bpe"));
         EXPECT_EQ(loom_vocabulary_size(t->vocabulary), 256 + 4 + 1);

@@ -219,13 +219,13 @@ static size_t next_qwen2(const uint8_t *text, size_t n, size_t at) {
     return next_of_cl100k(text, n, at, 1, false);
 }
 
-/* The two alternatives of o200k that are words, without the contraction behind them: `it` is what the text has at `at`.
- * Returns `at` where there is none.
+/* The two alternatives of o200k that are words, without the contraction behind them: `it` is what the text has at
+ * `at`. Returns `at` where there is none.
  *
- * The first takes upper-case letters and at least one lower-case one behind them. Those without case are of both: where
- * no lower-case letter follows the upper-case ones, it gives back what comes behind the last of them without case. Where
- * there is none of these either it tries once more without the character before the word, which helps where that is a
- * mark: the mark alone is a word then. The second alternative takes what is left: upper-case letters alone. */
+ * The first takes upper-case letters and at least one lower-case one behind them. Letters without case are of both
+ * kinds: where no lower-case letter follows, the word ends behind the last of these. Where there is none of these
+ * either, the expression tries once more without the character before the word, which helps where that is a mark: the
+ * mark alone is a word then. The second alternative takes what is left: upper-case letters alone. */
 static inline size_t o200k_word_end(const uint8_t *text, size_t n, size_t at, character it) {
     const bool is_before = !(it.class & (LETTER | NUMBER)) && !is_line_end(text[at]);
     const size_t begin = is_before ? it.end : at;

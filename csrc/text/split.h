@@ -26,13 +26,13 @@ typedef enum {
      * without: '(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}++|\p{N}{1,3}+| ?[^\s\p{L}\p{N}]++[\r\n]*+|\s++$|
      * \s*[\r\n]|\s+(?!\S)|\s */
     LOOM_SPLIT_CL100K,
-    /* Llama 3, and cl100k_base as tokenizer.json and tiktoken before 0.9 have it:
+    /* Llama 3, and cl100k_base as tokenizer.json and earlier versions of tiktoken have it:
      * (?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|
      * \s+(?!\S)|\s+ */
     LOOM_SPLIT_LLAMA3,
     /* Qwen 2: Llama 3's with \p{N} in the place of \p{N}{1,3}. */
     LOOM_SPLIT_QWEN2,
-    /* o200k_base (GPT-4o, gpt-oss), and Llama 4:
+    /* o200k_base and o200k_harmony (GPT-4o, gpt-oss):
      * [^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+(?i:'s|'t|'re|'ve|'m|'ll|'d)?|
      * [^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*(?i:'s|'t|'re|'ve|'m|'ll|'d)?|
      * \p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+ */
@@ -48,10 +48,10 @@ size_t loom_split_next(loom_split_pattern pattern, const uint8_t *text, size_t n
  * every pattern: between an ASCII letter and a space or line end that a letter follows. 0: none is there. */
 size_t loom_split_safe_end(const uint8_t *text, size_t n);
 
-/* Finds the pattern that a regular expression is, as it stands in tokenizer.json (the string of a Regex) or in tiktoken's
- * pat_str: each is known in the spellings that were published, and read as the engine it was published for does. (With
- * possessive quantifiers that is tiktoken's: to Oniguruma, {1,3}+ is no such quantifier, and $ is any line's end.)
- * Returns false for any other. */
+/* Finds the pattern that a regular expression is, as it stands in tokenizer.json (the string of a Regex) or in
+ * tiktoken's pat_str: each is known in the spellings that were published, and read as the engine does that it was
+ * published for. (With possessive quantifiers that is tiktoken's: to Oniguruma, which tokenizers uses, {1,3}+ is no
+ * such quantifier, and $ is any line's end.) Returns false for any other. */
 bool loom_split_pattern_find(const char *regex, loom_split_pattern *pattern);
 
 /* A regular expression for the pattern as tokenizer.json has it; NULL for LOOM_SPLIT_NONE. Of CL100K it is Llama 3's, as
