@@ -628,8 +628,8 @@ class Runner : public ScriptTest {
         ScriptTest::SetUp();
         ASSERT_FALSE(acting);
     }
-    /* A test program called test_N with these tests, of which the next run takes those that `only` matches; first it does
-     * what `before` says. */
+    /* A test program called test_N with these tests, of which the next run takes those that `only` matches; first it
+     * does what `before` says. */
     void program(const std::string &tests, const std::string &only = "", const std::string &before = "",
                  const std::string &source = "") {
         const fs::path path = here / ("test_" + std::to_string(++n_));
@@ -947,7 +947,8 @@ TEST(House, FoldersDoNotCallEachOther) {
     EXPECT_EQ(circles(folders), std::set<std::string>{});
 }
 
-/* Known: in csrc/cases, case.c looks ops up in the list of all.c, whose cases call it, and frees values of case_value.c. */
+/* Known: in csrc/cases, case.c looks ops up in the list of all.c, whose cases call it, and frees values of
+ * case_value.c. */
 TEST(House, FilesDoNotCallEachOther) {
     Calls calls = calls_of_objects();
     calls["csrc/cases/case.c"].erase("csrc/cases/all.c");
