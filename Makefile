@@ -4,7 +4,7 @@
 # `make help` lists the rest.
 
 .DEFAULT_GOAL := all
-VERSION := 0.1.0
+VERSION := $(shell sed -n 's/^.define GPTLOOM_VERSION "\(.*\)"/\1/p' include/gptloom/gptloom.h)
 comma   := ,
 BUILD   ?= build
 PREFIX  ?= /usr/local

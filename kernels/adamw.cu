@@ -92,8 +92,8 @@ __device__ __forceinline__ void store_updated(T *to, float (&values)[ELEMENTS], 
     store_floats(to, values, n, packed);
 }
 
-/* A copy of updated parameters, in what it is stored in: the same for all threads. A kernel for each dtype would be three
- * times as many, for a branch beside eight square roots. */
+/* A copy of updated parameters, in what it is stored in: the same for all threads. A kernel for each dtype would be
+ * three times as many, for a branch beside eight square roots. */
 __device__ __forceinline__ void store_copy(void *copy, loom_dtype dtype, int64_t i, const float (&values)[ELEMENTS],
                                            int n, bool packed) {
     if (dtype == LOOM_BF16)
@@ -106,9 +106,9 @@ __device__ __forceinline__ void store_copy(void *copy, loom_dtype dtype, int64_t
 
 /* P is what parameters are stored in: float, with a copy where one is given, or bf16; G what gradients and M what the
  * moments are stored in: float or bf16. A step reads parameter, gradient and both moments, and writes all but the
- * gradient, and the copy: 28 bytes an element in fp32; 2 less with a gradient of 16 bits, 4 less with such parameters, 8
- * less with such moments, 2 more with a copy. What is decayed comes with the launch, in constant memory. A step to skip costs
- * a read of the scalars. */
+ * gradient, and the copy: 28 bytes an element in fp32; 2 less with a gradient of 16 bits, 4 less with such parameters,
+ * 8 less with such moments, 2 more with a copy. What is decayed comes with the launch, in constant memory. A step to
+ * skip costs a read of the scalars. */
 template <typename P, typename G, typename M>
 __global__ void __launch_bounds__(ELEMENTWISE_THREADS)
     adamw_kernel(P *parameter, void *copy, loom_dtype copy_dtype, const G *gradient, M *moment1, M *moment2,

@@ -14,8 +14,8 @@ size_t loom_cuda_bias_gradient_workspace(int64_t N, int64_t O) {
     return (size_t)(slice_count(N) * O) * sizeof(float);
 }
 
-/* A block has one slice of rows and as many columns as a warp reads with 16 bytes a lane. Warp w adds rows w, w + 8, ...
- * of the slice in order; then the warps' sums are added in order. Reads NO, writes 4 O slices. */
+/* A block has one slice of rows and as many columns as a warp reads with 16 bytes a lane. Warp w adds rows w, w + 8,
+ * ... of the slice in order; then the warps' sums are added in order. Reads NO, writes 4 O slices. */
 template <typename T>
 __global__ void bias_gradient_slices_kernel(float *sums, rows<const T> dout, int64_t slice_rows, elements e) {
     constexpr int N = PACKED<T>, COLUMNS = WARP * N;
@@ -45,8 +45,8 @@ __global__ void bias_gradient_slices_kernel(float *sums, rows<const T> dout, int
     sums[blockIdx.y * e.columns + mine] = total;
 }
 
-/* A block has 32 columns: warp w adds slices w, w + 32, ... of them, the first warp what these come to. Reads 4 O slices,
- * writes O, and reads it too when adding to it. */
+/* A block has 32 columns: warp w adds slices w, w + 32, ... of them, the first warp what these come to. Reads 4 O
+ * slices, writes O, and reads it too when adding to it. */
 template <typename T>
 __global__ void bias_gradient_kernel(T *dbias, const float *sums, int64_t slices, int64_t columns, bool accumulate) {
     SHARED_ARRAY(float, warp_sums, GATHERING_WARPS *WARP);

@@ -1,8 +1,8 @@
 #include "kernels/elementwise.h"
 #include "kernels/reduce.h"
 
-/* A CUDA block to a partial sum, which is one of fixed parts of the tensor already. Its threads take packs of 16 bytes in
- * turn: thread t packs t, t + THREADS, ..., whose values it adds in order; warps and then the block add these sums
+/* A CUDA block to a partial sum, which is one of fixed parts of the tensor already. Its threads take packs of 16 bytes
+ * in turn: thread t packs t, t + THREADS, ..., whose values it adds in order; warps and then the block add these sums
  * in the fixed order of reduce.h. How memory is accessed has no part in it. Four packs are under way at once, so that
  * one block to a multiprocessor is enough to keep the memory busy. Reads n, writes 4 bytes a partial. */
 template <typename T, int THREADS>

@@ -31,8 +31,8 @@ __device__ __forceinline__ void logit_gradients(float (&x)[N], softmax_row s, fl
 }
 
 /* Reads NV logits and writes N Vp gradients, each value once where the row is cached (bf16 and fp16 vocabularies up to
- * 50432); else the row is read twice, the second time from L2 as far as that reaches. Rows without a target are not read.
- * The thread that owns the target's column reads it for the loss before it can write the gradient there. */
+ * 50432); else the row is read twice, the second time from L2 as far as that reaches. Rows without a target are not
+ * read. The thread that owns the target's column reads it for the loss before it can write the gradient there. */
 template <typename T, typename READING>
 __global__ void __launch_bounds__(GROUP_THREADS<READING::GROUP>) cross_entropy_kernel(cross_entropy_arguments<T> a) {
     constexpr int N = READING::N, GROUP = READING::GROUP;

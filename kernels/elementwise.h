@@ -1,6 +1,6 @@
-/* Kernels that do the same to every element of views of one shape. Views whose rows follow one another are one long row.
- * A thread has N elements of a row, which is one access of 16 bytes in the narrowest of the dtypes, and several where
- * another is wider; rows that no 16-byte access could read are read value by value. */
+/* Kernels that do the same to every element of views of one shape. Views whose rows follow one another are one long
+ * row. A thread has N elements of a row, which is one access of 16 bytes in the narrowest of the dtypes, and several
+ * where another is wider; rows that no 16-byte access could read are read value by value. */
 #ifndef LOOM_KERNELS_ELEMENTWISE_H
 #define LOOM_KERNELS_ELEMENTWISE_H
 
@@ -71,8 +71,8 @@ __device__ __forceinline__ void load_floats(float (&to)[N], const T *from, int n
     }
 }
 
-/* The other way. __stwb stores as an assignment does, but whole: nvcc would merge a plain store of a pack with the single
- * ones of the other branch, which leaves single ones only. */
+/* The other way. __stwb stores as an assignment does, but whole: nvcc would merge a plain store of a pack with the
+ * single ones of the other branch, which leaves single ones only. */
 template <int N, typename T>
 __device__ __forceinline__ void store_floats(T *to, const float (&from)[N], int n, bool packed) {
     constexpr int W = PACKED<T>;

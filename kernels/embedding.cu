@@ -1,7 +1,7 @@
 /* Embedding, forward and backward.
  *
- * The gradient of a token's row is the sum of dout over the token's occurrences. To add them in one fixed order at a cost
- * that does not hang on how the tokens are spread:
+ * The gradient of a token's row is the sum of dout over the token's occurrences. To add them in one fixed order at a
+ * cost that does not hang on how the tokens are spread:
  *
  *   1. sort:  the places n = 0 .. N-1 are put in order of their tokens, equal tokens in order of n, by a radix sort of
  *             eight bits a pass. Its counts come from ballots, not from atomics, which makes it stable;
@@ -10,14 +10,14 @@
  *             the ends of pieces leaves a partial sum in each;
  *   3. join:  the partial sums of such a run are added in order of the pieces.
  *
- * So rows of a token that makes up most of the batch cost as much as any other's. The gradient of a position is a sum of B
- * rows, added in order by one thread to a column. Both read dout: 2NC, where N small enough for L2 makes it NC. */
+ * So rows of a token that makes up most of the batch cost as much as any other's. The gradient of a position is a sum
+ * of B rows, added in order by one thread to a column. Both read dout: 2NC, where N small enough for L2 makes it NC. */
 #include "kernels/rows.h"
 
 /* ------------------------------------------------------------------------------------------------------------ forward */
 
-/* Reads the N tokens, 2NC weights (of the positions' only TC from memory, if B > 1) and writes NC: each value once. A warp
- * to a row. */
+/* Reads the N tokens, 2NC weights (of the positions' only TC from memory, if B > 1) and writes NC: each value once. A
+ * warp to a row. */
 template <typename T, int ACCESS>
 __global__ void __launch_bounds__(GROUP_THREADS<WARP>)
     forward_kernel(rows<T> out, rows<const T> token_weight, rows<const T> position_weight, const int32_t *tokens,

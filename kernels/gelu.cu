@@ -1,9 +1,9 @@
 #include "kernels/elementwise.h"
 #include "kernels/ptx.h"
 
-/* 0.5 (1 + tanh u) is the logistic function s of 2u, as in csrc/cpu/gelu.h, and s = 1 / (1 + e) with e = exp(-2u), taken
- * as a power of two: its relative error is a few 2^-24 wherever s(1 - s) is not tiny. Below 2^-126 s stays where it is,
- * so that 1 - s, which is e s, has no infinity in it. */
+/* 0.5 (1 + tanh u) is the logistic function s of 2u, as in csrc/cpu/gelu.h, and s = 1 / (1 + e) with e = exp(-2u),
+ * taken as a power of two: its relative error is a few 2^-24 wherever s(1 - s) is not tiny. Below 2^-126 s stays where
+ * it is, so that 1 - s, which is e s, has no infinity in it. */
 struct gate {
     float open, closed; /* s, 1 - s */
 };

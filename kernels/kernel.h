@@ -31,8 +31,8 @@ __device__ __forceinline__ void expect_aligned(const void *, size_t) {
 }
 #endif
 
-/* Puts a kernel into the context's stream. `name` is the op's and is what an error will name. Arguments are converted to
- * the kernel's parameter types. */
+/* Puts a kernel into the context's stream. `name` is the op's and is what an error will name. Arguments are converted
+ * to the kernel's parameter types. */
 template <typename... P, typename... A>
 static inline void launch(const loom_context *ctx, const char *name, void (*kernel)(P...), dim3 grid, dim3 block,
                           size_t shared_bytes, A &&...arguments) {

@@ -1,5 +1,6 @@
-/* What kernels/ offers to the host code in csrc/cuda: every op of the table, and the bytes of workspace that it needs, from
- * shapes alone. All is asynchronous in the context's stream; a launch that fails is passed to loom_cuda_failed(). */
+/* What kernels/ offers to the host code in csrc/cuda: every op of the table, and the bytes of workspace that it needs,
+ * from shapes alone. All is asynchronous in the context's stream; a launch that fails is passed to loom_cuda_failed().
+ * */
 #ifndef LOOM_KERNELS_H
 #define LOOM_KERNELS_H
 

@@ -1,16 +1,16 @@
 /* Layernorm, forward and backward.
  *
  * Rows of up to 8192 channels whose accesses can be 16 bytes wide are kept in registers, in their storage type, between
- * the sweeps over them: PACKS packs for each thread of the row's group. All other rows are read again for each sweep, from
- * the caches, one value at a time. */
+ * the sweeps over them: PACKS packs for each thread of the row's group. All other rows are read again for each sweep,
+ * from the caches, one value at a time. */
 #include "kernels/rows.h"
 
 /* Rows longer than this have a block to themselves. */
 constexpr int64_t WARP_CHANNELS = 1024;
 constexpr int BLOCK = 256;
 
-/* Calls f(group, packs) with the sizes, as types, of the smallest group and packs that hold C channels, or returns false
- * if none does. A thread of a group holds 8, 16, 24 or 32 values. */
+/* Calls f(group, packs) with the sizes, as types, of the smallest group and packs that hold C channels, or returns
+ * false if none does. A thread of a group holds 8, 16, 24 or 32 values. */
 template <int N> struct size_tag { static constexpr int value = N; };
 
 template <typename T, typename F> static bool with_registers(int64_t C, F f) {
@@ -46,7 +46,8 @@ static bool given_rows_are_aligned(const loom_view *view) {
     return !loom_view_given(view) || rows_are_aligned(view);
 }
 
-/* The first column of the calling thread's pack p. Rows have whole packs: a pack is within the row if this column is. */
+/* The first column of the calling thread's pack p. Rows have whole packs: a pack is within the row if this column is.
+ * */
 template <typename T, int GROUP> __device__ __forceinline__ int pack_column(int p) {
     return (p * GROUP + group_lane<GROUP>()) * PACKED<T>;
 }
@@ -74,8 +75,8 @@ template <typename T> struct forward_arguments {
     float epsilon;
 };
 
-/* Reads NC (2NC with delta), writes NC (2NC): each value once. The mean comes first and the variance from x - mean, both
- * of what was rounded to storage, so that a large mean costs no accuracy. */
+/* Reads NC (2NC with delta), writes NC (2NC): each value once. The mean comes first and the variance from x - mean,
+ * both of what was rounded to storage, so that a large mean costs no accuracy. */
 template <typename T, int GROUP, int PACKS>
 __global__ void __launch_bounds__(GROUP_THREADS<GROUP>) forward_in_registers(forward_arguments<T> a) {
     constexpr int N = PACKED<T>;
@@ -271,8 +272,8 @@ __device__ __forceinline__ void store_partials(float *partials, int C, float (&d
     }
 }
 
-/* How many blocks of the kernel below must fit into a multiprocessor: registers for 512 threads, 384 or 256, less where a
- * thread holds more of a row. */
+/* How many blocks of the kernel below must fit into a multiprocessor: registers for 512 threads, 384 or 256, less where
+ * a thread holds more of a row. */
 template <typename T, int GROUP, int PACKS>
 constexpr int RESIDENT_BLOCKS = (PACKS <= 3   ? 512
                                  : PACKS == 4 ? 384

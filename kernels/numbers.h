@@ -63,8 +63,8 @@ static inline bool rows_are_aligned(const loom_view *view) {
 
 template <typename T> struct type_tag { typedef T type; };
 
-/* Calls f with the tag of a dtype: with_dtype(view.dtype, [&](auto tag) { typedef typename decltype(tag)::type T; ... });
- * `supports` has refused all other dtypes. */
+/* Calls f with the tag of a dtype: with_dtype(view.dtype, [&](auto tag) { typedef typename decltype(tag)::type T; ...
+ * }); `supports` has refused all other dtypes. */
 template <typename F> static inline void with_dtype(loom_dtype dtype, F f) {
     if (dtype == LOOM_F32)
         f(type_tag<float>());

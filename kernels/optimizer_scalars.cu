@@ -70,8 +70,8 @@ __device__ static double add_in_order(double sum, const float *values, int64_t n
 }
 
 /* One block: chunks of both lists are fetched by all threads and added in index order by one thread each, of different
- * warps, in double, so that the sums are those of the CPU to the bit. There are some thousands of values to a step, which
- * take a few microseconds; reads 4 (n + m) bytes. */
+ * warps, in double, so that the sums are those of the CPU to the bit. There are some thousands of values to a step,
+ * which take a few microseconds; reads 4 (n + m) bytes. */
 __global__ void optimizer_scalars_kernel(loom_scalars *scalars, const float *losses, int64_t n, const float *squares,
                                          int64_t m) {
     SHARED_ARRAY(float, loss_chunk, CHUNK);

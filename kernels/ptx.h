@@ -15,8 +15,8 @@ __device__ __forceinline__ uint32_t shared_address(const void *shared) {
     return (uint32_t)__cvta_generic_to_shared(shared);
 }
 
-/* d (16,8) = a (16,16) b (16,8) + c, over a warp; a by rows, b by columns, two 16-bit values to a register. Lane l, with
- * g = l / 4 and t = l % 4, holds
+/* d (16,8) = a (16,16) b (16,8) + c, over a warp; a by rows, b by columns, two 16-bit values to a register. Lane l,
+ * with g = l / 4 and t = l % 4, holds
  *   a[0..3]  rows g, g + 8, g, g + 8, columns 2t and 2t + 1 of the left half (0, 1) and of the right half (2, 3)
  *   b[0..1]  column g, rows 2t and 2t + 1 of the upper half (0) and of the lower half (1)
  *   c, d     row g columns 2t, 2t + 1 (0, 1), row g + 8 columns 2t, 2t + 1 (2, 3) */
@@ -39,7 +39,8 @@ __device__ __forceinline__ void mma_16x8x16(float (&d)[4], const uint32_t (&a)[4
 }
 
 /* Four 8 x 8 matrices of 16-bit values: lane l gives the address of row l % 8 of matrix l / 8 (16 bytes, aligned), and
- * gets in r[i] of matrix i the values of row l / 4, columns 2 (l % 4) and the next. trans: of the transposed matrices. */
+ * gets in r[i] of matrix i the values of row l / 4, columns 2 (l % 4) and the next. trans: of the transposed matrices.
+ * */
 __device__ __forceinline__ void ldmatrix_x4(uint32_t (&r)[4], const void *row) {
     asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3},[%4];"
                  : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])

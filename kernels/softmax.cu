@@ -3,8 +3,8 @@
 
 #include <float.h>
 
-/* Reads NC and writes NC, each value once where the row is cached; else it is read twice, the second time from L2 as far
- * as that reaches. out may be the memory of x. */
+/* Reads NC and writes NC, each value once where the row is cached; else it is read twice, the second time from L2 as
+ * far as that reaches. out may be the memory of x. */
 template <typename T, typename READING>
 __global__ void __launch_bounds__(GROUP_THREADS<READING::GROUP>)
     forward_kernel(rows<T> out, rows<const T> x, int64_t N, int C, float scale2) {
@@ -42,8 +42,8 @@ void loom_cuda_softmax_forward(loom_context *ctx, const struct loom_softmax_forw
 }
 LOOM_CUDA_NO_WORKSPACE(softmax_forward)
 
-/* Reads 2NC and writes NC, each value once where both rows are cached; else they are read twice. dx may be the memory of
- * dout. */
+/* Reads 2NC and writes NC, each value once where both rows are cached; else they are read twice. dx may be the memory
+ * of dout. */
 template <typename T, typename READING>
 __global__ void __launch_bounds__(GROUP_THREADS<READING::GROUP>)
     backward_kernel(rows<T> dx, rows<const T> dout, rows<const T> out, int64_t N, int C, float scale) {

@@ -39,8 +39,8 @@ template <typename T, typename F> static void with_reading(int64_t columns, bool
 
 constexpr float LOG2_E = 1.44269504f;
 
-/* exp(scale x), with scale2 = scale log2(e): a relative error of about 2^-22 + |scale x| 2^-23, where scale is 1 of half
- * that; denormal results are zero. Softmaxes take it of x - largest, where what errs more is small beside 1. */
+/* exp(scale x), with scale2 = scale log2(e): a relative error of about 2^-22 + |scale x| 2^-23, where scale is 1 of
+ * half that; denormal results are zero. Softmaxes take it of x - largest, where what errs more is small beside 1. */
 __device__ __forceinline__ float exp_approximate(float x, float scale2) {
     return ptx::exp2_approximate(x * scale2);
 }

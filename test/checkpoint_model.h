@@ -106,7 +106,8 @@ struct CheckpointKind {
     loom_dtype dtype = LOOM_F32, moment_dtype = LOOM_F32;
 };
 
-/* Kinds that differ in all that may matter to ranks, with tensors that fill no whole number of lines, rows or buffers. */
+/* Kinds that differ in all that may matter to ranks, with tensors that fill no whole number of lines, rows or buffers.
+ * */
 inline const std::vector<CheckpointKind> &several_kinds() {
     static const loom_gpt_config shape = {2, 2, 96, 64, 300, LOOM_GPT_RELU};
     static const std::vector<CheckpointKind> kinds = {{shape, 1, 0, equal_cut},
@@ -166,8 +167,8 @@ class CheckpointModel {
         });
     }
 
-    /* Whether the slices (of weights alone, where there are no moments) are bit for bit what `saved`, which has all, has
-     * there; zero where no parameter is; and all else is as it was. "" if so. */
+    /* Whether the slices (of weights alone, where there are no moments) are bit for bit what `saved`, which has all,
+     * has there; zero where no parameter is; and all else is as it was. "" if so. */
     std::string difference(CheckpointModel &saved) {
         std::string found;
         for_each_memory([&](std::vector<float> &memory, loom_dtype dtype) {

@@ -98,8 +98,8 @@ std::string listing() {
     return all;
 }
 
-/* A save that one rank cannot do: all say so in the same words, and nothing has changed. `before` and `after` are called
- * by that rank alone. */
+/* A save that one rank cannot do: all say so in the same words, and nothing has changed. `before` and `after` are
+ * called by that rank alone. */
 void fails(const CheckpointModel &model, int rank, const std::function<void()> &before,
            const std::function<void()> &after, std::initializer_list<std::string> words) {
     const std::string was = listing();

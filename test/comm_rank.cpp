@@ -2,7 +2,8 @@
  *
  *     comm_rank SCENARIO,... BACKEND DEVICE [SECONDS [SECONDS OF WHAT FAILS]]
  *
- * Ends with status 0, or with 1 and lines that say what is wrong with its results; 2 is an error of the communicator. */
+ * Ends with status 0, or with 1 and lines that say what is wrong with its results; 2 is an error of the communicator.
+ * */
 #include "gptloom/gptloom.h"
 
 #include "base/clock.h"
@@ -374,8 +375,8 @@ void come() {
         while (access(file(r).c_str(), F_OK) != 0) usleep(1000);
 }
 
-/* A few operations that work, then steps in which rank 1 does something else. Rank 0 alone has the short limit, and waits
- * for rank 1 alone: so no other is ever late. */
+/* A few operations that work, then steps in which rank 1 does something else. Rank 0 alone has the short limit, and
+ * waits for rank 1 alone: so no other is ever late. */
 void steps(
     const std::function<void()> &instead, const std::function<void()> &once_there = [] {}) {
     Buffer buffer(1000, LOOM_F32);

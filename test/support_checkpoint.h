@@ -1,4 +1,5 @@
-/* What tests of checkpoints share: safetensors files as others write them, and a run's directory with a model to save. */
+/* What tests of checkpoints share: safetensors files as others write them, and a run's directory with a model to save.
+ * */
 #ifndef LOOM_TEST_SUPPORT_CHECKPOINT_H
 #define LOOM_TEST_SUPPORT_CHECKPOINT_H
 

@@ -77,9 +77,9 @@ inline bool can_bind(int port) {
     return can;
 }
 
-/* A port that is free, and the one above it too (torchrun's agent has the first, and rank 0 listens at the second). They are
- * below those that the kernel gives to connections, and until this process ends no other test gets them: the name of an
- * abstract socket holds them. */
+/* A port that is free, and the one above it too (torchrun's agent has the first, and rank 0 listens at the second).
+ * They are below those that the kernel gives to connections, and until this process ends no other test gets them: the
+ * name of an abstract socket holds them. */
 inline int free_port() {
     const int first = 20000, pairs = 6000;
     static int next = getpid() * 7; /* processes that begin together look in different places */
@@ -130,8 +130,8 @@ class RanksTest : public testing::Test {
     }
 
     /* A program of this folder with the stand-in for NCCL, as torchrun does it: each rank with its number in its
-     * environment. Ends when all have, with the first status that is not 0; a rank that is expected to stop is killed when
-     * the others have ended, and its status does not count. */
+     * environment. Ends when all have, with the first status that is not 0; a rank that is expected to stop is killed
+     * when the others have ended, and its status does not count. */
     Outcome torchrun(int ranks, const std::string &program, const std::string &arguments,
                      const std::string &environment = "", int stopped = -1) {
         std::string start, wait = "worst=0; ";

@@ -214,8 +214,8 @@ class RunsTest : public MpiTest {
         return bits;
     }
 
-    /* Goes on with a run that has ended somehow, past the next checkpoint; with more flags, and words before the program,
-     * which start it. One that had not begun begins. */
+    /* Goes on with a run that has ended somehow, past the next checkpoint; with more flags, and words before the
+     * program, which start it. One that had not begun begins. */
     void expect_resumes(const std::string &out, const std::string &more = "", const Words &before = {}) {
         const int64_t from = saved(out) < 0 ? 0 : saved(out), steps = EVERY + 1;
         const std::string stop = "--stop-after " + std::to_string(steps) + " " + more;

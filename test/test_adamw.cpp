@@ -1,5 +1,5 @@
-/* What the cases of adamw cannot compare with the oracle by bits: how weights and moments are rounded. On the definition,
- * and on "cuda" where there is one. */
+/* What the cases of adamw cannot compare with the oracle by bits: how weights and moments are rounded. On the
+ * definition, and on "cuda" where there is one. */
 #include "gptloom/device.h"
 #include "base/random.h"
 
@@ -244,8 +244,8 @@ loom_ranges decayed_from(int64_t first, int64_t count) {
     return found;
 }
 
-/* The bits of an element depend on its place and on whether it is decayed, not on what it is updated with: one op does to
- * several tensors what one op for each did. */
+/* The bits of an element depend on its place and on whether it is decayed, not on what it is updated with: one op does
+ * to several tensors what one op for each did. */
 TEST_P(AdamW, RoundsTheSameInAnyRanges) {
     const size_t n = 2500;
     const Scalars scalars(device.get(), some_scalars(3));
@@ -276,8 +276,8 @@ TEST_P(AdamW, RoundsTheSameInAnyRanges) {
     }
 }
 
-/* Gaps are updated with the tensors between which they lie, decayed or not, whatever is rounded how; and an empty range is
- * none. Every other element is a gap. */
+/* Gaps are updated with the tensors between which they lie, decayed or not, whatever is rounded how; and an empty range
+ * is none. Every other element is a gap. */
 TEST_P(AdamW, KeepsZerosOfGaps) {
     const size_t n = 1000;
     const Scalars scalars(device.get(), some_scalars(3));
@@ -368,8 +368,8 @@ TEST_P(AdamW, KeepsSmallChangesOfMomentsInTheMean) {
     }
 }
 
-/* Weights of one, moved up by a part of the distance to the next by weight decay alone, arrive there in that part of all
- * elements: within five deviations of the binomial distribution, and otherwise at another step. */
+/* Weights of one, moved up by a part of the distance to the next by weight decay alone, arrive there in that part of
+ * all elements: within five deviations of the binomial distribution, and otherwise at another step. */
 TEST_P(AdamW, RoundsUpAsOftenAsIsLost) {
     const size_t n = 20000;
     const std::vector<double> ones(n, 1), zeros(n, 0);

@@ -1,5 +1,5 @@
-/* The sum of a matrix's rows that matmul_backward_weight takes beside its product on CUDA: alone, at sizes that make more
- * slices of rows than the cases of matmul do. */
+/* The sum of a matrix's rows that matmul_backward_weight takes beside its product on CUDA: alone, at sizes that make
+ * more slices of rows than the cases of matmul do. */
 #include "kernels/kernels.h"
 
 #include "cases/case_internal.h"
@@ -80,7 +80,8 @@ class BiasGradient : public testing::TestWithParam<Shape> {
     }
 };
 
-/* Sums of N terms of size one come to sqrt(N), and err by e sqrt(N) of that at most, beside the rounding of the result. */
+/* Sums of N terms of size one come to sqrt(N), and err by e sqrt(N) of that at most, beside the rounding of the result.
+ * */
 TEST_P(BiasGradient, AgreesWithASumInDouble) {
     const Shape &s = GetParam();
     std::vector<float> normal(static_cast<size_t>(s.N * s.O));

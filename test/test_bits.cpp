@@ -1,13 +1,15 @@
-/* The bits of short runs, held to what they were: each step's loss and gradient norm, the gradients of the first step, and
- * the checkpoint after the last, under several policies, dtypes and ways of adding up; test/data/bits.txt has them.
+/* The bits of short runs, held to what they were: each step's loss and gradient norm, the gradients of the first step,
+ * and the checkpoint after the last, under several policies, dtypes and ways of adding up; test/data/bits.txt has them.
  *
- * The definition and the oracle have the same bits everywhere (test_definition.cpp says why). Those of the tuned CPU are a
- * set of instructions' and a compiler's, which contracts as it likes: they are known for some, and the others are passed
- * over. Products are gptloom's own there, as a library's are its version's. The emulated GPU computes without contraction,
- * so that its bits hang on what is measured to be the fastest, which is given to it (test/data/tuning.txt), and on the C
- * library's exp2f, log2f and logf: they are known by a hash of these functions' values.
+ * The definition and the oracle have the same bits everywhere (test_definition.cpp says why). Those of the tuned CPU
+ * are a set of instructions' and a compiler's, which contracts as it likes: they are known for some, and the others are
+ * passed over. Products are gptloom's own there, as a library's are its version's. The emulated GPU computes without
+ * contraction, so that its bits hang on what is measured to be the fastest, which is given to it
+ * (test/data/tuning.txt), and on the C library's exp2f, log2f and logf: they are known by a hash of these functions'
+ * values.
  *
- * Bits that are meant to become others: LOOM_TEST_UPDATE=1 writes the lines of what runs here anew, and leaves all others. */
+ * Bits that are meant to become others: LOOM_TEST_UPDATE=1 writes the lines of what runs here anew, and leaves all
+ * others. */
 #include "support_train.h"
 
 #include <xxhash.h>

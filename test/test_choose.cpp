@@ -1,5 +1,5 @@
-/* `--recompute auto`: of the named policies and of sets of kept values the fastest that fits. Held to what all sets there
- * are come to, each planned, for up to four layers; and to the named policies for more. */
+/* `--recompute auto`: of the named policies and of sets of kept values the fastest that fits. Held to what all sets
+ * there are come to, each planned, for up to four layers; and to the named policies for more. */
 #include "support.h"
 
 extern "C" {

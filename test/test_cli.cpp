@@ -655,8 +655,8 @@ TEST_F(Program, AFullStdoutIsAnError) {
     }
 }
 
-/* A pipe whose reader has left ends other commands as it ends cat: by SIGPIPE, silently. Where the caller has that signal
- * ignored, which programs inherit, there is a line. */
+/* A pipe whose reader has left ends other commands as it ends cat: by SIGPIPE, silently. Where the caller has that
+ * signal ignored, which programs inherit, there is a line. */
 TEST_F(Program, APipeThatNobodyReadsEndsOtherCommands) {
     for (const bool ignored : {false, true})
         for (const Words &call : {Words{"--help"}, Words{"train", "--help"}, Words{"info", "gpt2"}}) {
@@ -753,7 +753,8 @@ TEST_F(Program, CtrlCInFrontOfAPagerOfBothStreamsSaves) {
     }
 }
 
-/* A file that is opened where 0, 1 or 2 is closed gets that number, and what is printed: cron jobs and daemons close them. */
+/* A file that is opened where 0, 1 or 2 is closed gets that number, and what is printed: cron jobs and daemons close
+ * them. */
 TEST_F(Program, WhereDescriptorsAreClosedFilesAreAsEver) {
     const auto lines = [this] {
         std::string all;
@@ -1165,8 +1166,8 @@ Outcome after_signals(const std::vector<int> &numbers, bool begun, int64_t done,
     return outcome;
 }
 
-/* The second Ctrl-C says what would be lost, the third ends at once. Signals that come several times by themselves do not
- * count, and before anything has begun the first ends. */
+/* The second Ctrl-C says what would be lost, the third ends at once. Signals that come several times by themselves do
+ * not count, and before anything has begun the first ends. */
 TEST(Interrupts, TheThirdEndsAtOnce) {
     Outcome outcome = after_signals({SIGINT}, true, 237, 200);
     EXPECT_EQ(outcome.code, 0);
@@ -1288,8 +1289,8 @@ TEST_F(Program, PlansForGpusThatAreNotHere) {
     EXPECT_NE(large.out.find("\"best\":\tnull"), std::string::npos) << large.out;
     expect_run({"plan", "gpt2", "--on", "4090", "--json", "plan.json"});
     const std::string document = slurp(folder / "plan.json");
-    /* The embeddings' bucket: 50304 and 1024 rows of 768, in 640 blocks (a multiple of 64, of at most 65536 elements) of a
-     * multiple of 128 elements. */
+    /* The embeddings' bucket: 50304 and 1024 rows of 768, in 640 blocks (a multiple of 64, of at most 65536 elements)
+     * of a multiple of 128 elements. */
     for (const char *word :
          {"\"best\":\t\"none\"", "\"speed\":\t\"predicted\"", "\"tokens_per_s\"", "\"matmul_of_peak\"",
           "\"gradient\":\t\"fp32\"", "\"elements\":\t39485440,\n\t\t\t\"blocks\":\t640\n"})
@@ -1417,8 +1418,8 @@ TEST_F(Program, SamplesCannotSteerTheTerminal) {
     }
 }
 
-/* Where a terminal would do as it is told: control characters, bytes that are no UTF-8, marks that turn the direction of
- * writing. The place of the first; npos where there is none. */
+/* Where a terminal would do as it is told: control characters, bytes that are no UTF-8, marks that turn the direction
+ * of writing. The place of the first; npos where there is none. */
 size_t first_that_steers(const std::string &text) {
     for (size_t i = 0; i < text.size();) {
         const auto byte = [&](size_t k) { return i + k < text.size() ? static_cast<unsigned char>(text[i + k]) : 0u; };
@@ -1540,8 +1541,8 @@ TEST_F(Program, TheNextCommandsAreQuotedForAShell) {
     }
 }
 
-/* Texts end and begin with the tokens that the checkpoint names, and with no others; a run that begins from it names them
- * again. */
+/* Texts end and begin with the tokens that the checkpoint names, and with no others; a run that begins from it names
+ * them again. */
 TEST_F(Program, TextsEndWithTheTokensThatTheConfigurationNames) {
     std::vector<uint16_t> tokens(400);
     for (size_t i = 0; i < tokens.size(); i++) tokens[i] = static_cast<uint16_t>(i * i % 5);
@@ -1880,8 +1881,8 @@ TEST_F(Places, DirectoriesOfAllUsersAreRefused) {
 }
 
 /* Steps that are done again are not sampled twice. */
-/* test/data/run-446cc63 was trained by gptloom of that commit, to step 6 of 8: by it, the last steps had these losses. Names
- * of options and files have changed since. */
+/* test/data/run-446cc63 was trained by gptloom of that commit, to step 6 of 8: by it, the last steps had these losses.
+ * Names of options and files have changed since. */
 TEST_F(Places, ARunOfAnEarlierVersionGoesOn) {
     const std::string source = __FILE__;
     fs::copy(fs::path(source.substr(0, source.rfind('/') + 1)) / "data/run-446cc63", folder,

@@ -1,4 +1,5 @@
-/* Who multiplies on a CPU, bf16 above all: what it says about it, and that every way rounds where the definition does. */
+/* Who multiplies on a CPU, bf16 above all: what it says about it, and that every way rounds where the definition does.
+ * */
 #include "support.h"
 
 #include <map>
@@ -164,8 +165,8 @@ class Products {
         return std::move(results_);
     }
 
-    /* The gradient of a weight that is stored as (I,O) or, transposed, as (O,I), stored and added, is held to sums that are
-     * made one by one. */
+    /* The gradient of a weight that is stored as (I,O) or, transposed, as (O,I), stored and added, is held to sums that
+     * are made one by one. */
     void expect_right_weight_gradient(bool transposed) {
         const loom_view x = integers(N, I, 1), dout = integers(N, O, 2);
         const loom_view &left = transposed ? dout : x, &right = transposed ? x : dout;
@@ -280,7 +281,8 @@ TEST(Bf16Products, RoundWhereTheDefinitionDoes) {
             EXPECT_TRUE(bytes == reference.at(name)) << name << " by way " << way.name;
 }
 
-/* Our own copy the left side for all threads: whole, in two parts, or (where it is too wide for that) each thread for itself. */
+/* Our own copy the left side for all threads: whole, in two parts, or (where it is too wide for that) each thread for
+ * itself. */
 TEST(Products, WeightGradientsAreRightHoweverTheLeftSideIsCopied) {
     for (const Way &way : {own, definition}) {
         for (const bool transposed : {false, true}) Products(way, odd).expect_right_weight_gradient(transposed);

@@ -1,6 +1,6 @@
-/* The op cases of csrc/cases on the CUDA device, which here is the emulation: every op, dtype and shape against the oracle,
- * with the threads of a block and the blocks of a grid running in order, and in other orders too, to the same bits: small
- * shapes in one, with LOOM_TEST_FULL large ones in one and all others in four. */
+/* The op cases of csrc/cases on the CUDA device, which here is the emulation: every op, dtype and shape against the
+ * oracle, with the threads of a block and the blocks of a grid running in order, and in other orders too, to the same
+ * bits: small shapes in one, with LOOM_TEST_FULL large ones in one and all others in four. */
 #include "emulation.h"
 #include "cases/case_internal.h"
 #include "cases/instance.h"

@@ -83,11 +83,11 @@ constexpr int STEPS = sanitized ? 4 : 20;
 
 /* How far two runs' losses may be apart after `step` steps, when each step's gradient is off by `relative`. Before the
  * first update only the forward's rounding counts. An update of AdamW moves an element by at most about the learning
- * rate, and by another lr * relative where the gradient is off; where elements' gradients are no larger than their error
- * the sign itself is open, which holds for a share `relative` of them: so after k steps the parameters are at most
- * 2 k lr sqrt(relative^2 + relative) apart, root mean square, in directions that have nothing to do with the gradient;
- * the loss feels a move of root mean square d by |gradient| sqrt(n) d / sqrt(n), for random directions, which is d times
- * the gradient's norm. */
+ * rate, and by another lr * relative where the gradient is off; where elements' gradients are no larger than their
+ * error the sign itself is open, which holds for a share `relative` of them: so after k steps the parameters are at
+ * most 2 k lr sqrt(relative^2 + relative) apart, root mean square, in directions that have nothing to do with the
+ * gradient; the loss feels a move of root mean square d by |gradient| sqrt(n) d / sqrt(n), for random directions, which
+ * is d times the gradient's norm. */
 double loss_tolerance(int step, double forward, double relative, double gradient_norm, double lr) {
     const double drift = 2 * step * lr * std::sqrt(relative * relative + relative);
     return forward + drift * gradient_norm;
@@ -110,8 +110,8 @@ TEST_F(CudaTrain, FollowsTheCpuInFp32) {
                      2 * u * std::sqrt(whole_path(c, 4, 64)));
 }
 
-/* In 16 bits every stored activation rounds by `unit` of its size: 13 a block on the way to the loss and 3 around them, and
- * as many on the way back. Their squares add up; the mean over rows errs no more than a row does. */
+/* In 16 bits every stored activation rounds by `unit` of its size: 13 a block on the way to the loss and 3 around them,
+ * and as many on the way back. Their squares add up; the mean over rows errs no more than a row does. */
 void expect_following_in_half(const std::vector<double> &losses, const std::vector<double> &expected, double unit) {
     const double roundings = 2 * 13 + 3;
     expect_following(losses, expected, unit * std::sqrt(roundings), unit * std::sqrt(2 * roundings));
@@ -141,9 +141,9 @@ std::vector<const char *> where_types_are_compared() {
 }
 
 /* Random rounding of a moment is off by at most half an epsilon, 2^-8, root mean square. What steps have added and not
- * yet forgotten comes to 2^-8 / sqrt(1 - beta^2) of the moment: 2.3 times for beta1 = 0.9, 3.2 times for beta2 = 0.95, of
- * which the root in the update's denominator feels half. So an update is off by sqrt(2.3^2 + 1.6^2) 2^-8 of itself, as
- * it would be by a gradient off by as much. */
+ * yet forgotten comes to 2^-8 / sqrt(1 - beta^2) of the moment: 2.3 times for beta1 = 0.9, 3.2 times for beta2 = 0.95,
+ * of which the root in the update's denominator feels half. So an update is off by sqrt(2.3^2 + 1.6^2) 2^-8 of itself,
+ * as it would be by a gradient off by as much. */
 TEST_F(CudaTrain, MomentsInBf16FollowThoseInFp32) {
     const double relative = std::sqrt(2.3 * 2.3 + 1.6 * 1.6) * 0x1p-8;
     const loom_gpt_config c = gpt_shape(2, 4, 64, 64, 257);
@@ -155,8 +155,8 @@ TEST_F(CudaTrain, MomentsInBf16FollowThoseInFp32) {
     }
 }
 
-/* A step's weights are made of moments that are not rounded yet: the first loss that random bits can touch is the third,
- * and as they are few the fourth may be the first where they show. */
+/* A step's weights are made of moments that are not rounded yet: the first loss that random bits can touch is the
+ * third, and as they are few the fourth may be the first where they show. */
 TEST_F(CudaTrain, MomentsInBf16ActFromTheNextUpdateOn) {
     const std::vector<double> wide = losses(shape("cpu"), 4);
     const std::vector<double> narrow = losses(shape("cpu", {{"optimizer-dtype", "bf16"}}), 4);

@@ -1,5 +1,5 @@
-/* Attention by cuDNN, without a GPU: what the graphs compute, by an interpreter of our own against the oracle; that cuDNN
- * plans them for an H100; which engine it takes, and that a run can go on with it; and what is refused. */
+/* Attention by cuDNN, without a GPU: what the graphs compute, by an interpreter of our own against the oracle; that
+ * cuDNN plans them for an H100; which engine it takes, and that a run can go on with it; and what is refused. */
 #include "support.h"
 
 #include "cuda/attention_cudnn.h"

@@ -1,6 +1,6 @@
-/* That the definition has one value everywhere: the bits of the functions that it is made of, and of what it trains, are
- * written down here and hold for every compiler, optimisation and processor. And which instructions the device "cpu"
- * takes. */
+/* That the definition has one value everywhere: the bits of the functions that it is made of, and of what it trains,
+ * are written down here and hold for every compiler, optimisation and processor. And which instructions the device
+ * "cpu" takes. */
 #include "support_train.h"
 
 extern "C" {

@@ -1,5 +1,5 @@
-/* Every input of test/fuzz/corpus once more, those among them that broke something when `make fuzz` found them; and a few
- * thousand bytes changed at random in each. */
+/* Every input of test/fuzz/corpus once more, those among them that broke something when `make fuzz` found them; and a
+ * few thousand bytes changed at random in each. */
 #include "fuzz/fuzz.h"
 #include "support.h"
 

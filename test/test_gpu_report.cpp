@@ -1,5 +1,5 @@
-/* dev/gpu-report.py on a machine made of small scripts, and on the emulated GPU: what it writes, and how it bears what is
- * missing or fails. */
+/* dev/gpu-report.py on a machine made of small scripts, and on the emulated GPU: what it writes, and how it bears what
+ * is missing or fails. */
 #include "support_ranks.h"
 
 #include <gtest/gtest.h>
@@ -303,8 +303,8 @@ TEST_F(GpuReport, TriesEachFileOfCasesWhereOneProcessBreaks) {
         EXPECT_TRUE(contains(output, part)) << part << " is not in\n" << output;
 }
 
-/* compute-sanitizer and Nsight Compute, where they are: what they say is in the report, and only what the first one finds
- * is a failure. */
+/* compute-sanitizer and Nsight Compute, where they are: what they say is in the report, and only what the first one
+ * finds is a failure. */
 TEST_F(GpuReport, LooksCloselyWithCudasTools) {
     const auto with = [&](const char *code) {
         tool("compute-sanitizer", "echo '========= RACECHECK SUMMARY: 3 hazards displayed'; exit " + std::string(code));

@@ -1,5 +1,5 @@
-/* What `make install` leaves is enough to train with: the example in dev/examples is compiled from the installed headers,
- * library and pkg-config file alone, and run. */
+/* What `make install` leaves is enough to train with: the example in dev/examples is compiled from the installed
+ * headers, library and pkg-config file alone, and run. */
 #include "support.h"
 
 #include <gtest/gtest.h>

@@ -725,7 +725,8 @@ TEST(BiasGradientCases, HoldWhicheverWayIsChosen) {
 
 /* -------------------------------------------------------------------------------------------- what is timed, and on what */
 
-/* Numbers that a GPU multiplies as it does those of training: in every dtype finite, of ordinary size, of both signs. */
+/* Numbers that a GPU multiplies as it does those of training: in every dtype finite, of ordinary size, of both signs.
+ * */
 TEST(Timing, IsDoneOnOrdinaryNumbers) {
     const size_t bytes = 100002; /* not a multiple of the pattern, nor of its words */
     std::vector<uint16_t> halves(bytes / 2 + 8, 0xFFFF);

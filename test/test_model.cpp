@@ -648,9 +648,9 @@ TEST(Initialisation, IsTheSameOnEveryDeviceAndAnotherForAnotherSeed) {
  * come to over h: with 2^-53 and a path of S roundings, sqrt(S) 2^-53 |loss| / h, twice for the two ends and 3 for
  * R's weights.
  *
- * Where ReLU has its kink there is no gradient to find, and where its square's slope has one the error is no series in h: an
- * element whose differences disagree, since some unit switches on or off between them, is left out. Smaller steps make such
- * places rare. */
+ * Where ReLU has its kink there is no gradient to find, and where its square's slope has one the error is no series in
+ * h: an element whose differences disagree, since some unit switches on or off between them, is left out. Smaller steps
+ * make such places rare. */
 class WholeGradient : public testing::TestWithParam<std::tuple<loom_gpt_activation, loom_gpt_architecture>> {
   protected:
     const loom_gpt_activation activation = std::get<0>(GetParam());
@@ -1096,8 +1096,8 @@ std::vector<int32_t> generate(Model &model, const std::vector<int32_t> &prompt, 
     return emitted.tokens;
 }
 
-/* Generation written again in the plainest way: of a prompt as much as fits is seen, its end; the whole context runs for
- * every token, its older half goes when it is full. On the oracle no rounding can decide otherwise. */
+/* Generation written again in the plainest way: of a prompt as much as fits is seen, its end; the whole context runs
+ * for every token, its older half goes when it is full. On the oracle no rounding can decide otherwise. */
 TEST(Generation, GoesOnBeyondTheContext) {
     const int64_t T = 9;
     const loom_gpt_config c = gpt_shape(2, 2, 16, 12, 40);

@@ -342,7 +342,8 @@ TEST_P(NcclCalls, AreThoseOfTheStage) {
                 EXPECT_EQ(calls[i - 1].peer, 1 - rank);
                 continue;
             }
-            /* It takes nothing that is not there. What the hosts ask each other, which has no name, waits for no kernel. */
+            /* It takes nothing that is not there. What the hosts ask each other, which has no name, waits for no
+             * kernel. */
             ASSERT_LT(turn, turns.size());
             const int64_t ran = turns[turn++];
             EXPECT_GE(ran, c.name.empty() ? 0 : c.kernels) << "call " << i << ", " << c.kind << " " << c.name;
@@ -384,12 +385,13 @@ TEST_F(NcclTrain, BackwardDoesNotWaitForReductions) {
 }
 
 /* Where a rank is late by two seconds in step 2, the other one's GPU, whose metrics these are, stands still for what is
- * left of them when its own work is done: before the update at stage 0, and amid backward at stage 2, whose gradients have
- * to leave their slots. */
+ * left of them when its own work is done: before the update at stage 0, and amid backward at stage 2, whose gradients
+ * have to leave their slots. */
 TEST_F(NcclTrain, TheTimeThatTheGpuStandsStillIsTold) {
     for (const int zero : {0, 2}) {
         const std::string out = "run" + std::to_string(zero);
-        /* A reduction in the first half of step 2: the first one; or the second, behind squares and gathered weights. */
+        /* A reduction in the first half of step 2: the first one; or the second, behind squares and gathered weights.
+         * */
         ASSERT_EQ(by_torchrun(2, "even" + std::to_string(zero), stage(zero)).status, 0);
         const int losses = number_of_losses(here.at("even" + std::to_string(zero) + ".calls.1"), 1);
         const std::string late = "1:" + std::to_string(losses + (zero == 0 ? 1 : 9));

@@ -1,5 +1,5 @@
-/* Offloading activations to host memory: the bits of not offloading in any order that streams may run in, with every one
- * of its waits needed, in the memory of two slots. */
+/* Offloading activations to host memory: the bits of not offloading in any order that streams may run in, with every
+ * one of its waits needed, in the memory of two slots. */
 #include "support_train.h"
 
 #include "emulation.h"
@@ -50,7 +50,8 @@ struct Places {
     loom_gpt_architecture architecture = LOOM_GPT_2;
 };
 
-/* A model that measures no algorithm a second time: those of the first model of a dtype and an architecture serve all. */
+/* A model that measures no algorithm a second time: those of the first model of a dtype and an architecture serve all.
+ * */
 std::unique_ptr<Model> make_model(const Places &places) {
     static std::map<std::pair<loom_dtype, loom_gpt_architecture>, std::string> caches;
     std::string &tuning = caches[{places.dtype, places.architecture}];
@@ -240,8 +241,8 @@ bool shows(Model &model, const std::string &expected, int left_out) {
     return false;
 }
 
-/* Without any of its waits some order of the streams shows it: none is one too many, and a test under random orders sees
- * each that is missing. */
+/* Without any of its waits some order of the streams shows it: none is one too many, and a test under random orders
+ * sees each that is missing. */
 TEST_F(Offload, EveryWaitIsNeeded) {
     for (const auto &[recompute, architecture] : {std::pair<const char *, loom_gpt_architecture>{"block", LOOM_GPT_2},
                                                   {"none", LOOM_GPT_2},
@@ -258,8 +259,8 @@ TEST_F(Offload, EveryWaitIsNeeded) {
     }
 }
 
-/* What is put into streams, in the order of the calls: blocks' names, `order`s and copies of a stream beside the default
- * one. */
+/* What is put into streams, in the order of the calls: blocks' names, `order`s and copies of a stream beside the
+ * default one. */
 struct Trace {
     static inline void (*order)(loom_device *, loom_stream *, loom_stream *);
     static inline void (*copy)(loom_device *, loom_stream *, void *, const void *, size_t, loom_copy_kind);
@@ -316,8 +317,8 @@ TEST_F(Offload, ACopyRunsBesideTheNextBlock) {
 
 /* ------------------------------------------------------------------------------------------------- loss alone, samples */
 
-/* Validation waits for no copies and makes none; generation keeps keys and values beside the slots. Neither changes what
- * training does next. */
+/* Validation waits for no copies and makes none; generation keeps keys and values beside the slots. Neither changes
+ * what training does next. */
 TEST_F(Offload, ValidationAndSamplesGiveTheSameBitsAndCopyNothing) {
     for (const char *recompute : {"none", "block"}) {
         emulation_set_schedule("random:5");

@@ -38,9 +38,9 @@ loom_device *open_with_instructions(const std::string &set) {
     return opened ? device : nullptr;
 }
 
-/* A device of so many threads (0: all), opened when first asked for and closed at the end. Three are the device "cpu" with
- * products by others than those that it takes: "own", "library" and "threaded_library", which threads each itself. "sse2"
- * and its like are "cpu" with these instructions. */
+/* A device of so many threads (0: all), opened when first asked for and closed at the end. Three are the device "cpu"
+ * with products by others than those that it takes: "own", "library" and "threaded_library", which threads each itself.
+ * "sse2" and its like are "cpu" with these instructions. */
 loom_device *device(const std::string &name, int threads = 0) {
     struct closer {
         void operator()(loom_device *d) const {
@@ -83,9 +83,9 @@ bool is_product(loom_op op) {
     return op == LOOM_OP_matmul_forward || op == LOOM_OP_matmul_backward_input || op == LOOM_OP_matmul_backward_weight;
 }
 
-/* Whether a device may do something that "cpu" does not: those with other products, for products alone, if they have other
- * ones; the library multiplies fp32, and bf16 where it says so. Whether it threads itself has nothing to do with types: make
- * test takes fp32. */
+/* Whether a device may do something that "cpu" does not: those with other products, for products alone, if they have
+ * other ones; the library multiplies fp32, and bf16 where it says so. Whether it threads itself has nothing to do with
+ * types: make test takes fp32. */
 bool differs(const std::string &name, const Instance &instance) {
     const bool threaded = name == "threaded_library";
     if (name != "own" && name != "library" && !threaded) return true;
@@ -192,7 +192,8 @@ INSTANTIATE_TEST_SUITE_P(Ops, Parity, testing::ValuesIn(cpu_instances(with_other
 INSTANTIATE_TEST_SUITE_P(Instructions, Parity, testing::ValuesIn(instruction_instances()), instance_name);
 INSTANTIATE_TEST_SUITE_P(Ops, Formula, testing::ValuesIn(formula_instances()), instance_name);
 INSTANTIATE_TEST_SUITE_P(Ops, Gradient, testing::ValuesIn(gradient_instances()), instance_name);
-/* How work is cut for threads does not depend on the dtype: make test takes fp32, and bf16 where its products are others. */
+/* How work is cut for threads does not depend on the dtype: make test takes fp32, and bf16 where its products are
+ * others. */
 std::vector<Instance> thread_instances() {
     std::vector<Instance> all = cpu_instances(with_other_products({"definition", "cpu"}));
     const auto has_no_order = [](const Instance &i) { return i.device == "threaded_library"; };
@@ -222,8 +223,8 @@ TEST(Catalogue, CoversEveryOp) {
     }
 }
 
-/* What ops.h says of an op's views is what its cases do with the tensors of these names. What is only read may be another
- * tensor instead, as one term of a sum twice. */
+/* What ops.h says of an op's views is what its cases do with the tensors of these names. What is only read may be
+ * another tensor instead, as one term of a sum twice. */
 TEST(Catalogue, ViewsAreReadAndWrittenAsRegistered) {
     for_each_shape(LOOM_CASE_PARITY, [&](const loom_op_cases *cases, const loom_case_shape *shape) {
         Case c = open_case({cases, shape, 0, loom_case_dtypes_tested[0], ""});
@@ -290,10 +291,11 @@ TEST(Catalogue, EveryBackwardOutputIsAGradient) {
 }
 
 /* ------------------------------------------------------------------------------------------------- wrong on purpose */
-/* A table whose ops run the real ones and then do some damage. The harness must see all of it, for every op and output. */
+/* A table whose ops run the real ones and then do some damage. The harness must see all of it, for every op and output.
+ * */
 
 struct Saboteur {
-    const loom_ops *real = nullptr;
+    loom_device *real = nullptr;
     std::function<void(loom_context *)> before, after;
 };
 Saboteur saboteur;
@@ -301,13 +303,13 @@ Saboteur saboteur;
 #define SABOTAGED(name)                                                                                                \
     void sabotaged_##name(loom_context *ctx, const struct loom_##name *arguments) {                                    \
         if (saboteur.before) saboteur.before(ctx);                                                                     \
-        saboteur.real->name(ctx, arguments);                                                                           \
+        saboteur.real->ops->name(ctx, arguments);                                                                      \
         if (saboteur.after) saboteur.after(ctx);                                                                       \
     }
 LOOM_OP_LIST(SABOTAGED)
 #undef SABOTAGED
 
-/* A copy of a device with the sabotaged table. */
+/* A copy of what users see of a device, with the sabotaged table. What needs more of the device is asked of it. */
 struct SabotagedDevice {
     loom_ops ops;
     loom_device device;
@@ -316,8 +318,13 @@ struct SabotagedDevice {
 #define MEMBER(name) ops.name = sabotaged_##name;
         LOOM_OP_LIST(MEMBER)
 #undef MEMBER
-        saboteur = {of->ops, {}, {}};
+        saboteur = {of, {}, {}};
         device.ops = &ops;
+        device.timer_start = [](loom_device *) { saboteur.real->timer_start(saboteur.real); };
+        device.timer_stop = [](loom_device *, double *seconds, loom_error *error) {
+            return saboteur.real->timer_stop(saboteur.real, seconds, error);
+        };
+        device.available = [](const loom_device *) { return saboteur.real->available(saboteur.real); };
     }
     SabotagedDevice(const SabotagedDevice &) = delete;
     ~SabotagedDevice() {

@@ -1,5 +1,5 @@
-/* The planner: what ops are counted to do, whole steps put together from their parts, memory of ranks, what is suggested
- * where memory is short, and GPUs that are not here. */
+/* The planner: what ops are counted to do, whole steps put together from their parts, memory of ranks, what is
+ * suggested where memory is short, and GPUs that are not here. */
 #include "support.h"
 
 extern "C" {

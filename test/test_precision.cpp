@@ -27,7 +27,8 @@ struct Format {
 
 const Format formats[] = {{"bf16", 8, 7, bf16_to_float, float_to_bf16}, {"fp16", 5, 10, fp16_to_float, float_to_fp16}};
 
-/* A positive pattern's value as IEEE 754 defines it; the pattern behind the largest finite one would be a power of two. */
+/* A positive pattern's value as IEEE 754 defines it; the pattern behind the largest finite one would be a power of two.
+ * */
 double value_of(const Format &f, int bits) {
     const int bias = (1 << (f.exponent_bits - 1)) - 1, one = 1 << f.significand_bits;
     const int exponent = bits / one, significand = bits % one;
@@ -54,8 +55,8 @@ TEST(Half, EveryNumberWidensToItsValueAndBack) {
     }
 }
 
-/* Between neighbours: the nearer one; the middle goes to the even one. Beyond the largest finite number the next power of
- * two stands for infinity. */
+/* Between neighbours: the nearer one; the middle goes to the even one. Beyond the largest finite number the next power
+ * of two stands for infinity. */
 TEST(Half, RoundsToNearestEven) {
     for (const Format &f : formats) {
         const int infinity = ((1 << f.exponent_bits) - 1) << f.significand_bits;
@@ -228,8 +229,8 @@ void train(Model &model, uint64_t seed) {
     loom_optimizer_update(&model.optimizer);
 }
 
-/* The initialisation is fp32's, rounded; after each step the model reads the rounded master, and the master moved by less
- * than the copy can tell. */
+/* The initialisation is fp32's, rounded; after each step the model reads the rounded master, and the master moved by
+ * less than the copy can tell. */
 TEST_P(InPrecision, TheModelReadsTheRoundedMaster) {
     Model wide(odd_shape, 2, 40), model(odd_shape, 2, 40, in(GetParam()));
     for (Model *each : {&wide, &model})
@@ -287,9 +288,9 @@ double unit_of(loom_dtype dtype) {
 }
 
 /* Gradients and logits beside the oracle's, of the same rounded parameters. Rounding what is stored is what errs: each
- * tensor of the way forward (10 in a block, 5 around them) and back (8 in a block, 4) once, independently of the others,
- * by less than u. Gradients of weights in bf16 are rounded too, the token embedding's twice. Weights of order one let a
- * rounding grow little; 4 covers that. A gradient is as much larger as the loss scale says. */
+ * tensor of the way forward (10 in a block, 5 around them) and back (8 in a block, 4) once, independently of the
+ * others, by less than u. Gradients of weights in bf16 are rounded too, the token embedding's twice. Weights of order
+ * one let a rounding grow little; 4 covers that. A gradient is as much larger as the loss scale says. */
 TEST_P(InPrecision, GradientsAndLogitsAreNearTheOracles) {
     const Numbers &run = GetParam();
     const int64_t B = 2, T = 40, N = B * T;
@@ -339,8 +340,8 @@ TEST(Precision, RandomRoundingIsOfTheSeed) {
     for (size_t i = 0; i < first.size(); i++) EXPECT_FALSE(first[i] == other[i]) << i;
 }
 
-/* An element's rounding is that of its bucket and its place there, the bucket's number 2^40 places apart: the update of all
- * tensors, one after the other, is that of whole buckets. */
+/* An element's rounding is that of its bucket and its place there, the bucket's number 2^40 places apart: the update of
+ * all tensors, one after the other, is that of whole buckets. */
 TEST_P(InPrecision, AnElementsUpdateIsOfItsPlace) {
     Model model(odd_shape, 2, 40, in(GetParam()));
     model.scatter_parameters(4);
@@ -399,8 +400,8 @@ TEST_P(InPrecision, PaddingStaysZero) {
 
 /* ----------------------------------------------------------------------------------------------------- loss scaling */
 
-/* A scale under which fp16 gradients overflow: nothing moves, and the scale halves until they fit; then steps count up to
- * the interval, and the scale doubles. */
+/* A scale under which fp16 gradients overflow: nothing moves, and the scale halves until they fit; then steps count up
+ * to the interval, and the scale doubles. */
 TEST(LossScale, HalvesUntilGradientsFitAndGrowsAgain) {
     Model model(odd_shape, 2, 40, in({"", LOOM_F16, true}));
     model.scatter_parameters(4);

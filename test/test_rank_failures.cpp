@@ -56,8 +56,9 @@ TEST_F(RankFailures, ARankThatIsKilledAsItStartsIsNamedToo) {
         << process->output();
 }
 
-/* The data, too large to be kept in memory, lose their end: sooner or later a rank, most times one alone, is given none.
- * What was done is saved by all, and once the data are back the run goes on to the bits of one that nothing happened to. */
+/* The data, too large to be kept in memory, lose their end: sooner or later a rank, most times one alone, is given
+ * none. What was done is saved by all, and once the data are back the run goes on to the bits of one that nothing
+ * happened to. */
 TEST_F(RankFailures, ARankWithoutDataEndsTheRunAndNothingIsLost) {
     const std::string data = here.at("text"), more = " --any-bytes --steps 100000 --checkpoint-every 100000 ";
     int runs = 0;
@@ -160,7 +161,8 @@ TEST_F(FakeMpirun, RanksAreWarnedWhenTheyHaveBegun) {
     EXPECT_TRUE(process->is_gone());
 }
 
-/* Nor does a reader that does not read, of stdout and stderr together, keep them: a pager, or a terminal that is stopped. */
+/* Nor does a reader that does not read, of stdout and stderr together, keep them: a pager, or a terminal that is
+ * stopped. */
 TEST_F(FakeMpirun, SignalsEndWhatNobodyReads) {
     const std::string floods = "while :; do echo 'a line, and another one of the same length'; done\n",
                       begins = "trap '' USR1\necho ready >>$LOOM_LAST_LINE\necho ready >>$LOOM_LAST_LINE\n";
@@ -228,8 +230,8 @@ TEST_F(RankFailures, NothingOutlivesWhatStartedIt) {
     EXPECT_TRUE(process->is_gone());
 }
 
-/* They save and end, and what started them says which signal asked for it; but for SIGUSR1, by which Slurm warns of a time
- * limit. */
+/* They save and end, and what started them says which signal asked for it; but for SIGUSR1, by which Slurm warns of a
+ * time limit. */
 TEST_F(RankFailures, SignalsToWhatStartedThem) {
     for (const auto &[number, status] : {std::pair(SIGHUP, 129), {SIGINT, 130}, {SIGTERM, 143}, {SIGUSR1, 0}}) {
         const std::string out = "run-" + std::to_string(number);

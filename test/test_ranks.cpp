@@ -1,6 +1,6 @@
 /* Training by several ranks: the same as by one, whatever is sharded, recompute and store. Most of it is trained in
- * processes that train many times (train_rank), each training against one rank's; the rest as users do it, by the program
- * and mpirun. */
+ * processes that train many times (train_rank), each training against one rank's; the rest as users do it, by the
+ * program and mpirun. */
 #include "support_ranks.h"
 
 #include <gtest/gtest.h>
@@ -40,7 +40,8 @@ class Ranks : public MpiTest {
         std::string out, err;
     };
 
-    /* In the folder. Sanitizers find MPI's own leaks; threads of several ranks do not wait for each other at full speed. */
+    /* In the folder. Sanitizers find MPI's own leaks; threads of several ranks do not wait for each other at full
+     * speed. */
     Outcome shell(const std::string &command) const {
         const std::string whole = "cd '" + here.path().string() +
                                   "' && export ASAN_OPTIONS=detect_leaks=0 OMP_WAIT_POLICY=passive " + tag + " " +
@@ -61,8 +62,8 @@ struct Training {
 
 class Trainings : public Ranks {
   protected:
-    /* Three blocks: two segments of two, where blocks are recomputed in segments, and a third that takes the place of the
-     * first where weights are there for a while only. The classifier takes several chunks of rows. */
+    /* Three blocks: two segments of two, where blocks are recomputed in segments, and a third that takes the place of
+     * the first where weights are there for a while only. The classifier takes several chunks of rows. */
     const std::string model =
         "data=text.txt out=none n-layer=3 n-head=2 n-embd=32 block-size=16 seed=3 steps=10 lr=1e-3 warmup=0 ";
 
@@ -172,8 +173,8 @@ std::string zero_and_policy(int zero, const std::string &policy) {
     return "zero=" + std::to_string(zero) + " recompute=" + policy;
 }
 
-/* One of so many pairs of stage and policy: of 2 the odd or the even ones, of 4 every policy once. Precisions, batches (of 1 to 8 micro-batches on each
- * rank), sizes of micro-batches and threads take turns. */
+/* One of so many pairs of stage and policy: of 2 the odd or the even ones, of 4 every policy once. Precisions, batches
+ * (of 1 to 8 micro-batches on each rank), sizes of micro-batches and threads take turns. */
 std::vector<Training> pairs_on_the_cpu(size_t which, size_t of) {
     static const Strings batches = {"batch=4 micro-batch=1", "batch=8 micro-batch=1", "batch=16 micro-batch=1",
                                     "batch=8 micro-batch=2", "batch=16 micro-batch=2"};
@@ -268,8 +269,9 @@ struct Tensor {
 
 class Sums : public Trainings {
   protected:
-    /* Steps of 12 sequences, which two, three and four ranks share. With epsilon 1 the update is a smooth function of the
-     * gradient: nothing is divided by what is almost zero. No gradient is clipped, as that would make each depend on all. */
+    /* Steps of 12 sequences, which two, three and four ranks share. With epsilon 1 the update is a smooth function of
+     * the gradient: nothing is divided by what is almost zero. No gradient is clipped, as that would make each depend
+     * on all. */
     const std::string sums = "n-layer=2 batch=12 micro-batch=1 eps=1 clip=0 @values ";
 
     std::vector<Tensor> tensors(const std::string &name, const std::string &lines) const {
@@ -291,7 +293,8 @@ class Sums : public Trainings {
     }
 
     /* A kind of training, and how near its tensors whose names begin with `prefix` are to be, by the norm of their
-     * difference; and its losses, but for the first step's, which no sum of gradients comes before: it has one rank's bits. */
+     * difference; and its losses, but for the first step's, which no sum of gradients comes before: it has one rank's
+     * bits. */
     struct Kind {
         std::string options, prefix;
         double tolerance, of_losses;
@@ -356,12 +359,12 @@ class Sums : public Trainings {
     }
 };
 
-/* Without --deterministic-reduce gradients are the same micro-batches', added in another order: of n terms, so that they
- * are off by 2 u sqrt(n) of their size at most (support.h). Terms are rows, of which 12 x 16 are summed in fp32 also where
- * weights are bf16; of gradients in bf16 the 12 sums of micro-batches. After a step the first moment is the gradient, but
- * for a factor. In fp64 all of that is so small that four steps add it up, for whatever they leave behind, and that losses,
- * which are reported in fp32, are off by an epsilon at most. In fp32 further steps round anew, all the way through the
- * model: three of them do so too where steps are captured and launched as graphs. */
+/* Without --deterministic-reduce gradients are the same micro-batches', added in another order: of n terms, so that
+ * they are off by 2 u sqrt(n) of their size at most (support.h). Terms are rows, of which 12 x 16 are summed in fp32
+ * also where weights are bf16; of gradients in bf16 the 12 sums of micro-batches. After a step the first moment is the
+ * gradient, but for a factor. In fp64 all of that is so small that four steps add it up, for whatever they leave
+ * behind, and that losses, which are reported in fp32, are off by an epsilon at most. In fp32 further steps round anew,
+ * all the way through the model: three of them do so too where steps are captured and launched as graphs. */
 TEST_F(Sums, AreWithinRoundingOfOneRanks) {
     const loom_gpt_config shape = gpt_shape(2, 2, 32, 16, LOOM_BYTE_VOCABULARY);
     const double rows = std::sqrt(12.0 * 16), path = std::sqrt(whole_path(shape, 12, 16));
@@ -482,8 +485,8 @@ class Program : public Ranks {
     }
 };
 
-/* Everything that a run of four ranks leaves is what one rank leaves; what is said of ranks comes on top. It then goes on
- * with one rank and with two, at other stages, to the same bits. */
+/* Everything that a run of four ranks leaves is what one rank leaves; what is said of ranks comes on top. It then goes
+ * on with one rank and with two, at other stages, to the same bits. */
 TEST_F(Program, RunsOfRanksLeaveWhatOneRankLeaves) {
     works(run + rest + "-q --out one --stop-after 4");
     const Outcome o = shell("timeout -k 2 300 " + run + rest + "--out four --stop-after 4 --ranks 4 --zero 2");
@@ -626,8 +629,8 @@ TEST_F(Program, AStdoutThatBreaksEndsNoRanks) {
         EXPECT_EQ(fs::read_symlink(here.at(std::string(out) + "/checkpoints/latest")), "step-00000060");
 }
 
-/* Ctrl-C at the launcher saves and ends all ranks cleanly, and so does Slurm's warning, after which the job is to go on: one
- * rank goes on to the bits of a run that never stopped. */
+/* Ctrl-C at the launcher saves and ends all ranks cleanly, and so does Slurm's warning, after which the job is to go
+ * on: one rank goes on to the bits of a run that never stopped. */
 TEST_F(Program, CtrlCSavesAndEndsAllRanks) {
     for (const auto &[number, status] : {std::pair(SIGINT, 130), {SIGUSR1, 0}}) {
         const std::string out = "run-" + std::to_string(number), metrics_path = here.at(out + "/metrics.jsonl");

@@ -1,4 +1,5 @@
 /* Recomputing activations: every policy gives the bits of keeping everything, and keeps what it says. */
+#include "model/architectures.h"
 #include "support.h"
 
 #include <string>
@@ -184,8 +185,8 @@ TEST(Memory, APolicyThatRecomputesMoreKeepsLess) {
     }
 }
 
-/* Generation runs where training does not at the same time: it adds nothing where its keys and values, of one sequence, and
- * what it computes with find room in that. */
+/* Generation runs where training does not at the same time: it adds nothing where its keys and values, of one sequence,
+ * and what it computes with find room in that. */
 TEST(Memory, SamplesTakeTheMemoryOfTraining) {
     const loom_gpt_config shape = gpt_shape(3, 2, 64, T, 61), deep = gpt_shape(40, 2, 64, T, 61);
     EXPECT_EQ(plan(shape, "norm", true).arena.used, plan(shape, "norm", false).arena.used);

@@ -1,6 +1,6 @@
-/* How ranks find each other by TCP where anybody may connect: what rank 0 and the others say to each other, byte by byte,
- * with a secret and without; and rank 0 at its port among strangers that are silent, slow, talk nonsense, or claim to be
- * ranks. */
+/* How ranks find each other by TCP where anybody may connect: what rank 0 and the others say to each other, byte by
+ * byte, with a secret and without; and rank 0 at its port among strangers that are silent, slow, talk nonsense, or
+ * claim to be ranks. */
 #include "support_ranks.h"
 
 #include "comm/handshake.h"

@@ -43,9 +43,9 @@ class Scaling : public testing::Test {
 /* ------------------------------------------------------------------------------------------------------ the simulation
  *
  * Four ranks, three blocks of 40 elements, 400 of embeddings, 4 of the last layernorm; 8 sequences in a step, and sums
- * of squares in 4 parts of each bucket: a gather of 32 bytes and an all-reduce of 80; and 64 when ranks exchange their status before the update.
- * Forward of a block takes 1 s, backward 2 s, the ends 3 s, an element's update 1/100 s: 5.24 s for all 524 of them,
- * and 3 + 3 * 3 = 12 s for a micro-batch. */
+ * of squares in 4 parts of each bucket: a gather of 32 bytes and an all-reduce of 80; and 64 when ranks exchange their
+ * status before the update. Forward of a block takes 1 s, backward 2 s, the ends 3 s, an element's update 1/100 s: 5.24
+ * s for all 524 of them, and 3 + 3 * 3 = 12 s for a micro-batch. */
 
 using Results = std::map<std::string, double>;
 
@@ -155,8 +155,8 @@ TEST_F(Simulation, ExposesWhatNoBackwardIsLeftFor) {
 TEST_F(Simulation, GathersWeightsBesideTheNextForward) {
     const std::string more = seconds + ", " + links(bandwidth);
     const std::vector<Results> r = simulate({step(1, 1, more), step(3, 1, more)});
-    /* The last block's reduction, 0.12 s, and the embeddings', 1.2 s, follow backward; then ranks exchange their status, losses are
-     * gathered and squares added up. */
+    /* The last block's reduction, 0.12 s, and the embeddings', 1.2 s, follow backward; then ranks exchange their
+     * status, losses are gathered and squares added up. */
     const double reduced = 0.12 + 1.2, summed = 0.048 + 0.024 + 0.12;
     EXPECT_NEAR(r[0].at("exposed"), reduced + summed + 0.89 + 0.12, nothing);
     EXPECT_NEAR(r[1].at("exposed"), reduced + summed + 0.89 + 0.012 + 0.12, nothing);

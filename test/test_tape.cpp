@@ -155,8 +155,8 @@ TEST_F(ScheduleTest, PoliciesKeepSetsOfWhatBackwardReads) {
     }
 }
 
-/* What a step reads has been computed, and no policy of recomputation has let it go: an interpreter of the schedule that
- * forgets, of a layer, all that is not kept as soon as another layer runs. */
+/* What a step reads has been computed, and no policy of recomputation has let it go: an interpreter of the schedule
+ * that forgets, of a layer, all that is not kept as soon as another layer runs. */
 TEST_F(ScheduleTest, NothingReadsWhatIsNotThere) {
     for (const auto &[layers, architecture] : shapes()) {
         make(layers, architecture);
@@ -227,8 +227,8 @@ TEST_F(ScheduleTest, RecomputesNoMoreThanItsPolicySays) {
     EXPECT_EQ(forwards_of("norm"), all + 3 * (L - 1)) << "and two layernorms";
     EXPECT_EQ(forwards_of("block-attn"), all + 5 * (L - 1)) << "all but attention and the last product";
     EXPECT_EQ(forwards_of("block"), all + 6 * (L - 1));
-    /* Two of three segments run again: two layers whole and one but for its last product; then the two are recomputed; of the
-     * last segment two layers are. */
+    /* Two of three segments run again: two layers whole and one but for its last product; then the two are recomputed;
+     * of the last segment two layers are. */
     EXPECT_EQ(forwards_of("every:3"), all + 2 * (2 * 7 + 6 + 2 * 6) + 2 * 6);
 }
 

@@ -1,11 +1,11 @@
-/* What a step does, op by op, held to what it did before: each op with its shapes, strides and dtypes, and which value goes
- * where; what is copied, what waits, what goes between ranks, and the hooks that are called (trace.h says how it is
- * written). test/data/traces.txt has a hash for each of some hundred models, policies, dtypes and shardings, of which every
- * two choices meet at least once; test/data/traces has a few traces whole, to be read; traces-all.txt has the hashes of
- * all choices of one model.
+/* What a step does, op by op, held to what it did before: each op with its shapes, strides and dtypes, and which value
+ * goes where; what is copied, what waits, what goes between ranks, and the hooks that are called (trace.h says how it
+ * is written). test/data/traces.txt has a hash for each of some hundred models, policies, dtypes and shardings, of
+ * which every two choices meet at least once; test/data/traces has a few traces whole, to be read; traces-all.txt has
+ * the hashes of all choices of one model.
  *
- * A trace that is meant to become another one: LOOM_TEST_UPDATE=1 writes these files anew (the last with LOOM_TEST_FULL=1);
- * LOOM_TEST_TRACES=FOLDER puts the traces there, to be compared with those of another commit. */
+ * A trace that is meant to become another one: LOOM_TEST_UPDATE=1 writes these files anew (the last with
+ * LOOM_TEST_FULL=1); LOOM_TEST_TRACES=FOLDER puts the traces there, to be compared with those of another commit. */
 #include "trace.h"
 
 #include <xxhash.h>
@@ -34,8 +34,8 @@ struct Named {
     int64_t B, T;
 };
 
-/* The vocabularies of the first and the last are of several chunks and groups of rows. The last has no size that another
- * one divides; the small ones are for whole traces. */
+/* The vocabularies of the first and the last are of several chunks and groups of rows. The last has no size that
+ * another one divides; the small ones are for whole traces. */
 const Named models[] = {
     {"gpt2", {12, 12, 768, 1024, 50257, LOOM_GPT_GELU}, 2, 1024},
     {"mini", {4, 4, 128, 64, 257, LOOM_GPT_GELU}, 4, 64},

@@ -129,8 +129,8 @@ std::string device_name(const testing::TestParamInfo<const char *> &device) {
 
 INSTANTIATE_TEST_SUITE_P(Devices, OnDevice, testing::Values("cpu", "oracle"), device_name);
 
-/* Of a bucket of any number of tensors, whole or cut into shards that cut tensors: the ops that update it follow one another,
- * and each is told of all decayed elements among its own. */
+/* Of a bucket of any number of tensors, whole or cut into shards that cut tensors: the ops that update it follow one
+ * another, and each is told of all decayed elements among its own. */
 TEST(Decay, IsOfTheMatricesOfABucketHoweverItIsCut) {
     for (const int matrices : {0, 1, (int)LOOM_MOST_RANGES, LOOM_MOST_RANGES + 1, 30}) {
         loom_layout layout = {};
@@ -552,8 +552,8 @@ TEST_F(Train, AStepThatIsNotFiniteIsSkippedAndTheNextGoesOn) {
 }
 
 /* Every pair of the validation split once, beside the same sum by a model of its own, window by window; and five of its
- * windows, evenly spaced. They do not fill the last micro-batch, nor the split's pairs the last window. The bits are the
- * same for every micro-batch. */
+ * windows, evenly spaced. They do not fill the last micro-batch, nor the split's pairs the last window. The bits are
+ * the same for every micro-batch. */
 TEST_F(Train, ValidationIsOfTokensWhateverTheMicroBatch) {
     std::string bits[2];
     for (const char *micro : {"4", "1"}) {
@@ -678,9 +678,9 @@ void write_shard(const std::string &path, const std::vector<int32_t> &ids) {
                          std::string((const char *)narrow.data(), 2 * narrow.size()));
 }
 
-/* A training in double precision by PyTorch, from the weights of the seed, on the batches of the seed: 20 lines of loss,
- * norm and rate that dev/torch/train_parity.py made. Of a larger model the losses in fp32 stayed within 4e-7 of PyTorch's
- * and the norms within 3e-5; bf16 has 2^-9 of each value for its unit. */
+/* A training in double precision by PyTorch, from the weights of the seed, on the batches of the seed: 20 lines of
+ * loss, norm and rate that dev/torch/train_parity.py made. Of a larger model the losses in fp32 stayed within 4e-7 of
+ * PyTorch's and the norms within 3e-5; bf16 has 2^-9 of each value for its unit. */
 TEST_F(Train, FollowsPyTorch) {
     std::vector<int32_t> ids(2000);
     for (int i = 0; i < 2000; i++) ids[(size_t)i] = (i * i + 7 * (i / 3)) % 251;
@@ -1059,7 +1059,8 @@ TEST_F(Train, ARunThatIsDoneNeedsNoDataToSaySo) {
     }
 }
 
-/* However few steps it had, and though the folder is there; nor was there one that could be put back after --no-save. */
+/* However few steps it had, and though the folder is there; nor was there one that could be put back after --no-save.
+ * */
 TEST_F(Train, ARunWhoseOnlyCheckpointIsGoneIsRefusedAndUntouched) {
     const Options::Pairs few = {{"steps", "5"}, {"warmup", "0"}, {"checkpoint-every", "1000"}};
     const Options::Pairs more = {{"resume", "true"}, {"steps", "7"}};
@@ -1130,7 +1131,8 @@ TEST_F(Train, GoingOnFromAnOlderCheckpointSetsTheNewerOnesAside) {
     refused(run("other", {{"resume-from", "10"}}), {"--resume-from", "--resume"});
 }
 
-/* It stays what it was, as bits depend on it, even where more would fit now; where it does not fit any more, it is less. */
+/* It stays what it was, as bits depend on it, even where more would fit now; where it does not fit any more, it is
+ * less. */
 TEST_F(Train, AMicroBatchThatNobodyGaveIsKeptWhereItCanBe) {
     const auto session = [&](const Options::Pairs &changes, size_t *bytes = NULL) {
         /* So wide that a byte less than it takes is still more than the least that --memory takes. */
@@ -1257,8 +1259,8 @@ void write_large_file(const std::string &path) {
     fs::resize_file(path, 65 << 20);
 }
 
-/* What shrinks while it is read ends the run with an error, and what was done is saved: once the data are back the run goes
- * on as if nothing had been. */
+/* What shrinks while it is read ends the run with an error, and what was done is saved: once the data are back the run
+ * goes on as if nothing had been. */
 TEST_F(Train, DataThatShrinkEndTheRunAndLoseNothing) {
     const Options::Pairs large = {
         {"data", at("large")}, {"any-bytes", "true"}, {"val-fraction", "0"}, {"val-every", "0"}};
@@ -1305,8 +1307,8 @@ TEST_F(Train, ValidationDataThatShrinkEndTheRunAndLoseNothing) {
     EXPECT_EQ(fs::read_symlink(at("run/checkpoints/latest")), "step-00000010");
 }
 
-/* A resumed run goes on with the data that it began with, byte for byte; when they were written and where they lie is no
- * matter. */
+/* A resumed run goes on with the data that it began with, byte for byte; when they were written and where they lie is
+ * no matter. */
 TEST_F(Train, ChangedDataAreNotGoneOnWith) {
     const std::string text = some_text(400000, 3);
     const auto changed_at = [&](const char *name, int hours) {
@@ -1605,8 +1607,8 @@ TEST_F(Train, OldCheckpointsGo) {
         << "two that later steps have shown to be good, and the last one";
 }
 
-/* Wherever it is asked to: between micro-batches, in validation and in sampling. What was under way is done again by the
- * next session, so that nothing shows that there were two. */
+/* Wherever it is asked to: between micro-batches, in validation and in sampling. What was under way is done again by
+ * the next session, so that nothing shows that there were two. */
 TEST_F(Train, ARunThatShouldStopSavesAndEnds) {
     const Options::Pairs often = {
         {"steps", "4"}, {"warmup", "0"}, {"val-every", "3"}, {"sample-every", "3"}, {"sample-tokens", "3"}};

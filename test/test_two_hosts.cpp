@@ -1,5 +1,6 @@
-/* Two hosts: network namespaces that a link joins, each with a name of its own. mpirun, started in one, enters the other
- * by a script where it would take ssh. Ranks train over the link; it is cut; they go on when it is there again. */
+/* Two hosts: network namespaces that a link joins, each with a name of its own. mpirun, started in one, enters the
+ * other by a script where it would take ssh. Ranks train over the link; it is cut; they go on when it is there again.
+ * */
 #include "support_runs.h"
 
 namespace {
@@ -130,8 +131,8 @@ TEST_F(TwoHosts, ALinkThatIsCutForLongerThanMpirunWaits) {
     expect_resumes("run", "", across(2));
 }
 
-/* The ranks notice it first: those of either side say who is silent, and end. mpirun, whose last words to the other side
- * are on their way, ends when TCP gives up. */
+/* The ranks notice it first: those of either side say who is silent, and end. mpirun, whose last words to the other
+ * side are on their way, ends when TCP gives up. */
 TEST_F(TwoHosts, ALinkThatIsCutForLongerThanRanksWait) {
     if (!full()) GTEST_SKIP() << "make test-full runs it";
     give_up_soon(6);

@@ -1,12 +1,13 @@
-/* What a model does, as text: each op with its arguments, each copy, wait, operation between ranks and call of a hook, in a
- * line of its own, of a device on which nothing runs and of memory that is not there.
+/* What a model does, as text: each op with its arguments, each copy, wait, operation between ranks and call of a hook,
+ * in a line of its own, of a device on which nothing runs and of memory that is not there.
  *
- * A value is named by who wrote it and not by where it lies: `x:f(8,16)=a1:9.out` is read from what op 9 of section a1 (the
- * first micro-batch of step 1) wrote as its `out`, from that output's first byte on (else "+BYTES"). What was there before
- * the first step has a name of its own: "h.0.ln_1.weight", "grad.wte.weight", "batch.tokens". Where several wrote what is
- * read, they are listed with the bytes of each: "{b1:40.dq*512|b1:40.dk+64*512}". Of what is written, ">NAME" says where it
- * lies only where that outlives the step (">" alone: where it was read from). A copy hands names on: what comes back from the host is what left. So memory may
- * be laid out in any other way, and the text is the same. */
+ * A value is named by who wrote it and not by where it lies: `x:f(8,16)=a1:9.out` is read from what op 9 of section a1
+ * (the first micro-batch of step 1) wrote as its `out`, from that output's first byte on (else "+BYTES"). What was
+ * there before the first step has a name of its own: "h.0.ln_1.weight", "grad.wte.weight", "batch.tokens". Where
+ * several wrote what is read, they are listed with the bytes of each: "{b1:40.dq*512|b1:40.dk+64*512}". Of what is
+ * written, ">NAME" says where it lies only where that outlives the step (">" alone: where it was read from). A copy
+ * hands names on: what comes back from the host is what left. So memory may be laid out in any other way, and the text
+ * is the same. */
 #ifndef LOOM_TEST_TRACE_H
 #define LOOM_TEST_TRACE_H
 

@@ -1,10 +1,10 @@
-/* One rank that trains, again and again: test_ranks starts several of these, as starting them takes longer than what they
- * train.
+/* One rank that trains, again and again: test_ranks starts several of these, as starting them takes longer than what
+ * they train.
  *
  *     train_rank self|mpi FOLDER TRAININGS
  *
- * A line of TRAININGS is a name and options as `gptloom train` has them, without dashes: "first device=cpu steps=3". Those
- * that begin with @ are for this program:
+ * A line of TRAININGS is a name and options as `gptloom train` has them, without dashes: "first device=cpu steps=3".
+ * Those that begin with @ are for this program:
  *
  *     @steps=N           do so many (2)
  *     @validate, @sample after the last step; 20 tokens
@@ -13,8 +13,8 @@
  *     @make-tuning=FILE  write the device's tuning cache
  *
  * Rank 0 writes what a training has come to into FOLDER/NAME: the losses and norms of its steps as bits, and of every
- * tensor of weights and moments a hash. None of it hangs on how ranks hold it. What ranks should all have, but have not,
- * is an error, and status 1. */
+ * tensor of weights and moments a hash. None of it hangs on how ranks hold it. What ranks should all have, but have
+ * not, is an error, and status 1. */
 #include "gptloom/gptloom.h"
 
 extern "C" {

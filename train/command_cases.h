@@ -27,7 +27,8 @@ extern const char *const loom_case_dtype_names[];
 bool loom_case_choice_open(const loom_case_choice *choice, bool cudnn_attention, loom_device **device,
                            loom_error *error);
 
-/* Reads what `gptloom bench --json` wrote, and checks all that is used of it; the caller deletes it, after an error too. */
+/* Reads what `gptloom bench --json` wrote, and checks all that is used of it; the caller deletes it, after an error
+ * too. */
 bool loom_bench_read(const char *path, cJSON **saved, loom_error *error);
 
 #ifdef __cplusplus

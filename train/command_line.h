@@ -52,9 +52,9 @@ typedef struct loom_command_line {
 
 /* Parses argv (argv[0] is the subcommand's name) into the tables' structs and into `argument`. Flags are written --NAME
  * VALUE, --NAME=VALUE, and --NAME or --no-NAME for booleans; a list takes all words up to the next flag; "--" ends the
- * flags. Names are never abbreviated, and underscores in them (which argv then has as dashes) count as dashes; an unknown
- * one is an error that suggests what it may mean. What is not given stays as
- * it is in the struct: set the defaults before. A parse is one source of values (base/flag.h). */
+ * flags. Names are never abbreviated, and underscores in them (which argv then has as dashes) count as dashes; an
+ * unknown one is an error that suggests what it may mean. What is not given stays as it is in the struct: set the
+ * defaults before. A parse is one source of values (base/flag.h). */
 bool loom_command_line_parse(loom_command_line *line, int argc, char **argv, bool *help, loom_error *error);
 
 /* Prints --help: usage, text, flags by group, examples; at most 100 columns. */

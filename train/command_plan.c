@@ -144,8 +144,8 @@ static bool make_plan(const loom_plan_answer *a, const loom_recompute *recompute
     return true;
 }
 
-/* The micro-batch, as training with one policy takes it where none is said: the largest that fits with the first policy,
- * the smallest if none does. (--recompute auto in training also weighs larger ones against it.) */
+/* The micro-batch, as training with one policy takes it where none is said: the largest that fits with the first
+ * policy, the smallest if none does. (--recompute auto in training also weighs larger ones against it.) */
 static bool settle_micro_batch(loom_plan_answer *a, const loom_recompute *recompute, loom_error *error) {
     const int64_t T = a->planning.options.seq_len, most = (INT64_C(1) << 31) / T;
     const int64_t batch = a->planning.options.batch;

@@ -5,8 +5,9 @@
  *   then       SIGINT or SIGTERM says what would be lost, and the next one ends the program at once. SIGHUP, which a
  *              terminal that closes sends several times, and SIGUSR1 do not count again
  *
- * Before there is anything to lose, each but SIGUSR1 ends the program as if it were not caught. What the caller ignores, as
- * nohup does, stays ignored; and mpirun's SIGTERM, by which it ends ranks when one has died, is not caught. */
+ * Before there is anything to lose, each but SIGUSR1 ends the program as if it were not caught. What the caller
+ * ignores, as nohup does, stays ignored; and mpirun's SIGTERM, by which it ends ranks when one has died, is not caught.
+ * */
 #ifndef LOOM_TRAIN_INTERRUPTS_H
 #define LOOM_TRAIN_INTERRUPTS_H
 
@@ -38,10 +39,12 @@ int loom_interrupts_asked(void);
 
 /* The exit code of a training that has saved and ends: 0, or 128 and the signal that asked for it. A process of its own
  * (`alone`) ends by that signal, which shells take for the end of their loops, too, and does not return: to be called
- * last. A rank returns: to mpirun one that is ended by a signal has failed. SIGUSR1 asks for a pause, not for an end: 0. */
+ * last. A rank returns: to mpirun one that is ended by a signal has failed. SIGUSR1 asks for a pause, not for an end:
+ * 0. */
 int loom_interrupts_end(bool alone);
 
-/* Ends this process by the signal; returns the exit code that says the same where it does not, being blocked or ignored. */
+/* Ends this process by the signal; returns the exit code that says the same where it does not, being blocked or
+ * ignored. */
 int loom_interrupts_end_by(int number);
 
 #ifdef __cplusplus

@@ -114,8 +114,8 @@ static void become(const char **line, pid_t parent, int prints, int output) {
     execvp(line[0], (char *const *)(uintptr_t)line);
 }
 
-/* Starts mpirun. A pipe that closes when it runs tells whether it could be; else it brings errno, as a byte, which cannot
- * come in parts. Returns errno, or 0. */
+/* Starts mpirun. A pipe that closes when it runs tells whether it could be; else it brings errno, as a byte, which
+ * cannot come in parts. Returns errno, or 0. */
 static int start(launch *l, const char **line) {
     int pipes[3][2], failure = 0;
     const pid_t self = getpid();
@@ -186,8 +186,8 @@ static void listen_once(launch *l) {
     l->output = -1;
 }
 
-/* Passes on what ranks print. mpirun would end them where its stdout breaks; where ours does, nothing more is passed on. Nor
- * does a reader that does not read, as a pager, hold up what signals ask for. */
+/* Passes on what ranks print. mpirun would end them where its stdout breaks; where ours does, nothing more is passed
+ * on. Nor does a reader that does not read, as a pager, hold up what signals ask for. */
 static void pass_on(launch *l) {
     char text[4096];
     const ssize_t n = read(l->prints, text, sizeof text);
@@ -291,8 +291,9 @@ static void heed_signals(launch *l) {
     }
 }
 
-/* Until mpirun has ended. What it has left, if anything, may hold its stderr still: that is not waited for. Where a rank
- * is killed while it joins the others, Open MPI 4 says so and then waits for ever. Its status, as waitpid() says it. */
+/* Until mpirun has ended. What it has left, if anything, may hold its stderr still: that is not waited for. Where a
+ * rank is killed while it joins the others, Open MPI 4 says so and then waits for ever. Its status, as waitpid() says
+ * it. */
 static int wait_for_mpirun(launch *l) {
     enum { LOOK_MILLISECONDS = 50 };
     static const double seconds_to_end = 2, seconds_to_be_killed = 1.5;

@@ -19,16 +19,16 @@ typedef struct loom_ranks_end {
 
 typedef struct loom_ranks_hooks {
     void *user;
-    void (*asked_again)(
-        void *user); /* Ctrl-C came again while ranks save: says what would be lost if they were ended */
+    /* Ctrl-C came again while ranks save: says what would be lost if they were ended now. */
+    void (*asked_again)(void *user);
 } loom_ranks_hooks;
 
 /* Starts `ranks` processes of argv on this machine by mpirun, and waits for them. mpirun's standard streams are this
- * process's, but the line of loom_comm_abort() comes here, for the caller to print when nothing follows.
+ * process's. Only the line of loom_comm_abort() is returned, for the caller to print last.
  *
- * SIGINT, SIGTERM, SIGHUP or SIGUSR1 asks the ranks to save and end, by a SIGUSR1 to each, or several; they catch it before
- * they open a communicator. Ranks that have not come to that are ended, by all but SIGUSR1. A second SIGTERM ends them at
- * once; of SIGINT the second one calls the hook (`hooks` may be NULL), and the third one ends them. If this process is
+ * The first SIGINT, SIGTERM, SIGHUP or SIGUSR1 is passed on as SIGUSR1, which asks ranks to save and end. They catch it
+ * before they open a communicator; ranks that have not come so far are killed, unless it was SIGUSR1. A second SIGTERM
+ * or a third SIGINT kills the ranks at once; the second SIGINT calls the hook (`hooks` may be NULL). If this process is
  * killed, they are too. False if they could not be started: mpirun is missing (and how to get it). */
 bool loom_launch_ranks(int ranks, char *const argv[], const loom_ranks_hooks *hooks, loom_ranks_end *end,
                        loom_error *error);

@@ -91,8 +91,8 @@ static int dispatch(int argc, char **argv) {
 }
 
 /* What is printed is what a command is for: where it cannot be written the command has failed. Into a pipe that nobody
- * reads any more it is the signal SIGPIPE that ends this program, silently, as it ends other tools; where the caller has
- * that signal ignored, there is this line. Only a training goes on (output.h). */
+ * reads any more it is the signal SIGPIPE that ends this program, silently, as it ends other tools; where the caller
+ * has that signal ignored, there is this line. Only a training goes on (output.h). */
 static int finish(int code) {
     loom_error error;
     if (loom_output_flush() || code != 0) return code;
@@ -100,10 +100,10 @@ static int finish(int code) {
     return loom_command_failed(&error);
 }
 
-/* Threads of a step wait for each other some hundred times. libgomp has them spin for milliseconds before they sleep, which
- * on a machine that has other work takes the processor from the very thread that they wait for: training was up to three times
- * slower. It reads how long they spin when it is loaded, before main(), so the program begins once more, told to let them
- * spin for some 60 microseconds, unless the user has said how they shall wait. */
+/* Threads of a step wait for each other some hundred times. libgomp has them spin for milliseconds before they sleep,
+ * which on a machine that has other work takes the processor from the very thread that they wait for: training was up
+ * to three times slower. It reads how long they spin when it is loaded, before main(), so the program begins once more,
+ * told to let them spin for some 60 microseconds, unless the user has said how they shall wait. */
 static void begin_with_short_waits(char **argv) {
     static const char spins[] = "GOMP_SPINCOUNT", self[] = "/proc/self/exe";
     const char *started = (const char *)getauxval(AT_EXECFN);

@@ -20,8 +20,8 @@ bool loom_output_flush(void);
 /* The same for a command that is to outlive its stdout: after a failure nothing more is written to it. */
 void loom_output_flush_or_give_up(void);
 
-/* May be called by a signal handler. In a hurry (base/say.h): if stdout or stderr is a pipe or a terminal that takes nothing
- * at present, as in front of a pager, gives it up; a write that waits there goes on. */
+/* May be called by a signal handler. In a hurry (base/say.h): if stdout or stderr is a pipe or a terminal that takes
+ * nothing at present, as in front of a pager, gives it up; a write that waits there goes on. */
 void loom_output_give_up_if_blocked(void);
 
 /* Why stdout could not be written, as errno; 0: it could. */

@@ -36,8 +36,8 @@ typedef struct loom_progress {
 void loom_progress_begin(loom_progress *progress, FILE *out, int64_t first, int64_t last, int64_t total);
 
 void loom_progress_step(loom_progress *progress, const loom_step_report *report);
-/* During validation the live line says how far it is; a plain one comes at its end, with the time that it took, and in one
- * that is long sparse ones before, with the time that is left. */
+/* During validation the live line says how far it is; a plain one comes at its end, with the time that it took, and in
+ * one that is long sparse ones before, with the time that is left. */
 void loom_progress_validating(loom_progress *progress, int64_t step, double part);
 void loom_progress_validated(loom_progress *progress, int64_t step, const loom_validation *result);
 
@@ -47,9 +47,9 @@ void loom_progress_interrupt(loom_progress *progress);
 /* Ends the session: the live line, if one stands, shows the last step and stays. */
 void loom_progress_end(loom_progress *progress);
 
-/* Whether a plain line on how far something is is due, `seconds` after it began, a `part` of it done, and the last such line
- * `last_line` seconds after it began (negative: none yet). The first is due once it is clear that the whole takes half a
- * minute or more; then at most one for each tenth of it, at least 3 minutes apart. */
+/* Whether a plain line on how far something is is due, `seconds` after it began, a `part` of it done, and the last such
+ * line `last_line` seconds after it began (negative: none yet). The first is due once it is clear that the whole takes
+ * half a minute or more; then at most one for each tenth of it, at least 3 minutes apart. */
 bool loom_progress_is_due(double seconds, double part, double last_line);
 
 double loom_progress_seconds(const loom_progress *progress); /* since the beginning */

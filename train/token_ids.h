@@ -10,7 +10,8 @@
 extern "C" {
 #endif
 
-/* The ids, separated by spaces and commas, behind the `n` that are in `tokens`, which has room for strlen(text) more. */
+/* The ids, separated by spaces and commas, behind the `n` that are in `tokens`, which has room for strlen(text) more.
+ * */
 bool loom_token_ids_read(const char *text, int64_t vocab_size, int32_t *tokens, int64_t *n, loom_error *error);
 
 #ifdef __cplusplus

@@ -18,8 +18,8 @@
 extern "C" {
 #endif
 
-/* A regular file that is read in places. One that becomes shorter meanwhile, or whose disk fails, is an error: nothing is
- * mapped, where such a file would end the process. */
+/* A regular file that is read in places. One that becomes shorter meanwhile, or whose disk fails, is an error: nothing
+ * is mapped, where such a file would end the process. */
 typedef struct loom_reader {
     int descriptor;
     uint64_t size;       /* when it was opened */
@@ -74,13 +74,13 @@ FILE *loom_file_append(const char *path, loom_error *error);
 /* Truncates a regular file to its first `size` bytes. */
 bool loom_file_cut(const char *path, uint64_t size, loom_error *error);
 
-/* Writes to the place that a user has named: "-" is standard output; pipes and devices are written to, regular files are
- * replaced at once, with the same permissions, where symbolic links lead. */
+/* Writes to the place that a user has named: "-" is standard output; pipes and devices are written to, regular files
+ * are replaced at once, with the same permissions, where symbolic links lead. */
 bool loom_output_write(const char *path, const void *data, size_t bytes, loom_error *error);
 /* Refuses a place that cannot be written to before work is spent on what goes there. */
 bool loom_output_check(const char *path, loom_error *error);
-/* Whether that place is standard output, by whatever name; and whether it takes writes one after the other, as pipes do,
- * instead of being replaced. */
+/* Whether that place is standard output, by whatever name; and whether it takes writes one after the other, as pipes
+ * do, instead of being replaced. */
 bool loom_output_is_stdout(const char *path);
 bool loom_output_is_stream(const char *path);
 
@@ -106,10 +106,10 @@ bool loom_remove_tree(const char *path, loom_error *error);
 bool loom_sync_directory(const char *path, loom_error *error);
 /* Tries what a run needs of a directory: files made, written, flushed, renamed and deleted. */
 bool loom_try_directory(const char *path, loom_error *error);
-/* Refuses a directory, or a link to it, of another user but root, and a directory that all may write to: others could put
- * something else in the place of what we use there. A group may write: whoever is let into it is trusted. Owners and modes
- * that a file system shows of every file (exFAT, NFS that maps root) are no reason, nor is an owner that a user namespace
- * does not know. What is above the directory is not looked at. */
+/* Refuses a directory, or a link to it, of another user but root, and a directory that all may write to: others could
+ * put something else in the place of what we use there. A group may write: whoever is let into it is trusted. Owners
+ * and modes that a file system shows of every file (exFAT, NFS that maps root) are no reason, nor is an owner that a
+ * user namespace does not know. What is above the directory is not looked at. */
 bool loom_check_place(const char *path, loom_error *error);
 bool loom_path_exists(const char *path);
 bool loom_is_directory(const char *path);

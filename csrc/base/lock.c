@@ -217,7 +217,8 @@ static outcome fail_to(const loom_lock *lock, const char *what, loom_error *erro
     return REFUSED;
 }
 
-/* Whether the lock that is there, open and perhaps flock()ed by us, may be taken over. A file that is none of ours stays. */
+/* Whether the lock that is there, open and perhaps flock()ed by us, may be taken over. A file that is none of ours
+ * stays. */
 static outcome judge(const loom_lock *lock, bool locked, bool may_be_new, const holder **other, holder *found,
                      loom_error *error) {
     char line[LOOM_LOCK_LINE];

@@ -18,7 +18,8 @@ static inline double nearest(double x) {
     return (double)(int64_t)(x < 0 ? x - 0.5 : x + 0.5);
 }
 
-/* Taylor's series of exp(r), sin(x) / x in x^2, and cos(x) in x^2; of artanh(s) / s in s^2 without its first term, twice. */
+/* Taylor's series of exp(r), sin(x) / x in x^2, and cos(x) in x^2; of artanh(s) / s in s^2 without its first term,
+ * twice. */
 static const double EXP[] = {
     1,          1,           1.0 / 2,      1.0 / 6,       1.0 / 24,       1.0 / 120,       1.0 / 720,
     1.0 / 5040, 1.0 / 40320, 1.0 / 362880, 1.0 / 3628800, 1.0 / 39916800, 1.0 / 479001600, 1.0 / 6227020800};
@@ -52,8 +53,8 @@ double loom_exp(double x) {
     return ldexp(SERIES(EXP, r), (int)n); /* ldexp is exact, or rounds once */
 }
 
-/* x = 2^n (1 + f) with 1 + f between sqrt(1/2) and sqrt(2); log(1 + f) = 2 artanh(s) with s = f / (2 + f), |s| < 0.172, whose
- * first term that is left out is below 2^-56 of the first. Of its first term, 2 s = f - s f, most is exact. */
+/* x = 2^n (1 + f) with 1 + f between sqrt(1/2) and sqrt(2); log(1 + f) = 2 artanh(s) with s = f / (2 + f), |s| < 0.172,
+ * whose first term that is left out is below 2^-56 of the first. Of its first term, 2 s = f - s f, most is exact. */
 double loom_log(double x) {
     if (isnan(x) || x == (double)INFINITY) return x;
     if (x <= 0) return x < 0 ? (double)NAN : (double)-INFINITY;
@@ -73,8 +74,8 @@ double loom_log(double x) {
     return n * LN2_HIGH + (n * LN2_LOW + (f - s * (f - SERIES(ARTANH, s * s))));
 }
 
-/* An angle as a quarter of a turn, 0 to 3, and what is left, of at most pi / 4: there the first terms of the series that
- * are left out are below 2^-56. */
+/* An angle as a quarter of a turn, 0 to 3, and what is left, of at most pi / 4: there the first terms of the series
+ * that are left out are below 2^-56. */
 static double from_quarter(double turns, int *quarter) {
     const double quarters = nearest(4 * turns);
     *quarter = (int)((int64_t)quarters & 3);

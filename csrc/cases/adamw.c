@@ -45,8 +45,8 @@ static const loom_case_shape shapes[] = {
     {{124475904}, "decay narrow alone", LOOM_CASE_BENCH_LARGE},
 };
 
-/* As many parts as an op is told of: some that follow one another at once, the first and the last elements, single ones,
- * several among the elements of a thread, and an empty one. */
+/* As many parts as an op is told of: some that follow one another at once, the first and the last elements, single
+ * ones, several among the elements of a thread, and an empty one. */
 static loom_ranges decayed_parts(const loom_case *c) {
     const int64_t n = loom_case_dim(c, "n");
     const int64_t edge[] = {0, 1, 1, 6, 13, 14, n / 7, n / 3, n / 2, n / 2, n / 2 + 5, n - 9, n - 8, n - 6, n - 1, n};
@@ -82,8 +82,8 @@ static void tensors(loom_case *c) {
                     zeros                            ? loom_case_constant(0)
                     : loom_case_option(c, "extreme") ? loom_case_extreme(1e4)
                                                      : loom_case_normal(0, 1));
-    /* Moments and parameters are of size one; so is sqrt(v / bc2) with v from 0.01 on. Stochastic rounding is off by less
-     * than one epsilon, twice what rounding to nearest is. */
+    /* Moments and parameters are of size one; so is sqrt(v / bc2) with v from 0.01 on. Stochastic rounding is off by
+     * less than one epsilon, twice what rounding to nearest is. */
     const bool narrow = loom_case_option(c, "narrow"), alone = loom_case_option(c, "alone");
     const loom_case_kind moments = narrow ? LOOM_CASE_STORAGE : LOOM_CASE_STATISTICS;
     const loom_case_bound bound = {.chain = 4, .rounded = narrow, .floor = 1};

@@ -220,8 +220,8 @@ bool loom_case_open(loom_case **c, const loom_op_cases *cases, const loom_case_s
                     uint64_t seed, loom_error *error);
 void loom_case_close(loom_case *c);
 
-/* Whether there is a run with these dtypes and it differs from one in fp32: the op touches a tensor that is stored in what
- * fp32 does not have, and no other run does the same. */
+/* Whether there is a run with these dtypes and it differs from one in fp32: the op touches a tensor that is stored in
+ * what fp32 does not have, and no other run does the same. */
 bool loom_case_dtypes_matter(const loom_case *c, int op);
 
 /* Whether `name` is the op, its file of cases, or "all". */
@@ -246,8 +246,9 @@ typedef struct loom_case_result {
 
 /* Runs the file's op-th op on a device and compares with the oracle; on the oracle itself (dtypes fp64), with the
  * formula. Also looks whether inputs are as they were, nothing beyond the outputs was written, all of them was, the
- * workspace was kept to, plans need shapes only, and a second run over other garbage gives the same bits. What the device
- * says went wrong while it planned or ran the op is the case's failure. false: out of memory, on the host or there. */
+ * workspace was kept to, plans need shapes only, and a second run over other garbage gives the same bits. What the
+ * device says went wrong while it planned or ran the op is the case's failure. false: out of memory, on the host or
+ * there. */
 bool loom_case_check(loom_case *c, int op, loom_device *device, loom_device *oracle, loom_case_result *result,
                      loom_error *error);
 

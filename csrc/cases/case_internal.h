@@ -99,7 +99,8 @@ bool loom_case_plan(loom_case *c, int op, loom_case_side side, loom_device *devi
                     loom_error *error);
 
 /* ---------------------------------------------------------------------------------------------------- case_memory.c */
-/* Gives the memories that any of some ops (bit i: the file's i-th) uses, and the workspace, their places on a device. */
+/* Gives the memories that any of some ops (bit i: the file's i-th) uses, and the workspace, their places on a device.
+ * */
 bool loom_case_allocate(loom_case *c, unsigned ops, size_t workspace_bytes, loom_device *device, loom_error *error);
 void loom_case_release(loom_case *c, loom_device *device);
 

@@ -64,7 +64,8 @@ void loom_case_flush_close(loom_case_flush *flush, loom_device *device) {
 }
 
 /* The device writes all of the memory in its own way, so that this works for any device. A GPU then reads as much other
- * memory: what was written would stay in its cache, and writing it back would be part of the time of what comes next. */
+ * memory: what was written would stay in its cache, and writing it back would be part of the time of what comes next.
+ * */
 static void cool(loom_device *device, const loom_case_flush *flush) {
     const int64_t rows = (int64_t)(flush->bytes / loom_dtype_size(device->storage)) / FLUSH_COLUMNS;
     const struct loom_fill fill = {.out = loom_view_2d(flush->memory, device->storage, rows, FLUSH_COLUMNS),

@@ -58,7 +58,8 @@ inline Case open_case(const Instance &i) {
     return Case(c);
 }
 
-/* Whether all shapes are to be run, slow ones too: not in sanitizer builds, where they would take many times as long. */
+/* Whether all shapes are to be run, slow ones too: not in sanitizer builds, where they would take many times as long.
+ * */
 inline bool is_full() {
 #if defined(__SANITIZE_ADDRESS__)
     return false;

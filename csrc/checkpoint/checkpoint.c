@@ -107,8 +107,8 @@ static void point_to_older(loom_checkpoint_info *info, loom_error *error) {
     loom_fail(error, "%s; the newest whole checkpoint before it is %s", reason.message, older);
 }
 
-/* A run that trains beside a reader deletes old checkpoints: one that went while it was opened, or while weights alone were
- * read, is looked for anew, so often. */
+/* A run that trains beside a reader deletes old checkpoints: one that went while it was opened, or while weights alone
+ * were read, is looked for anew, so often. */
 enum { TRIES = 16 };
 
 bool loom_checkpoint_open(const char *path, loom_checkpoint_info *info, loom_error *error) {

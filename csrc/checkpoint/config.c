@@ -1,4 +1,5 @@
 #include "checkpoint/documents.h"
+#include "model/architectures.h"
 
 #include "gptloom/data.h"
 

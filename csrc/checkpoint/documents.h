@@ -30,6 +30,9 @@ bool loom_tokenizer_is_bytes(const char *path, bool *bytes, loom_error *error);
 bool loom_state_write(loom_manifest *manifest, const loom_training_state *state, loom_error *error);
 bool loom_state_read(const char *path, loom_training_state *state, loom_error *error);
 
+/* The ends of texts of a vocabulary: the byte-level one's, GPT-2's, or none. */
+loom_text_ends loom_text_ends_of(bool bytes, int64_t vocab_size);
+
 #ifdef __cplusplus
 }
 #endif

@@ -419,8 +419,8 @@ static bool put(loom_device *device, char *to, const void *staging, size_t bytes
     return device->synchronize(device, NULL, error);
 }
 
-/* The elements of a tensor that a piece is, converted where it is of another type; straight to their place where nothing
- * stands between. */
+/* The elements of a tensor that a piece is, converted where it is of another type; straight to their place where
+ * nothing stands between. */
 static bool load_piece(const loom_safetensors *file, const loom_safetensor *tensor, loom_device *device,
                        const piece *mine, loom_dtype dtype, float *staging, loom_error *error) {
     const size_t size = loom_dtype_size(dtype);

@@ -58,8 +58,8 @@ static inline loom_comm_base *loom_comm_base_of(const loom_comm *comm) {
     return (loom_comm_base *)(uintptr_t)comm;
 }
 
-/* Open a communicator of each back end. `control` is another one that connects the same ranks, or NULL: nccl uses it for
- * what is on host memory, and closes it, also where it cannot be opened itself. self and mpi are given none. */
+/* Open a communicator of each back end. `control` is another one that connects the same ranks, or NULL: nccl uses it
+ * for what is on host memory, and closes it, also where it cannot be opened itself. self and mpi are given none. */
 bool loom_comm_self_open(loom_comm **comm, const loom_comm_options *options, loom_comm *control, loom_error *error);
 bool loom_comm_mpi_open(loom_comm **comm, const loom_comm_options *options, loom_comm *control, loom_error *error);
 bool loom_comm_nccl_open(loom_comm **comm, const loom_comm_options *options, loom_comm *control, loom_error *error);

@@ -1,5 +1,5 @@
-/* Collective operations: how the ranks of a run (processes, one per device) add up, share and exchange what lies on their
- * devices.
+/* Collective operations: how the ranks of a run (processes, one per device) add up, share and exchange what lies on
+ * their devices.
  *
  *     loom_comm_open()    finds the other ranks; rank, size and local rank are known
  *     loom_device_open()  which may depend on the local rank
@@ -31,19 +31,19 @@ extern "C" {
 /* The number of an operation, from 1. */
 typedef int64_t loom_comm_op_id;
 
-/* Prepares for operations on the device's buffers; collective. `staging` is how many bytes of pinned memory an operation
- * is staged through (0 takes 8 MiB); of no use where the device's memory is the host's, or NCCL's. The device must be
- * closed after the communicator. */
+/* Prepares for operations on the device's buffers; collective. `staging` is how many bytes of pinned memory an
+ * operation is staged through (0 takes 8 MiB); of no use where the device's memory is the host's, or NCCL's. The device
+ * must be closed after the communicator. */
 bool loom_comm_attach(loom_comm *comm, loom_device *device, size_t staging, loom_error *error);
 
 /* ------------------------------------------------------------------------------------------------- on device buffers
  *
  * Buffers are the device's, of `count` contiguous elements unless said otherwise, aligned to their type. Counts may be
- * any, 0 too, but below 2^31 for what is reduce-scattered or gathered. Sums are of fp32, bf16, fp64, int32 and int64, and
- * take place in the type, but in fp32 for bf16, rounded to nearest even after each addition: of N ranks an error of up to
- * N - 1 roundings, in an order that is the back end's and the same in all runs of one kind (not for other numbers of
- * ranks: sums that must not depend on it are made of exchanges, or of terms of which at most one is not 0). All ranks get
- * the same bits. What only moves takes all types. */
+ * any, 0 too, but below 2^31 for what is reduce-scattered or gathered. Sums are of fp32, bf16, fp64, int32 and int64,
+ * and take place in the type, but in fp32 for bf16, rounded to nearest even after each addition: of N ranks an error of
+ * up to N - 1 roundings, in an order that is the back end's and the same in all runs of one kind (not for other numbers
+ * of ranks: sums that must not depend on it are made of exchanges, or of terms of which at most one is not 0). All
+ * ranks get the same bits. What only moves takes all types. */
 
 /* out (count) = the sum of all ranks' in (count). In place if out == in; else they do not overlap. */
 loom_comm_op_id loom_comm_all_reduce(loom_comm *comm, loom_stream *after, void *out, const void *in, int64_t count,
@@ -81,9 +81,8 @@ bool loom_comm_synchronize(loom_comm *comm, loom_stream *stream, loom_error *err
 
 bool loom_comm_barrier(loom_comm *comm, loom_error *error);
 
-/* Zeroed memory for what such an operation gets or gives, to be freed. Without it this rank cannot take part. The others
- * do, and what this one did next would be matched with that operation: so NULL comes with an error, and the
- * communicator has failed. */
+/* Zeroed memory for a host operation; the caller frees it. NULL comes with an error: this rank cannot take part, and
+ * the communicator has failed, as its next operation would be matched with the one that the others are in. */
 void *loom_comm_memory(loom_comm *comm, size_t bytes, loom_error *error);
 
 /* data (bytes) of all ranks = that of rank `root`. */
@@ -101,8 +100,8 @@ bool loom_comm_host_sum(loom_comm *comm, int64_t *values, int64_t count, loom_er
 bool loom_comm_agree(loom_comm *comm, const char *what, const void *value, size_t bytes, loom_error *error);
 
 /* Whether all ranks come to it with `ok`; one that does not has said why in its error. If not, all ranks get the same
- * error, that of the first such rank with "rank N: " before it; ended by loom_comm_abort(), rank 0 is the one that prints
- * it. The communicator itself has not failed, and goes on. */
+ * error, that of the first such rank with "rank N: " before it; ended by loom_comm_abort(), rank 0 is the one that
+ * prints it. The communicator itself has not failed, and goes on. */
 bool loom_comm_all(loom_comm *comm, bool ok, loom_error *error);
 
 #ifdef __cplusplus

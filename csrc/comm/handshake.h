@@ -7,8 +7,8 @@
  *     PAYLOAD    from rank 0  HMAC(secret, PAYLOAD, HELLO, CHALLENGE, the bytes), and the bytes
  *     RECEIVED   to rank 0    HMAC(secret, RECEIVED, HELLO, CHALLENGE, the bytes)
  *
- * or REFUSAL, from rank 0, with a reason. Where there is no secret, codes are zeros. A message is checked as a whole, to
- * its last byte, and is followed by nothing before it is answered. */
+ * or REFUSAL, from rank 0, with a reason. Where there is no secret, codes are zeros. A message is checked as a whole,
+ * to its last byte, and is followed by nothing before it is answered. */
 #ifndef LOOM_COMM_HANDSHAKE_H
 #define LOOM_COMM_HANDSHAKE_H
 
@@ -66,12 +66,13 @@ typedef struct loom_handshake {
     char why[160];
 } loom_handshake;
 
-/* Begins one on either side, rank 0 being the side that awaits HELLO; another rank's answer is HELLO at once. The nonce is
- * random, and used once. */
+/* Begins one on either side, rank 0 being the side that awaits HELLO; another rank's answer is HELLO at once. The nonce
+ * is random, and used once. */
 void loom_handshake_begin(loom_handshake *handshake, const loom_handshake_party *party,
                           const unsigned char nonce[LOOM_HANDSHAKE_NONCE]);
 
-/* Takes bytes that have come, in any pieces. The answer is new, or has no bytes. After anything but GOES_ON it is over. */
+/* Takes bytes that have come, in any pieces. The answer is new, or has no bytes. After anything but GOES_ON it is over.
+ * */
 loom_handshake_result loom_handshake_take(loom_handshake *handshake, const void *bytes, size_t count);
 
 #ifdef __cplusplus

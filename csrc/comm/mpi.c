@@ -193,9 +193,9 @@ static void say_step(char *text, size_t size, int64_t step) {
         snprintf(text, size, "in step %lld", (long long)step);
 }
 
-/* Finds out which ranks an operation (`of_other`: of another back end) has waited for, for so many seconds; the error names
- * them. Of the ranks that wait, the first is the reporter, if none has been. True where the operation may wait longer and
- * all ranks answer. */
+/* Finds out which ranks an operation (`of_other`: of another back end) has waited for, for so many seconds; the error
+ * names them. Of the ranks that wait, the first is the reporter, if none has been. True where the operation may wait
+ * longer and all ranks answer. */
 static bool find_stragglers(mpi *m, const loom_comm_operation *o, bool of_other, double seconds, bool may_wait,
                             loom_error *error) {
     const int size = m->world.size, self = m->world.rank;
@@ -295,8 +295,8 @@ static void add(void *out, const void *a, const void *b, int64_t n, loom_dtype d
     }
 }
 
-/* Each rank gets its row from all others, one after the other, and adds it: Open MPI's own nonblocking reductions to one
- * rank took ten times as long as moving what they add, and MPI_Ireduce_scatter_block goes through one rank. */
+/* Each rank gets its row from all others, one after the other, and adds it: Open MPI's own nonblocking reductions to
+ * one rank took ten times as long as moving what they add, and MPI_Ireduce_scatter_block goes through one rank. */
 static bool reduce_scatter(mpi *m, const loom_comm_operation *o, loom_error *error) {
     const int size = m->world.size, rank = m->world.rank;
     const size_t element = loom_dtype_size(o->dtype), row = (size_t)o->count * element;

@@ -1,6 +1,6 @@
-/* Between the program and libgptloom_mpi.so, which is compiled with mpicc and loaded when it is asked for: MPI's handles
- * are macros over an implementation's own symbols, so that libmpi itself cannot be a table of functions found by name.
- * The library has no symbols of gptloom's: it can be loaded by a program that exports none.
+/* Between the program and libgptloom_mpi.so, which is compiled with mpicc and loaded when it is asked for: MPI's
+ * handles are macros over an implementation's own symbols, so that libmpi itself cannot be a table of functions found
+ * by name. The library has no symbols of gptloom's: it can be loaded by a program that exports none.
  *
  * All functions are called by one thread, and one operation is under way at a time. They return false with a reason. */
 #ifndef LOOM_COMM_MPI_TABLE_H
@@ -15,8 +15,8 @@ typedef struct loom_mpi_world {
     char library[64]; /* "Open MPI 4.1.4" */
 } loom_mpi_world;
 
-/* What ranks send each other beside operations: to find out which of them an operation waits for, and that a rank has said
- * why all end. */
+/* What ranks send each other beside operations: to find out which of them an operation waits for, and that a rank has
+ * said why all end. */
 typedef enum loom_mpi_note_kind {
     LOOM_MPI_QUESTION,
     LOOM_MPI_ANSWER,
@@ -34,8 +34,8 @@ typedef struct loom_mpi_note {
 typedef struct loom_mpi_table {
     int version;
     bool (*open)(loom_mpi_world *world, char why[LOOM_MPI_WHY]);
-    /* Begins an operation on host memory, all of whose counts are below 2^31 and which is no reduce-scatter; `test` moves
-     * it on, and says whether it has ended. */
+    /* Begins an operation on host memory, all of whose counts are below 2^31 and which is no reduce-scatter; `test`
+     * moves it on, and says whether it has ended. */
     bool (*start)(const loom_comm_operation *operation, char why[LOOM_MPI_WHY]);
     bool (*test)(bool *ended, char why[LOOM_MPI_WHY]);
     /* Sends a note, which is dropped if that rank has not taken the last one of its kind; and takes one, if there is

@@ -287,7 +287,8 @@ static bool has_place(nccl *n, size_t bytes, loom_error *error) {
     return true;
 }
 
-/* What is on host memory takes the way over the device where there is no control communicator. A barrier is a sum of one number. */
+/* What is on host memory takes the way over the device where there is no control communicator. A barrier is a sum of
+ * one number. */
 static bool run_on_device(nccl *n, const loom_comm_operation *o, loom_error *error) {
     loom_comm *comm = &n->base.comm;
     loom_device *device = comm->device;

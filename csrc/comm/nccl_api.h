@@ -1,5 +1,6 @@
 /* The functions of NCCL that we call, loaded at run time. NCCL's header need not be there: what it fixes is said again
- * here, in types of our own that a compiler passes alike (test_comm holds them against the header where there is one). */
+ * here, in types of our own that a compiler passes alike (test_comm holds them against the header where there is one).
+ * */
 #ifndef LOOM_COMM_NCCL_API_H
 #define LOOM_COMM_NCCL_API_H
 

@@ -38,20 +38,20 @@ bool loom_read_rank_variables(loom_rank_variables *variables, loom_error *error)
 /* MASTER_PORT. */
 bool loom_read_master_port(int *port, loom_error *error);
 
-/* Gives rank 0's `bytes` (256 at most) to all ranks, by way of TCP to MASTER_ADDR at MASTER_PORT (the port after it where
- * torchrun's agent has that one), or of a file that all ranks see. Both end when all ranks have it, on rank 0 too, or at
- * the time limit, with the ranks that did not come.
+/* Gives rank 0's `bytes` (256 at most) to all ranks, by way of TCP to MASTER_ADDR at MASTER_PORT (the port after it
+ * where torchrun's agent has that one), or of a file that all ranks see. Both end when all ranks have it, on rank 0
+ * too, or at the time limit, with the ranks that did not come.
  *
- * By TCP, where LOOM_SECRET is set, both sides prove that they know it. Rank 0 then has a `rendezvous` (else NULL), which
- * goes on refusing those that come too late, or twice, when it is given a turn; until it is closed. */
+ * By TCP, where LOOM_SECRET is set, both sides prove that they know it. Rank 0 then has a `rendezvous` (else NULL),
+ * which goes on refusing those that come too late, or twice, when it is given a turn; until it is closed. */
 typedef struct loom_rendezvous loom_rendezvous;
 bool loom_share_by_tcp(void *data, size_t bytes, const loom_rank_variables *variables, double timeout,
                        loom_rendezvous **rendezvous, loom_error *error);
 void loom_rendezvous_turn(loom_rendezvous *rendezvous, int milliseconds);
 void loom_rendezvous_close(loom_rendezvous *rendezvous);
 
-/* "; refused ADDRESS: why", of the last rank that was, or "". And whether rank 0 listens at all addresses of its machine,
- * as MASTER_ADDR is none of them. */
+/* "; refused ADDRESS: why", of the last rank that was, or "". And whether rank 0 listens at all addresses of its
+ * machine, as MASTER_ADDR is none of them. */
 const char *loom_rendezvous_refused(const loom_rendezvous *rendezvous);
 bool loom_rendezvous_is_open_to_all(const loom_rendezvous *rendezvous);
 

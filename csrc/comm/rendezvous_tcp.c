@@ -1,5 +1,5 @@
-/* The exchange over TCP: rank 0 listens at MASTER_ADDR and MASTER_PORT, and the others connect. Anybody may connect, so all
- * connections are served at once, none for more than a few seconds, and what they say is checked (handshake.c). */
+/* The exchange over TCP: rank 0 listens at MASTER_ADDR and MASTER_PORT, and the others connect. Anybody may connect, so
+ * all connections are served at once, none for more than a few seconds, and what they say is checked (handshake.c). */
 #include "comm/rendezvous.h"
 
 #include "base/clock.h"
@@ -90,8 +90,8 @@ struct loom_rendezvous {
 };
 
 /* All addresses of the name that are this machine's. A name other than localhost may stand for this machine in its own
- * /etc/hosts only, and for the address that other machines use elsewhere: where there are ranks on others, loopback would
- * leave these out. */
+ * /etc/hosts only, and for the address that other machines use elsewhere: where there are ranks on others, loopback
+ * would leave these out. */
 static bool listen_at_name(loom_rendezvous *r, const char *host, const char *port, bool all_here, loom_error *error) {
     const struct addrinfo hints = {.ai_family = AF_UNSPEC, .ai_socktype = SOCK_STREAM};
     struct addrinfo *found;

@@ -1,5 +1,5 @@
-/* A large matrix product (GEMM) made of the library's products: it is cut into output tiles on a grid that depends on the
- * shape only. */
+/* A large matrix product (GEMM) made of the library's products: it is cut into output tiles on a grid that depends on
+ * the shape only. */
 #ifndef LOOM_CPU_MATMUL_TILES_H
 #define LOOM_CPU_MATMUL_TILES_H
 

@@ -1,15 +1,15 @@
 /* The basis of the ops in this directory: the type `real`, and functions that read and write rows of views as reals,
- * whatever type they are stored in. The same sources are compiled to several tables of ops, each with a LOOM_TABLE of its
- * own from the Makefile:
+ * whatever type they are stored in. The same sources are compiled to several tables of ops, each with a LOOM_TABLE of
+ * its own from the Makefile:
  *
  *   oracle       in double (LOOM_ORACLE)
  *   definition   in float, without fused multiply-adds: the same bits from every compiler and on every processor
  *   a set of instructions (sse2, avx2, avx512; neon): in float, and as fast as that set allows. The device "cpu" uses
  *                the best of these sets that the processor has (tables.h)
  *
- * So the sources must give the same bits however they are optimised, fused multiply-adds excepted. A sum over a row is made
- * in lanes (sums.h), and the only functions of the C library that are called are those that IEEE 754 defines to the last
- * bit, such as sqrt. */
+ * So the sources must give the same bits however they are optimised, fused multiply-adds excepted. A sum over a row is
+ * made in lanes (sums.h), and the only functions of the C library that are called are those that IEEE 754 defines to
+ * the last bit, such as sqrt. */
 #ifndef LOOM_CPU_REAL_H
 #define LOOM_CPU_REAL_H
 

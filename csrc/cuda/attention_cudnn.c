@@ -319,8 +319,8 @@ static void backward(loom_context *ctx, const struct loom_attention_backward *a)
 
 /* ------------------------------------------------------------------------------------------------------------- the table */
 
-/* Generation, whose queries stand behind keys that were there before, and whose shapes change from token to token, is left
- * to our own kernels. */
+/* Generation, whose queries stand behind keys that were there before, and whose shapes change from token to token, is
+ * left to our own kernels. */
 static bool is_for_cudnn(loom_op op, const void *arguments) {
     return (op == LOOM_OP_attention_forward || op == LOOM_OP_attention_backward) && first_query_of(op, arguments) == 0;
 }

@@ -1,7 +1,7 @@
 /* Attention by cuDNN 9, in place of our own kernels (--attention cudnn): a yardstick for them, and an alternative.
  *
- * cuDNN is loaded when it is asked for, so that the program runs where there is none. LOOM_CUDNN in the environment names
- * the file to load instead of libcudnn.so.9. */
+ * cuDNN is loaded when it is asked for, so that the program runs where there is none. LOOM_CUDNN in the environment
+ * names the file to load instead of libcudnn.so.9. */
 #ifndef LOOM_CUDA_ATTENTION_CUDNN_H
 #define LOOM_CUDA_ATTENTION_CUDNN_H
 
@@ -14,7 +14,8 @@ extern "C" {
 /* For the GPU of `cuda`, and with its tuning cache. The error says why there is no cuDNN. */
 bool loom_cuda_cudnn_create(loom_cuda_cudnn **cudnn, loom_cuda *cuda, loom_error *error);
 
-/* For a GPU that is described as cuDNN describes one, in JSON: plans can be made for it, on any machine, but not run. */
+/* For a GPU that is described as cuDNN describes one, in JSON: plans can be made for it, on any machine, but not run.
+ * */
 bool loom_cuda_cudnn_create_for(loom_cuda_cudnn **cudnn, const char *properties, loom_tuning *tuning,
                                 loom_error *error);
 

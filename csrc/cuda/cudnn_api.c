@@ -9,8 +9,8 @@
 
 enum { OLDEST = 90800 }; /* the first that plans for a described device */
 
-/* cuDNN loads these by name when it builds a graph, and does not look where this program does (RUNPATH is not inherited).
- * What the process has loaded already it takes. Where they are missing, cuDNN says so itself. */
+/* cuDNN loads these by name when it builds a graph, and does not look where this program does (RUNPATH is not
+ * inherited). What the process has loaded already it takes. Where they are missing, cuDNN says so itself. */
 static void load_what_cudnn_needs(void) {
     static const char *const names[] = {"libnvrtc.so", "libcublasLt.so"};
     char file[64];

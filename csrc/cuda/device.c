@@ -117,8 +117,8 @@ static bool find_reserved(loom_cuda *cuda, loom_error *error) {
     return true;
 }
 
-/* Pinned pages are never given to anyone else: an eighth of what is free stays for all that the machine does beside. The
- * rest is shared by the machine's ranks. */
+/* Pinned pages are never given to anyone else: an eighth of what is free stays for all that the machine does beside.
+ * The rest is shared by the machine's ranks. */
 static size_t available_host(const loom_device *device) {
     const size_t found = loom_memory_available();
     return (found - found / 8) / (size_t)loom_cuda_of(device)->ranks;
@@ -178,7 +178,8 @@ static void stream_wait_event(loom_device *device, loom_stream *stream, loom_eve
                 "cudaStreamWaitEvent");
 }
 
-/* This and the next keep nothing in the device, as a second thread may call them; what that calls next is of this GPU. */
+/* This and the next keep nothing in the device, as a second thread may call them; what that calls next is of this GPU.
+ * */
 static bool event_query(loom_device *device, loom_event *event, bool *reached, loom_error *error) {
     *reached = false;
     if (!loom_cuda_ok(cudaSetDevice(loom_cuda_of(device)->ordinal), "cudaSetDevice", error)) return false;

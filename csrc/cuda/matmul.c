@@ -9,20 +9,20 @@
 #include <string.h>
 
 /* The three products of a linear layer. The bias is added by cuBLASLt, in fp32 and before rounding, as the definition
- * does. Its GELU and ReLU are not used: they take the sum as it is before rounding, and an activation must give the same
- * bits whether it follows the product or is an op of its own; so the product writes what the activation is applied to,
- * and our kernel does the rest.
+ * does. Its GELU and ReLU are not used: they take the sum as it is before rounding, and an activation must give the
+ * same bits whether it follows the product or is an op of its own; so the product writes what the activation is applied
+ * to, and our kernel does the rest.
  *
  * A product has one plan for data that begins at multiples of 16 bytes, as all of a model's does, and another for data
  * that does not: it is made from shapes, and where data lies is known only when it runs. cuBLASLt adds no bias that is
- * not aligned; it is then written into all rows of the output first, as the product of a column of ones with it, and the
- * other product is added to that, which rounds once too.
+ * not aligned; it is then written into all rows of the output first, as the product of a column of ones with it, and
+ * the other product is added to that, which rounds once too.
  *
  * The bias gradient beside a weight gradient is the sum of dout over the dimension that the product reduces. Our kernel
- * reads dout once more for it; or cuBLASLt adds it up on the way, into workspace, as it overwrites, and from there it is
- * written or added to dbias. The faster way is taken, for a shape as a whole: all micro-batches sum up alike. cuBLASLt's
- * sums are of C's dtype and of numbers as they are multiplied, so that it is our kernel where gradients are narrow, whose
- * sums would be rounded twice, and where TF32 would round what is summed. */
+ * reads dout once more for it; or cuBLASLt adds it up on the way, into workspace, as it overwrites, and from there it
+ * is written or added to dbias. The faster way is taken, for a shape as a whole: all micro-batches sum up alike.
+ * cuBLASLt's sums are of C's dtype and of numbers as they are multiplied, so that it is our kernel where gradients are
+ * narrow, whose sums would be rounded twice, and where TF32 would round what is summed. */
 
 typedef struct entry {
     loom_cuda_product product;

@@ -26,8 +26,8 @@ static void square_close(square *s) {
     if (s->memory) device->release(device, s->memory, s->bytes);
 }
 
-/* Normal values, as in training: with zeros, or one value everywhere, a GPU takes less power and runs faster. A few rows
- * are drawn and repeated; `scratch` on the device holds them as fp32. */
+/* Normal values, as in training: with zeros, or one value everywhere, a GPU takes less power and runs faster. A few
+ * rows are drawn and repeated; `scratch` on the device holds them as fp32. */
 static bool fill_randomly(square *s, const loom_view *matrix, void *scratch, loom_error *error) {
     enum { ROWS = 16 };
     loom_device *device = s->ctx.device;

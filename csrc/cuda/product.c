@@ -8,8 +8,8 @@
 #include <stdlib.h>
 
 /* cuBLASLt knows matrices by columns. What is stored by rows as (r,c) is, to it, (c,r) by columns with the same leading
- * dimension. So C = A B is asked for as C^T = B^T A^T: its first operand, called left here, is our B, its second, right,
- * is our A.
+ * dimension. So C = A B is asked for as C^T = B^T A^T: its first operand, called left here, is our B, its second,
+ * right, is our A.
  *
  * All that is used of cuBLASLt, so that the emulation's stand-in can be complete:
  *   types       A and B both CUDA_R_32F, CUDA_R_16BF or CUDA_R_16F; C and D of that type or CUDA_R_32F
@@ -93,7 +93,8 @@ static cublasStatus_t describe_operation(loom_cuda_plan *plan) {
         status = lt->MatmulDescSetAttribute(plan->operation, CUBLASLT_MATMUL_DESC_TRANSB, &right, sizeof right);
     if (!status)
         status = lt->MatmulDescSetAttribute(plan->operation, CUBLASLT_MATMUL_DESC_EPILOGUE, &epilogue, sizeof epilogue);
-    /* Algorithms are proposed for a vector as well aligned as this address; it is of C's dtype, if nothing else is said. */
+    /* Algorithms are proposed for a vector as well aligned as this address; it is of C's dtype, if nothing else is
+     * said. */
     if (!status && has_vector(p)) status = set_vector(plan, (const void *)(uintptr_t)ALIGNMENT);
     return status;
 }

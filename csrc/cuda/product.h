@@ -35,9 +35,10 @@ size_t loom_cuda_product_workspace(int64_t m, int64_t n);
 
 typedef struct loom_cuda_plan loom_cuda_plan;
 
-/* A plan, of the library `lt` and its handle, with the algorithm `given`, which cuBLASLt must accept; or, with NULL, with the fastest of those that cuBLASLt
- * proposes, timed in `stream` on memory of the plan's own while it is made. Where there is no memory to time in, or the
- * product is not aligned, as none is that matters, it is the first one proposed (that runs). */
+/* A plan, of the library `lt` and its handle, with the algorithm `given`, which cuBLASLt must accept; or, with NULL,
+ * with the fastest of those that cuBLASLt proposes, timed in `stream` on memory of the plan's own while it is made.
+ * Where there is no memory to time in, or the product is not aligned, as none is that matters, it is the first one
+ * proposed (that runs). */
 bool loom_cuda_plan_create(loom_cuda_plan **plan, const loom_cuda_product *product, const loom_cublaslt_api *lt,
                            cublasLtHandle_t handle, cudaStream_t stream, const cublasLtMatmulAlgo_t *given,
                            loom_error *error);
@@ -45,8 +46,8 @@ void loom_cuda_plan_destroy(loom_cuda_plan *plan);
 
 const cublasLtMatmulAlgo_t *loom_cuda_plan_algorithm(const loom_cuda_plan *plan);
 
-/* Puts the product into the stream. `workspace` holds loom_cuda_product_workspace() bytes; `vector` is the bias, or where
- * the sums are written (also where C is added to), and not looked at in a product with neither. */
+/* Puts the product into the stream. `workspace` holds loom_cuda_product_workspace() bytes; `vector` is the bias, or
+ * where the sums are written (also where C is added to), and not looked at in a product with neither. */
 cublasStatus_t loom_cuda_plan_run(loom_cuda_plan *plan, const void *a, const void *b, void *c, void *vector,
                                   void *workspace, cudaStream_t stream);
 

@@ -9,7 +9,8 @@ enum { MOST_RUNS = 20, PATTERN_WORDS = 4096 };
 
 static const double ENOUGH_MS = 2; /* so long work is timed, if one run is shorter */
 
-/* Two halves at a time, each a sign, an exponent from a few, and seven random bits: 0x3C00 to 0x3F7F but for the sign. */
+/* Two halves at a time, each a sign, an exponent from a few, and seven random bits: 0x3C00 to 0x3F7F but for the sign.
+ * */
 static uint32_t ordinary(uint32_t random) {
     uint32_t word = 0;
     for (int half = 0; half < 32; half += 16) {

@@ -11,8 +11,8 @@ extern "C" {
 #endif
 
 /* Fills memory, in the order of the stream, with what work is timed on: random numbers, finite and of ordinary size in
- * every dtype (about 1 in fp16, from 2^-7 on in bf16 and fp32). What a GPU's clock does depends on how many bits change:
- * of constants it runs faster than in training, and not by the same factor for every algorithm. */
+ * every dtype (about 1 in fp16, from 2^-7 on in bf16 and fp32). What a GPU's clock does depends on how many bits
+ * change: of constants it runs faster than in training, and not by the same factor for every algorithm. */
 bool loom_cuda_fill_random(void *memory, size_t bytes, cudaStream_t stream, loom_error *error);
 
 /* How many sets of operands, `bytes` each, a trial takes in turn so that none is in the L2 cache still when it comes

@@ -104,9 +104,9 @@ static uint64_t feistel(uint64_t seed, uint32_t epoch, int half, uint64_t x) {
     return left << half | right;
 }
 
-/* The network permutes 0 .. 4^half - 1, the smallest such range that holds n. Following the permutation from i < n until
- * it is back below n permutes 0 .. n-1: the walk ends, since its cycle leads back to i, and takes under 4 passes on
- * average, since 4^half < 4n. */
+/* The network permutes 0 .. 4^half - 1, the smallest such range that holds n. Following the permutation from i < n
+ * until it is back below n permutes 0 .. n-1: the walk ends, since its cycle leads back to i, and takes under 4 passes
+ * on average, since 4^half < 4n. */
 int64_t loom_shuffle(uint64_t seed, uint32_t epoch, int64_t n, int64_t i) {
     LOOM_CHECK(i >= 0 && i < n && n <= (int64_t)1 << 62);
     int half = 0;

@@ -30,8 +30,8 @@ static const char *parameter_at(loom_trainer *t, const void *data) {
     return NULL;
 }
 
-/* The first element of a view that is not finite, counted row after row; -1: all are. A copy that fails is seen by the step
- * too. */
+/* The first element of a view that is not finite, counted row after row; -1: all are. A copy that fails is seen by the
+ * step too. */
 static int64_t first_not_finite(loom_device *device, const loom_view *view) {
     const int64_t *shape = view->shape, *stride = view->stride, n = shape[3];
     const size_t size = loom_dtype_size(view->dtype), bytes = (size_t)n * size;

@@ -7,6 +7,8 @@
 #include "ops/finite.h"
 #include "base/printable.h"
 #include "checkpoint/directory.h"
+#include "checkpoint/documents.h"
+#include "model/architectures.h"
 
 #include <inttypes.h>
 #include <limits.h>
@@ -78,8 +80,8 @@ static bool has_no_checkpoint(const char *run) {
     return access(checkpoints, R_OK | X_OK) == 0 && !loom_path_exists(latest) && loom_checkpoint_newest(run) < 0;
 }
 
-/* Lets a run that has no checkpoint yet begin with the files that it has: its tuning cache, and what --init named. Refused
- * where there must have been a checkpoint: what was trained is not given up in silence. */
+/* Lets a run that has no checkpoint yet begin with the files that it has: its tuning cache, and what --init named.
+ * Refused where there must have been a checkpoint: what was trained is not given up in silence. */
 static bool begin_anew(loom_trainer *t, loom_error *error) {
     loom_train_options *o = &t->options;
     char checkpoints[PATH_MAX], mark[PATH_MAX];

@@ -10,7 +10,8 @@
 #include <stdlib.h>
 #include <string.h>
 
-/* Up to so many bytes files are hashed whole; of more, those that are in memory anyway, and of each other one pieces. */
+/* Up to so many bytes files are hashed whole; of more, those that are in memory anyway, and of each other one pieces.
+ * */
 enum { HASHED_WHOLE = 1 << 30 };
 enum { FORMAT_VERSION = 1 };
 

@@ -10,8 +10,8 @@
 
 /* -------------------------------------------------------------------------------------------------------- validation */
 
-/* What validation needs beside the model. Of the split's windows some are taken, evenly spaced; their losses are summed in
- * their order, however many ranks share them. */
+/* What validation needs beside the model. Of the split's windows some are taken, evenly spaced; their losses are summed
+ * in their order, however many ranks share them. */
 typedef struct validation {
     int64_t all, taken;
     int32_t *inputs, *targets;
@@ -59,7 +59,8 @@ static bool fill_validation_batch(const loom_trainer *t, const validation *v, in
 static bool sum_windows(loom_trainer *t, void *losses, double *window, loom_error *error) {
     const int64_t B = t->options.micro_batch, T = t->options.seq_len;
     const bool wide = t->device->statistics == LOOM_F64;
-    /* A copy to memory that is not pinned lets the host wait for the stream, and so, without a limit, for other ranks. */
+    /* A copy to memory that is not pinned lets the host wait for the stream, and so, without a limit, for other ranks.
+     * */
     if (!loom_parallel_ok(&t->parallel, error) || !loom_comm_synchronize(t->comm, NULL, error)) return false;
     t->device->copy(t->device, NULL, losses, loom_gpt_get_losses(t->gpt),
                     (size_t)(B * T) * loom_dtype_size(t->device->statistics), LOOM_DEVICE_TO_HOST);

@@ -102,8 +102,8 @@ static bool make_plan(loom_trainer *t, int64_t B, size_t allowed, loom_error *er
     return true;
 }
 
-/* With a policy that was said: the micro-batch that was said, or the largest that fits on all ranks, which may differ in
- * threads and in host memory; of a run that goes on the one it had, where that divides. */
+/* With a policy that was said: the micro-batch that was said, or the largest that fits on all ranks, which may differ
+ * in threads and in host memory; of a run that goes on the one it had, where that divides. */
 static bool plan_by_policy(loom_trainer *t, size_t allowed, loom_error *error) {
     const int64_t said = t->options.micro_batch;
     int64_t B = said ? said : first_micro_batch(t), smaller;

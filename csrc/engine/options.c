@@ -4,6 +4,7 @@
 #include "base/check.h"
 #include "base/file.h"
 #include "base/printable.h"
+#include "model/training.h"
 
 #include <ctype.h>
 #include <glob.h>
@@ -21,9 +22,9 @@ enum { LONGEST_STRING = PATH_MAX, LARGEST_FILE = 16 << 20 };
 #define FORMAT "format-version"
 enum { FORMAT_VERSION = 1 };
 
-/* What follows from other options is written in a section of its own, in which a file is not read as options: a run that
- * goes on with another --lr has another --min-lr, unless that was given. The micro-batch stays where it can. All else that
- * was settled when a run began stays, as its bits depend on it. */
+/* What follows from other options is written in a section of its own, in which a file is not read as options: a run
+ * that goes on with another --lr has another --min-lr, unless that was given. The micro-batch stays where it can. All
+ * else that was settled when a run began stays, as its bits depend on it. */
 #define DERIVED "derived"
 static const char *const follow[] = {"micro-batch", "steps", "min-lr", "warmup", NULL};
 
@@ -139,7 +140,7 @@ static const loom_flag table[] = {
      .group = "Optimizer (AdamW)", .help = "steps in which the learning rate rises to --lr"},
     {.name = "schedule", .type = LOOM_FLAG_CHOICE, AT(schedule), .choices = schedules, .default_value = "cosine",
      .metavar = "NAME", .group = "Optimizer (AdamW)",
-     .help = "the way from --lr to --min-lr: cosine, linear, wsd (stays at --lr until the last fifth of the steps, "
+     .help = "the way from --lr to --min-lr: cosine, linear, wsd (stays at --lr until the last fifth of the steps after warm-up, "
              "then a line) or constant (stays at --lr)"},
     {.name = "weight-decay", .type = LOOM_FLAG_DOUBLE, AT(weight_decay), .min = 0, .max = 100, .default_value = "0.1",
      .metavar = "X", .group = "Optimizer (AdamW)",
@@ -376,7 +377,8 @@ static char *trim(char *text) {
     return text;
 }
 
-/* `key = value` or `key: value`, [section], or a remark: a line that begins by ; or #, or what is behind a space and ;. */
+/* `key = value` or `key: value`, [section], or a remark: a line that begins by ; or #, or what is behind a space and ;.
+ * */
 static bool take_line(reading *file, char *line) {
     for (char *c = line; *c; c++)
         if (*c == ';' && (c == line || isspace((unsigned char)c[-1]))) *c = 0;

@@ -15,8 +15,8 @@ const loom_flag *loom_train_option_table(int *n);
 /* Copies the rows of some names, ended by NULL, for a command that takes these flags of training. Returns how many. */
 int loom_train_option_rows(const char *const *names, loom_flag *rows);
 
-/* The part of loom_train_options_resolve that needs no data: dtypes, recompute policy, the model's shape (vocab_size may
- * stay 0), batches. */
+/* The part of loom_train_options_resolve that needs no data: dtypes, recompute policy, the model's shape (vocab_size
+ * may stay 0), batches. */
 bool loom_train_options_resolve_shapes(loom_train_options *options, loom_error *error);
 
 /* A run's config.ini: `options` as they were resolved, and of those that follow from others, which were `given`. What
@@ -24,8 +24,8 @@ bool loom_train_options_resolve_shapes(loom_train_options *options, loom_error *
 bool loom_train_options_write_run(const loom_train_options *given, const loom_train_options *options,
                                   const loom_device *device, const char *path, loom_error *error);
 
-/* Reads such a file for a run that goes on: paths that are not found from here are those from the directory in which the
- * run was started. */
+/* Reads such a file for a run that goes on: paths that are not found from here are those from the directory in which
+ * the run was started. */
 bool loom_train_options_read_run(loom_train_options *options, const char *path, loom_error *error);
 
 /* The first path of the data that leads nowhere, or NULL. */

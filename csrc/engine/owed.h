@@ -1,5 +1,5 @@
-/* What follows a step, and what of it a session has left to the next one, as it was interrupted while it validated or
- * sampled. */
+/* The validation and the sample that are due after a step, and which of them an interrupted session has left to the
+ * next one. */
 #ifndef LOOM_ENGINE_OWED_H
 #define LOOM_ENGINE_OWED_H
 

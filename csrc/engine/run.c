@@ -354,8 +354,8 @@ static bool fail_lost(const run *r, const char *what, bool finite, loom_error *e
 }
 
 /* One step that is not finite is skipped by AdamW; many bad ones in a row, in however many sessions, mean that the
- * parameters are lost. A loss that has run away is bad too, but may come back. A step whose gradients overflow because of
- * the loss scale is a good one if its loss is: the scale halves until they do not. */
+ * parameters are lost. A loss that has run away is bad too, but may come back. A step whose gradients overflow because
+ * of the loss scale is a good one if its loss is: the scale halves until they do not. */
 static bool judge_step(run *r, const loom_step_report *report, loom_error *error) {
     enum { MOST_BAD_STEPS = 10 };
     /* So many nats more than a uniform guess are no step on the way to anything. */
@@ -392,8 +392,8 @@ static bool mark_saved(const run *r, loom_error *error) {
                                  (loom_path_exists(path) || loom_file_replace(path, words, strlen(words), error)));
 }
 
-/* Nothing takes the place of a good checkpoint before it is known to be good: after a bad step a save waits for a good one,
- * and older ones go only when a step has proved it. Parameters that are not finite are never saved. */
+/* Nothing takes the place of a good checkpoint before it is known to be good: after a bad step a save waits for a good
+ * one, and older ones go only when a step has proved it. Parameters that are not finite are never saved. */
 static bool save(run *r, int64_t step, bool last, loom_error *error) {
     loom_error why;
     char what[512], directory[PATH_MAX];
@@ -415,8 +415,8 @@ static bool save(run *r, int64_t step, bool last, loom_error *error) {
     return true;
 }
 
-/* A step's loss is that of the parameters before its update: a checkpoint is known to be good, and older ones may go, only
- * when the step after it has been, in this session or the next. */
+/* A step's loss is that of the parameters before its update: a checkpoint is known to be good, and older ones may go,
+ * only when the step after it has been, in this session or the next. */
 static bool prune(const run *r, int64_t step, loom_error *error) {
     char checkpoints[PATH_MAX];
     const loom_train_options *o = r->options;
@@ -430,8 +430,8 @@ static bool prune(const run *r, int64_t step, loom_error *error) {
     return ok;
 }
 
-/* A sample of parameters that are not finite has no text: the run is lost. (Of several ranks rank 0 alone writes, and may
- * fail alone: then there is no asking the others.) */
+/* A sample of parameters that are not finite has no text: the run is lost. (Of several ranks rank 0 alone writes, and
+ * may fail alone: then there is no asking the others.) */
 static bool sample_or_lose(run *r, int64_t step, bool *stops, loom_error *error) {
     loom_error why;
     char what[512];
@@ -448,8 +448,8 @@ static bool finish(run *r, int64_t step, loom_error *error) {
     return fail_lost(r, "the loss at the end of the run is that of lost parameters", r->is_finite, error);
 }
 
-/* After an error that has left the state as step `step` did: what is done is saved before the run ends. Of several ranks
- * all know of data that could not be read, and of nothing else. */
+/* After an error that has left the state as step `step` did: what is done is saved before the run ends. Of several
+ * ranks all know of data that could not be read, and of nothing else. */
 static bool save_what_is_done(run *r, int64_t step, loom_error *error) {
     const loom_error why = *error;
     loom_error ignored;

@@ -144,10 +144,10 @@ int64_t loom_run_last_step(const char *out) {
     return last;
 }
 
-/* What of metrics stays before a run goes on after `step`: copied to `to` unless that is NULL; the length, and whether it
- * is a beginning of the text. A run that was killed may have written metrics of later steps, which will be done again, the
- * last line of them half. Whatever else is there is not ours to delete; its last line gets an end, so that the next line
- * begins one. */
+/* What of metrics stays before a run goes on after `step`: copied to `to` unless that is NULL; the length, and whether
+ * it is a beginning of the text. A run that was killed may have written metrics of later steps, which will be done
+ * again, the last line of them half. Whatever else is there is not ours to delete; its last line gets an end, so that
+ * the next line begins one. */
 static size_t metrics_until(const char *text, size_t size, int64_t step, char *to, bool *is_beginning) {
     size_t kept = 0;
     *is_beginning = true;

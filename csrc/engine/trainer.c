@@ -95,7 +95,8 @@ static bool split_data(loom_trainer *t, loom_error *error) {
 }
 
 /* The steps of `batch` windows that so many epochs come to, the last one begun; -1 where they are too many. 0.07 is
- * meant as 7/100, which no double is: the shortest decimal that reads as this double is counted with, in whole numbers. */
+ * meant as 7/100, which no double is: the shortest decimal that reads as this double is counted with, in whole numbers.
+ * */
 static int64_t steps_of_epochs(double epochs, int64_t windows, int64_t batch) {
     enum { MOST_DIGITS = 17 };
     const double steps = epochs * (double)windows / (double)batch;
@@ -253,8 +254,9 @@ static bool take_comm(loom_trainer *t, loom_comm *comm, loom_error *error) {
     return true;
 }
 
-/* Whether a run that goes on has all its steps, with what belongs to them. Its data, which may be gone by then, need not be
- * open: what follows from them is as it was before, and is set so here; a run that does go on sets it once more. */
+/* Whether a run that goes on has all its steps, with what belongs to them. Its data, which may be gone by then, need
+ * not be open: what follows from them is as it was before, and is set so here; a run that does go on sets it once more.
+ * */
 static bool is_done(loom_trainer *t, const loom_checkpoint_info *from) {
     loom_train_options *o = &t->options;
     const bool all_for_training = t->has_before && t->given.val_fraction < 0 && t->before.val_fraction == 0;

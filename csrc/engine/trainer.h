@@ -1,5 +1,5 @@
-/* The inside of a trainer: what trainer.c (opening and closing), memory.c (the plan), checkpoints.c (what it begins with
- * and leaves), step.c (the step) and evaluate.c (validation and samples) share. */
+/* The inside of a trainer: what trainer.c (opening and closing), memory.c (the plan), checkpoints.c (what it begins
+ * with and leaves), step.c (the step) and evaluate.c (validation and samples) share. */
 #ifndef LOOM_ENGINE_TRAINER_H
 #define LOOM_ENGINE_TRAINER_H
 
@@ -8,8 +8,8 @@
 #include "data/feeder.h"
 #include "parallel/data_parallel.h"
 
-/* On a GPU the host puts work in ahead of the device: of micro-batches at most so many, so that a run that is to end need
- * not wait for all of a step. */
+/* On a GPU the host puts work in ahead of the device: of micro-batches at most so many, so that a run that is to end
+ * need not wait for all of a step. */
 enum { LOOM_MICRO_BATCHES_AHEAD = 4 };
 
 /* What is captured of a step. */
@@ -79,8 +79,8 @@ bool loom_train_open_data(const loom_train_options *options, bool validation, lo
 bool loom_trainer_check_data(loom_trainer *trainer, loom_error *error);
 bool loom_trainer_write_data(const loom_trainer *trainer, loom_error *error);
 
-/* Asks this rank's observer whether the run is to end; once said it stays so. Of several ranks the caller exchanges it, in
- * an operation that all of them come to. */
+/* Asks this rank's observer whether the run is to end; once said it stays so. Of several ranks the caller exchanges it,
+ * in an operation that all of them come to. */
 bool loom_trainer_should_stop(loom_trainer *trainer);
 
 /* As loom_trainer_open, but that a run to go on with that has all its steps is no error: then *done is true, *step is
@@ -105,16 +105,16 @@ loom_gpt_config loom_trainer_shape(const loom_trainer *trainer);
 loom_sharding loom_trainer_sharding(const loom_trainer *trainer);
 loom_gpt_setup loom_trainer_setup(const loom_trainer *trainer, int64_t micro_batch);
 
-/* Decides the micro-batch and what is recomputed, where the options leave it open, shows the plan to the observer, which
- * may be NULL, and refuses what does not fit. */
+/* Decides the micro-batch and what is recomputed, where the options leave it open, shows the plan to the observer,
+ * which may be NULL, and refuses what does not fit. */
 bool loom_trainer_plan_memory(loom_trainer *trainer, const loom_train_observer *observer, loom_error *error);
 
 /* A resumed or initialised run's checkpoint, whose shape the options then have; *found NULL for a fresh run. */
 bool loom_trainer_find_checkpoint(loom_trainer *trainer, loom_checkpoint_info *info, loom_checkpoint_info **found,
                                   loom_error *error);
 
-/* A run goes on only as what it was: what its order of data or its numbers depend on may not change. Of the checkpoint and
- * the options; and, once they are open and split and the steps are known, of the data. */
+/* A run goes on only as what it was: what its order of data or its numbers depend on may not change. Of the checkpoint
+ * and the options; and, once they are open and split and the steps are known, of the data. */
 bool loom_trainer_check_resumable(const loom_trainer *trainer, const loom_checkpoint_info *from, loom_error *error);
 bool loom_trainer_check_same_data(const loom_trainer *trainer, const loom_checkpoint_info *from, loom_error *error);
 

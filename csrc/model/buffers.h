@@ -35,8 +35,8 @@ bool loom_buffers_find(loom_buffers *buffers, const loom_tape *tape, const loom_
                        const loom_buffer_sizes *sizes, loom_error *error);
 void loom_buffers_destroy(loom_buffers *buffers);
 
-/* Under AddressSanitizer: of the region, which begins at `base` in host memory, the program may touch what the step reads
- * and writes, and nothing else; without a step, all of it. */
+/* Under AddressSanitizer: of the region, which begins at `base` in host memory, the program may touch what the step
+ * reads and writes, and nothing else; without a step, all of it. */
 void loom_buffers_fence(const loom_buffers *buffers, const loom_tape *tape, const loom_tape_step *step, char *base);
 
 #endif

@@ -9,7 +9,8 @@
 #include <strings.h>
 
 /* GPT-3's table 2.1 contradicts itself in two rows, made whole here: XL's 24 heads of 128 are not its 2048 channels (16
- * heads are), 13B's 5140 channels are not 40 heads of 128 (5120 are). Its alternating sparse attention is dense here. */
+ * heads are), 13B's 5140 channels are not 40 heads of 128 (5120 are). Its alternating sparse attention is dense here.
+ * */
 static const loom_gpt_named catalogue[] = {
     {"nano", {3, 3, 48, 64, 257}, "for trying things out: bytes, learns in seconds"},
     {"mini", {4, 4, 128, 64, 257}, "bytes, nanoGPT's CPU size"},

@@ -31,7 +31,8 @@ static bool visit_with(loom_gpt *g, const loom_ops *ops, loom_error *error) {
 }
 
 /* Rows of logits that one product computes, from the vocabulary alone: whole tiles of 128 rows, about 32 Mi logits. It
- * is 640 rows for GPT-2's vocabulary, enough for a GPU to be bound by arithmetic and not by reading the weights again. */
+ * is 640 rows for GPT-2's vocabulary, enough for a GPU to be bound by arithmetic and not by reading the weights again.
+ * */
 static int64_t rows_of_group(int64_t padded_vocabulary) {
     const int64_t tiles = (INT64_C(32) << 20) / padded_vocabulary / 128;
     return 128 * (tiles > 0 ? tiles : 1);

@@ -13,7 +13,8 @@ struct loom_module {
     /* For each output the last policy of recomputation, in the order none .. block, that keeps it for backward. */
     loom_recompute_kind kept_up_to[LOOM_NODE_OUTPUTS];
 
-    /* For each output, 0 if it is computed from the inputs, or 1 + the number of the output that it is computed from. */
+    /* For each output, 0 if it is computed from the inputs, or 1 + the number of the output that it is computed from.
+     * */
     int from[LOOM_NODE_OUTPUTS];
 
     /* The outputs, a bit each, that forward writes only if they are wanted. It writes all others in any case. */
@@ -58,7 +59,8 @@ loom_view loom_run_gradient(const loom_gpt *gpt, loom_value value);
 loom_view loom_run_parameter(const loom_gpt *gpt, int parameter);
 loom_view loom_run_parameter_gradient(const loom_gpt *gpt, int parameter);
 
-/* Whether a node's gradient of its k-th parameter is added to what is there: to other micro-batches', or other nodes'. */
+/* Whether a node's gradient of its k-th parameter is added to what is there: to other micro-batches', or other nodes'.
+ * */
 bool loom_run_accumulates(const loom_gpt *gpt, const loom_node *node, int k);
 
 /* One of `parts` that lie side by side in each row of a value or its gradient, as heads: (B,T,heads,columns). */

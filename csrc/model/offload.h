@@ -8,8 +8,8 @@
  *
  * Forward writes a slot once the copy out of what lay there is done; a copy back begins once backward has read what
  * lies there. The last two never leave. More slots would not hide more: a copy either fits beside one layer's compute,
- * every time, or it does not. When is in the schedule; together its steps leave nothing in the stream of copies that the
- * compute stream does not wait for, so that a step can be captured. */
+ * every time, or it does not. When is in the schedule; together its steps leave nothing in the stream of copies that
+ * the compute stream does not wait for, so that a step can be captured. */
 #ifndef LOOM_MODEL_OFFLOAD_H
 #define LOOM_MODEL_OFFLOAD_H
 

@@ -1,4 +1,4 @@
-#include "gptloom/model.h"
+#include "model/training.h"
 
 #include "base/check.h"
 #include "base/nearest.h"

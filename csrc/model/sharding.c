@@ -1,4 +1,4 @@
-#include "gptloom/model.h"
+#include "model/training.h"
 
 static bool is_power_of_two(int64_t n) {
     return n > 0 && (n & (n - 1)) == 0;

@@ -6,7 +6,8 @@
 #ifndef LOOM_MODEL_TAPE_H
 #define LOOM_MODEL_TAPE_H
 
-#include "model/buckets.h"
+#include "model/architectures.h"
+#include "model/training.h"
 
 typedef struct loom_tape loom_tape;
 typedef struct loom_node loom_node;

@@ -70,7 +70,8 @@ static void find_scopes(loom_tape *t) {
     }
 }
 
-/* The gradients that a node writes, in the order in which a micro-batch runs: what is written a second time is added. */
+/* The gradients that a node writes, in the order in which a micro-batch runs: what is written a second time is added.
+ * */
 static void write_gradients(loom_tape *t, loom_node *n, bool *value, bool *parameter) {
     for (int k = 0; k < LOOM_NODE_INPUTS; k++)
         if (n->in[k] >= 0 && value[t->value[n->in[k]].gradient]) n->adds_in |= 1u << k;

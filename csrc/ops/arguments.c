@@ -15,8 +15,8 @@ static int add_view(loom_argument *list, int n, unsigned access, loom_argument a
     return n + 1;
 }
 
-/* For each op, its list as a function. What a struct has beside its views is smaller than a view, AdamW's ranges aside, so
- * that a list that lacks one is seen. */
+/* For each op, its list as a function. What a struct has beside its views is smaller than a view, AdamW's ranges aside,
+ * so that a list that lacks one is seen. */
 #define ONE(...)    +1
 #define COUNT(name) (0 LOOM_VIEWS_##name(ONE))
 #define ADD_VIEW(member, storage, access, ...)                                                                         \

@@ -2,7 +2,7 @@
 #ifndef LOOM_OPTIM_OPTIMIZER_H
 #define LOOM_OPTIM_OPTIMIZER_H
 
-#include "model/buckets.h"
+#include "model/training.h"
 
 #ifdef __cplusplus
 extern "C" {
@@ -38,8 +38,8 @@ void loom_optimizer_lay_out(loom_optimizer *optimizer, loom_gpt *gpt, int64_t se
 /* Makes the device's plans for the update, or says what the device cannot run, and clears the moments. */
 bool loom_optimizer_prepare(loom_optimizer *optimizer, loom_error *error);
 
-/* Takes the losses of the micro-batch of B sequences that the model has just run to their places in the step's, of which the
- * first is `first`. */
+/* Takes the losses of the micro-batch of B sequences that the model has just run to their places in the step's, of
+ * which the first is `first`. */
 void loom_optimizer_take_losses(loom_optimizer *optimizer, int64_t first, int64_t B);
 
 /* The end of a step, after the last backward: the gradient norm, what the step's scalars say of clipping and skipping,

@@ -5,7 +5,7 @@
 /* The decay's progress, from lr (0) to min_lr (1), in step `step` of the `span` steps after warm-up. */
 static double decayed(loom_schedule_kind kind, int64_t step, int64_t span) {
     const double done = span > 1 ? (double)step / (double)(span - 1) : 0;
-    const double from = 0.8; /* wsd: the last fifth decays */
+    const double from = 0.8; /* wsd: the last fifth of the steps after warm-up decays */
     switch (kind) {
     case LOOM_SCHEDULE_COSINE: return 0.5 * (1 - loom_cos_of_turns(done / 2));
     case LOOM_SCHEDULE_LINEAR: return done;

@@ -7,8 +7,8 @@
  *       +-------+       +-------+
  *           +---------------+
  *
- * of which each of 2^n ranks has run 2^m in a row: a subtree. Within it a binary counter keeps what waits for a partner:
- * when i micro-batches are done, level k holds the sum of 2^k of them where bit k of i is set. */
+ * of which each of 2^n ranks has run 2^m in a row: a subtree. Within it a binary counter keeps what waits for a
+ * partner: when i micro-batches are done, level k holds the sum of 2^k of them where bit k of i is set. */
 
 static loom_dtype dtype_of(const loom_parallel *p) {
     return loom_gpt_get_precision(p->gpt)->gradient;

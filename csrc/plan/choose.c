@@ -5,16 +5,17 @@
 #include <stdlib.h>
 
 /* Which policy is the fastest that fits. The named ones are all planned. Then sets of kept values are searched for one
- * that is faster still. Layers are alike, what one computes again does not depend on what the others keep, and the last one
- * computes nothing again, as its values are still there when backward begins. So
+ * that is faster still. Layers are alike, what one computes again does not depend on what the others keep, and the last
+ * one computes nothing again, as its values are still there when backward begins. So
  *
  *     seconds = those of keeping everything + the sum over the layers of what their sets compute again,
  *     bytes   = those of keeping nothing + the sum over the layers of what their sets keep
  *               + the most that one of them needs while it is computed again,
  *
- * and of a layer's sets only those count of which no other is as good in all three figures. All mixtures of these up to
- * three sets, one of them for a single layer, are listed by these sums; the fastest that seems to fit is planned, and the
- * next one where it does not fit after all. For up to four layers these are all mixtures there are. */
+ * and of a layer's sets only the Pareto-optimal ones count (in seconds, bytes kept, and bytes while it is computed
+ * again). Mixtures of up to three of these, one of them for a single layer, are ranked by the sums. The fastest one
+ * that seems to fit is planned; where it does not fit after all, the next one is. Up to four layers these are all
+ * mixtures there are. */
 
 /* -------------------------------------------------------------------------------------------------- the sets of one layer */
 

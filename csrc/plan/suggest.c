@@ -1,5 +1,7 @@
 #include "gptloom/plan.h"
 
+#include "model/training.h"
+
 #include <stdarg.h>
 #include <stdio.h>
 #include <string.h>

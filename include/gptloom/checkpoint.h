@@ -1,7 +1,7 @@
 /* Checkpoints: a Hugging Face model directory and beside it what training needs to go on.
  *
  *   RUN/checkpoints/step-00000100/
- *     config.json              GPT2LMHeadModel's
+ *     config.json              transformers' of the architecture, as GPT2LMHeadModel's
  *     model.safetensors        weights, names and shapes as transformers writes them: the fp32 master; bf16 in runs
  *                              without one
  *     tokenizer.json, tokenizer_config.json, special_tokens_map.json   (byte-level models)
@@ -26,10 +26,10 @@
 extern "C" {
 #endif
 
-/* What a run's bits hang on beside its dtype and the order of its data, each as it is in force; a resumed run may
- * change it. */
+/* The settings, besides dtype and data order, that affect a run's exact bits, as they are in force. A resumed run may
+ * change them. */
 typedef struct loom_training_settings {
-    int64_t micro_batch; /* 0: none of this is known, as in files older than it */
+    int64_t micro_batch; /* 0: the file is older than these settings, and none of them is known */
     int64_t logits_rows; /* at a time; 0: not known */
     int64_t ranks, zero; /* 1 and 0, as all runs were, in files without it */
     bool deterministic, master_weights, tf32, cudnn_attention, deterministic_reduce;
@@ -59,9 +59,6 @@ typedef struct loom_text_ends {
     int n_ends;    /* 0: nothing ends a text */
     int64_t end[LOOM_MAX_TEXT_ENDS];
 } loom_text_ends;
-
-/* Those of a vocabulary: the byte-level one's, GPT-2's, or none. */
-loom_text_ends loom_text_ends_of(bool bytes, int64_t vocab_size);
 
 /* What a checkpoint says about itself. */
 typedef struct loom_checkpoint_info {
@@ -106,9 +103,9 @@ loom_checkpoint_slice *loom_checkpoint_whole_slices(const loom_checkpoint_tensor
 /* Saves RUN/checkpoints/step-N and moves `latest`. On any error the previous ones are as they were and the temporary
  * directory is gone; but what has been written whole and has its name stays, even if `latest` cannot be moved to it.
  *
- * With a communicator all ranks call it, with slices that together are every bucket once; of all else that is saved, and
- * of what the directory is called, rank 0's counts. The directory must be on a file system that all ranks share. It ends
- * on all ranks alike: an error of one is that of all, as loom_comm_all() has it. NULL: alone. */
+ * With a communicator all ranks call it. Their slices together cover every bucket once; all other data, and the name of
+ * the directory, are rank 0's. The directory must be on a file system that all ranks share. If one rank fails, all do.
+ * NULL: there is one rank. */
 bool loom_checkpoint_save(const char *run, const loom_checkpoint_tensors *tensors, const loom_training_state *state,
                           bool bytes, loom_comm *comm, loom_error *error);
 
@@ -119,14 +116,13 @@ bool loom_checkpoint_state(const char *directory, loom_training_state *state);
 int64_t loom_checkpoint_newest(const char *run);
 
 /* Reads what is at `path`: a run (its latest, or the newest where `latest` leads nowhere), a checkpoints directory, a
- * checkpoint, or a Hugging Face GPT-2 directory with model.safetensors. Checks the manifest where there is one.
- * One that a running training deletes meanwhile is looked for anew. */
+ * checkpoint, or a Hugging Face directory of an architecture that is known here, with model.safetensors. Checks the
+ * manifest where there is one. One that a running training deletes meanwhile is looked for anew. */
 bool loom_checkpoint_open(const char *path, loom_checkpoint_info *info, loom_error *error);
 
-/* Fills the slices from it, whose shape must be the layout's: what is of another type is converted, rounded to nearest;
- * what is no parameter's (padding, gaps) becomes zero. Ranks load each by itself, and their slices may overlap. Where
- * weights alone are loaded, one that a running training has deleted since it was opened is looked for anew: *info is then
- * that which was loaded. */
+/* Loads a checkpoint into the slices. Its shapes must be the layout's; other dtypes are rounded to nearest; padding and
+ * gaps become zero. Each rank loads by itself, and slices may overlap. Where weights alone are loaded and a running
+ * training has deleted the checkpoint since it was opened, the run is searched again, and *info is what was loaded. */
 bool loom_checkpoint_load(loom_checkpoint_info *info, const loom_checkpoint_tensors *tensors, loom_error *error);
 
 #ifdef __cplusplus

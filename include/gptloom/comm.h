@@ -1,5 +1,5 @@
-/* The communicator: how the ranks of a run (processes, one per device) find each other. Its operations are in
- * csrc/comm/collectives.h. One thread of a process uses a communicator. */
+/* The communicator: how the ranks of a run (processes, one per device) find each other. What
+ * they do together is the trainer's. One thread of a process uses a communicator. */
 #ifndef GPTLOOM_COMM_H
 #define GPTLOOM_COMM_H
 
@@ -29,9 +29,8 @@ typedef struct loom_comm_options {
 typedef struct loom_comm_traffic {
     int64_t operations;
     int64_t bytes; /* that this rank handed in: an operation's input (of a broadcast, of the root alone) */
-    /* Of the host, in loom_comm_wait and in operations on host memory. On the nccl back end of the device, for which the
-     * host puts work in ahead: while a stream waits, or has nothing to do because the host waits; as of the last
-     * loom_comm_synchronize. */
+    /* Seconds that the host waited for operations. On the nccl back end: seconds in which the device's streams stood
+     * still for them, or for the host that waited, as of the last synchronize. */
     double seconds_waited;
 } loom_comm_traffic;
 
@@ -43,8 +42,8 @@ typedef struct loom_comm {
     loom_device *device;        /* NULL before attach */
     double timeout;
     int64_t step; /* that this rank is at, for errors; -1 at first. The caller's to set */
-    /* For while others work by themselves, measuring or writing files: they have ten times the limit to come to an
-     * operation. A rank that does not answer has not, where MPI can ask. The caller's to set. */
+    /* Operations may wait ten times the timeout, while ranks measure or write files by themselves. With MPI, a rank
+     * that does not answer at all is still given up after the normal one. The caller's to set. */
     bool long_timeout;
     bool is_reporter; /* after a failure of all: whether this rank is the one that prints it */
     loom_comm_traffic traffic;
@@ -56,8 +55,8 @@ typedef struct loom_comm {
  * srun or another launcher has started but that do not find each other (but for "self", which does not ask). */
 bool loom_comm_open(loom_comm **comm, const loom_comm_options *options, loom_error *error);
 
-/* Collective where nothing has failed: ends when all ranks have come to it, or by MPI a little after twice the time limit.
- * NULL is allowed. */
+/* Collective unless something has failed: returns when all ranks have called it, with MPI after a little more than
+ * twice the timeout at most. NULL is allowed. */
 void loom_comm_close(loom_comm *comm);
 
 /* Ends all ranks, and this process with the status. Prints "gptloom: " and the error (NULL: nothing), with the rank in
@@ -65,8 +64,9 @@ void loom_comm_close(loom_comm *comm);
  * reporter (`is_reporter`) prints it. `comm` is NULL in a process that was started as a rank and could not open one. */
 void loom_comm_abort(loom_comm *comm, const loom_error *why, int status) __attribute__((noreturn));
 
-/* For a process that is about to end with an error: where its environment says that it is a rank other than rank 0, waits
- * two seconds. An error that occurs on all ranks (a file that is missing) is printed by rank 0, whose end ends the others. */
+/* For a process that is about to end with an error: where its environment says that it is a rank other than rank 0,
+ * waits two seconds. An error that occurs on all ranks (a file that is missing) is printed by rank 0, whose end ends
+ * the others. */
 void loom_defer_error_to_rank0(void);
 
 /* Whether this process was started as one of several ranks, by mpirun, srun or torchrun. */

@@ -1,9 +1,10 @@
 /* A device: where memory lies and ops run. "cpu" is the tuned CPU, "definition" the same sources without the tuned
- * replacements and without libraries, "oracle" those sources in double precision, which tests compare with; "cuda" is an
- * NVIDIA GPU, or its emulation.
+ * replacements and without libraries, "oracle" those sources in double precision, which tests compare with; "cuda" is
+ * an NVIDIA GPU, or its emulation.
  *
- * Work is put into streams. What is in one stream runs in order; streams run beside each other unless `stream_wait_stream` says what
- * waits for what. On a CPU everything has happened when the call returns, and there is one stream, NULL. */
+ * Work is put into streams. What is in one stream runs in order; streams run beside each other unless
+ * `stream_wait_stream` says what waits for what. On a CPU everything has happened when the call returns, and there is
+ * one stream, NULL. */
 #ifndef GPTLOOM_DEVICE_H
 #define GPTLOOM_DEVICE_H
 
@@ -48,15 +49,14 @@ struct loom_device {
     char description[256];     /* "2 threads, AVX-512, matrix products by oneDNN 2.6.3" */
     char gpu_skip_reason[256]; /* why "auto" did not take a GPU that is there; "" if none is */
     const loom_ops *ops;
-    loom_dtype storage;    /* the widest that parameters and activations are stored in: fp32; fp64 on the oracle */
-    loom_dtype statistics; /* of mean, rstd, lse, losses and partial sums: fp32; fp64 on the oracle */
-    unsigned
-        emulated_dtypes; /* bit i: products of dtype i are widened to fp32, and so no faster: slow, but the reference */
-    int threads;         /* of the CPU, for what the host does beside the device too */
-    bool host_memory;    /* the host may touch the device's memory */
-    size_t reserved;     /* of its memory, which a run cannot have: a GPU's, for the CUDA context and libraries */
-    /* What the bits of a run that stores its weights so hang on beside the device's name, of a CPU: "AVX-512, products by
-     * oneDNN 2.6.3"; "" where they depend on nothing else. */
+    loom_dtype storage;       /* the widest that parameters and activations are stored in: fp32; fp64 on the oracle */
+    loom_dtype statistics;    /* of mean, rstd, lse, losses and partial sums: fp32; fp64 on the oracle */
+    unsigned emulated_dtypes; /* bit i: products of dtype i are computed in fp32: that saves memory and no time */
+    int threads;              /* of the CPU, for what the host does beside the device too */
+    bool host_memory;         /* the host may touch the device's memory */
+    size_t reserved;          /* of its memory, which a run cannot have: a GPU's, for the CUDA context and libraries */
+    /* What, besides the device's name, the exact bits of a run that stores its weights so depend on: of a CPU "AVX-512,
+     * products by oneDNN 2.6.3"; "" where they depend on nothing else. */
     void (*arithmetic)(const loom_device *device, loom_dtype storage, char *text, size_t size);
     /* Memory that ops can use, aligned to 256 bytes, or false with the size and what is free. */
     bool (*allocate)(loom_device *device, void **memory, size_t bytes, loom_error *error);
@@ -73,11 +73,11 @@ struct loom_device {
     void (*stream_close)(loom_device *device, loom_stream *stream);
     /* What is put into `later` from now on waits for what `earlier` holds now. */
     void (*stream_wait_stream)(loom_device *device, loom_stream *later, loom_stream *earlier);
-    /* An event is a place in a stream. `event_record` puts it behind what the stream holds now (and takes it from where it
-     * was); with `stream_wait_event` what is put into a stream from now on waits for it; `event_query` asks, without
-     * waiting, whether all before it is done; with `event_synchronize` the host waits. A second thread of the host may call
-     * these two, and on a stream of its own `copy`, `event_record` and `synchronize`; no other of the device's functions.
-     * An event that was never recorded is reached. */
+    /* An event is a place in a stream. `event_record` puts it behind what the stream holds now (and takes it from where
+     * it was); with `stream_wait_event` what is put into a stream from now on waits for it; `event_query` asks, without
+     * waiting, whether all before it is done; with `event_synchronize` the host waits. A second thread of the host may
+     * call these two, and on a stream of its own `copy`, `event_record` and `synchronize`; no other of the device's
+     * functions. An event that was never recorded is reached. */
     bool (*event_open)(loom_device *device, loom_event **event, loom_error *error);
     void (*event_close)(loom_device *device, loom_event *event);
     void (*event_record)(loom_device *device, loom_event *event, loom_stream *stream);
@@ -88,8 +88,8 @@ struct loom_device {
     bool (*timed_event_open)(loom_device *device, loom_event **event, loom_error *error);
     bool (*event_elapsed)(loom_device *device, loom_event *first, loom_event *second, double *seconds,
                           loom_error *error);
-    /* Graphs: what is put into the default stream between begin and end is captured instead of run. A launch runs it with
-     * the same addresses and arguments, reading memory as it is then. All NULL where nothing would be gained. */
+    /* Graphs: what is put into the default stream between begin and end is captured instead of run. A launch runs it
+     * with the same addresses and arguments, reading memory as it is then. All NULL where nothing would be gained. */
     bool (*graph_begin)(loom_device *device, loom_error *error);
     bool (*graph_end)(loom_device *device, loom_device_graph **graph, loom_error *error);
     void (*graph_launch)(loom_device *device, loom_device_graph *graph);
@@ -107,8 +107,8 @@ struct loom_device {
     bool (*tuning_set)(loom_device *device, const char *text, loom_error *error);
     /* Floating-point operations per second of large matrix products of a storage type, measured for `seconds`. */
     bool (*peak)(loom_device *device, loom_dtype dtype, double seconds, double *rate, loom_error *error);
-    /* Bytes that can still be allocated without harm. Where ranks share the memory, an equal part of what is free: to be
-     * asked before one of them takes hers. */
+    /* Bytes that can still be allocated without harm. Ranks that share the memory get equal parts of what is free: ask
+     * before any of them allocates. */
     size_t (*available)(const loom_device *device);
     /* Bytes of host memory (`allocate_host`) of which the same is true. */
     size_t (*available_host)(const loom_device *device);
@@ -120,8 +120,8 @@ struct loom_device {
 bool loom_device_open(loom_device **device, const char *name, const loom_device_options *options, loom_error *error);
 void loom_device_close(loom_device *device);
 
-/* A GPU that is not here, with so much memory, of which so much is reserved. It answers for shapes (supports, workspace,
- * available): enough to plan a run on it. Nothing can be allocated there and nothing runs. */
+/* A GPU that is not here, with so much memory, of which so much is reserved. It answers for shapes (supports,
+ * workspace, available): enough to plan a run on it. Nothing can be allocated there and nothing runs. */
 bool loom_device_open_shapes(loom_device **device, size_t memory, size_t reserved, loom_error *error);
 
 /* What of CUDA is in this program, and which cuBLASLt it finds: "CUDA 13.0, cuBLASLt 13.1.0"; or that it has none. */

@@ -2,7 +2,7 @@
  *
  * A function that can fail because of its user (a bad flag, a damaged file, too little memory) or because of the system
  * (a full disk) returns false and fills a loom_error. Its caller passes the error up unchanged, and the program prints
- * the one line and exits with the code. A programming error is caught by an assertion and is never returned as an
+ * the one line and exits with code 2. A programming error is caught by an assertion and is never returned as an
  * error. */
 #ifndef GPTLOOM_ERROR_H
 #define GPTLOOM_ERROR_H

@@ -7,6 +7,9 @@
 #ifndef GPTLOOM_H
 #define GPTLOOM_H
 
+/* The version of these headers, and of the library that belongs to them. */
+#define GPTLOOM_VERSION "0.1.0"
+
 #include "gptloom/error.h"
 #include "gptloom/tensor.h"
 #include "gptloom/arena.h"

@@ -18,9 +18,6 @@ typedef enum loom_gpt_activation {
         LOOM_GPT_ACTIVATIONS
 } loom_gpt_activation;
 
-/* What the ops call it. */
-loom_activation loom_activation_of(loom_gpt_activation activation);
-
 /* What the blocks are made of: csrc/model/gpt2.c and gpt1.c. */
 typedef enum loom_gpt_architecture {
     LOOM_GPT_2, /* layernorm before attention and MLP, and at the end */
@@ -38,18 +35,7 @@ typedef struct loom_gpt_config {
 
 #define LOOM_LAYERNORM_EPSILON 1e-5f
 
-/* What an architecture is called here and in transformers' config.json. */
-typedef struct loom_gpt_names {
-    const char *name;           /* "gpt2" */
-    const char *model_type;     /* transformers' "model_type": "gpt2", */
-    const char *class_name;     /* its class, "GPT2LMHeadModel", */
-    const char *activation_key; /* the key of the activation, "activation_function", */
-    const char *gelu;           /* and what the tanh form of GELU is called there */
-} loom_gpt_names;
-
-const loom_gpt_names *loom_gpt_names_of(loom_gpt_architecture architecture);
-
-/* Their names here, ended by NULL. */
+/* What they are called, ended by NULL. */
 extern const char *const loom_gpt_architecture_names[LOOM_GPT_ARCHITECTURES + 1];
 
 /* A named model: gpt1, gpt2 .. gpt2-xl, gpt3-125m .. gpt3-175b, d6, d12, d24, d36, d48, d60, d72, d84 (llm.c's depths),
@@ -134,9 +120,6 @@ typedef struct loom_sharding {
     bool deterministic; /* the gradients of micro-batches are added up in the order of a tree; each is then whole */
 } loom_sharding;
 
-/* Whether so many ranks can compute the same bits as one rank: powers of two up to LOOM_MAX_DETERMINISTIC_RANKS. */
-bool loom_ranks_can_be_alike(int64_t ranks);
-
 /* Whether a step of so many sequences can be cut into micro-batches of B sequences, the same number on each rank; for
  * deterministic sums both numbers have to be powers of two. */
 bool loom_micro_batches_divide(int64_t sequences, int64_t B, const loom_sharding *sharding);
@@ -162,8 +145,8 @@ typedef struct loom_precision_flags {
     loom_dtype gradient;  /* --grad-dtype: fp32 or bf16 */
 } loom_precision_flags;
 
-/* Whether a run can have these types: bf16 alone can do without master weights, by stochastic rounding, or have gradients of
- * weights in 16 bits. The error names the flags. */
+/* Whether a run can have these types: bf16 alone can do without master weights, by stochastic rounding, or have
+ * gradients of weights in 16 bits. The error names the flags. */
 bool loom_precision_check(const loom_precision_flags *flags, loom_error *error);
 
 /* The precision of such a run on a device. On the oracle all is fp64. */
@@ -205,13 +188,10 @@ typedef struct loom_recompute {
 
 enum { LOOM_RECOMPUTE_NAME = 80 };
 
-/* "none", "act", "norm", "block-attn", "block", "every:3", "sqrt", "auto", or "sets:1f*8,3*4": of each set its values, as
- * a hexadecimal number, and its blocks. The error of an unknown one lists them. */
+/* "none", "act", "norm", "block-attn", "block", "every:3", "sqrt", "auto", or "sets:1f*8,3*4": of each set its values,
+ * as a hexadecimal number, and its blocks. The error of an unknown one lists them. */
 bool loom_recompute_parse(const char *text, loom_recompute *recompute, loom_error *error);
 void loom_recompute_name(const loom_recompute *recompute, char name[LOOM_RECOMPUTE_NAME]);
-
-/* Blocks of a segment: 1 where each block is recomputed from its own input. */
-int64_t loom_recompute_segment(const loom_recompute *recompute, int64_t n_layer);
 
 /* The policies to choose among, from what computes nothing again to what computes most: none .. block, every:2 and so
  * on, sqrt; returns how many. A larger K than sqrt's would keep more and compute more. */
@@ -249,34 +229,14 @@ void loom_gpt_lay_out(loom_gpt *gpt, loom_arena *arena);
  * what must start as zero, and sets the loss scale to 1. */
 bool loom_gpt_prepare(loom_gpt *gpt, loom_error *error);
 
-/* The published initialisation: weights normal(0, 0.02), GPT-2's residual projections scaled by 1/sqrt(2 n_layer),
- * positions like weights; biases 0, layernorms 1. An element's value depends on its bucket and its place there. Only
- * the model's shards are written: the weights that it reads beside these are to be gathered afterwards. */
-bool loom_gpt_initialise(loom_gpt *gpt, uint64_t seed, loom_error *error);
-
 const loom_gpt_config *loom_gpt_get_config(const loom_gpt *gpt);
 const loom_layout *loom_gpt_get_layout(const loom_gpt *gpt);
 loom_device *loom_gpt_get_device(const loom_gpt *gpt);
 const loom_precision *loom_gpt_get_precision(const loom_gpt *gpt);
-int64_t loom_gpt_get_logits_rows(const loom_gpt *gpt); /* what logits_rows came to */
-size_t loom_gpt_get_host_bytes(const loom_gpt *gpt);   /* pinned host memory to offload to; after a lay-out */
+size_t loom_gpt_get_host_bytes(const loom_gpt *gpt); /* pinned host memory to offload to; after a lay-out */
 /* Device memory of a model that is whole, in the layout. */
 void *loom_gpt_get_parameters(loom_gpt *gpt); /* as the model reads them */
 void *loom_gpt_get_master(loom_gpt *gpt); /* as the optimizer updates them; the same place where there is no master */
-void *loom_gpt_get_gradients(loom_gpt *gpt);
-void *loom_gpt_get_losses(loom_gpt *gpt); /* (B,T), device's statistics type */
-
-/* Copies a micro-batch of ids, (B,T) each, to where the model reads it, from the host or from device memory. A target
- * of -1 is none. */
-void loom_gpt_set_batch(loom_gpt *gpt, const int32_t *tokens, const int32_t *targets, loom_copy_kind kind);
-
-/* A micro-batch of training: forward, losses (B,T) and their sums over each sequence (B), and backward, which writes
- * the parameters' gradients, or with `accumulate` adds to them. Losses and the gradients of activations do not depend
- * on how many rows of logits there are at a time; the classifier's weight gradient does in the order of its additions. */
-void loom_gpt_train(loom_gpt *gpt, bool accumulate);
-
-/* Its losses alone. */
-void loom_gpt_evaluate(loom_gpt *gpt);
 
 /* Generation, for one sequence (B = 1 is used), by a model that was made to generate: runs `n` tokens standing at
  * positions past .. past+n-1 after `past` tokens already seen, and writes the last one's logits, vocab_size floats, to

@@ -1,5 +1,5 @@
-/* The op table: every operation the model is made of, forward and backward, one function pointer each, filled once
- * per device. The model calls through it and never knows the device.
+/* The op table: every operation that the model is made of, one function pointer each, filled once per device. The model
+ * calls through it and never knows the device.
  *
  * An op has one name in every room: csrc/cpu/NAME.c is its definition, kernels/NAME.cu its CUDA implementation,
  * csrc/cases/NAME.c its cases. dev/adding-an-op.md walks through adding one.
@@ -76,10 +76,11 @@ typedef struct loom_scalars {
  *             REALS_OR_BF16: gradients of weights, and what AdamW updates; IDS: int32; ANY: any, each for itself
  *   access    READ, WRITTEN, READ | WRITTEN, or ADDED_IF(flag): written, or added to where that member is true;
  *             | OPTIONAL: it may be left zero
- *   called    in English, of what is written: what --check-finite says of it. Left out, it does not look there. Of two
- *             outputs of which one is made of the other, the one that is made stands first
+ *   called    the name of an output in --check-finite's messages; without it, the view is skipped there. If one output is
+ *             computed from another, the computed one is listed first
  *
- * Behind the last struct of a family, which are the ops of one file in csrc/cpu, kernels and csrc/cases, stand its ops. */
+ * Behind the last struct of a family, which are the ops of one file in csrc/cpu, kernels and csrc/cases, stand its ops.
+ * */
 
 /* out[b,t,:] = token_weight[tokens[b,t],:] + position_weight[first_position + t,:]   (GPT-2 paper, section 2.3) */
 struct loom_embedding_forward {
@@ -159,7 +160,8 @@ struct loom_layernorm_backward {
     VIEW(rstd, REALS, READ)
 #define LOOM_OPS_layernorm(OP) OP(layernorm_forward) OP(layernorm_backward)
 
-/* What an MLP may apply to its widened rows, each a family of ops: NAME_forward (out, x) and NAME_backward (dx, dout, x). */
+/* What an MLP may apply to its widened rows, each a family of ops: NAME_forward (out, x) and NAME_backward (dx, dout,
+ * x). */
 #define LOOM_ACTIVATION_LIST(ACTIVATION) ACTIVATION(GELU, gelu) ACTIVATION(RELU, relu) ACTIVATION(RELU2, relu2)
 
 typedef enum loom_activation {
@@ -192,7 +194,7 @@ struct loom_matmul_forward {
     VIEW(weight, MODEL, READ)                                                                                          \
     VIEW(bias, MODEL, READ | OPTIONAL)
 
-/* dx = dout @ weight^T. With `accumulate` what dx holds is a term of each sum, which is rounded to its storage once. */
+/* dx = dout @ weight^T. With `accumulate` dx's old value is added before the sum is rounded, once, to its dtype. */
 struct loom_matmul_backward_input {
     loom_view dx;     /* (N,I) */
     loom_view dout;   /* (N,O) */
@@ -381,11 +383,12 @@ struct loom_block_sum {
 #define LOOM_OPS_block_sum(OP) OP(block_sum)
 
 /* The end of a step's reductions: out.loss = sum(losses) * in.loss_gradient, out.gradient_norm = sqrt(sum(squares)) /
- * state.loss_scale, both added in index order; the clip factor; whether to skip; AdamW's t and bias corrections. Skipped
- * is what is not finite, and with in.spike_z a loss or norm further above its mean over about the last 128 steps than
- * that many deviations, once 32 steps were seen. What is not finite does not count in these statistics; a spike does.
- * Last, with in.loss_scale_interval, the loss scale of the next step: half (1 at least) after a norm that is not finite,
- * with age 0; else the age grows by one, and at the interval the scale doubles (2^24 at most) and the age is 0. */
+ * state.loss_scale, both added in index order; the clip factor; whether to skip; AdamW's t and bias corrections. An
+ * update is skipped if the loss or the norm is not finite or, with in.spike_z and after 32 steps, more than that many
+ * deviations above its mean over about the last 128 steps. What is not finite does not count in the mean; a spike does.
+ * Last, with in.loss_scale_interval, the loss scale of the next step: half (1 at least) after a norm that is not
+ * finite, with age 0; else the age grows by one, and at the interval the scale doubles (2^24 at most) and the age is 0.
+ * */
 struct loom_optimizer_scalars {
     loom_scalars *scalars;
     loom_view losses;  /* (n) fp32: block sums of the losses */
@@ -396,8 +399,8 @@ struct loom_optimizer_scalars {
     VIEW(squares, REALS, READ)
 #define LOOM_OPS_optimizer_scalars(OP) OP(optimizer_scalars)
 
-/* Some of a vector's elements: runs of them, first .. last - 1 each, in their order and without a common element. They lie
- * in the arguments themselves, so that a captured op keeps them. */
+/* Some of a vector's elements: runs of them, first .. last - 1 each, in their order and without a common element. They
+ * lie in the arguments themselves, so that a captured op keeps them. */
 enum { LOOM_MOST_RANGES = 8 };
 typedef struct loom_element_range {
     int64_t first, last;
@@ -408,10 +411,10 @@ typedef struct loom_ranges {
     loom_element_range at[LOOM_MOST_RANGES];
 } loom_ranges;
 
-/* AdamW with decoupled weight decay   (Loshchilov and Hutter, 2019, algorithm 2), over tensors that lie one after another:
- * g = gradient * out.gradient_factor; m = beta1 m + (1 - beta1) g; v = beta2 v + (1 - beta2) g^2;
- * p -= lr * (m/bc1 / (sqrt(v/bc2) + eps) + decay * weight_decay * p), with a decay of 1 for the elements of `decayed`, of 0
- * for the others. Nothing is touched when out.skip is set. Gaps between tensors, of zeros that are not decayed, stay zeros.
+/* AdamW with decoupled weight decay   (Loshchilov and Hutter, 2019, algorithm 2), over tensors that lie one after
+ * another: g = gradient * out.gradient_factor; m = beta1 m + (1 - beta1) g; v = beta2 v + (1 - beta2) g^2; p -= lr *
+ * (m/bc1 / (sqrt(v/bc2) + eps) + decay * weight_decay * p), with a decay of 1 for the elements of `decayed`, of 0 for
+ * the others. Nothing is touched when out.skip is set. Gaps between tensors, of zeros that are not decayed, stay zeros.
  * An element's bits do not depend on what else an op updates.
  *
  * In runs of bf16 or fp16, `parameter` holds the master weights in fp32 and `copy` the weights that the model reads, p
@@ -420,9 +423,9 @@ typedef struct loom_ranges {
  * 2015), by adding 16 random bits below bf16's last and cutting off. Element i takes half-word (first + i) % 8 (low
  * halves of words first) of loom_random(seed, LOOM_RANDOM_ROUNDING, state.updates, (first + i) / 8).
  *
- * Moments in bf16 are rounded in the same way, with the purposes LOOM_RANDOM_ROUNDING_MOMENT1 and _MOMENT2: a step changes
- * v by as little as 1 - beta2 of it, which nearest rounding would lose. The parameter is updated with m and v as they
- * are before that. */
+ * Moments in bf16 are rounded in the same way, with the purposes LOOM_RANDOM_ROUNDING_MOMENT1 and _MOMENT2: a step
+ * changes v by as little as 1 - beta2 of it, which nearest rounding would lose. The parameter is updated with m and v
+ * as they are before that. */
 struct loom_adamw {
     loom_view parameter;        /* (n) fp32, or bf16 without a master */
     loom_view copy;             /* (n) optional, with fp32 parameters: in any dtype, in training bf16 or fp16 */
@@ -516,9 +519,9 @@ typedef struct loom_work {
 
 loom_work loom_op_work(loom_op op, const void *arguments);
 
-/* Where and how a sequence of ops runs. The same sequence runs several times: with loom_planning_ops() it only adds up the
- * workspace it will need; with loom_preparing_ops() it makes the device's plans; with the device's own ops it runs. With
- * loom_visiting_ops() it is shown op by op, to be counted. */
+/* Where and how a sequence of ops runs. The same sequence runs several times: with loom_planning_ops() it only adds up
+ * the workspace it will need; with loom_preparing_ops() it makes the device's plans; with the device's own ops it runs.
+ * With loom_visiting_ops() it is shown op by op, to be counted. */
 struct loom_context {
     const loom_ops *ops;
     loom_device *device;

@@ -9,9 +9,9 @@ extern "C" {
 #endif
 
 typedef enum loom_schedule_kind {
-    LOOM_SCHEDULE_COSINE,   /* half a cosine from lr to min_lr over the steps after warm-up */
-    LOOM_SCHEDULE_LINEAR,   /* a straight line */
-    LOOM_SCHEDULE_WSD,      /* warm-up, stable, decay: lr until the last fifth of the steps, then a line to min_lr */
+    LOOM_SCHEDULE_COSINE, /* half a cosine from lr to min_lr over the steps after warm-up */
+    LOOM_SCHEDULE_LINEAR, /* a straight line */
+    LOOM_SCHEDULE_WSD,    /* warm-up, stable, decay: lr until the last fifth of the steps after warm-up, then a line */
     LOOM_SCHEDULE_CONSTANT, /* lr after warm-up */
 } loom_schedule_kind;
 

@@ -28,7 +28,8 @@ typedef struct loom_plan {
     int64_t sequences;    /* in a step, of all ranks */
 } loom_plan;
 
-/* Plans training (or inference) of a model on a device, with `sequences` in a step: the memory of one of setup's ranks. */
+/* Plans training (or inference) of a model on a device, with `sequences` in a step: the memory of one of setup's ranks.
+ * */
 bool loom_plan_make(loom_plan *plan, const loom_gpt_config *config, const loom_gpt_setup *setup, loom_device *device,
                     int64_t sequences, loom_error *error);
 
@@ -52,7 +53,8 @@ int loom_plan_suggest(const loom_plan *plan, loom_suggestion found[LOOM_MOST_SUG
 /* The same in words: "these would fit: --recompute act; --micro-batch 4", or what to try where none is found. */
 void loom_plan_advise(const loom_plan *plan, char *text, size_t size);
 
-/* Whether it fits in plan->available; the error gives the total, what there is, the largest rows, and what would fit. */
+/* Whether it fits in plan->available; the error gives the total, what there is, the largest rows, and what would fit.
+ * */
 bool loom_plan_check(const loom_plan *plan, loom_error *error);
 
 /* ------------------------------------------------------------------------------------------------------------ costs
@@ -69,8 +71,8 @@ typedef struct loom_cost {
     double update; /* of a step: the optimizer, for each element of the layout */
 } loom_cost;
 
-/* The cost of a rank's step of so many micro-batches, with an optimizer that updates so many elements (plan.elements). The
- * cost model was made for the same shapes and micro-batch, and may have been made for another depth. */
+/* The cost of a rank's step of so many micro-batches, with an optimizer that updates so many elements (plan.elements).
+ * The cost model was made for the same shapes and micro-batch, and may have been made for another depth. */
 bool loom_cost_step(const loom_cost *cost, const loom_gpt_config *config, const loom_recompute *recompute,
                     int64_t micro_batches, int64_t elements, double *amount, loom_error *error);
 
@@ -83,8 +85,8 @@ typedef struct loom_cost_parts {
 
 bool loom_cost_split(const loom_cost *cost, const loom_gpt_config *config, loom_cost_parts *parts, loom_error *error);
 
-/* Seconds, measured: a model of two layers, else as `config` and `setup` say (but for the policy), is made on the device,
- * runs step by step, and is given back. Takes a second or two, or a few runs where one takes longer. */
+/* Seconds, measured: a model of two layers, else as `config` and `setup` say (but for the policy), is made on the
+ * device, runs step by step, and is given back. Takes a second or two, or a few runs where one takes longer. */
 bool loom_cost_measure(loom_cost *cost, const loom_gpt_config *config, const loom_gpt_setup *setup, loom_device *device,
                        loom_error *error);
 
@@ -92,8 +94,9 @@ bool loom_cost_measure(loom_cost *cost, const loom_gpt_config *config, const loo
 bool loom_cost_count(loom_cost *cost, const loom_gpt_config *config, const loom_gpt_setup *setup, loom_device *device,
                      loom_error *error);
 
-/* The policy that trains fastest of those that fit into `available` bytes, by costs that hold for setup->B and setup->T;
- * setup->recompute is not looked at. `plan` becomes its plan. False where none fits; the error says what would. */
+/* The policy that trains fastest of those that fit into `available` bytes, by costs that hold for setup->B and
+ * setup->T; setup->recompute is not looked at. `plan` becomes its plan. False where none fits; the error says what
+ * would. */
 bool loom_plan_choose(loom_plan *plan, const loom_gpt_config *config, const loom_gpt_setup *setup, loom_device *device,
                       int64_t sequences, size_t available, const loom_cost *cost, loom_error *error);
 
@@ -121,7 +124,7 @@ typedef struct loom_gpu_assumptions {
     double bandwidth;         /* of its memory's */
     double launch;            /* seconds that an op takes at least */
     double reserved;          /* bytes of its memory that the CUDA context and libraries keep */
-    double unreported;        /* of its memory: what the card says it has is so much less than its data sheet says */
+    double unreported;        /* the part of the data sheet's memory that the card does not report */
     double communicator;      /* and those that NCCL keeps, where there are several ranks */
 } loom_gpu_assumptions;
 

@@ -16,7 +16,7 @@ extern "C" {
 
 /* ----------------------------------------------------------------------------------------------------------- options
  * Every field is a flag of `gptloom train` and a key of a config file (underscores become dashes). A field that was not
- * given, and whose default is derived, is 0 or NULL (min_lr, warmup and val_fraction: -1). Strings and lists of them are owned by the
+ * given, and whose default is derived, is 0 or NULL (min_lr, warmup, val_fraction, activation and architecture: -1). Strings and lists of them are owned by the
  * options. */
 
 typedef enum loom_switch { LOOM_OFF, LOOM_ON } loom_switch;
@@ -74,7 +74,8 @@ void loom_train_options_free(loom_train_options *options);
  * what is allowed; an unknown key suggests the nearest. */
 bool loom_train_options_set(loom_train_options *options, const char *key, const char *value, loom_error *error);
 
-/* Reads an INI file: `key = value` lines; sections and their order do not matter. */
+/* Reads an INI file: `key = value` lines. Section names do not matter, but for `[derived]`, which is a
+ * record and is skipped. */
 bool loom_train_options_read(loom_train_options *options, const char *path, loom_error *error);
 
 /* All options as such a file has them, to be freed; and the file. */
@@ -105,13 +106,13 @@ typedef struct loom_step_report {
     float loss, lr, grad_norm;
     bool skipped;
     double ms, tokens_per_s;
-    /* With several ranks: milliseconds of the step in which this one waited for communication; by how many the ranks' own
-     * work differed in the step before, the slowest's from the fastest's. */
+    /* With several ranks: milliseconds of the step in which this one waited for communication; by how many the ranks'
+     * own work differed in the step before, the slowest's from the fastest's. */
     double ms_waited, ms_spread;
     int64_t comm_bytes; /* that this rank handed to the communicator in the step */
     bool stop;          /* the observer of one of the ranks asks to end the run */
-    /* For that the step was given up before its update. Nothing has changed: `step` and `tokens` are those of the step
-     * before, the other fields 0, and the next call does the same step from its start, to the same bits. */
+    /* The step was given up before its update. Nothing has changed: `step` and `tokens` are those of the step before,
+     * the other fields are 0, and the next call repeats the step to the same bits. */
     bool interrupted;
 } loom_step_report;
 
@@ -124,22 +125,22 @@ typedef struct loom_validation {
 
 /* Opens data and device, shapes the model, plans memory (refusing what does not fit), allocates once, initialises or
  * loads. Nothing is written. The options' strings must outlive the trainer. Of the observer, which may be NULL and
- * outlives the trainer, `planned` and `should_stop` are called.
+ * outlives the trainer, `planned`, `validating` and `should_stop` are called.
  *
- * `comm` is open and not attached; the trainer closes it. NULL is one rank. Of several ranks all call the same functions
- * of their trainers; where one fails the others wait in vain: its process is to end in loom_comm_abort(), for which the
- * communicator, and all that it may be at work on, stays open when loom_trainer_open() or loom_train() fails. */
+ * `comm` is open and not attached; the trainer closes it. NULL is one rank. All ranks make the same calls. If one of
+ * them fails, its process must call loom_comm_abort(), or the others wait in vain: the communicator stays open for that
+ * when loom_trainer_open() or loom_train() fails. */
 bool loom_trainer_open(loom_trainer **trainer, const loom_train_options *options, loom_comm *comm,
                        const loom_train_observer *observer, loom_error *error);
 void loom_trainer_close(loom_trainer *trainer);
 
-/* data -> forward -> loss -> backward -> reduce -> clip -> AdamW, once. Where the observer asks to end the run the step may
- * be given up between two micro-batches, which is no error: report->interrupted. */
+/* data -> forward -> loss -> backward -> reduce -> clip -> AdamW, once. Where the observer asks to end the run the step
+ * may be given up between two micro-batches, which is no error: report->interrupted. */
 bool loom_trainer_step(loom_trainer *trainer, loom_step_report *report, loom_error *error);
 
-/* Mean loss over windows of the validation split: as many as hold so many tokens, evenly spaced over it; 0: all. Which ones,
- * and the order in which their losses are added, depends on the tokens and --seq-len alone: not on the micro-batch or the
- * ranks. */
+/* Mean loss over windows of the validation split: as many as hold so many tokens, evenly spaced over it; 0: all. Which
+ * ones, and the order in which their losses are added, depends on the tokens and --seq-len alone: not on the
+ * micro-batch or the ranks. */
 bool loom_trainer_validate(loom_trainer *trainer, int64_t tokens, loom_validation *result, loom_error *error);
 
 /* How many tokens that is. */
@@ -170,8 +171,8 @@ const loom_dataset *loom_trainer_data(const loom_trainer *trainer);
 
 /* -------------------------------------------------------------------------------------------------------- whole runs
  * loom_train runs options to the end in a run directory:
- *   OUT/config.ini  OUT/data.json  OUT/plan.json  OUT/metrics.jsonl  OUT/checkpoints/  OUT/samples.txt
- * and, where the device autotunes, OUT/tuning.txt;
+ *   OUT/config.ini  OUT/data.json  OUT/plan.json  OUT/metrics.jsonl  OUT/checkpoints/  OUT/samples.txt  OUT/lock
+ * and OUT/saved after the first checkpoint, and OUT/tuning.txt where the device autotunes;
  * and tells an observer, all of whose functions may be NULL. */
 struct loom_train_observer {
     void *user;
@@ -184,13 +185,13 @@ struct loom_train_observer {
     void (*validated)(void *user, int64_t step, const loom_validation *result);
     void (*sampled)(void *user, int64_t step, const char *text);
     void (*saved)(void *user, int64_t step, const char *directory);
-    /* Asked between micro-batches, in training, validation and sampling; true, if only once, saves the last whole step and
-     * ends the run cleanly, of all ranks. */
+    /* Asked between micro-batches, in training, validation and sampling; true, if only once, saves the last whole step
+     * and ends the run cleanly, of all ranks. */
     bool (*should_stop)(void *user);
 };
 
-/* `comm` as for loom_trainer_open. All ranks see the same directory: rank 0 writes it, each its part of checkpoints, and
- * where there are several ranks its own OUT/logs/rank-N.log. */
+/* `comm` as for loom_trainer_open. All ranks see the same directory: rank 0 writes it, each its part of checkpoints,
+ * and where there are several ranks its own OUT/logs/rank-N.log. */
 bool loom_train(const loom_train_options *options, loom_comm *comm, const loom_train_observer *observer,
                 loom_error *error);
 

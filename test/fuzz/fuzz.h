@@ -1,5 +1,6 @@
 /* Everything that reads what others wrote, as functions of bytes. A target returns on any bytes; it aborts where what
- * was read breaks a promise. libFuzzer calls one of them (fuzzer.cpp), test_fuzz_corpus all, on what libFuzzer found. */
+ * was read breaks a promise. libFuzzer calls one of them (fuzzer.cpp), test_fuzz_corpus all, on what libFuzzer found.
+ * */
 #ifndef LOOM_TEST_FUZZ_H
 #define LOOM_TEST_FUZZ_H
 

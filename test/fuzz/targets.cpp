@@ -89,7 +89,8 @@ std::string directory(const std::string &name) {
     return path;
 }
 
-/* Whether a path is one that targets make or leave out, so that the disk need not be asked; then whether it is there. */
+/* Whether a path is one that targets make or leave out, so that the disk need not be asked; then whether it is there.
+ * */
 bool is_known(const std::string &path, bool *exists) {
     const size_t slash = path.rfind('/');
     const std::string parent = path.substr(0, slash == path.npos ? 0 : slash), name = path.substr(parent.size());
@@ -516,8 +517,8 @@ void nearest(const uint8_t *data, size_t size) {
 
 } // namespace
 
-/* The linker puts these in the place of csrc/base/file.c's, for its callers: reading is then as fast as it can be, and a
- * sanitizer knows where a file ends to the byte. What is cut or replaced here is kept, to be looked at. */
+/* The linker puts these in the place of csrc/base/file.c's, for its callers: reading is then as fast as it can be, and
+ * a sanitizer knows where a file ends to the byte. What is cut or replaced here is kept, to be looked at. */
 extern "C" {
 bool __real_loom_path_exists(const char *path);
 bool __real_loom_is_directory(const char *path);

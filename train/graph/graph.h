@@ -1,5 +1,5 @@
-/* A model's tape as its picture tells it: what each node computes and writes, and what becomes of that under a policy of
- * recomputation. */
+/* A model's tape as its picture tells it: what each node computes and writes, and what becomes of that under a policy
+ * of recomputation. */
 #ifndef LOOM_TRAIN_GRAPH_H
 #define LOOM_TRAIN_GRAPH_H
 

@@ -218,8 +218,8 @@ static bool is_added(const loom_tape *t, int node) {
     return added;
 }
 
-/* Whether its output takes the stream's place, as that of a layernorm behind a sum: what it writes is added to, or read by
- * another scope. */
+/* Whether its output takes the stream's place, as that of a layernorm behind a sum: what it writes is added to, or read
+ * by another scope. */
 static bool becomes_stream(const loom_tape *t, int node) {
     const loom_value out = t->node[node].module == &loom_module_layernorm ? t->node[node].out[LOOM_NORM_OUT] : -1;
     bool found = false;

@@ -39,8 +39,8 @@ void loom_svg_label(loom_svg *svg, double x, double y, const char *anchor, const
 /* A path's next point: `command` ('M' or 'L') and the place, to a tenth. */
 void loom_svg_point(loom_svg *svg, char command, double x, double y);
 
-/* Refuses a place that cannot be written to, and for `what` a command draws ("plot draws SVG") the name of another kind of
- * picture. */
+/* Refuses a place that cannot be written to, and for `what` a command draws ("plot draws SVG") the name of another kind
+ * of picture. */
 bool loom_svg_check_place(const char *path, const char *what, loom_error *error);
 
 /* Writes it where the user says, through links; or where nothing is said (`out` is NULL) to a default place, through
