@@ -303,6 +303,9 @@ TEST(Tokenizer, RefusesWhatItDoesNotKnow) {
     json = good;
     says(json.replace(json.find("\"BPE\""), 5, "\"Unigram\""), "Unigram");
     says(bytes_json("", "", "{\"type\": \"Metaspace\"}"), "Metaspace");
+    says(bytes_json("", "", "null"), "its pre-tokenizer is");
+    json = good;
+    says(json.replace(json.find("\"pre_tokenizer\""), 15, "\"no_tokenizer\""), "its pre-tokenizer is");
     says(bytes_json("", "",
                     "{\"type\": \"Sequence\", \"pretokenizers\": [{\"type\": \"Split\", \"pattern\": {\"Regex\": "
                     "\"x+\"}, \"behavior\": \"Isolated\"}, {\"type\": \"ByteLevel\", \"use_regex\": false}]}"),

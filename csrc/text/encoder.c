@@ -81,7 +81,8 @@ static bool merge_piece(loom_encoder *e, const uint8_t *piece, size_t n, int32_t
         return true;
     }
     for (size_t i = 0; i < n; i++) ids[i] = t->of_byte[piece[i]];
-    return loom_bpe_merge(t->vocabulary, ids, n, &e->scratch, count);
+    *count = n;
+    return !loom_vocabulary_merges(t->vocabulary) || loom_bpe_merge(t->vocabulary, ids, n, &e->scratch, count);
 }
 
 /* Eight bytes of which the first n, up to 8, count. */

@@ -102,7 +102,7 @@ static bool read_pre_tokenizer(loom_tokenizer *t, const cJSON *stage, const char
         if (!read_split(t, first, path, error)) return false;
         last = first->next;
     }
-    if (last->next && is_sequence)
+    if (is_sequence && last->next)
         return loom_fail(error, "%s: splits text in more ways than are known here (%s)", path, type_of(last->next));
     if (strcmp(type_of(last), "ByteLevel") != 0)
         return loom_fail(error, "%s: is no byte-level tokenizer: its pre-tokenizer is %s", path, type_of(last));
