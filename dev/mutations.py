@@ -610,8 +610,8 @@ MUTATIONS = [
     Mutation(
         "activation of what it writes",
         MATMUL,
-        "loom_gelu_forward){.out = a->out, .x = a->preactivation}",
-        "loom_gelu_forward){.out = a->out, .x = a->out}",
+        "_forward){.out = a->out, .x = a->preactivation}",
+        "_forward){.out = a->out, .x = a->out}",
         "matmul_forward",
     ),
 ]

@@ -238,10 +238,11 @@ std::string bytes_json(const std::string &added, const std::string &model = "", 
 
 TEST(Tokenizer, AddedTokensAreFoundAsTheirFieldsSay) {
     const TemporaryDirectory place;
-    write_file(place.at("tokenizer.json"),
-               bytes_json("{\"id\": 300, \"content\": \"<x>\"}, {\"id\": 301, \"content\": \"<x>y\"}, "
-                          "{\"id\": 302, \"content\": \"<l>\", \"lstrip\": true}, {\"id\": 303, \"content\": \"<r>\", "
-                          "\"rstrip\": true}, {\"id\": 304, \"content\": \"word\", \"single_word\": true}"));
+    write_file(
+        place.at("tokenizer.json"),
+        bytes_json("{\"id\": 300, \"content\": \"<x>\", \"special\": true}, {\"id\": 301, \"content\": \"<x>y\"}, "
+                   "{\"id\": 302, \"content\": \"<l>\", \"lstrip\": true}, {\"id\": 303, \"content\": \"<r>\", "
+                   "\"rstrip\": true}, {\"id\": 304, \"content\": \"word\", \"single_word\": true}"));
     const Tokenizer t = open_tokenizer(place.path().string());
     const auto ids = [&](const std::string &text) { return encode(t.get(), text, LOOM_SPECIAL_ENCODE); };
     EXPECT_EQ(ids("a<x>b"), Ids({'a', 300, 'b'}));
@@ -252,6 +253,7 @@ TEST(Tokenizer, AddedTokensAreFoundAsTheirFieldsSay) {
     EXPECT_EQ(ids("word"), Ids({304}));
     EXPECT_EQ(ids("(word)"), Ids({'(', 304, ')'}));
     EXPECT_EQ(ids("words").size(), 5u);
+    EXPECT_EQ(ids("\u3000<l>"), Ids({302})) << "of three bytes";
     EXPECT_EQ(ids("_word").size(), 5u);
     EXPECT_EQ(encode(t.get(), "<x>"), Ids({'<', 'x', '>'}));
     loom_error error;

@@ -47,7 +47,7 @@ static const loom_flag flags[] = {
      .choices = specials,
      .default_value = "text",
      .group = "Tokenizer",
-     .help = "what an added token such as <|endoftext|> in the text is: text as any other, its id, or an error"},
+     .help = "what a special token such as <|endoftext|> in the text is: text as any other, its id, or an error"},
     {.name = "vocab-size",
      .type = LOOM_FLAG_INT,
      AT(vocab_size),
@@ -127,7 +127,7 @@ static bool encode(const loom_tokenizer *t, const settings *s, const input *in, 
     return ok;
 }
 
-/* A line for each token: its id, and its bytes as a C string has them. */
+/* A line for each token: its id, and its text, in which \xNN is a byte that cannot be shown. */
 static void show_token(int32_t id, loom_token_bytes token) {
     printf("%8d  \"", id);
     for (size_t i = 0; i < token.n;) {
@@ -158,7 +158,7 @@ static bool show(const loom_tokenizer *t, const settings *s, const input *in, lo
     return ok;
 }
 
-/* Ids with anything but digits between them. */
+/* Ids with spaces, commas and ends of lines between them. */
 static bool decode(const loom_tokenizer *t, const settings *s, const input *in, loom_error *error) {
     (void)s;
     static const char separators[] = " ,\t\r\n";
@@ -239,8 +239,9 @@ static bool train(const settings *s, const char *const *paths, int n, loom_error
         ok = loom_bpe_train(&t, counts, &training, error) && loom_tokenizer_write_json(t, s->out, error);
     }
     if (ok)
-        printf("%s: %d tokens, trained on %.1f MB of text in %.1f s\n", LOOM_PRINTABLE(s->out),
-               loom_vocabulary_size(t->vocabulary), (double)bytes / 1e6, loom_seconds_now() - begin);
+        fprintf(loom_output_is_stdout(s->out) ? stderr : stdout,
+                "%s: %d tokens, trained on %.1f MB of text in %.1f s\n", LOOM_PRINTABLE(s->out),
+                loom_vocabulary_size(t->vocabulary), (double)bytes / 1e6, loom_seconds_now() - begin);
     loom_tokenizer_close(t);
     loom_piece_counts_close(counts);
     return ok;

@@ -54,6 +54,7 @@ void loom_bpe_free(loom_bpe_scratch *scratch) {
 /* Each of n tokens puts at most one entry into the heap at first, and each merge at most two. */
 static bool grow(loom_bpe_scratch *scratch, size_t n) {
     if (n <= scratch->capacity) return true;
+    if (n >= NONE) return false;
     loom_bpe_free(scratch);
     scratch->node = malloc(n * sizeof *scratch->node);
     scratch->heap = malloc(3 * n * sizeof *scratch->heap);

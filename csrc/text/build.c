@@ -41,9 +41,18 @@ static bool is_end_of_text(const char *content) {
     return false;
 }
 
+/* Whether an added token has this id, so that the vocabulary's own spelling of it does not count. */
+static bool is_added(const loom_tokenizer *t, int64_t id) {
+    for (int i = 0; i < t->n_added; i++)
+        if (t->added[i].id == id) return true;
+    return false;
+}
+
 bool loom_tokenizer_add_token(loom_tokenizer *t, loom_added_token token, const char *path, loom_error *error) {
     if (token.n == 0 || token.n > LOOM_LONGEST_TOKEN || token.id < 0 || token.id > LOOM_LARGEST_TOKEN_ID)
-        return loom_fail(error, "%s: added token %d has no content, or an id that no token can have", path, token.id);
+        return loom_fail(error, "%s: added token %d has no content or a very long one, or an id that no token can have",
+                         path, token.id);
+    if (is_added(t, token.id)) return loom_fail(error, "%s: two added tokens have id %d", path, token.id);
     loom_added_token *grown = realloc(t->added, (size_t)(t->n_added + 1) * sizeof *grown);
     if (grown) t->added = grown;
     token.content = grown ? strdup(token.content) : NULL;
@@ -67,13 +76,6 @@ bool loom_tokenizer_finish(loom_tokenizer *t, const char *path, loom_error *erro
 }
 
 /* ------------------------------------------------------------------------------------- tokens and merges as characters */
-
-/* Whether an added token has this id, so that the vocabulary's own spelling of it does not count. */
-static bool is_added(const loom_tokenizer *t, int64_t id) {
-    for (int i = 0; i < t->n_added; i++)
-        if (t->added[i].id == id) return true;
-    return false;
-}
 
 static bool add_entry(loom_tokenizer *t, const cJSON *item, uint8_t *bytes, const char *path, loom_error *error) {
     int64_t id;
@@ -117,15 +119,17 @@ bool loom_tokenizer_add_merge(loom_tokenizer *t, char *first, char *second, uint
     const int32_t a = find_token(t, first, &n), b = find_token(t, second, &m);
     uint8_t *bytes = a >= 0 && b >= 0 ? malloc(n + m) : NULL;
     if (a < 0 || b < 0) return loom_fail(error, "%s: merge %u is of what is no token", path, rank + 1);
-    if (!bytes || n + m > LOOM_LONGEST_TOKEN) {
+    if (n + m > LOOM_LONGEST_TOKEN || !bytes) {
+        const bool is_long = n + m > LOOM_LONGEST_TOKEN;
         free(bytes);
-        return loom_fail(error, "%s: no memory for merge %u", path, rank + 1);
+        return loom_fail(error, "%s: %s merge %u", path, is_long ? "too long a token comes of" : "no memory for",
+                         rank + 1);
     }
     memcpy(bytes, first, n);
     memcpy(bytes + n, second, m);
     int32_t id = loom_vocabulary_find(t->vocabulary, bytes, n + m);
     bool ok = true;
-    if (id < 0 && !has_ids) {
+    if (id < 0 && !has_ids && loom_vocabulary_size(t->vocabulary) <= LOOM_LARGEST_TOKEN_ID) {
         id = loom_vocabulary_size(t->vocabulary);
         ok = loom_vocabulary_add(t->vocabulary, id, bytes, n + m);
     }

@@ -56,8 +56,9 @@ loom_encoder *loom_encoder_open(const loom_tokenizer *tokenizer, loom_special sp
     }
     e->tokenizer = tokenizer;
     e->special = special;
-    for (int i = 0; special != LOOM_SPECIAL_TEXT && i < tokenizer->n_added; i++)
-        e->is_first_byte[(uint8_t)tokenizer->added[i].content[0]] = true;
+    for (int i = 0; i < tokenizer->n_added; i++)
+        if (special != LOOM_SPECIAL_TEXT || !tokenizer->added[i].special)
+            e->is_first_byte[(uint8_t)tokenizer->added[i].content[0]] = true;
     return e;
 }
 
@@ -89,6 +90,9 @@ static bool merge_piece(loom_encoder *e, const uint8_t *piece, size_t n, int32_t
 static inline uint64_t word_at(const uint8_t *bytes, size_t n) {
     uint64_t word;
     memcpy(&word, bytes, sizeof word);
+#if __BYTE_ORDER__ == __ORDER_BIG_ENDIAN__
+    word = __builtin_bswap64(word);
+#endif
     return n >= 8 ? word : word & ((UINT64_C(1) << 8 * n) - 1);
 }
 
@@ -205,7 +209,8 @@ static bool stands_at(const loom_added_token *token, const uint8_t *text, size_t
 /* Where white space begins that ends at `at`, not before `from`; and where it ends that begins there. */
 static size_t strip_left(const uint8_t *text, size_t from, size_t at) {
     unsigned class;
-    for (size_t n; at > from && (n = character_before(text, at, &class)) > 0 && class & LOOM_CLASS_S;) at -= n;
+    for (size_t n; at > from && (n = character_before(text + from, at - from, &class)) > 0 && class & LOOM_CLASS_S;)
+        at -= n;
     return at;
 }
 
@@ -220,8 +225,10 @@ static const loom_added_token *find_added(const loom_encoder *e, const uint8_t *
                                           size_t *at) {
     for (*at = from; *at < n; ++*at) {
         if (!e->is_first_byte[text[*at]]) continue;
-        for (int i = 0; i < e->tokenizer->n_added; i++)
-            if (stands_at(&e->tokenizer->added[i], text, n, *at)) return &e->tokenizer->added[i];
+        for (int i = 0; i < e->tokenizer->n_added; i++) {
+            const loom_added_token *token = &e->tokenizer->added[i];
+            if ((e->special != LOOM_SPECIAL_TEXT || !token->special) && stands_at(token, text, n, *at)) return token;
+        }
     }
     return NULL;
 }
@@ -231,8 +238,8 @@ bool loom_encode(loom_encoder *e, const void *text, size_t n, int32_t *ids, size
     *count = 0;
     for (size_t from = 0; from < n;) {
         size_t at = n, found;
-        const loom_added_token *token = e->special == LOOM_SPECIAL_TEXT ? NULL : find_added(e, bytes, n, from, &at);
-        if (token && e->special == LOOM_SPECIAL_ERROR)
+        const loom_added_token *token = find_added(e, bytes, n, from, &at);
+        if (token && token->special && e->special == LOOM_SPECIAL_ERROR)
             return loom_fail(error, "byte %zu of the text begins the token %s, which texts are not to have", at,
                              token->content);
         const size_t end = token && token->left_strip ? strip_left(bytes, from, at) : at;

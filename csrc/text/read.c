@@ -7,7 +7,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { LARGEST_FILE = 256 << 20 };
+enum { LARGEST_FILE = 64 << 20 };
 
 /* ------------------------------------------------------------------------------------------ merges.txt and vocab.json */
 
@@ -18,9 +18,10 @@ static bool read_merges(loom_tokenizer *t, char *text, bool has_ids, const char 
     for (char *line = text, *next; *line; line = next) {
         next = line + strcspn(line, "\n");
         if (*next) *next++ = 0;
-        char *space = strchr(line, ' ');
-        line[strcspn(line, "\r")] = 0;
+        const size_t length = strlen(line);
+        if (length && line[length - 1] == '\r') line[length - 1] = 0;
         if (!*line) continue;
+        char *space = strchr(line, ' ');
         if (!space || strchr(space + 1, ' '))
             return loom_fail(error, "%s: merge %u is not two tokens with a space between them", path, rank + 1);
         *space = 0;
@@ -38,10 +39,11 @@ static bool add_gpt2_bytes(loom_tokenizer *t) {
 }
 
 /* GPT-2's end of text is the last token; a vocab.json has it, as text. */
-static bool add_end_of_text(loom_tokenizer *t, const char *path, loom_error *error) {
+static bool add_end_of_text(loom_tokenizer *t, bool has_ids, const char *path, loom_error *error) {
     static char content[] = "<|endoftext|>";
     loom_added_token token = {.content = content, .n = sizeof content - 1, .special = true};
     const int32_t id = loom_vocabulary_find(t->vocabulary, content, token.n);
+    if (id < 0 && has_ids) return true;
     token.id = id >= 0 ? id : loom_vocabulary_size(t->vocabulary);
     return loom_tokenizer_add_token(t, token, path, error);
 }
@@ -55,7 +57,7 @@ static bool read_with_merges(loom_tokenizer *t, char *merges, const char *merges
     cJSON_Delete(vocabulary);
     t->split = LOOM_SPLIT_GPT2;
     return is_read && read_merges(t, merges, vocabulary_path != NULL, merges_path, error) &&
-           add_end_of_text(t, merges_path, error);
+           add_end_of_text(t, vocabulary_path != NULL, merges_path, error);
 }
 
 /* ---------------------------------------------------------------------------------------------------- tokenizer.json */
@@ -107,6 +109,8 @@ static bool read_pre_tokenizer(loom_tokenizer *t, const cJSON *stage, const char
     if (strcmp(type_of(last), "ByteLevel") != 0)
         return loom_fail(error, "%s: is no byte-level tokenizer: its pre-tokenizer is %s", path, type_of(last));
     t->prefix_space = flag_of(last, "add_prefix_space", true);
+    if (last != first && t->prefix_space)
+        return loom_fail(error, "%s: puts a space before each piece, which gptloom does not", path);
     const bool by_gpt2 = flag_of(last, "use_regex", true);
     if (last != first) return !by_gpt2 || loom_fail(error, "%s: splits text twice", path);
     t->split = by_gpt2 ? LOOM_SPLIT_GPT2 : LOOM_SPLIT_NONE;
@@ -137,7 +141,8 @@ static bool read_json_merge(loom_tokenizer *t, const cJSON *item, uint32_t rank,
     char *first = cJSON_GetStringValue(pair ? pair : item);
     char *second = pair && pair->next ? cJSON_GetStringValue(pair->next) : NULL;
     if (first && !pair && (second = strchr(first, ' ')) != NULL) *second++ = 0;
-    if (!first || !second) return loom_fail(error, "%s: merge %u is not of two tokens", path, rank + 1);
+    if (!first || !second || (pair && pair->next->next))
+        return loom_fail(error, "%s: merge %u is not of two tokens", path, rank + 1);
     return loom_tokenizer_add_merge(t, first, second, rank, true, path, error);
 }
 
@@ -210,8 +215,8 @@ static bool read_ranks(loom_tokenizer *t, char *text, const char *path, loom_err
         if (!space || !end || end == space + 1 || *end || id < 0 || id > LOOM_LARGEST_TOKEN_ID ||
             !decode_base64(line, (size_t)(space - line), (uint8_t *)line, &n) || n > LOOM_LONGEST_TOKEN)
             return loom_fail(error, "%s: line %d is not a token in base64 and its rank", path, line_number);
-        if (loom_vocabulary_bytes(t->vocabulary, (int32_t)id).n)
-            return loom_fail(error, "%s: line %d: two tokens have rank %ld", path, line_number, id);
+        if (loom_vocabulary_bytes(t->vocabulary, (int32_t)id).n || loom_vocabulary_find(t->vocabulary, line, n) >= 0)
+            return loom_fail(error, "%s: line %d: a token or its rank, %ld, is there twice", path, line_number, id);
         if (!loom_vocabulary_add(t->vocabulary, (int32_t)id, line, n))
             return loom_fail(error, "%s: no memory to read it", path);
     }
@@ -312,7 +317,7 @@ static bool read_json(loom_tokenizer *t, const char *text, const char *path, loo
     cJSON *json = loom_json_parse(text, path, error);
     if (!json) return false;
     if (cJSON_IsObject(cJSON_GetObjectItemCaseSensitive(json, "model"))) {
-        const bool ok = read_tokenizer_json(t, json, path, error);
+        const bool ok = loom_json_check_keys(json, path, error) && read_tokenizer_json(t, json, path, error);
         cJSON_Delete(json);
         return ok;
     }

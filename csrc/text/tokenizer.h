@@ -51,11 +51,11 @@ void loom_tokenizer_close(loom_tokenizer *tokenizer);
 /* The pattern of a public vocabulary: gpt2, cl100k, o200k, llama3. The error lists them. */
 bool loom_split_pattern_by_name(const char *name, loom_split_pattern *pattern, loom_error *error);
 
-/* Writes it as Hugging Face's tokenizer.json, over a file that is there. Merges of one rank, as tiktoken's have, stand
+/* Writes it as Hugging Face's tokenizer.json to the place that a user has named (loom_output_write). Merges of one rank, as tiktoken's have, stand
  * there in some order. */
 bool loom_tokenizer_write_json(const loom_tokenizer *tokenizer, const char *path, loom_error *error);
 
-/* What an added token in a text means. */
+/* What a special token in a text means. Added tokens that are not special are always their ids. */
 typedef enum loom_special {
     LOOM_SPECIAL_TEXT,   /* nothing: text as any other */
     LOOM_SPECIAL_ENCODE, /* its id */

@@ -343,6 +343,8 @@ static bool note_merge(trainer *t, merged merge) {
 }
 
 static bool merge_everywhere(trainer *t, const waiting *top) {
+    const loom_vocabulary *v = t->tokenizer->vocabulary;
+    if (loom_vocabulary_bytes(v, top->a).n + loom_vocabulary_bytes(v, top->b).n > LOOM_LONGEST_TOKEN) return true;
     const int32_t id = join_tokens(t, top->a, top->b);
     bool ok = id >= 0 && note_merge(t, (merged){top->a, top->b, id});
     for (uint32_t i = 0; ok && i < top->at.n; i++) ok = merge_in(t, top->at.piece[i], top->a, top->b, id);
@@ -351,7 +353,7 @@ static bool merge_everywhere(trainer *t, const waiting *top) {
 
 /* Of a pair that was merged twice the later place counts. */
 static bool add_merges(trainer *t) {
-    for (size_t i = t->merges; i-- > 0;) {
+    for (size_t i = 0; i < t->merges; i++) {
         const merged *m = &t->merge[i];
         if (!loom_vocabulary_add_merge(t->tokenizer->vocabulary, m->a, m->b, (loom_merge){(uint32_t)i, m->id}))
             return false;

@@ -110,7 +110,7 @@ static bool grow_by_bytes(loom_vocabulary *v) {
 
 static bool make_room(loom_vocabulary *v, int32_t id, size_t n) {
     if (id >= v->capacity) {
-        const int32_t capacity = id < 512 ? 1024 : 2 * id;
+        const int32_t capacity = id < 512 ? 1024 : id > LOOM_LARGEST_TOKEN_ID / 2 ? LOOM_LARGEST_TOKEN_ID + 1 : 2 * id;
         token *grown = realloc(v->token, (size_t)capacity * sizeof *grown);
         if (!grown) return false;
         memset(grown + v->capacity, 0, (size_t)(capacity - v->capacity) * sizeof *grown);
@@ -184,9 +184,8 @@ bool loom_vocabulary_add_merge(loom_vocabulary *v, int32_t a, int32_t b, loom_me
     LOOM_CHECK(a >= 0 && b >= 0 && merge.rank != LOOM_NO_MERGE);
     if (!grow_merges(v)) return false;
     merge_entry *entry = &v->merges[slot_of_pair(v, pair_of(a, b))];
-    if (entry->pair != EMPTY) return true;
+    v->n_merges += entry->pair == EMPTY;
     *entry = (merge_entry){pair_of(a, b), merge};
-    v->n_merges++;
     return true;
 }
 

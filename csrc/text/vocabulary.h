@@ -14,7 +14,7 @@ extern "C" {
 #endif
 
 /* The largest id, and the most bytes of a token. Both are far above what any vocabulary has. */
-enum { LOOM_LARGEST_TOKEN_ID = (1 << 24) - 1, LOOM_LONGEST_TOKEN = 1 << 16 };
+enum { LOOM_LARGEST_TOKEN_ID = (1 << 24) - 1, LOOM_LONGEST_TOKEN = 1 << 12 };
 
 /* The bytes of one token; n is 0 for an id that no token has. */
 typedef struct loom_token_bytes {
@@ -44,7 +44,7 @@ bool loom_vocabulary_add(loom_vocabulary *v, int32_t id, const void *bytes, size
 /* The same of an added token, which text does not become by merging: loom_vocabulary_find() does not return it. */
 bool loom_vocabulary_add_apart(loom_vocabulary *v, int32_t id, const void *bytes, size_t n);
 
-/* Says that tokens a, b become token `id`. The first rank that a pair is given stays. */
+/* Says that tokens a, b become token `id`. Of two ranks that a pair is given the last one counts. */
 bool loom_vocabulary_add_merge(loom_vocabulary *v, int32_t a, int32_t b, loom_merge merge);
 
 /* Adds the merges of a vocabulary of ranks alone, as tiktoken's are: any two tokens whose bytes, put together, are those
@@ -71,7 +71,7 @@ typedef struct loom_ranked_merge {
 size_t loom_vocabulary_merges(const loom_vocabulary *v);
 void loom_vocabulary_list_merges(const loom_vocabulary *v, loom_ranked_merge *merges);
 
-/* Whether loom_vocabulary_find() returns this id, as it does of no added token. */
+/* Whether loom_vocabulary_find() returns this id. */
 bool loom_vocabulary_finds(const loom_vocabulary *v, int32_t id);
 
 #ifdef __cplusplus

@@ -130,7 +130,7 @@ bool loom_tokenizer_write_json(const loom_tokenizer *tokenizer, const char *path
     cJSON *json = cJSON_CreateObject();
     char *text = json && fill(json, tokenizer) ? cJSON_PrintUnformatted(json) : NULL;
     cJSON_Delete(json);
-    const bool ok = text ? loom_file_replace(path, text, strlen(text), error)
+    const bool ok = text ? loom_output_write(path, text, strlen(text), error)
                          : loom_fail(error, "%s: no memory to write it", path);
     cJSON_free(text);
     return ok;

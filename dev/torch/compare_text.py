@@ -55,6 +55,8 @@ class Ours:
         subprocess.run(["gcc", "-std=c11", "-D_GNU_SOURCE", "-O2", "-fPIC", "-shared", "-I", ROOT / "include", "-I",
                         ROOT / "csrc", *sources, "-o", library, "-lxxhash", "-lcjson"], check=True)
         self.lib = ctypes.CDLL(str(library))
+        for name in ("loom_tokenizer_open", "loom_encode", "loom_piece_counts_add", "loom_bpe_train", "loom_tokenizer_write_json"):
+            getattr(self.lib, name).restype = ctypes.c_bool
         self.lib.loom_encoder_open.restype = ctypes.c_void_p
         self.lib.loom_encode_room.restype = ctypes.c_size_t
         self.lib.loom_piece_counts_open.restype = ctypes.c_void_p
