@@ -162,7 +162,8 @@ static bool show(const loom_tokenizer *t, const settings *s, const input *in, lo
 static bool decode(const loom_tokenizer *t, const settings *s, const input *in, loom_error *error) {
     (void)s;
     static const char separators[] = " ,\t\r\n";
-    for (const char *at = in->data + strspn(in->data, separators); *at; at += strspn(at, separators)) {
+    const char *at = in->data + strspn(in->data, separators);
+    for (; *at; at += strspn(at, separators)) {
         char *end;
         errno = 0;
         const long id = strtol(at, &end, 10);
@@ -170,12 +171,12 @@ static bool decode(const loom_tokenizer *t, const settings *s, const input *in, 
                                            ? (loom_token_bytes){NULL, 0}
                                            : loom_vocabulary_bytes(t->vocabulary, (int32_t)id);
         if (end == at || (*end && !strchr(separators, *end)) || !token.n)
-            return loom_fail(error, "'%s' is no token of this vocabulary, which has ids from 0 to %d",
-                             LOOM_BRIEF(at, 20), loom_vocabulary_size(t->vocabulary) - 1);
+            return loom_fail(error, "'%.*s' is no token of this vocabulary, which has ids from 0 to %d",
+                             (int)strcspn(at, separators) % 40, at, loom_vocabulary_size(t->vocabulary) - 1);
         fwrite(token.bytes, 1, token.n, stdout);
         at = end;
     }
-    return true;
+    return at == in->data + in->n || loom_fail(error, "byte %td is zero: these are no token ids", at - in->data);
 }
 
 /* ----------------------------------------------------------------------------------------------------------- training */
@@ -232,10 +233,10 @@ static bool train(const settings *s, const char *const *paths, int n, loom_error
               count_files(counts, paths, n, &bytes, error);
     if (ok) {
         const size_t pieces = loom_piece_counts_pieces(counts);
-        fprintf(stderr, "gptloom: %zu different piece%s in %.1f MB of text; training takes up to %.0f MiB of memory\n",
+        fprintf(stderr, "gptloom: %zu different piece%s in %.1f MB of text; training takes some %.0f MiB of memory\n",
                 pieces, loom_plural((int64_t)pieces), (double)bytes / 1e6,
                 (double)loom_piece_counts_memory(counts) / 0x1p20 + 1);
-        const loom_bpe_training training = {(int32_t)s->vocab_size, s->min_frequency, NULL, NULL};
+        const loom_bpe_training training = {(int32_t)s->vocab_size, s->min_frequency};
         ok = loom_bpe_train(&t, counts, &training, error) && loom_tokenizer_write_json(t, s->out, error);
     }
     if (ok)

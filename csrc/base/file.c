@@ -111,7 +111,11 @@ void loom_file_unmap(loom_mapping *mapping) {
 
 char *loom_file_read_text(const char *path, size_t limit, loom_error *error) {
     size_t size;
-    return read_whole(path, limit, &size, error);
+    char *text = read_whole(path, limit, &size, error);
+    if (!text || strlen(text) == size) return text;
+    free(text);
+    loom_fail(error, "%s: is damaged: it holds zero bytes, and should be text", path);
+    return NULL;
 }
 
 static FILE *open_stream(int descriptor, const char *path, const char *mode, loom_error *error) {

@@ -41,7 +41,7 @@ bool loom_file_map(const char *path, loom_mapping *mapping, loom_error *error);
 void loom_file_unmap(loom_mapping *mapping);
 
 /* Returns the text of a whole small file with a zero byte at its end; the caller frees it. Files over `limit` bytes are
- * refused. */
+ * refused, and what holds zero bytes. */
 char *loom_file_read_text(const char *path, size_t limit, loom_error *error);
 
 /* Opens a regular file, for reading line by line. */

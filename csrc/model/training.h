@@ -33,7 +33,7 @@ void loom_gpt_train(loom_gpt *gpt, bool accumulate);
 void loom_gpt_evaluate(loom_gpt *gpt);
 
 void *loom_gpt_get_gradients(loom_gpt *gpt);
-void *loom_gpt_get_losses(loom_gpt *gpt); /* (B,T), device's statistics type */
+void *loom_gpt_get_losses(loom_gpt *gpt);              /* (B,T), device's statistics type */
 int64_t loom_gpt_get_logits_rows(const loom_gpt *gpt); /* what logits_rows came to */
 
 /* What of a bucket a rank updates: all of it, or its share. */

@@ -10,10 +10,7 @@
 loom_tokenizer *loom_tokenizer_new(const char *path, loom_error *error) {
     loom_tokenizer *t = calloc(1, sizeof *t);
     if (t) t->vocabulary = loom_vocabulary_open();
-    if (t && t->vocabulary) {
-        t->end_of_text = -1;
-        return t;
-    }
+    if (t && t->vocabulary) return t;
     free(t);
     loom_fail(error, "%s: no memory to read it", path);
     return NULL;
@@ -34,13 +31,6 @@ static int by_length(const void *a, const void *b) {
     return (x->id > y->id) - (x->id < y->id);
 }
 
-static bool is_end_of_text(const char *content) {
-    static const char *const names[] = {"<|endoftext|>", "<|end_of_text|>", "</s>", "<|eot|>"};
-    for (size_t i = 0; i < sizeof names / sizeof *names; i++)
-        if (!strcmp(content, names[i])) return true;
-    return false;
-}
-
 /* Whether an added token has this id, so that the vocabulary's own spelling of it does not count. */
 static bool is_added(const loom_tokenizer *t, int64_t id) {
     for (int i = 0; i < t->n_added; i++)
@@ -58,7 +48,6 @@ bool loom_tokenizer_add_token(loom_tokenizer *t, loom_added_token token, const c
     token.content = grown ? strdup(token.content) : NULL;
     if (!token.content) return loom_fail(error, "%s: no memory to read it", path);
     t->added[t->n_added++] = token;
-    if (is_end_of_text(token.content)) t->end_of_text = token.id;
     const bool is_new = !loom_vocabulary_bytes(t->vocabulary, token.id).n;
     return !is_new || loom_vocabulary_add_apart(t->vocabulary, token.id, token.content, token.n) ||
            loom_fail(error, "%s: no memory to read it", path);

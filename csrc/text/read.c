@@ -311,13 +311,21 @@ static bool read_merges_file(loom_tokenizer *t, const char *path, const char *vo
     return ok;
 }
 
+/* A pattern that was named is that of a file that has none of its own. */
+static bool take_pattern(loom_tokenizer *t, bool has_own, const char *pattern, const char *path, loom_error *error) {
+    if (!pattern) return true;
+    if (has_own) return loom_fail(error, "--pattern: %s has a pattern of its own; leave it away", path);
+    return loom_split_pattern_by_name(pattern, &t->split, error);
+}
+
 /* A JSON file is a whole tokenizer or its vocabulary alone. */
-static bool read_json(loom_tokenizer *t, const char *text, const char *path, loom_error *error) {
+static bool read_json(loom_tokenizer *t, const char *text, const char *pattern, const char *path, loom_error *error) {
     char merges[PATH_MAX];
     cJSON *json = loom_json_parse(text, path, error);
     if (!json) return false;
     if (cJSON_IsObject(cJSON_GetObjectItemCaseSensitive(json, "model"))) {
-        const bool ok = loom_json_check_keys(json, path, error) && read_tokenizer_json(t, json, path, error);
+        const bool ok = loom_json_check_keys(json, path, error) && read_tokenizer_json(t, json, path, error) &&
+                        take_pattern(t, true, pattern, path, error);
         cJSON_Delete(json);
         return ok;
     }
@@ -325,7 +333,7 @@ static bool read_json(loom_tokenizer *t, const char *text, const char *path, loo
     if (!find_beside(merges, path, merge_lists, error)) return false;
     if (!*merges)
         return loom_fail(error, "%s: is no tokenizer.json, nor a vocabulary with its merges.txt beside it", path);
-    return read_merges_file(t, merges, path, error);
+    return read_merges_file(t, merges, path, error) && take_pattern(t, false, pattern, path, error);
 }
 
 static bool read_file(loom_tokenizer *t, const char *path, const char *pattern, loom_error *error) {
@@ -339,12 +347,13 @@ static bool read_file(loom_tokenizer *t, const char *path, const char *pattern, 
     free(bytes);
     bool ok;
     if (*begin == '{')
-        ok = read_json(t, text, path, error);
+        ok = read_json(t, text, pattern, path, error);
     else if (is_ranks)
         ok = read_tiktoken(t, text, pattern, path, error);
     else
         ok = find_beside(vocabulary, path, vocabularies, error) &&
-             read_with_merges(t, text, path, *vocabulary ? vocabulary : NULL, error);
+             read_with_merges(t, text, path, *vocabulary ? vocabulary : NULL, error) &&
+             take_pattern(t, false, pattern, path, error);
     free(text);
     return ok;
 }
@@ -357,7 +366,8 @@ static bool read_directory(loom_tokenizer *t, const char *path, const char *patt
     if (!find_beside(file, path, merge_lists, error) || !find_beside(vocabulary, path, vocabularies, error))
         return false;
     if (!*file) return loom_fail(error, "%s: has no tokenizer.json, nor a merges.txt", path);
-    return read_merges_file(t, file, *vocabulary ? vocabulary : NULL, error);
+    return read_merges_file(t, file, *vocabulary ? vocabulary : NULL, error) &&
+           take_pattern(t, false, pattern, path, error);
 }
 
 bool loom_tokenizer_open(loom_tokenizer **tokenizer, const char *path, const char *pattern, loom_error *error) {

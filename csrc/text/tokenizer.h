@@ -32,7 +32,6 @@ typedef struct loom_tokenizer {
     bool whole_first;  /* a piece that is a token becomes that one, whatever merging would make of it */
     loom_added_token *added;
     int n_added;
-    int32_t end_of_text; /* -1: none */
 } loom_tokenizer;
 
 /* Reads a tokenizer: what `path` is, is told by its content.
@@ -43,7 +42,8 @@ typedef struct loom_tokenizer {
  *   *.tiktoken            lines of base64 and a rank
  *   a directory           with tokenizer.json, or with vocab.json and merges.txt
  *
- * `pattern` names the pattern of a file that has none (tiktoken's): "gpt2", "cl100k", ...; NULL: by the number of ranks.
+ * `pattern` names the pattern of a file that has none, "gpt2", "cl100k", ...; NULL: GPT-2's for merges, and for
+ * tiktoken's ranks by their number. tokenizer.json has its own, and takes none.
  * Errors name the file, and what in it is unknown: a normalizer, another model, a pattern. */
 bool loom_tokenizer_open(loom_tokenizer **tokenizer, const char *path, const char *pattern, loom_error *error);
 void loom_tokenizer_close(loom_tokenizer *tokenizer);

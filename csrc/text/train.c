@@ -113,14 +113,6 @@ bool loom_piece_counts_add(loom_piece_counts *c, const void *text, size_t n) {
     return true;
 }
 
-bool loom_piece_counts_join(loom_piece_counts *c, const loom_piece_counts *others) {
-    for (size_t i = 0; i < others->n; i++) {
-        const piece *p = &others->piece[i];
-        if (!count_piece(c, others->bytes + p->at, p->n, p->count)) return false;
-    }
-    return true;
-}
-
 /* ------------------------------------------------------------------------------------------------------------- pairs
  * A pair of neighbours has a count, and waits in a heap with the pieces that it occurs in. Two ways may lead to one token
  * ("th" and "e", "t" and "he"). A pair with such a token can get new pieces when it waits already: then it waits twice,
@@ -380,8 +372,6 @@ static bool merge_all(trainer *t, const loom_bpe_training *training, loom_error 
         free(top.at.piece);
         if (!ok) return loom_fail(error, "%s", no_memory);
         if (is_last) break;
-        if (training->progress && !training->progress(training->user, loom_vocabulary_size(v)))
-            return loom_fail(error, "interrupted");
     }
     return add_merges(t) || loom_fail(error, "%s", no_memory);
 }

@@ -20,18 +20,13 @@ void loom_piece_counts_close(loom_piece_counts *counts);
 /* Counts the pieces of n bytes of text. False where memory runs out. */
 bool loom_piece_counts_add(loom_piece_counts *counts, const void *text, size_t n);
 
-/* Adds the counts of another text. */
-bool loom_piece_counts_join(loom_piece_counts *counts, const loom_piece_counts *others);
-
-/* How many different pieces there are, and bytes of memory that training with them takes at most. */
+/* How many different pieces there are, and about how many bytes of memory training with them takes. */
 size_t loom_piece_counts_pieces(const loom_piece_counts *counts);
 size_t loom_piece_counts_memory(const loom_piece_counts *counts);
 
 typedef struct loom_bpe_training {
-    int32_t vocab_size;                           /* with the end of text and the 256 bytes: at least 257 */
-    int64_t min_frequency;                        /* pairs that are less frequent do not merge; 0: any */
-    bool (*progress)(void *user, int32_t tokens); /* after each merge; false ends the training with an error; or NULL */
-    void *user;
+    int32_t vocab_size;    /* with the end of text and the 256 bytes: at least 257 */
+    int64_t min_frequency; /* pairs that are less frequent do not merge; 0: any */
 } loom_bpe_training;
 
 /* Trains a tokenizer that splits by the pattern of the counts. Token 0 is "<|endoftext|>", then come the bytes in
