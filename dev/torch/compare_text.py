@@ -191,7 +191,7 @@ def write_golden(pattern, folder, text):
     sample = text[5000:5600] + "".join(draw.choice(HARD) for _ in range(400)) + "".join(draw.sample(HARD, len(HARD)))
     model.save(str(folder / f"{pattern}.json"), pretty=False)
     write_ranks(folder / f"{pattern}.tiktoken", mergeable)
-    (folder / f"{pattern}.txt").write_bytes(sample.encode())
+    (folder / "text.txt").write_bytes(sample.encode())  # the same for all
     (folder / f"{pattern}.ids").write_text(
         " ".join(map(str, model.encode(sample).ids)) + "\n"
         + " ".join(map(str, encoding.encode(sample, disallowed_special=()))) + "\n")
@@ -240,7 +240,7 @@ def main():
         folder = args.keep or temporary
         text = real_text(3_000_000)
         if args.golden:
-            for pattern in args.pattern:
+            for pattern in ("gpt2", "cl100k", "o200k"):  # cl100k's in tokenizer.json is Llama 3's
                 write_golden(pattern, args.golden, text)
             return
         ours = Ours(temporary)
